@@ -1,0 +1,38 @@
+# Short verbs; each prints the real command, so it can be copied by a reader without make.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN ?= runs/demo
+
+.PHONY: help setup demo test lint format types clean
+
+help:  ## list the verbs
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+setup: .venv/.ready  ## make .venv with everything in it
+
+# uv is the fast road to the same environment; where it cannot be had, pip takes the slow one.
+.venv/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt uv && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' \
+	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup  ## draw a small catalogue, train on it, hand over the Keras twin and prove it
+	$(BIN)/lightning fit --config configs/demo.yaml --trainer.default_root_dir $(RUN)
+
+test: setup  ## run the tests
+	$(BIN)/python -m pytest
+
+lint: setup  ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup  ## mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: setup  ## check types
+	$(BIN)/mypy
+
+clean:  ## remove the environment, caches and runs
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache runs

@@ -1,0 +1,1 @@
+"""How the network learns: the `lightning` command, the LightningModule and its callbacks."""

@@ -1,0 +1,1 @@
+"""What the network is: timm backbone, normalisation inside, dense head."""
