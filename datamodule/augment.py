@@ -1,0 +1,321 @@
+"""ImageDataGenerator's random changes as one batched tensor operation.
+
+Sources mirrored: `keras/src/legacy/preprocessing/image.py` (`ImageDataGenerator.get_random_transform`,
+`apply_transform`, `apply_affine_transform`, `apply_channel_shift`, `apply_brightness_shift`; Keras 3.15) and
+`scipy.ndimage.affine_transform(order=1)` (SciPy 1.17), which Keras calls.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from models.bad_input import BadInput
+
+FillMode = Literal["nearest", "constant", "reflect", "wrap"]
+
+
+@dataclass(frozen=True)
+class TransformParameters:
+    """What is done to each photo of a batch: Keras's own names and signs, one row per photo, float64 on the CPU.
+
+    Attributes:
+        theta: rotation in degrees, shape (B,).
+        tx: shift in pixels, shape (B,); drawn from `height_shift_range`, but see `matrices`.
+        ty: shift in pixels, shape (B,); drawn from `width_shift_range`.
+        shear: shear angle in degrees, shape (B,).
+        zx: zoom, shape (B,); below 1 enlarges.
+        zy: zoom, shape (B,).
+        flip_horizontal: bool, shape (B,).
+        flip_vertical: bool, shape (B,).
+        channel_shift_intensity: added to every channel, in units of 0..255, shape (B,); None: no channel shift.
+        brightness: factor, shape (B,); None: brightness is left alone.
+    """
+
+    theta: Tensor
+    tx: Tensor
+    ty: Tensor
+    shear: Tensor
+    zx: Tensor
+    zy: Tensor
+    flip_horizontal: Tensor
+    flip_vertical: Tensor
+    channel_shift_intensity: Tensor | None = None
+    brightness: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.theta)
+
+    def __getitem__(self, rows: Tensor | slice) -> "TransformParameters":
+        """Return the parameters of some photos; `rows` indexes the first dimension."""
+        values = {name.name: getattr(self, name.name) for name in fields(self)}
+        return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
+
+    def matrices(self, height: int, width: int) -> Tensor:
+        """Return the matrices that lead from a pixel (row, column) of the result to its place in the photo.
+
+        Mirrors `apply_affine_transform`: rotation, shift, shear and zoom are composed in "x, y" order about a centre,
+        then both axes are swapped. Two of Keras's habits come with that, and are kept because the old models learnt
+        from them: tx, drawn from `height_shift_range`, moves photos sideways (and ty up and down); and on photos that
+        are not square the centre is (width / 2, height / 2) in (row, column) order, so they drift.
+
+        Args:
+            height: of the photos, in pixels.
+            width: of the photos, in pixels.
+
+        Returns:
+            float64, shape (B, 2, 3): a 2x2 matrix and, in the last column, the offset.
+        """
+        cos, sin = torch.cos(torch.deg2rad(self.theta)), torch.sin(torch.deg2rad(self.theta))
+        shear_cos, shear_sin = torch.cos(torch.deg2rad(self.shear)), torch.sin(torch.deg2rad(self.shear))
+        # rotation @ shift @ shear @ zoom, written out
+        xx, xy = cos * self.zx, (-cos * shear_sin - sin * shear_cos) * self.zy
+        yx, yy = sin * self.zx, (-sin * shear_sin + cos * shear_cos) * self.zy
+        x_offset, y_offset = cos * self.tx - sin * self.ty, sin * self.tx + cos * self.ty
+        # about the centre, as transform_matrix_offset_center(matrix, height, width) has it
+        x_centre, y_centre = height / 2 - 0.5, width / 2 - 0.5
+        x_offset = x_offset + x_centre - (xx * x_centre + xy * y_centre)
+        y_offset = y_offset + y_centre - (yx * x_centre + yy * y_centre)
+        # the swap: (x, y) becomes (row=y, column=x)
+        rows = torch.stack([yy, yx, y_offset], dim=-1)
+        columns = torch.stack([xy, xx, x_offset], dim=-1)
+        return torch.stack([rows, columns], dim=1)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of photos; names, units and distributions are `ImageDataGenerator`'s.
+
+    Attributes:
+        rotation_range: degrees; angles are uniform in [-r, r].
+        width_shift_range: a number below 1: share of the width; a float of 1 or more: pixels, uniform in [-r, r]; an
+            integer n: one of 0..n-1 pixels either way; a list: one of its values either way.
+        height_shift_range: likewise for the height. Keras applies the two crosswise, and so do we: see
+            `TransformParameters.matrices`. With equal ranges and square photos nobody can tell.
+        shear_range: *degrees*, as in Keras: the often copied 0.2 is a fifth of a degree and hardly visible.
+        zoom_range: z means [1 - z, 1 + z]; or [lower, upper]. Height and width are drawn apart.
+        horizontal_flip: mirror half of the photos left to right.
+        vertical_flip: mirror half of the photos top to bottom.
+        fill_mode: what lies outside of the photo. `nearest`: its border (aaaa|abcd|dddd); `constant`: `cval`;
+            `reflect`: abcddcba|abcd|dcbaabcd; `wrap`: SciPy's, whose period is one pixel short (cdab|abcd|bcda would
+            be the whole photo; SciPy's first and last pixels coincide).
+        cval: the value outside of the photo for `constant`, 0..255.
+        brightness_range: [lower, upper] factor, or None; 1 leaves the photo as it is. As in Keras the photo is cut to
+            whole numbers on the way.
+        channel_shift_range: in units of 0..255; one number per photo, uniform in [-r, r], is added to all channels and
+            the result kept within the photo's own range.
+
+    Raises:
+        BadInput: a setting is out of its range.
+    """
+
+    rotation_range: float = 0.0
+    width_shift_range: int | float | list[float] = 0.0
+    height_shift_range: int | float | list[float] = 0.0
+    shear_range: float = 0.0
+    zoom_range: float | list[float] = 0.0
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    fill_mode: FillMode = "nearest"
+    cval: float = 0.0
+    brightness_range: list[float] | None = None
+    channel_shift_range: float = 0.0
+    _zoom: tuple[float, float] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.zoom_range, int | float):
+            zoom: Sequence[float] = (1 - self.zoom_range, 1 + self.zoom_range)
+        else:
+            zoom = tuple(self.zoom_range)
+        for name, expected, fits in (
+            ("zoom_range", "a number below 1 or [lower, upper], both above 0", len(zoom) == 2 and min(zoom) > 0),
+            (
+                "brightness_range",
+                "[lower, upper], neither below 0, or nothing",
+                self.brightness_range is None or (len(self.brightness_range) == 2 and min(self.brightness_range) >= 0),
+            ),
+            ("fill_mode", f"one of {', '.join(get_args(FillMode))}", self.fill_mode in get_args(FillMode)),
+            ("cval", "a number from 0 to 255", 0 <= self.cval <= 255),
+        ):
+            if not fits:
+                raise BadInput(
+                    f"augmentation.{name}: expected {expected}; received {getattr(self, name)!r}. "
+                    f"The meaning is that of Keras's ImageDataGenerator({name}=...)."
+                )
+        object.__setattr__(self, "_zoom", (zoom[0], zoom[1]))
+
+    def draw_parameters(self, generator: torch.Generator, batch: int, height: int, width: int) -> TransformParameters:
+        """Draw what happens to each photo, with the distributions of `get_random_transform`.
+
+        Args:
+            generator: on the CPU; its state decides the result, whatever device the photos are on.
+            batch: number of photos.
+            height: of the photos, in pixels.
+            width: of the photos, in pixels.
+
+        Returns:
+            The parameters, `batch` rows.
+        """
+
+        def uniform(lower: float, upper: float) -> Tensor:
+            return torch.rand(batch, generator=generator, dtype=torch.float64) * (upper - lower) + lower
+
+        def coin() -> Tensor:
+            return torch.rand(batch, generator=generator, dtype=torch.float64) < 0.5
+
+        def shift(setting: int | float | list[float], length: int) -> Tensor:
+            if isinstance(setting, float):
+                drawn, largest = uniform(-setting, setting), setting
+            else:  # numpy.random.choice of an integer or of a list, with a random sign
+                choices = torch.as_tensor(range(setting) if isinstance(setting, int) else setting).double()
+                if not len(choices):
+                    return torch.zeros(batch, dtype=torch.float64)
+                picked = torch.randint(len(choices), (batch,), generator=generator)
+                drawn = choices[picked] * torch.where(coin(), -1.0, 1.0)
+                largest = setting if isinstance(setting, int) else max(setting)
+            return drawn * length if largest < 1 else drawn
+
+        return TransformParameters(
+            theta=uniform(-self.rotation_range, self.rotation_range),
+            tx=shift(self.height_shift_range, height),
+            ty=shift(self.width_shift_range, width),
+            shear=uniform(-self.shear_range, self.shear_range),
+            zx=uniform(*self._zoom),
+            zy=uniform(*self._zoom),
+            flip_horizontal=coin() & self.horizontal_flip,
+            flip_vertical=coin() & self.vertical_flip,
+            channel_shift_intensity=(
+                uniform(-self.channel_shift_range, self.channel_shift_range) if self.channel_shift_range else None
+            ),
+            brightness=uniform(*self.brightness_range) if self.brightness_range is not None else None,
+        )
+
+    def apply(self, photos: Tensor, parameters: TransformParameters) -> Tensor:
+        """Do to each photo what `parameters` say, in Keras's order.
+
+        Args:
+            photos: uint8 or float32, shape (B, H, W, C), 0..255, on any device.
+            parameters: B rows.
+
+        Returns:
+            float32, shape (B, H, W, C), 0..255, on the device of `photos`.
+        """
+        changed = apply_affine(photos, parameters, self.fill_mode, self.cval)
+        if parameters.channel_shift_intensity is not None:
+            changed = shift_channels(changed, parameters.channel_shift_intensity)
+        if parameters.brightness is not None:
+            changed = change_brightness(changed, parameters.brightness)
+        return changed
+
+
+def apply_affine(
+    photos: Tensor, parameters: TransformParameters, fill_mode: FillMode = "nearest", cval: float = 0.0
+) -> Tensor:
+    """Rotate, shift, shear, zoom and flip a batch: every photo by parameters of its own.
+
+    Mirrors `apply_affine_transform` (bilinear, `interpolation_order=1`) followed by `flip_axis`.
+
+    Args:
+        photos: uint8 or float32, shape (B, H, W, C), 0..255.
+        parameters: B rows.
+        fill_mode: what lies outside of the photo (see `Augmentation`).
+        cval: the value outside for `constant`.
+
+    Returns:
+        float32, shape (B, H, W, C), 0..255.
+    """
+    batch, height, width, channels = photos.shape
+    device = photos.device
+    matrices = parameters.matrices(height, width)
+    rows = torch.arange(height, dtype=torch.float64).expand(batch, -1)
+    columns = torch.arange(width, dtype=torch.float64).expand(batch, -1)
+    # A flip only reads the pixels of the result in the other order.
+    rows = torch.where(parameters.flip_vertical[:, None], height - 1 - rows, rows)
+    columns = torch.where(parameters.flip_horizontal[:, None], width - 1 - columns, columns)
+
+    def neighbours(axis: int, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Per pixel: the two neighbours along an axis, the share of the second, and whether it is inside."""
+        # The place is a sum of one term per row and one per column. The sums that need float64 are made on these
+        # short vectors; the planes of H x W hold whole and fractional parts apart, so float32 is exact enough for
+        # them, also on devices that have no float64.
+        by_row = matrices[:, axis, 0, None] * rows + matrices[:, axis, 2, None]
+        by_column = matrices[:, axis, 1, None] * columns
+        row_whole, column_whole = by_row.floor(), by_column.floor()
+        fraction = (by_row - row_whole).float().to(device)[:, :, None]
+        fraction = fraction + (by_column - column_whole).float().to(device)[:, None, :]
+        carry = fraction.floor()
+        fraction = fraction - carry
+        # Far outside is as good as just outside, and keeps clear of overflow.
+        first = row_whole.clamp(-1e8, 1e8).int().to(device)[:, :, None] + carry.int()
+        first = first + column_whole.clamp(-1e8, 1e8).int().to(device)[:, None, :]
+        inside = None
+        if fill_mode == "constant":
+            # SciPy does not blend with the constant: beyond the centres of the border pixels all is constant.
+            inside = (first >= 0) & ((first < length - 1) | ((first == length - 1) & (fraction == 0)))
+        if fill_mode == "wrap" and length > 1:
+            # SciPy's period is length - 1; exact multiples of it outside of the photo land on its other end.
+            period = length - 1
+            on_seam = (fraction == 0) & (first % period == 0) & ((first < 0) | (first == period))
+            first = torch.where(on_seam, period, first % period)
+        if fill_mode == "reflect":
+            first, second = (reflect(place, length) for place in (first, first + 1))
+        else:
+            first, second = first.clamp(0, length - 1), (first + 1).clamp(0, length - 1)
+        return first, second, fraction.unsqueeze(-1), inside
+
+    top, bottom, down, inside_rows = neighbours(0, height)
+    left, right, across, inside_columns = neighbours(1, width)
+    pixels = photos.reshape(-1, channels).float()
+    first_pixel = torch.arange(batch, dtype=torch.int32, device=device)[:, None, None] * (height * width)
+    top, bottom = first_pixel + top * width, first_pixel + bottom * width
+
+    def read(places: Tensor) -> Tensor:
+        return pixels.index_select(0, places.reshape(-1)).view(batch, height, width, channels)
+
+    # lerp and not a sum of four weighted corners: where all four are equal the result is that value exactly, which
+    # the whole numbers of `change_brightness` rely on.
+    upper = torch.lerp(read(top + left), read(top + right), across)
+    lower = torch.lerp(read(bottom + left), read(bottom + right), across)
+    changed = torch.lerp(upper, lower, down)
+    if inside_rows is not None and inside_columns is not None:
+        changed = torch.where((inside_rows & inside_columns).unsqueeze(-1), changed, cval)
+    return changed
+
+
+def reflect(places: Tensor, length: int) -> Tensor:
+    """Fold whole places outside of 0..length-1 back into it, the border pixel doubled (dcba|abcd|dcba)."""
+    folded = places % (2 * length)
+    return torch.where(folded < length, folded, 2 * length - 1 - folded)
+
+
+def shift_channels(photos: Tensor, intensity: Tensor) -> Tensor:
+    """Add one number to all channels of each photo, kept within that photo's own range (`apply_channel_shift`).
+
+    Args:
+        photos: float32, shape (B, H, W, C), 0..255.
+        intensity: shape (B,), in units of 0..255.
+
+    Returns:
+        float32, shape (B, H, W, C), 0..255.
+    """
+    lowest, highest = photos.amin((1, 2, 3), keepdim=True), photos.amax((1, 2, 3), keepdim=True)
+    shift = intensity.float().to(photos.device)[:, None, None, None]
+    return (photos + shift).clamp(lowest, highest)
+
+
+def change_brightness(photos: Tensor, brightness: Tensor) -> Tensor:
+    """Multiply each photo by its factor (`apply_brightness_shift`).
+
+    Keras goes through an 8-bit Pillow image on the way: values are cut to whole numbers before and after.
+
+    Args:
+        photos: float32, shape (B, H, W, C), 0..255.
+        brightness: shape (B,), factors of 0 or more.
+
+    Returns:
+        float32 whole numbers, shape (B, H, W, C), 0..255.
+    """
+    factor = brightness.float().to(photos.device)[:, None, None, None]
+    return (photos.floor() * factor).clamp(0, 255).floor()

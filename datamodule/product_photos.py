@@ -1,0 +1,518 @@
+"""The LightningDataModule: product photos in class folders, as batches on the device."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Sized
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, RandomSampler
+
+from datamodule.augment import Augmentation, TransformParameters
+from datamodule.demo_photos import DEMO_CLASSES, draw_catalogue
+from datamodule.photo_store import INTERPOLATIONS, BadPhoto, Interpolation, PhotoStore
+from datamodule.split import (
+    LabelledFiles,
+    count_unlisted,
+    find_class_names,
+    keras_split,
+    label_all,
+    list_classes,
+    list_photos,
+    stratified_split,
+)
+from models.bad_input import BadInput
+
+DEMO_ROOT = Path("runs/demo_photos")
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
+
+SetName = Literal["train", "val", "val_clean", "test", "predict"]
+SETS_OF_STAGE: dict[str | None, tuple[SetName, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+    None: ("train", "val", "test", "predict"),
+}
+
+
+class PhotoBatch(NamedTuple):
+    """What a loader yields and what moves to the device.
+
+    Attributes:
+        photos: uint8, shape (B, H, W, 3), RGB, 0..255.
+        labels: int64, shape (B,); -1 where there are none.
+        indices: int64, shape (B,), rows of the set's list of files.
+        set_name: which set this is; decides about augmentation.
+    """
+
+    photos: Tensor
+    labels: Tensor
+    indices: Tensor
+    set_name: SetName
+
+
+class PhotoSet(Dataset):
+    """The photos of one set, fetched a whole batch at a time.
+
+    Args:
+        name: the set's name, copied into every batch.
+        store: holds all of `labelled.files`.
+        labelled: the files and their labels.
+    """
+
+    def __init__(self, name: SetName, store: PhotoStore, labelled: LabelledFiles) -> None:
+        self.name = name
+        self.store = store
+        self.files = labelled.files
+        self.labels = torch.tensor(labelled.labels, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> PhotoBatch:
+        """Return one photo as a batch of one."""
+        return self.__getitems__([index])
+
+    def __getitems__(self, indices: list[int]) -> PhotoBatch:
+        """Return a batch: the loader calls this once per batch, so nothing has to be collated afterwards."""
+        photos = torch.from_numpy(self.store.photos_of([self.files[index] for index in indices]))
+        rows = torch.tensor(indices, dtype=torch.int64)
+        return PhotoBatch(photos, self.labels[rows], rows, self.name)
+
+
+def keep_batch(batch: Any) -> Any:
+    """Collate nothing: `PhotoSet` gives whole batches."""
+    return batch
+
+
+class EpochShuffle(RandomSampler):
+    """A random order that depends on the seed and the epoch alone, so that a resumed run continues as it would have.
+
+    Lightning calls `set_epoch`; under DDP it puts a DistributedSampler in this one's place.
+    """
+
+    def __init__(self, data_source: Sized, seed: int) -> None:
+        super().__init__(data_source, generator=torch.Generator())
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(mix_seed(self.seed, self.epoch))
+        return super().__iter__()
+
+
+def mix_seed(*numbers: int) -> int:
+    """Make one well-mixed seed of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+class ProductPhotos(L.LightningDataModule):
+    """Product photos in class folders, read as Keras's `flow_from_directory` reads them.
+
+    `<root>/<class>/**/*.jpg` (or png, bmp, ppm, tif); classes are the sorted folder names. Every photo is decoded
+    once, moves as uint8, and becomes float32 in [0, 1] on the device, where a whole batch is augmented at once.
+    Batches arrive in the steps as (images float32 NCHW, shape (B, 3, H, W), [0, 1]; labels int64, shape (B,)); those
+    for predicting as (images, indices into `predict_files`). NCHW is held channels-last in memory.
+
+    Args:
+        root: folder with one folder of photos per class. It names the classes, so every command needs it.
+        val_root: folder with the same class folders for validation; without it `validation_split` of `root` is held
+            out.
+        test_root: likewise for testing; without it the validation photos are tested.
+        predict_root: any folder with photos, at any depth; without it the validation photos are predicted.
+        image_size: height and width in pixels: one number, or two: [h, w] or "h,w". The aspect ratio is not kept.
+        interpolation: how photos are resized; `nearest` is what `flow_from_directory` does unless told otherwise.
+        batch_size: photos per batch (per process).
+        validation_split: share of every class that is held out, strictly between 0 and 1.
+        split: `keras`: the first files of each class, as `flow_from_directory` holds them out; `stratified`: drawn by
+            `seed`, as many.
+        augmentation: random changes of the training photos; none if not given.
+        augment_validation: change the validation photos as well, as one ImageDataGenerator for both subsets does;
+            there is then a second validation loader with the photos as they are (`val_sets`).
+        on_bad_photo: `stop` with the names of all unreadable photos, or `skip` them and say how many.
+        num_workers: processes that put batches together. 0 is best: the photos are in memory already, and augmentation
+            is done on the device.
+        seed: of the stratified split, the order and the augmentation.
+        demo: draw a small catalogue (jeans, sofa, tshirt, tv) in `root`, or in runs/demo_photos, and use that.
+
+    Attributes:
+        class_names: sorted names of the class folders.
+        image_size: (height, width).
+        interpolation: as given.
+        val_sets: names of the validation loaders, in order: ["val"], or ["val", "val_clean"].
+        train_files: and `val_files`, `test_files`, `predict_files`: paths, known after `setup`.
+        train_labels: and `val_labels`, `test_labels`: class indices, known after `setup`.
+
+    Raises:
+        BadInput: a folder is missing or not laid out as said, or a setting is out of its range.
+    """
+
+    def __init__(
+        self,
+        root: str | None = None,
+        val_root: str | None = None,
+        test_root: str | None = None,
+        predict_root: str | None = None,
+        image_size: int | list[int] | str = 244,
+        interpolation: Interpolation = "nearest",
+        batch_size: int = 32,
+        validation_split: float = 0.2,
+        split: Literal["keras", "stratified"] = "keras",
+        augmentation: Augmentation | None = None,
+        augment_validation: bool = False,
+        on_bad_photo: Literal["stop", "skip"] = "stop",
+        num_workers: int = 0,
+        seed: int = 0,
+        demo: bool = False,
+    ) -> None:
+        super().__init__()
+        self.image_size = parse_image_size(image_size)
+        if interpolation not in INTERPOLATIONS:
+            raise BadInput(f"interpolation: expected one of {', '.join(INTERPOLATIONS)}; received {interpolation!r}.")
+        if batch_size < 1:
+            raise BadInput(f"batch_size: expected 1 or more; received {batch_size}.")
+        if val_root is None and not 0 < validation_split < 1:
+            raise BadInput(
+                f"validation_split: expected a share strictly between 0 and 1; received {validation_split}. "
+                "To validate on photos of their own, give val_root instead."
+            )
+        if root is None and not demo:
+            raise BadInput(
+                "root: expected a folder with one folder of photos per class; received nothing. "
+                "Give it with --data.root PHOTOS, or try --data.demo true for a drawn catalogue."
+            )
+        self.root = Path(root) if root is not None else DEMO_ROOT
+        self.val_root, self.test_root, self.predict_root = (
+            None if folder is None else Path(folder) for folder in (val_root, test_root, predict_root)
+        )
+        self.interpolation = interpolation
+        self.batch_size = batch_size
+        self.validation_split = validation_split
+        self.split = split
+        self.augmentation = augmentation
+        self.augment_validation = augment_validation
+        self.on_bad_photo = on_bad_photo
+        self.num_workers = num_workers
+        self.seed = seed
+        self.demo = demo
+
+        self.class_names = list(DEMO_CLASSES) if demo else read_class_names("root", self.root)
+        for setting, folder in (("val_root", self.val_root), ("test_root", self.test_root)):
+            if folder is not None and (names := read_class_names(setting, folder)) != self.class_names:
+                raise BadInput(
+                    f"{setting}: expected the classes of root, {self.class_names}; received {names} in {folder} "
+                    f"(missing: {sorted(set(self.class_names) - set(names))}, "
+                    f"foreign: {sorted(set(names) - set(self.class_names))}). Rename or move folders so that both have "
+                    "the same ones."
+                )
+        if self.predict_root is not None:
+            check_folder("predict_root", self.predict_root)
+        self.val_sets: list[SetName] = ["val", "val_clean"] if augment_validation else ["val"]
+        self.store = PhotoStore(self.image_size, interpolation)
+        self._sets: dict[SetName, LabelledFiles] = {}
+        self._drawn: dict[SetName, tuple[int, TransformParameters]] = {}
+
+    @property
+    def train_files(self) -> list[Path]:
+        """Training photos, class after class."""
+        return self._set("train").files
+
+    @property
+    def train_labels(self) -> list[int]:
+        """Index into `class_names` for each of `train_files`."""
+        return self._set("train").labels
+
+    @property
+    def val_files(self) -> list[Path]:
+        """Validation photos, class after class."""
+        return self._set("val").files
+
+    @property
+    def val_labels(self) -> list[int]:
+        """Index into `class_names` for each of `val_files`."""
+        return self._set("val").labels
+
+    @property
+    def test_files(self) -> list[Path]:
+        """Test photos, class after class."""
+        return self._set("test").files
+
+    @property
+    def test_labels(self) -> list[int]:
+        """Index into `class_names` for each of `test_files`."""
+        return self._set("test").labels
+
+    @property
+    def predict_files(self) -> list[Path]:
+        """Photos to predict."""
+        return self._set("predict").files
+
+    def _set(self, name: SetName) -> LabelledFiles:
+        if name not in self._sets:
+            raise RuntimeError(f"the {name} photos are known after setup()")
+        return self._sets[name]
+
+    def prepare_data(self) -> None:
+        """Draw the demo catalogue, where it is asked for and not there yet."""
+        if self.demo:
+            draw_catalogue(self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        """List the photos of a stage and decode those that are not decoded yet.
+
+        Args:
+            stage: `fit`, `validate`, `test` or `predict`; None for all of them.
+
+        Raises:
+            BadInput: classes are empty or too small to split, or photos are unreadable and `on_bad_photo` is `stop`.
+        """
+        # Lightning's advice to use more workers does not fit here: no process could be faster than memory.
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        listed = self._list_sets(SETS_OF_STAGE[stage])
+        bad_photos = self.store.add([file for labelled in listed.values() for file in labelled.files], show_progress)
+        if bad_photos:
+            listed = self._leave_out(bad_photos, listed)
+        self._sets.update(listed)
+
+    def _list_sets(self, wanted: Iterable[SetName]) -> dict[SetName, LabelledFiles]:
+        sets: dict[SetName, LabelledFiles] = {}
+        if self.val_root is None:
+            training, validation = self._split_root()
+        else:
+            training = label_all(self._list_classes("root", self.root)) if "train" in wanted else LabelledFiles([], [])
+            validation = label_all(self._list_classes("val_root", self.val_root))
+        for name in wanted:
+            if name == "train":
+                sets[name] = training
+            elif name == "test" and self.test_root is not None:
+                sets[name] = label_all(self._list_classes("test_root", self.test_root))
+            elif name == "predict" and self.predict_root is not None:
+                files = list_photos(self.predict_root)
+                if not files:
+                    raise BadInput(
+                        f"predict_root: expected photos; received {self.predict_root}, which has none that ends in "
+                        ".jpg, .png, .bmp, .ppm or .tif. Point it at the folder that has them."
+                    )
+                sets[name] = LabelledFiles(files, [-1] * len(files))
+            else:
+                sets[name] = validation
+        return sets
+
+    def _list_classes(self, setting: str, root: Path) -> list[list[Path]]:
+        """List the photos per class; every class must have some."""
+        check_folder(setting, root)
+        classes = list_classes(root, self.class_names)
+        empty = [name for name, files in zip(self.class_names, classes, strict=True) if not files]
+        if empty:
+            raise BadInput(
+                f"{setting}: expected photos (.jpg, .png, .bmp, .ppm, .tif) in every class folder of {root}; "
+                f"received none in {', '.join(empty)}. Put photos there or remove the folder"
+                f"{' (some are hidden)' if any(name.startswith('.') for name in empty) else ''}."
+            )
+        if unlisted := count_unlisted(root):
+            counts = ", ".join(f"{count} {extension}" for extension, count in unlisted.most_common())
+            rank_zero_warn(f"{root}: left out files that Keras does not list as photos either: {counts}")
+        return classes
+
+    def _split_root(self) -> tuple[LabelledFiles, LabelledFiles]:
+        classes = self._list_classes("root", self.root)
+        too_small = [
+            f"{name} ({len(files)})"
+            for name, files in zip(self.class_names, classes, strict=True)
+            if int(self.validation_split * len(files)) < 1
+        ]
+        if too_small:
+            raise BadInput(
+                f"root: expected enough photos in each class to hold out a share of {self.validation_split} "
+                f"(at least {int(np.ceil(1 / self.validation_split))}); received {', '.join(too_small)}. "
+                "Add photos, raise validation_split or give val_root."
+            )
+        if self.split == "stratified":
+            return stratified_split(classes, self.validation_split, self.seed)
+        return keras_split(classes, self.validation_split)
+
+    def _leave_out(
+        self, bad_photos: list[BadPhoto], listed: dict[SetName, LabelledFiles]
+    ) -> dict[SetName, LabelledFiles]:
+        names = "\n".join(f"  {bad}" for bad in bad_photos)
+        if self.on_bad_photo == "stop":
+            raise BadInput(
+                f"expected readable photos; received {len(bad_photos)} that cannot be read:\n{names}\n"
+                "Mend or remove them, or leave them out with --data.on_bad_photo skip."
+            )
+        rank_zero_warn(f"left out {len(bad_photos)} photos that cannot be read:\n{names}")
+        bad_files = {bad.path for bad in bad_photos}
+        kept: dict[SetName, LabelledFiles] = {}
+        for set_name, labelled in listed.items():
+            rows = [row for row, file in enumerate(labelled.files) if file not in bad_files]
+            kept[set_name] = LabelledFiles(
+                [labelled.files[row] for row in rows], [labelled.labels[row] for row in rows]
+            )
+            lost = sorted(set(labelled.labels) - set(kept[set_name].labels))
+            if lost:
+                raise BadInput(
+                    f"expected readable photos of every class; received none for "
+                    f"{', '.join(self.class_names[label] for label in lost if label >= 0) or 'predicting'} "
+                    f"among the {set_name} photos:\n{names}\nMend them or remove the class."
+                )
+        return kept
+
+    def train_dataloader(self) -> DataLoader:
+        """Return the training loader: shuffled anew each epoch, the last batch may be smaller."""
+        return self._loader("train")
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Return one loader for each of `val_sets`."""
+        return [self._loader(name) for name in self.val_sets]
+
+    def test_dataloader(self) -> DataLoader:
+        """Return the test loader; its photos are never augmented."""
+        return self._loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the loader of the photos to predict, in order."""
+        return self._loader("predict")
+
+    def _loader(self, name: SetName) -> DataLoader:
+        photos = PhotoSet(name, self.store, self._set("val" if name == "val_clean" else name))
+        return DataLoader(
+            photos,
+            batch_size=self.batch_size,
+            sampler=EpochShuffle(photos, self.seed) if name == "train" else None,
+            collate_fn=keep_batch,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def on_after_batch_transfer(self, batch: PhotoBatch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
+        """Make the network's input of a batch that has arrived on the device.
+
+        Args:
+            batch: uint8 photos.
+            dataloader_idx: not needed; the batch knows its set.
+
+        Returns:
+            images: float32, shape (B, 3, H, W), RGB, [0, 1], channels-last in memory.
+            labels: int64, shape (B,); for predicting: indices into `predict_files`.
+        """
+        photos, labels, indices, set_name = batch
+        if self.augmentation is not None and self._augments(set_name):
+            images = self.augmentation.apply(photos, self._parameters(set_name)[indices.cpu()])
+        else:
+            images = photos.float()
+        # Keras multiplies by the rounded 1/255 (`rescale=1/255`); a division would differ in the last bit.
+        images = (images * (1 / 255)).permute(0, 3, 1, 2)
+        if self.trainer is not None:
+            # Lightning has converted the batch already, when it was uint8 (matters for precision 64-true, bf16-true).
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, indices if set_name == "predict" else labels
+
+    def _augments(self, set_name: SetName) -> bool:
+        return set_name == "train" or (set_name == "val" and self.augment_validation)
+
+    def _parameters(self, set_name: SetName) -> TransformParameters:
+        """Return this epoch's parameters, one row per photo of the set.
+
+        They are drawn for the whole set at once, so what happens to a photo depends on the seed, the epoch and its
+        place in the list, and not on the batch size, the order, the rank or the number of workers.
+        """
+        epoch = self.trainer.current_epoch if self.trainer is not None else 0
+        drawn = self._drawn.get(set_name)
+        if drawn is None or drawn[0] != epoch:
+            assert self.augmentation is not None
+            which = get_args(SetName).index(set_name)
+            generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, which))
+            count = len(self._set(set_name).files)
+            drawn = epoch, self.augmentation.draw_parameters(generator, count, *self.image_size)
+            self._drawn[set_name] = drawn
+        return drawn[1]
+
+    def photos_of(self, files: list[Path]) -> np.ndarray:
+        """Return the pixels of files, decoding those that no set has.
+
+        Returns:
+            uint8, shape (N, H, W, 3), RGB, 0..255.
+
+        Raises:
+            BadInput: some cannot be read.
+        """
+        bad_photos = self.store.add(files)
+        if bad_photos:
+            names = "\n".join(f"  {bad}" for bad in bad_photos)
+            raise BadInput(f"expected readable photos; received:\n{names}\nMend or remove them.")
+        return self.store.photos_of(files)
+
+
+def parse_image_size(image_size: int | list[int] | tuple[int, int] | str) -> tuple[int, int]:
+    """Read one number, [h, w] or "h,w" as (height, width).
+
+    Raises:
+        BadInput: it is none of these.
+    """
+    try:
+        parts = [int(part) for part in image_size.split(",")] if isinstance(image_size, str) else image_size
+        sides = [parts] if isinstance(parts, int) else [int(part) for part in parts]
+        if len(sides) == 1:
+            sides *= 2
+        height, width = sides
+        if min(height, width) < 1:
+            raise ValueError
+    except (TypeError, ValueError):
+        raise BadInput(
+            f"image_size: expected one number of pixels, or height and width as [h, w] or h,w; received {image_size!r}."
+        ) from None
+    return height, width
+
+
+def check_folder(setting: str, folder: Path) -> None:
+    """Make sure that a folder is there.
+
+    Raises:
+        BadInput: it is not, or is a file.
+    """
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise BadInput(f"{setting}: expected a folder; received {folder}, which {what}. Check the path.")
+
+
+def read_class_names(setting: str, root: Path) -> list[str]:
+    """Return the sorted names of the class folders in `root`, at least two.
+
+    Raises:
+        BadInput: the folder is missing or not laid out as one folder per class.
+    """
+    check_folder(setting, root)
+    names = find_class_names(root)
+    if not names:
+        raise BadInput(
+            f"{setting}: expected one folder of photos per class in {root}; received no folders there. "
+            "Sort the photos into folders named as their classes."
+        )
+    inner = find_class_names(root / names[0])
+    if len(names) == 1:
+        remedy = f" Did you mean {root / names[0]}?" if len(inner) > 1 else " Add a folder for a second class."
+        raise BadInput(f"{setting}: expected two or more class folders in {root}; received one, {names[0]!r}.{remedy}")
+    if inner and {name.lower() for name in names} <= SPLIT_NAMES:
+        raise BadInput(
+            f"{setting}: expected one folder per class in {root}; received one per set: {', '.join(names)}. "
+            "Give the sets apart, e.g. --data.root .../train --data.val_root .../validation."
+        )
+    return names
+
+
+def show_progress(results: Iterable, total: int) -> Iterable:
+    """Show a progress bar where there is something to wait for; on the first process only."""
+    if total > 200 and getattr(rank_zero_only, "rank", 0) == 0:
+        return track(results, description="decoding photos", total=total, transient=True)
+    return results

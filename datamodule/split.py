@@ -1,0 +1,115 @@
+"""Which file is in which set: the split of Keras's `flow_from_directory`, file for file and in order.
+
+Source mirrored: `keras/src/legacy/preprocessing/image.py` (`DirectoryIterator`, `_iter_valid_files`,
+`_list_valid_filenames_in_directory`), Keras 3.15; `keras.preprocessing.image` of tf.keras 2 lists the same files.
+"""
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+# Without a dot, as in Keras: a file called "scan-png" is listed too. Keras lists neither GIF nor WebP.
+LISTED_ENDINGS = ("png", "jpg", "jpeg", "bmp", "ppm", "tif", "tiff")
+
+
+class LabelledFiles(NamedTuple):
+    """Photos and their labels, row for row.
+
+    Attributes:
+        files: paths, in Keras's order.
+        labels: for each file the index of its class in the sorted class names.
+    """
+
+    files: list[Path]
+    labels: list[int]
+
+
+def find_class_names(root: Path) -> list[str]:
+    """Return the names of the folders in `root`, sorted by code point (not by locale), links to folders included.
+
+    Hidden folders are classes too, as in Keras.
+    """
+    return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+
+
+def list_photos(folder: Path) -> list[Path]:
+    """List the photos in `folder` and the folders below it, in Keras's order.
+
+    Folders are ordered by their whole path as a string, files by name within each. Links to files are listed; links
+    to folders are not followed (`follow_links=False`), except that `folder` itself may be one.
+    """
+    # os.walk and not Path.walk or glob: which files it yields, broken links included, is what Keras sees.
+    folders = sorted(os.walk(folder, followlinks=False), key=lambda entry: entry[0])
+    return [
+        Path(parent, name)
+        for parent, _, names in folders
+        for name in sorted(names)
+        if name.lower().endswith(LISTED_ENDINGS)
+    ]
+
+
+def count_unlisted(folder: Path) -> Counter[str]:
+    """Count by extension the files below `folder` that are not listed as photos (hidden files aside)."""
+    return Counter(
+        Path(name).suffix.lower() or name
+        for _, _, names in os.walk(folder, followlinks=False)
+        for name in names
+        if not name.startswith(".") and not name.lower().endswith(LISTED_ENDINGS)
+    )
+
+
+def list_classes(root: Path, class_names: list[str]) -> list[list[Path]]:
+    """List the photos of each class, in the order of `class_names`."""
+    return [list_photos(root / name) for name in class_names]
+
+
+def label_all(classes: list[list[Path]]) -> LabelledFiles:
+    """Put every file of every class in one set, class after class."""
+    return LabelledFiles(
+        [file for files in classes for file in files],
+        [label for label, files in enumerate(classes) for _ in files],
+    )
+
+
+def keras_split(classes: list[list[Path]], validation_split: float) -> tuple[LabelledFiles, LabelledFiles]:
+    """Split each class as Keras does: the *first* `int(validation_split * n)` files validate, the rest train.
+
+    Neighbouring names are often near-duplicates (scraped or burst photos), so this split may leak some from one set
+    into the other; it is offered because it is what the old training did.
+
+    Args:
+        classes: the files of each class, in Keras's order (`list_classes`).
+        validation_split: share of each class, strictly between 0 and 1.
+
+    Returns:
+        The training set and the validation set (Keras's `subset="training"` and `subset="validation"`).
+    """
+    held_out = [int(validation_split * len(files)) for files in classes]
+    training = [files[count:] for files, count in zip(classes, held_out, strict=True)]
+    validation = [files[:count] for files, count in zip(classes, held_out, strict=True)]
+    return label_all(training), label_all(validation)
+
+
+def stratified_split(
+    classes: list[list[Path]], validation_split: float, seed: int
+) -> tuple[LabelledFiles, LabelledFiles]:
+    """Split each class at random: as many files per class as `keras_split`, drawn by `seed`.
+
+    Args:
+        classes: the files of each class (`list_classes`).
+        validation_split: share of each class, strictly between 0 and 1.
+        seed: the same seed gives the same split for the same files.
+
+    Returns:
+        The training set and the validation set; within each the files keep their order.
+    """
+    training, validation = [], []
+    for label, files in enumerate(classes):
+        order = np.random.default_rng([seed, label]).permutation(len(files))
+        held_out = set(order[: int(validation_split * len(files))].tolist())
+        validation.append([file for row, file in enumerate(files) if row in held_out])
+        training.append([file for row, file in enumerate(files) if row not in held_out])
+    return label_all(training), label_all(validation)
