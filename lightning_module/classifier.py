@@ -1,0 +1,260 @@
+"""ProductClassifier: loss, metrics, steps and optimiser around the network."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
+
+from models.bad_input import BadInput
+from models.pretrained import WeightsReport, load_pretrained
+from models.timm_mobilenetv2 import TimmClassifier
+
+SETS = ("train", "val", "val_clean", "test")
+"""Sets of photos with metrics of their own; `val_clean` are the validation photos without augmentation."""
+
+KERAS_ADAM_EPSILON = 1e-7
+"""`keras.optimizers.Adam`'s default; torch's is 1e-8. Keras adds it before the bias correction of the second moment
+and torch after, so the steps are near but not equal bit for bit."""
+
+Trainable = Literal["head", "all"]
+
+
+class ProductClassifier(L.LightningModule):
+    """A photo classifier that learns with cross-entropy and Adam.
+
+    `class_names`, `image_size` and `interpolation` describe what the network is trained to see. On the command line
+    they come from the data; they travel in the checkpoint, because the Keras twin needs them. All settings are saved
+    as plain types, the architecture's resolved, so that `torch.load(path, weights_only=True)` reads the checkpoint.
+
+    Pretrained weights are read when fitting starts (or by `load_pretrained_weights`), never when a checkpoint is
+    loaded or resumed: the checkpoint has its own.
+
+    Args:
+        class_names: names of the classes, in the order of the outputs; at least 2.
+        image_size: (height, width) in pixels of the photos.
+        interpolation: how photos are resized to that, by Keras's name.
+        backbone: timm's name of a CNN.
+        pretrained: start from pretrained weights; false starts untrained.
+        weights: `.safetensors` or `.pth` file in timm naming; null downloads timm's own from its hub.
+        trainable: `head` keeps the backbone as it is (BatchNorm in inference mode), `all` fine-tunes everything.
+        hidden: widths of the dense layers with ReLU between pooled features and predictions; [] for none.
+        dropout: rate after each hidden layer, 0 <= dropout < 1.
+        learning_rate: of Adam, above zero.
+        pad_type: '' (timm's symmetric padding) or 'same' (TensorFlow's); null for timm's own for the backbone.
+        bn_eps: BatchNorm's epsilon, above zero; null for timm's own. TensorFlow's weights want 0.001.
+        mean: one number or three, subtracted from pixels of 0 to 1; null for timm's own.
+        std: one number or three above zero, divides what is left; null for timm's own.
+
+    Raises:
+        BadInput: a setting is out of its range, or the backbone is unknown.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        image_size: list[int] | tuple[int, int] = (244, 244),
+        interpolation: str = "nearest",
+        backbone: str = "mobilenetv2_100",
+        pretrained: bool = True,
+        weights: str | None = None,
+        trainable: Trainable = "head",
+        hidden: list[int] | tuple[int, ...] = (128,),
+        dropout: float = 0.0,
+        learning_rate: float = 1e-3,
+        pad_type: str | None = None,
+        bn_eps: float | None = None,
+        mean: float | list[float] | str | None = None,
+        std: float | list[float] | str | None = None,
+    ) -> None:
+        super().__init__()
+        class_names, image_size = [str(name) for name in class_names], [int(side) for side in image_size]
+        _check_settings(class_names, image_size, trainable, learning_rate, pretrained, weights)
+        self.network = TimmClassifier(len(class_names), backbone, hidden, dropout, pad_type, bn_eps, mean, std)
+        self.class_names = class_names
+        self.trainable = trainable
+        self.save_hyperparameters(
+            {
+                "class_names": class_names,
+                "image_size": image_size,
+                "interpolation": str(interpolation),
+                "pretrained": pretrained,
+                "weights": None if weights is None else str(weights),
+                "trainable": trainable,
+                "learning_rate": float(learning_rate),
+                **self.network.architecture,
+            }
+        )
+        self.metrics = nn.ModuleDict({name: _metrics(name, len(class_names)) for name in SETS})
+        self.confusion = nn.ModuleDict({name: MulticlassConfusionMatrix(len(class_names)) for name in SETS[1:]})
+        self.confusion_counts: dict[str, list[list[int]]] = {}
+        self.weights_report: WeightsReport | None = None
+        self._has_trained_weights = not pretrained
+        if trainable == "head":
+            self.network.backbone.requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> "ProductClassifier":
+        """Switch training mode on or off; a frozen backbone stays in inference mode, its BatchNorm statistics too."""
+        super().train(mode)
+        if self.trainable == "head":
+            self.network.backbone.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, shape (B, C), of RGB images, float32 (B, 3, H, W) with values 0 to 1."""
+        # No graph is kept for a frozen backbone: that is most of the memory and half of the time.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable == "all"):
+            features = self.network.features(images)
+        return self.network.head(features)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Loss, a scalar, of images (B, 3, H, W) and labels (B,)."""
+        return self._shared_step(batch, "train")
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Measure images (B, 3, H, W) against labels (B,); the loader's place tells the set."""
+        self._shared_step(batch, self.validation_sets[dataloader_idx])
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Measure images (B, 3, H, W) against labels (B,)."""
+        self._shared_step(batch, "test")
+
+    def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Probabilities, shape (B, C), of images (B, 3, H, W)."""
+        return self(batch[0]).softmax(dim=1)
+
+    def _shared_step(self, batch: tuple[Tensor, Tensor], name: str) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = nn.functional.cross_entropy(logits, labels)
+        metrics = cast(MetricCollection, self.metrics[name])
+        metrics.update(logits, labels)
+        if name in self.confusion:
+            self._confusion_of(name).update(logits, labels)
+        self.log(
+            f"{name}/loss",
+            loss,
+            on_step=False,
+            on_epoch=True,
+            prog_bar=name != "val_clean",
+            batch_size=len(labels),
+            add_dataloader_idx=False,
+            sync_dist=name != "train",
+        )
+        self.log_dict(metrics, on_step=False, on_epoch=True, add_dataloader_idx=False)
+        return loss
+
+    @property
+    def validation_sets(self) -> list[str]:
+        """Names of the data module's validation loaders, in order."""
+        datamodule = getattr(self._trainer, "datamodule", None)
+        return list(getattr(datamodule, "val_sets", None) or ["val"])
+
+    def on_validation_epoch_start(self) -> None:
+        """Count confusions anew."""
+        self._reset_confusion(*self.validation_sets)
+
+    def on_test_epoch_start(self) -> None:
+        """Count confusions anew."""
+        self._reset_confusion("test")
+
+    def on_validation_epoch_end(self) -> None:
+        """Keep the confusion matrices of all processes together."""
+        self._compute_confusion(*self.validation_sets)
+
+    def on_test_epoch_end(self) -> None:
+        """Keep the confusion matrix of all processes together."""
+        self._compute_confusion("test")
+
+    def _confusion_of(self, name: str) -> MulticlassConfusionMatrix:
+        return cast(MulticlassConfusionMatrix, self.confusion[name])
+
+    def _reset_confusion(self, *names: str) -> None:
+        for name in names:
+            self._confusion_of(name).reset()
+
+    def _compute_confusion(self, *names: str) -> None:
+        """Rows are the true class, columns the predicted one; plain numbers, for metrics.json."""
+        for name in names:
+            self.confusion_counts[name] = self._confusion_of(name).compute().tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam, as Keras configures it, over what is trainable."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        return torch.optim.Adam(parameters, lr=self.hparams["learning_rate"], eps=KERAS_ADAM_EPSILON)
+
+    def load_pretrained_weights(self) -> WeightsReport | None:
+        """Read the pretrained weights that the settings ask for, once; say which tensors were used.
+
+        Returns:
+            What became of each tensor, or None where the weights are there already or none are wanted.
+
+        Raises:
+            BadInput: they cannot be had or do not fit.
+        """
+        if self._has_trained_weights:
+            return None
+        self.weights_report = load_pretrained(self.network, self.hparams["weights"])
+        self._has_trained_weights = True
+        rank_zero_info(str(self.weights_report))
+        return self.weights_report
+
+    def on_fit_start(self) -> None:
+        """Start from the pretrained weights. A resumed checkpoint has been read by now and is left alone."""
+        self.load_pretrained_weights()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take a checkpoint's weights for trained, and refuse one that was trained for something else.
+
+        Raises:
+            BadInput: the checkpoint is of another model, or of other classes.
+        """
+        saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}
+        if "class_names" not in saved:
+            raise BadInput(
+                "Expected a checkpoint of this project's ProductClassifier, received one of another model "
+                f"(its hyperparameters are {sorted(saved) or 'missing'}). Train one with `lightning fit`."
+            )
+        if list(saved["class_names"]) != self.class_names:
+            raise BadInput(
+                f"The checkpoint was trained on the classes {list(saved['class_names'])}, the data has "
+                f"{self.class_names}. Give the photos of the same classes with --data.root."
+            )
+        self._has_trained_weights = True
+
+
+def _metrics(name: str, num_classes: int) -> MetricCollection:
+    metrics: dict[str, Any] = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
+    if name != "train":
+        metrics["f1_macro"] = MulticlassF1Score(num_classes, average="macro")
+    return MetricCollection(metrics, prefix=f"{name}/")
+
+
+def _check_settings(
+    class_names: Sequence[str],
+    image_size: Sequence[int],
+    trainable: str,
+    learning_rate: float,
+    pretrained: bool,
+    weights: str | Path | None,
+) -> None:
+    if len(set(class_names)) != len(class_names):
+        raise BadInput(f"class_names: expected each name once, received {list(class_names)}.")
+    if len(image_size) != 2 or min(image_size) < 1:
+        raise BadInput(f"image_size: expected (height, width) in pixels, received {list(image_size)}.")
+    if trainable not in get_args(Trainable):
+        raise BadInput(f"--model.trainable: expected 'head' or 'all', received {trainable!r}.")
+    if not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise BadInput(f"--model.learning_rate: expected a number above zero, received {learning_rate}.")
+    if weights is not None and not pretrained:
+        raise BadInput(
+            f"--model.weights {weights} together with --model.pretrained false: expected one or the other. "
+            "Leave --model.weights out to start untrained, or --model.pretrained out to use the file."
+        )
