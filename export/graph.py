@@ -1,0 +1,103 @@
+"""The neutral graph: what a network computes, in typed nodes and numpy weights, with no framework in it.
+
+`trace.py` makes it from a torch module, `keras_h5.py` writes it as Keras HDF5, `parity.py` walks it when it compares.
+Everything that the two frameworks have different defaults for (padding, epsilon, momentum, the ceiling of a ReLU) is
+stated in a node's attributes; nothing is inherited from a default.
+
+Layout is torch's: activations NCHW, convolution kernels (out, in/groups, kh, kw), dense kernels (out, in).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+# Operation -> the attributes a node of it must state. Roles of weights are listed beside them.
+OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "input": ((), ()),
+    "affine": (("scale", "offset"), ()),  # per-channel constants: x * scale + offset
+    "conv2d": (("strides", "padding", "dilation", "groups"), ("kernel", "bias")),  # padding: top, bottom, left, right
+    "batch_norm": (("epsilon", "momentum"), ("gamma", "beta", "moving_mean", "moving_variance")),
+    "relu": (("max_value",), ()),  # max_value None: no ceiling
+    "add": ((), ()),
+    "global_average_pool": ((), ()),
+    "dropout": (("rate",), ()),
+    "dense": ((), ("kernel", "bias")),
+    "softmax": ((), ()),
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation.
+
+    Attributes:
+        name: unique in the graph; becomes the Keras layer's name.
+        op: a key of `OPERATIONS`.
+        inputs: names of the nodes it reads, in order.
+        shape: output shape without the batch: (C, H, W) or (C,).
+        attributes: what `OPERATIONS` lists for the op.
+        weights: role (``kernel``, ``gamma``, ...) -> name of the tensor in `Graph.tensors`.
+        source: path of the torch module that computed it; empty for nodes that torch does not have.
+        trace_name: name of the operation in the traced torch program, by which its output is found again.
+    """
+
+    name: str
+    op: str
+    inputs: tuple[str, ...]
+    shape: tuple[int, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    weights: dict[str, str] = field(default_factory=dict)
+    source: str = ""
+    trace_name: str = ""
+
+    def __post_init__(self) -> None:
+        stated, roles = OPERATIONS[self.op]
+        if set(stated) != set(self.attributes) or not set(self.weights) <= set(roles):
+            raise ValueError(
+                f"node {self.name!r} ({self.op}) must state attributes {stated} and may have weights {roles}, "
+                f"got {tuple(self.attributes)} and {tuple(self.weights)}"
+            )
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network with one input and one output.
+
+    Attributes:
+        nodes: in the order of computation; the first is the input, the last the output.
+        tensors: the network's arrays by their names in the torch state dict, as stored there.
+    """
+
+    nodes: tuple[Node, ...]
+    tensors: dict[str, np.ndarray]
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for node in self.nodes:
+            missing = [name for name in node.inputs if name not in seen]
+            if node.name in seen or missing:
+                raise ValueError(f"node {node.name!r} is named twice or reads {missing} before they are computed")
+            seen.add(node.name)
+        used = [tensor for node in self.nodes for tensor in node.weights.values()]
+        if sorted(used) != sorted(self.tensors):
+            unused, unknown = set(self.tensors) - set(used), set(used) - set(self.tensors)
+            twice = sorted({tensor for tensor in used if used.count(tensor) > 1})
+            raise ValueError(
+                "every tensor must be used exactly once: "
+                f"unused {sorted(unused)}, unknown {sorted(unknown)}, used more than once {twice}"
+            )
+
+    def node(self, name: str) -> Node:
+        """Return the node of that name; KeyError if there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    @property
+    def output(self) -> Node:
+        """The last node."""
+        return self.nodes[-1]

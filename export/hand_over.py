@@ -1,0 +1,110 @@
+"""Checkpoint -> Keras `.h5`: trace, translate, write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from export.checkpoint import Checkpoint, read_checkpoint
+from export.graph import Graph
+from export.keras_h5 import keras_layers, training_config, write_keras_h5
+from export.layer_names import mobilenetv2_layer_names
+from export.trace import LayerNames, export_program, trace_graph
+from models.bad_input import BadInput
+
+INPUT_RANGES = ("unit", "raw")
+_BACKBONE = "backbone."
+_HEAD = "head."
+
+
+@dataclass(frozen=True)
+class Twin:
+    """What was handed over.
+
+    Attributes:
+        path: of the `.h5`.
+        layers: number of Keras layers in it.
+        parameters: number of weights in it, BatchNorm statistics included.
+        details: what the file says of itself (`twin_details`).
+    """
+
+    path: Path
+    layers: int
+    parameters: int
+    details: dict[str, Any]
+
+
+def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit") -> Twin:
+    """Export a checkpoint as one Keras `.h5` that every Keras loads with a plain ``load_model(path)``.
+
+    Args:
+        checkpoint: from ``lightning fit``.
+        h5: where to; replaced only by a whole file.
+        input_range: ``unit``: the model takes RGB in [0, 1], NHWC; ``raw``: it takes 0..255.
+
+    Raises:
+        BadInput: for a file that is not such a checkpoint, an unknown input range, a folder that cannot be written, or
+            a network with an operation that Keras's built-in layers do not have.
+    """
+    if input_range not in INPUT_RANGES:
+        raise BadInput(f"expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}.")
+    h5 = Path(h5)
+    if not h5.parent.is_dir():
+        raise BadInput(
+            f"expected a folder to write {h5.name} into, got {h5.parent}, which does not exist. Make it first."
+        )
+    source = read_checkpoint(checkpoint)
+    graph = trace_checkpoint(source)
+    layers = keras_layers(graph, input_range)
+    details = twin_details(source, input_range)
+    frozen = {node.name for node in graph.nodes if source.trainable == "head" and node.source.startswith(_BACKBONE)}
+    write_keras_h5(
+        h5,
+        layers,
+        model_name=source.backbone,
+        details=details,
+        training=training_config(source.learning_rate),
+        frozen=frozenset(frozen),
+    )
+    parameters = sum(array.size for layer in layers for _, _, array in layer.weights)
+    return Twin(h5, len(layers), parameters, details)
+
+
+def trace_checkpoint(checkpoint: Checkpoint) -> Graph:
+    """The neutral graph of a checkpoint's network, its layers named as Keras users know them."""
+    program = export_program(checkpoint.network, checkpoint.image_size)
+    return trace_graph(program, _layer_names(checkpoint.backbone))
+
+
+def twin_details(checkpoint: Checkpoint, input_range: str) -> dict[str, Any]:
+    """The facts that travel in the file's attributes."""
+    return {
+        "class_names": list(checkpoint.class_names),
+        "image_size": list(checkpoint.image_size),
+        "interpolation": checkpoint.interpolation,
+        "input_range": input_range,
+        "backbone": checkpoint.backbone,
+        "checkpoint_sha256": checkpoint.digest,
+        "shelftwin_version": _own_version(),
+    }
+
+
+def _layer_names(backbone: str) -> LayerNames:
+    def names(paths: Any) -> dict[str, str]:
+        paths = list(paths)
+        named = {path: path.removeprefix(_HEAD).replace(".", "_") for path in paths if path.startswith(_HEAD)}
+        if backbone.startswith("mobilenetv2_"):
+            inner = [path.removeprefix(_BACKBONE) for path in paths if path.startswith(_BACKBONE)]
+            named |= {_BACKBONE + path: name for path, name in mobilenetv2_layer_names(inner).items()}
+        return named
+
+    return names
+
+
+def _own_version() -> str:
+    try:
+        return version("shelftwin")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"

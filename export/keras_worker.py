@@ -1,0 +1,224 @@
+"""Runs Keras models in a process of its own, for whoever asks through files.
+
+    python keras_worker.py REQUEST.json REPLY.json
+
+Standalone: the standard library, numpy, h5py (which every Keras brings) and whichever Keras the interpreter has;
+nothing of ShelfTwin's, and never our torch. It therefore runs under the interpreter of any team that has a Keras:
+tf.keras 2.x, tf_keras, Keras 3 on any backend.
+
+REQUEST.json: ``{"jobs": [{"model": PATH, "tasks": [{"task": NAME, ...}, ...]}, ...]}``; `TASKS` says what each task
+takes and gives. REPLY.json: ``{"versions": {...}, "results": [[...], ...]}``, a list for each job, or
+``{"error": TEXT, "kind": "model" | "keras" | "fault"}``
+with exit code 1. Arrays travel as .npy and .npz files, paths in the request. Layout is Keras's, NHWC.
+
+Files whose model holds Lambda or other layers that are not Keras's own are refused before Keras sees them: they could
+run code.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import traceback
+from pathlib import Path
+
+# Run by path, Python puts this folder first on the import path, where our trace.py would hide the standard one.
+_HERE = Path(__file__).resolve().parent
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
+
+from typing import TYPE_CHECKING, Any  # noqa: E402
+
+import numpy as np  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+# What `keras_h5.py` writes and what classifiers of the MobileNet era hold; none of these can run foreign code.
+KNOWN_LAYERS = frozenset(
+    (
+        "InputLayer",
+        "Rescaling",
+        "Normalization",
+        "Conv2D",
+        "DepthwiseConv2D",
+        "SeparableConv2D",
+        "ZeroPadding2D",
+        "Cropping2D",
+        "BatchNormalization",
+        "LayerNormalization",
+        "ReLU",
+        "LeakyReLU",
+        "PReLU",
+        "Softmax",
+        "Activation",
+        "Add",
+        "Subtract",
+        "Multiply",
+        "Concatenate",
+        "Average",
+        "Maximum",
+        "GlobalAveragePooling2D",
+        "GlobalMaxPooling2D",
+        "AveragePooling2D",
+        "MaxPooling2D",
+        "Dropout",
+        "SpatialDropout2D",
+        "Dense",
+        "Flatten",
+        "Reshape",
+        "Permute",
+        "UpSampling2D",
+        "Functional",
+        "Model",
+        "Sequential",
+    )
+)
+
+
+class Refused(Exception):
+    """The model file, or this interpreter, cannot be used; the text says why."""
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def find_keras() -> Any:
+    """The Keras of this interpreter: Keras 3 where there is one, else tf.keras, else tf_keras."""
+    failures = []
+    try:
+        import keras
+
+        if int(keras.__version__.split(".")[0]) >= 3:
+            return keras
+    except ImportError as error:
+        failures.append(f"keras: {error}")
+    try:
+        from tensorflow import keras
+
+        return keras
+    except ImportError as error:
+        failures.append(f"tensorflow.keras: {error}")
+    try:
+        import tf_keras
+
+        return tf_keras
+    except ImportError as error:
+        failures.append(f"tf_keras: {error}")
+    raise Refused("keras", f"{sys.executable} has no Keras ({'; '.join(failures)})")
+
+
+def versions(keras: Any) -> dict[str, str]:
+    """Versions of all that computes here."""
+    backend = keras.backend.backend() if hasattr(keras.backend, "backend") else "tensorflow"
+    found = {"python": platform.python_version(), "keras": _version(keras), "backend": backend, "numpy": np.__version__}
+    for name in ("tensorflow", "jax", "torch"):
+        if name in sys.modules:
+            found[name] = _version(sys.modules[name])
+    return found
+
+
+def _version(module: Any) -> str:
+    return str(getattr(module, "__version__", "unknown"))
+
+
+def check_layers(path: str) -> None:
+    """Refuse a file with layers that are not known; nothing in the file has been run by then."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            config = file.attrs["model_config"]
+            layers = json.loads(config.decode() if isinstance(config, bytes) else config)
+    except (OSError, KeyError, ValueError) as error:
+        raise Refused("model", f"{path} is not a Keras .h5 with an architecture: {error}") from error
+    unknown = sorted(set(_class_names(layers)) - KNOWN_LAYERS)
+    if unknown:
+        raise Refused(
+            "model", f"{path} holds layers that are refused because they could run code: {', '.join(unknown)}"
+        )
+
+
+def _class_names(config: dict[str, Any]) -> Iterator[str]:
+    """Class names of a model and of all layers in it, nested models included."""
+    yield config["class_name"]
+    inner = config.get("config", {})
+    for layer in inner.get("layers", []) if isinstance(inner, dict) else []:
+        yield from _class_names(layer)
+    if isinstance(inner, dict) and isinstance(inner.get("layer"), dict):
+        yield from _class_names(inner["layer"])
+
+
+def load(keras: Any, path: str) -> Any:
+    """`load_model(path)` as any user would: no custom objects, compiled as the file says."""
+    check_layers(path)
+    try:
+        return keras.models.load_model(path)
+    except Exception as error:  # Keras raises whatever its layers raise
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refused("model", f"Keras {_version(keras)} cannot load {path}: {first_line}") from error
+
+
+def images(path: str, divisor: float) -> tuple[int, Callable[[int, int], np.ndarray]]:
+    """Batches' source: an .npy of shape (N, H, W, 3), memory-mapped; uint8 is divided by `divisor` on the way."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+
+    def batch(start: int, stop: int) -> np.ndarray:
+        part = np.asarray(array[start:stop]).astype(np.float32)
+        return part / np.float32(divisor) if divisor != 1 else part
+
+    return len(array), batch
+
+
+# Tasks: (keras, model, task dictionary) -> result dictionary ----------------------------------------------------------
+
+
+def predict(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
+    """``inputs`` (N, H, W, 3) .npy, ``divisor``, ``batch_size`` -> ``outputs`` .npy, float32 probabilities (N, C)."""
+    count, batch = images(task["inputs"], task["divisor"])
+    size = task.get("batch_size", 32)
+    outputs = [np.asarray(model.predict_on_batch(batch(start, start + size))) for start in range(0, count, size)]
+    np.save(task["outputs"], np.concatenate(outputs))
+    return {"count": count}
+
+
+def weights(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
+    """``outputs`` .npz: the arrays as Keras holds them after loading, ``LAYER/INDEX`` in Keras's order."""
+    arrays = {
+        f"{layer.name}/{index}": array for layer in model.layers for index, array in enumerate(layer.get_weights())
+    }
+    np.savez(task["outputs"], **arrays)
+    return {"count": len(arrays)}
+
+
+TASKS = {"predict": predict, "weights": weights}
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Do the jobs in order; each loads its model once and does its tasks."""
+    keras = find_keras()
+    results = []
+    for job in request["jobs"]:
+        model = load(keras, job["model"])
+        results.append([TASKS[task["task"]](keras, model, task) for task in job["tasks"]])
+    return {"versions": versions(keras), "results": results}
+
+
+def main(request_path: str, reply_path: str) -> int:
+    """Read the request, write the reply; exit code 0 only if every task was done."""
+    request = json.loads(Path(request_path).read_text())
+    try:
+        reply = run(request)
+    except Refused as refused:
+        reply = {"error": str(refused), "kind": refused.kind}
+    except Exception:
+        reply = {"error": traceback.format_exc(), "kind": "fault"}
+    Path(reply_path).write_text(json.dumps(reply))
+    return 1 if "error" in reply else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -1,0 +1,300 @@
+"""The proof: a ladder of checks that a checkpoint and a Keras `.h5` are the same function.
+
+Every rung compares what torch computes from the checkpoint with what a real Keras, in a process of its own, computes
+from the file. A rung passes only if its figure is a number and within its threshold; one failed rung is a FAIL.
+
+The rungs: labels, weights, (every layer in float64 takes its place here,) probabilities on synthetic images,
+probabilities and top-1 on photos.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from export import probe_images
+from export.checkpoint import Checkpoint, file_digest, read_checkpoint
+from export.hand_over import INPUT_RANGES, trace_checkpoint, twin_details
+from export.keras_h5 import KerasFile, keras_layers, read_keras_h5
+from export.keras_process import run_keras
+from export.report import Report, Rung
+from models.bad_input import BadInput
+
+# Largest difference of a probability, both sides float32: each side's own rounding gives about a tenth of it.
+PROBABILITY_THRESHOLD = 1e-5
+BATCH_SIZE = 32
+# What both sides must agree on besides the function itself.
+_FACTS = ("class_names", "image_size", "interpolation", "checkpoint_sha256")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that go into both twins.
+
+    Attributes:
+        name: of the set, for the report.
+        images: NHWC, (N, H, W, 3), RGB: uint8 (photos), or float32 in [0, 1].
+        names: N names.
+    """
+
+    name: str
+    images: np.ndarray
+    names: Sequence[str]
+
+    def unit_range(self, start: int, stop: int) -> np.ndarray:
+        """A batch as float32 in [0, 1]."""
+        part = self.images[start:stop].astype(np.float32)
+        return part / np.float32(255) if self.images.dtype == np.uint8 else part
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A checkpoint and what is claimed to be its twin.
+
+    Attributes:
+        checkpoint: from ``lightning fit``.
+        h5: the Keras file.
+        photos: uint8, NHWC, RGB, (N, H, W, 3) at the checkpoint's size; None or empty: synthetic images only.
+        photo_names: N names, for the report.
+    """
+
+    checkpoint: Path
+    h5: Path
+    photos: np.ndarray | None = None
+    photo_names: Sequence[str] = ()
+
+
+def check_parity(
+    pair: Pair, keras_python: Path | None = None, progress: Callable[[str], None] = lambda text: None
+) -> Report:
+    """Climb the ladder for one pair.
+
+    Args:
+        pair: the two files, and photos.
+        keras_python: interpreter whose Keras is to load the file; None: our own.
+        progress: is told what goes on.
+
+    Raises:
+        BadInput: when a file is not what it should be, or that Keras cannot load the `.h5`.
+        KerasFailed: when the Keras process crashed or ran out of time.
+    """
+    return check_pairs([pair], keras_python, progress)[0]
+
+
+def check_pairs(
+    pairs: Sequence[Pair], keras_python: Path | None = None, progress: Callable[[str], None] = lambda text: None
+) -> list[Report]:
+    """Climb the ladder for several pairs, all of them in one Keras process; otherwise as `check_parity`."""
+    start = time.perf_counter()
+    cases = [_read(pair) for pair in pairs]
+    progress("Keras computes, in a process of its own")
+    keras_sides = _keras_sides(cases, keras_python)
+    progress("torch computes the same")
+    reports = []
+    for case, keras_side in zip(cases, keras_sides, strict=True):
+        rungs = [check_labels(case.source, case.twin), check_weights(case.source, case.twin, keras_side.weights)]
+        for images, keras_gave in zip(case.sets, keras_side.probabilities, strict=True):
+            torch_gave = torch_probabilities(case.source.network, images)
+            rungs.append(check_probabilities(images, torch_gave, keras_gave))
+            if images.name == "photos":
+                rungs.append(check_top1(images, torch_gave, keras_gave))
+        model = {"path": str(case.h5), "sha256": file_digest(case.h5), "input_range": case.input_range}
+        report = Report(
+            checkpoint={"path": str(case.source.path), "sha256": case.source.digest},
+            model=model,
+            rungs=rungs,
+            versions={"torch": _torch_versions(), "keras": keras_side.versions},
+        )
+        report.seconds = round(time.perf_counter() - start, 2)
+        reports.append(report)
+    return reports
+
+
+# The rungs ------------------------------------------------------------------------------------------------------------
+
+
+def check_labels(source: Checkpoint, twin: KerasFile) -> Rung:
+    """Class names in order, size, interpolation, and that the file names this very checkpoint as its origin."""
+    expected = twin_details(source, input_range="unit")
+    wrong = [fact for fact in _FACTS if twin.details.get(fact) != expected[fact]]
+    detail = f"{', '.join(_FACTS)} in the file equal the checkpoint's"
+    if wrong:
+        shown = [
+            f"{fact} {str(twin.details.get(fact))[:80]} (checkpoint: {str(expected[fact])[:80]})" for fact in wrong
+        ]
+        detail = f"the file says {'; '.join(shown)}"
+    return Rung("labels", not wrong, len(wrong), 0, "facts differ", detail, wrong[0] if wrong else None)
+
+
+def check_weights(source: Checkpoint, twin: KerasFile, loaded: dict[str, np.ndarray]) -> Rung:
+    """Every array in the file, and as Keras holds it after loading, against the checkpoint, bit for bit.
+
+    That every tensor of the checkpoint is used exactly once is the graph's own condition, checked when it is traced.
+
+    Args:
+        source: the torch side.
+        twin: the file, read without Keras.
+        loaded: ``LAYER/INDEX`` -> array, as Keras gave it back.
+    """
+    graph = trace_checkpoint(source)
+    different: list[str] = []
+    compared = 0
+    expected_layers = {layer.name: layer for layer in keras_layers(graph)}
+    for name, layer in expected_layers.items():
+        in_file = twin.weights.get(name, [])
+        in_keras = [loaded[key] for index in range(len(in_file)) if (key := f"{name}/{index}") in loaded]
+        if not len(layer.weights) == len(in_file) == len(in_keras):
+            different.append(f"{name} (has {len(in_file)} arrays, not {len(layer.weights)})")
+            continue
+        for (role, _, array), file_array, keras_array in zip(layer.weights, in_file, in_keras, strict=True):
+            compared += 1
+            if not (_same_bits(array, file_array) and _same_bits(array, keras_array)):
+                different.append(f"{name}/{role}")
+    different += [
+        f"{name} (not in the checkpoint)" for name in twin.weights.keys() - expected_layers if twin.weights[name]
+    ]
+    detail = f"{compared} arrays, in the file and as loaded, against {len(graph.tensors)} tensors of the checkpoint"
+    first = different[0] if different else None
+    return Rung("weights", not different, len(different), 0, "arrays differ", detail, first)
+
+
+def check_probabilities(images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray) -> Rung:
+    """Largest absolute difference of any probability of any image, both sides in float32."""
+    name = f"probabilities_{images.name}"
+    unit = "max abs difference"
+    if torch_gave.shape != keras_gave.shape:
+        detail = f"torch gave shape {torch_gave.shape}, Keras {keras_gave.shape}"
+        return Rung(name, False, float("inf"), PROBABILITY_THRESHOLD, unit, detail)
+    per_image = np.abs(torch_gave.astype(np.float64) - keras_gave.astype(np.float64)).max(axis=1)
+    per_image[np.isnan(per_image)] = np.inf  # not a number agrees with nothing
+    worst = int(per_image.argmax())
+    figure = float(per_image[worst])
+    passed = figure <= PROBABILITY_THRESHOLD
+    detail = f"{len(per_image)} images, softmax of both sides in float32; largest for {images.names[worst]}"
+    diverging = np.flatnonzero(per_image > PROBABILITY_THRESHOLD)
+    first = None if passed else images.names[int(diverging[0])]
+    return Rung(name, passed, figure, PROBABILITY_THRESHOLD, unit, detail, first)
+
+
+def check_top1(images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray) -> Rung:
+    """Share of images for which both sides put the same class first."""
+    same = torch_gave.shape == keras_gave.shape and torch_gave.argmax(axis=1) == keras_gave.argmax(axis=1)
+    agreement = float(np.mean(same))
+    disagreeing = np.flatnonzero(~np.atleast_1d(same))
+    first = images.names[int(disagreeing[0])] if len(disagreeing) else None
+    detail = f"same label for {int(np.sum(same))} of {len(torch_gave)} photos"
+    return Rung(f"top1_{images.name}", agreement >= 1.0, agreement, 1.0, "of labels equal", detail, first, True)
+
+
+# The two sides --------------------------------------------------------------------------------------------------------
+
+
+def torch_probabilities(network: nn.Module, images: ImageSet) -> np.ndarray:
+    """Softmax of the network's logits, float32, (N, C)."""
+    batches = []
+    with torch.inference_mode():
+        for start in range(0, len(images.images), BATCH_SIZE):
+            nhwc = torch.from_numpy(images.unit_range(start, start + BATCH_SIZE))
+            batches.append(network(nhwc.permute(0, 3, 1, 2).contiguous()).softmax(dim=1).numpy())
+    return np.concatenate(batches)
+
+
+@dataclass(frozen=True)
+class _Case:
+    source: Checkpoint
+    twin: KerasFile
+    h5: Path
+    input_range: str
+    sets: list[ImageSet]
+
+
+@dataclass(frozen=True)
+class _KerasSide:
+    probabilities: list[np.ndarray]
+    weights: dict[str, np.ndarray]
+    versions: dict[str, str]
+
+
+def _read(pair: Pair) -> _Case:
+    source, twin = read_checkpoint(pair.checkpoint), read_keras_h5(pair.h5)
+    input_range = twin.details.get("input_range", "unit")
+    if input_range not in INPUT_RANGES:
+        raise BadInput(f"{pair.h5}: expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}.")
+    _check_input_shape(source, twin, pair.h5)
+    return _Case(source, twin, pair.h5, input_range, _image_sets(source, pair.photos, pair.photo_names))
+
+
+def _keras_sides(cases: list[_Case], python: Path | None) -> list[_KerasSide]:
+    with tempfile.TemporaryDirectory(prefix="shelftwin-") as name:
+        jobs = []
+        for number, case in enumerate(cases):
+            folder = Path(name) / str(number)
+            folder.mkdir()
+            jobs.append((case.h5, _keras_tasks(case, folder)))
+        images = sum(len(each.images) for case in cases for each in case.sets)
+        reply = run_keras(jobs, python=python, time_limit=600 + 5 * images)
+        return [_collect(tasks, reply["versions"]) for _, tasks in jobs]
+
+
+def _keras_tasks(case: _Case, folder: Path) -> list[dict[str, object]]:
+    tasks: list[dict[str, object]] = [{"task": "weights", "outputs": str(folder / "weights.npz")}]
+    for each in case.sets:
+        inputs, outputs = folder / f"{each.name}.npy", folder / f"{each.name}_probabilities.npy"
+        photos, raw = each.images.dtype == np.uint8, case.input_range == "raw"
+        np.save(inputs, each.images * np.float32(255) if raw and not photos else each.images)
+        paths = {"inputs": str(inputs), "outputs": str(outputs)}
+        divisor = 255 if photos and not raw else 1
+        tasks.append({"task": "predict", **paths, "divisor": divisor, "batch_size": BATCH_SIZE})
+    return tasks
+
+
+def _collect(tasks: list[dict[str, object]], versions: dict[str, str]) -> _KerasSide:
+    with np.load(str(tasks[0]["outputs"]), allow_pickle=False) as arrays:
+        weights = dict(arrays)
+    probabilities = [np.load(str(task["outputs"]), allow_pickle=False) for task in tasks[1:]]
+    return _KerasSide(probabilities, weights, versions)
+
+
+def _image_sets(source: Checkpoint, photos: np.ndarray | None, photo_names: Sequence[str]) -> list[ImageSet]:
+    sets = [ImageSet("synthetic", probe_images.synthetic_images(source.image_size), probe_images.NAMES)]
+    if photos is None or not len(photos):
+        return sets
+    if photos.dtype != np.uint8 or photos.shape[1:] != (*source.image_size, 3):
+        raise BadInput(
+            f"expected photos as uint8 (N, {source.image_size[0]}, {source.image_size[1]}, 3), the checkpoint's size, "
+            f"got {photos.dtype} {photos.shape}. Load them with datamodule.photo_store.load_photo."
+        )
+    names = list(photo_names) or [f"photo {number}" for number in range(len(photos))]
+    return [*sets, ImageSet("photos", photos, names)]
+
+
+def _check_input_shape(source: Checkpoint, twin: KerasFile, h5: Path) -> None:
+    """A file that takes other images cannot be compared at all."""
+    layers = twin.config.get("config", {}).get("layers", [])
+    first = layers[0].get("config", {}) if layers else {}
+    shape = first.get("batch_input_shape", first.get("batch_shape"))
+    expected = [None, *source.image_size, 3]
+    if shape != expected:
+        raise BadInput(
+            f"expected a model whose input is {expected} (NHWC), the checkpoint's, got {h5} with input {shape}. "
+            "Is it the twin of another checkpoint?"
+        )
+
+
+def _same_bits(left: np.ndarray, right: np.ndarray) -> bool:
+    # bytes, not values: NaN equals itself, and 0.0 does not equal -0.0
+    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
+
+
+def _torch_versions() -> dict[str, str]:
+    packages = {"torch": "torch", "timm": "timm", "lightning": "lightning", "pillow": "pillow", "numpy": "numpy"}
+    return {"python": platform.python_version(), **{name: version(package) for name, package in packages.items()}}

@@ -1,0 +1,50 @@
+"""What several test files need: checkpoints of random networks, without training one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from models.timm_mobilenetv2 import TimmClassifier
+
+CLASS_NAMES = ["jeans", "sofa", "tshirt", "tv"]
+
+
+def random_classifier(seed: int = 0, **settings: Any) -> TimmClassifier:
+    """A network with random weights, random BatchNorm statistics and biases: no part is trivially right."""
+    torch.manual_seed(seed)
+    network = TimmClassifier(len(CLASS_NAMES), **settings).eval()
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(module.weight, 0.7, 1.3)
+                torch.nn.init.normal_(module.bias, 0.0, 0.2)
+                torch.nn.init.normal_(module.running_mean, 0.0, 0.2)
+                torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
+            elif isinstance(module, torch.nn.Linear):
+                torch.nn.init.normal_(module.bias, 0.0, 0.1)
+    return network
+
+
+def save_checkpoint(path: Path, network: TimmClassifier, image_size: tuple[int, int], **changes: Any) -> Path:
+    """Write what Lightning would write of a ProductClassifier holding this network."""
+    hyper_parameters = {
+        **network.architecture,
+        "class_names": CLASS_NAMES,
+        "image_size": list(image_size),
+        "interpolation": "nearest",
+        "trainable": "head",
+        "learning_rate": 1e-3,
+        **changes,
+    }
+    state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"state_dict": state, "hyper_parameters": hyper_parameters}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A narrow MobileNetV2 for 48x40 images, with one hidden layer and dropout."""
+    network = random_classifier(backbone="mobilenetv2_035", hidden=(16,), dropout=0.25, mean=0.4, std=(0.3, 0.4, 0.5))
+    return save_checkpoint(tmp_path_factory.mktemp("small") / "best.ckpt", network, (48, 40))

@@ -1,0 +1,115 @@
+"""torch module -> graph: what is stated, what is refused."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import random_classifier
+from torch import nn
+
+from export.checkpoint import read_checkpoint
+from export.graph import Graph, Node
+from export.hand_over import trace_checkpoint
+from export.trace import NoKerasCounterpart, export_program, trace_graph
+
+
+def trace(network, image_size=(48, 40)):
+    return trace_graph(export_program(network, image_size))
+
+
+def test_every_tensor_of_the_network_is_used_exactly_once(small_checkpoint):
+    graph = trace_checkpoint(read_checkpoint(small_checkpoint))
+    used = [tensor for node in graph.nodes for tensor in node.weights.values()]
+    state = read_checkpoint(small_checkpoint).network.state_dict()
+    assert sorted(used) == sorted(name for name in state if not name.endswith("num_batches_tracked"))
+
+
+def test_padding_epsilon_ceiling_and_momentum_are_stated():
+    graph = trace(random_classifier(backbone="mobilenetv2_035", pad_type="same", bn_eps=1e-3), (48, 41))
+    stem = graph.node("backbone_conv_stem")
+    assert stem.attributes["padding"] == (0, 1, 1, 1)  # SAME for stride 2: asymmetric on 48 rows, symmetric on 41
+    assert graph.node("backbone_bn1").attributes == {"epsilon": 1e-3, "momentum": 0.9}
+    assert {node.attributes["max_value"] for node in graph.nodes if node.op == "relu"} == {6.0, None}
+
+
+def test_symmetric_padding_of_timm_is_kept():
+    graph = trace(random_classifier(backbone="mobilenetv2_035"))
+    assert graph.node("backbone_conv_stem").attributes["padding"] == (1, 1, 1, 1)
+
+
+def test_normalisation_is_one_affine_node_with_exact_constants():
+    network = random_classifier(backbone="mobilenetv2_035", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    affine = [node for node in trace(network).nodes if node.op == "affine"]
+    assert len(affine) == 1
+    assert np.float32(affine[0].attributes["scale"]).tolist() == network.normalise.scale.flatten().tolist()
+    assert np.float32(affine[0].attributes["offset"]).tolist() == network.normalise.offset.flatten().tolist()
+
+
+def test_layers_of_mobilenetv2_have_the_names_of_keras_applications(small_checkpoint):
+    names = [node.name for node in trace_checkpoint(read_checkpoint(small_checkpoint)).nodes]
+    assert names[:6] == ["image", "normalise", "Conv1", "bn_Conv1", "Conv1_relu", "expanded_conv_depthwise"]
+    assert {"block_1_expand", "block_2_add", "block_16_project_BN", "Conv_1", "Conv_1_bn", "out_relu"} <= set(names)
+    assert names[-6:] == [
+        "global_average_pooling2d", "dense", "dense_relu", "dropout", "predictions", "probabilities",
+    ]  # fmt: skip
+
+
+class Odd(nn.Module):
+    def __init__(self, operation):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.operation = operation
+
+    def forward(self, x):
+        return self.operation(self.conv(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("operation", "named"),
+    [(torch.erf, "aten.erf"), (lambda x: nn.functional.hardtanh(x, -1, 1), "lower bound -1")],
+    ids=["erf", "hardtanh"],
+)
+def test_operation_without_counterpart_is_named_with_the_way_out(operation, named):
+    with pytest.raises(NoKerasCounterpart, match=named) as caught:
+        trace(Odd(operation))
+    assert "onnx2tf" in str(caught.value)
+
+
+def test_value_changed_in_place_is_read_as_changed():
+    class Reuse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+            self.pool = nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x):
+            x = self.conv(x)
+            y = nn.functional.relu_(x)
+            return self.pool(x + y).flatten(1)
+
+    graph = trace(Reuse())
+    add = next(node for node in graph.nodes if node.op == "add")
+    assert [graph.node(name).op for name in add.inputs] == ["relu", "relu"]
+
+
+def test_unpooled_flatten_is_refused_because_its_order_differs():
+    class Flat(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x).flatten(1)
+
+    with pytest.raises(NoKerasCounterpart, match="flatten"):
+        trace(Flat())
+
+
+def test_graph_refuses_a_tensor_used_twice_or_never():
+    image = Node("image", "input", (), (3, 4, 4))
+    kernel = np.zeros((2, 3), np.float32)
+    first = Node("a", "dense", ("image",), (2,), {}, {"kernel": "w"})
+    second = Node("b", "dense", ("a",), (2,), {}, {"kernel": "w"})
+    with pytest.raises(ValueError, match=r"more than once \['w'\]"):
+        Graph((image, first, second), {"w": kernel})
+    with pytest.raises(ValueError, match=r"unused \['v'\]"):
+        Graph((image, first), {"w": kernel, "v": kernel})
