@@ -91,8 +91,9 @@ class ProductClassifier(L.LightningModule):
                 **self.network.architecture,
             }
         )
-        self.metrics = nn.ModuleDict({name: _metrics(name, len(class_names)) for name in SETS})
-        self.confusion = nn.ModuleDict({name: MulticlassConfusionMatrix(len(class_names)) for name in SETS[1:]})
+        # the keys have a slash because a ModuleDict takes no name that a module's own attributes have, such as train
+        self.metrics = nn.ModuleDict({f"{name}/": _metrics(name, len(class_names)) for name in SETS})
+        self.confusion = nn.ModuleDict({f"{name}/": MulticlassConfusionMatrix(len(class_names)) for name in SETS[1:]})
         self.confusion_counts: dict[str, list[list[int]]] = {}
         self.weights_report: WeightsReport | None = None
         self._has_trained_weights = not pretrained
@@ -134,9 +135,9 @@ class ProductClassifier(L.LightningModule):
         images, labels = batch
         logits = self(images)
         loss = nn.functional.cross_entropy(logits, labels)
-        metrics = cast(MetricCollection, self.metrics[name])
+        metrics = cast(MetricCollection, self.metrics[f"{name}/"])
         metrics.update(logits, labels)
-        if name in self.confusion:
+        if name != "train":
             self._confusion_of(name).update(logits, labels)
         self.log(
             f"{name}/loss",
@@ -174,7 +175,7 @@ class ProductClassifier(L.LightningModule):
         self._compute_confusion("test")
 
     def _confusion_of(self, name: str) -> MulticlassConfusionMatrix:
-        return cast(MulticlassConfusionMatrix, self.confusion[name])
+        return cast(MulticlassConfusionMatrix, self.confusion[f"{name}/"])
 
     def _reset_confusion(self, *names: str) -> None:
         for name in names:

@@ -1,0 +1,254 @@
+"""What happens around training: the best checkpoint, the journal of figures, a line per epoch, the hand-over."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_info
+
+from lightning_module.classifier import ProductClassifier
+from lightning_module.evaluation import finite, per_class
+from lightning_module.run_folder import BEST_CHECKPOINT, RunFolder, write_json
+from models.bad_input import BadInput
+
+if TYPE_CHECKING:
+    from export.report import Report
+
+METRICS_SCHEMA = 1
+
+
+def run_folder_of(trainer: L.Trainer) -> RunFolder:
+    """Return the folder that `--trainer.default_root_dir` names."""
+    return RunFolder(Path(trainer.default_root_dir))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Keeps the best epoch as `best.ckpt` in the run's folder, whatever the loggers.
+
+    Args:
+        monitor: the figure that decides.
+        mode: whether the smallest or the largest is best.
+    """
+
+    def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
+        super().__init__(
+            filename=Path(BEST_CHECKPOINT).stem,
+            monitor=monitor,
+            mode=mode,
+            save_top_k=1,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,  # best.ckpt is the best of this run, never best-v1.ckpt
+        )
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Choose the run's folder, which the command line knows only now."""
+        self.dirpath = str(trainer.default_root_dir)
+        super().setup(trainer, pl_module, stage)
+
+
+class MetricsJournal(Callback):
+    """Keeps `metrics.json` in the run's folder: a row per epoch, and the evaluation of the best checkpoint.
+
+    Rows have the logged figures by their names (`train/loss`, `val/accuracy`, ...), `seconds` of the whole epoch,
+    `train_seconds` of its training part and `images_per_second` in that. With `augment_validation`, `val/` are the
+    augmented validation photos and `val_clean/` the same as they are; without, `val/` are as they are. `final` and
+    `test` are always unaugmented.
+
+    Also prints one line per epoch, so that a log file tells what a progress bar cannot.
+    """
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, Any]] = []
+        self._earlier_epochs: list[dict[str, Any]] = []
+        self.evaluations: dict[str, dict[str, Any]] = {}
+        self._epoch_start = self._train_end = 0.0
+        self._images = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin anew, after the epochs that a resumed checkpoint brought along; say what is trained on what."""
+        self.epochs, self._earlier_epochs = self._earlier_epochs, []
+        self.evaluations = {}
+        module, datamodule = cast(ProductClassifier, pl_module), getattr(trainer, "datamodule", None)
+        weights = [parameter.numel() for parameter in module.parameters()]
+        trainable = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
+        trainer.print(
+            f"{module.hparams['backbone']}: {sum(weights):,} weights, {sum(trainable):,} of them trained, "
+            f"{len(module.class_names)} classes, {' x '.join(map(str, module.hparams['image_size']))} pixels"
+        )
+        if datamodule is not None and hasattr(datamodule, "train_files"):
+            trainer.print(f"{len(datamodule.train_files)} training and {len(datamodule.val_files)} validation photos")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The epochs so far travel in the checkpoint, so that a resumed run's journal is whole."""
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the epochs before the interruption until fitting starts; an evaluation must not take them up."""
+        self._earlier_epochs = list(state_dict["epochs"])
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._epoch_start = self._train_end = time.perf_counter()
+        self._images = 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count photos."""
+        self._images += len(batch[1]) * trainer.world_size
+        self._train_end = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add this epoch's row and print its line. Validation has run by now."""
+        train_seconds = self._train_end - self._epoch_start
+        row = {
+            "epoch": trainer.current_epoch,
+            **{name: finite(value) for name, value in trainer.callback_metrics.items()},
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "seconds": round(time.perf_counter() - self._epoch_start, 3),
+            "train_seconds": round(train_seconds, 3),
+            "images_per_second": round(self._images / train_seconds, 2) if train_seconds else 0.0,
+        }
+        self.epochs.append(row)
+        self._write(trainer)
+        trainer.print(epoch_line(row, trainer.max_epochs))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record an evaluation of its own (`trainer.validate`), not the one within an epoch."""
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            name = "val_clean" if "val_clean/loss" in trainer.callback_metrics else "val"
+            self._record(trainer, cast(ProductClassifier, pl_module), "final", name)
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Record `trainer.test`."""
+        self._record(trainer, cast(ProductClassifier, pl_module), "test", "test")
+
+    def _record(self, trainer: L.Trainer, module: ProductClassifier, key: str, name: str) -> None:
+        figures = {metric: trainer.callback_metrics[f"{name}/{metric}"] for metric in ("loss", "accuracy", "f1_macro")}
+        confusion = module.confusion_counts[name]
+        self.evaluations[key] = {
+            "checkpoint": Path(trainer.ckpt_path).name if trainer.ckpt_path else None,
+            "set": name,
+            "photos": int(np.sum(confusion)),
+            **{metric: finite(value) for metric, value in figures.items()},
+            "per_class": per_class(confusion, module.class_names),
+            "confusion_matrix": {"rows": "true", "columns": "predicted", "counts": confusion},
+        }
+        if self.epochs:  # an evaluation on its own has no journal to write into
+            self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        best = trainer.checkpoint_callback
+        content: dict[str, Any] = {"schema": METRICS_SCHEMA, "epochs": self.epochs}
+        if isinstance(best, ModelCheckpoint) and best.monitor:
+            content["best"] = best_epoch(self.epochs, best.monitor, best.mode)
+        write_json(run_folder_of(trainer).metrics, content | self.evaluations)
+
+
+def best_epoch(epochs: list[dict[str, Any]], monitor: str, mode: str) -> dict[str, Any] | None:
+    """Return the first epoch with the best value of the monitored figure, as a checkpoint keeps it."""
+    measured = [row for row in epochs if row.get(monitor) is not None]
+    if not measured:
+        return None
+    best = (min if mode == "min" else max)(measured, key=lambda row: row[monitor])
+    return {"epoch": best["epoch"], "monitor": monitor, "value": best[monitor]}
+
+
+def epoch_line(row: dict[str, Any], max_epochs: int | None) -> str:
+    """One epoch in one line."""
+    parts = [f"epoch {row['epoch'] + 1}/{max_epochs}"]
+    for name in ("train", "val", "val_clean"):
+        if f"{name}/loss" in row:
+            loss, accuracy = (row.get(f"{name}/{metric}") for metric in ("loss", "accuracy"))
+            parts.append(f"{name} loss {_number(loss)} accuracy {_number(accuracy)}")
+    return " | ".join([*parts, f"{row['seconds']:.1f} s", f"{row['images_per_second']:.0f} images/s"])
+
+
+def _number(value: float | None) -> str:
+    return "nan" if value is None else f"{value:.4f}"
+
+
+class HandOverTwin(Callback):
+    """After fitting: best checkpoint -> `model.h5` -> proof in `parity.json`; `labels.json` says what it takes.
+
+    Runs on the first process only. `report` holds the outcome.
+
+    Args:
+        enabled: false trains only; `lightning export` and `lightning parity` do the same later.
+        input_range: `unit`: the twin takes values 0 to 1; `raw`: 0 to 255.
+        max_photos: how many validation photos at most, evenly spread over them, go through both twins.
+        keras_python: interpreter whose Keras judges; null for this environment's.
+    """
+
+    def __init__(
+        self,
+        enabled: bool = True,
+        input_range: Literal["unit", "raw"] = "unit",
+        max_photos: int = 1000,
+        keras_python: str | None = None,
+    ) -> None:
+        if max_photos < 0:
+            raise BadInput(f"--hand_over.max_photos: expected 0 or more, received {max_photos}.")
+        self.enabled = enabled
+        self.input_range = input_range
+        self.max_photos = max_photos
+        self.keras_python = Path(keras_python) if keras_python else None
+        self.report: Report | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the previous run's results out of the way; data and weights have been found sound by now."""
+        self.report = None
+        if trainer.is_global_zero:
+            run = run_folder_of(trainer)
+            run.check_writable()
+            previous = run.shelve_previous()
+            if previous:
+                rank_zero_info(f"The finished run in {run.path} was copied to {previous}.")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Hand over, on the first process."""
+        if not self.enabled or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
+            return
+        from export.hand_over import write_twin  # only training that ends needs them
+        from export.parity import Pair, check_parity
+
+        run = run_folder_of(trainer)
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        if not best or score is None or finite(score) is None:
+            raise BadInput(
+                "There is no best checkpoint to hand over: no epoch ended with a finite validation loss. "
+                "Lower --model.learning_rate, or look at the photos and labels."
+            )
+        module = cast(ProductClassifier, pl_module)
+        trainer.print("Writing the Keras twin of the best checkpoint ...")
+        write_twin(Path(best), run.model_h5, self.input_range)
+        write_json(
+            run.labels,
+            {
+                "class_names": module.class_names,
+                "image_size": list(module.hparams["image_size"]),
+                "interpolation": module.hparams["interpolation"],
+                "input_range": self.input_range,
+            },
+        )
+        photos, names = self._photos(trainer)
+        trainer.print(f"Checking it against Keras on {len(names)} validation photos and synthetic images ...")
+        self.report = check_parity(Pair(Path(best), run.model_h5, photos, names), self.keras_python)
+        self.report.write_json(run.parity)
+
+    def _photos(self, trainer: L.Trainer) -> tuple[np.ndarray | None, list[str]]:
+        """Validation photos, uint8 (N, H, W, 3), and their paths."""
+        datamodule: Any = getattr(trainer, "datamodule", None)
+        files = list(getattr(datamodule, "val_files", []))
+        if not files or not self.max_photos:
+            return None, []
+        chosen = np.linspace(0, len(files) - 1, min(len(files), self.max_photos)).round().astype(int)
+        files = [files[index] for index in chosen]
+        return datamodule.photos_of(files), [str(file) for file in files]

@@ -1,0 +1,88 @@
+"""The `lightning` command: which subcommand, and what its failure looks like. Imports nothing heavy by itself."""
+
+import sys
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
+from typing import NamedTuple, NoReturn
+
+from models.bad_input import BadInput
+
+EXIT_MISMATCH = 1
+"""The twins do not agree."""
+EXIT_BAD_INPUT = 2
+"""Something was given that cannot be used; argparse's own code for a wrong command line, too."""
+
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        summary: one line.
+        place: "module:function"; the function takes the arguments, the subcommand's name first.
+    """
+
+    summary: str
+    place: str
+
+
+COMMANDS = {
+    "fit": Command("Train on a folder of photos, hand over the Keras twin and prove it.", "training:run"),
+    "validate": Command("Measure a checkpoint on the validation photos.", "training:run"),
+    "test": Command("Measure a checkpoint on the test photos.", "training:run"),
+    "predict": Command("Label photos with a checkpoint; writes predictions.csv.", "training:run"),
+    "export": Command("Write a checkpoint as a Keras .h5.", "twin_commands:run_export"),
+    "parity": Command("Prove that a .h5 computes what its checkpoint computes.", "twin_commands:run_parity"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the `lightning` command.
+
+    Args:
+        argv: the arguments after the command's name; None for the process's own.
+
+    Raises:
+        SystemExit: 1 where the twins do not agree, 2 for input that cannot be used; anything else that goes wrong
+            keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help", "help"):
+        print(help_text())
+        return
+    if first == "--version":
+        print(f"shelftwin {version('shelftwin')}")
+        return
+    if first not in COMMANDS:
+        near = get_close_matches(first, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        refuse(f"expected one of {', '.join(COMMANDS)}, received {first!r}.{hint} See `lightning --help`.")
+    try:
+        _function(COMMANDS[first].place)(arguments)
+    except BadInput as error:
+        refuse(str(error))
+
+
+def help_text() -> str:
+    """What `lightning --help` prints."""
+    rows = "\n".join(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: lightning <command> [arguments]\n\n"
+        "Train a product-photo classifier; hand over a Keras .h5 that is proved to compute the same function.\n\n"
+        f"commands:\n{rows}\n\n"
+        "Each has its own help: lightning fit --help. Settings can come from YAML: lightning fit --config FILE."
+    )
+
+
+def refuse(message: str) -> NoReturn:
+    """Say what is wrong with the input, without a traceback, and leave with its exit code."""
+    print(f"lightning: {message}", file=sys.stderr)
+    raise SystemExit(EXIT_BAD_INPUT)
+
+
+def _function(place: str) -> Callable[[list[str]], None]:
+    module, _, name = place.partition(":")
+    function: Callable[[list[str]], None] = getattr(import_module(f"lightning_module.{module}"), name)
+    return function

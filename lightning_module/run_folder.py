@@ -1,0 +1,136 @@
+"""The run's folder: which file is where, and how a new run treats those of the last one."""
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.bad_input import BadInput
+
+BEST_CHECKPOINT = "best.ckpt"
+HANDED_OVER = ("model.h5", "parity.json", "labels.json", "metrics.json")
+"""What belongs to one finished run, and must never be taken for another's."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`--trainer.default_root_dir`.
+
+    A run that is begun anew in the folder of a finished one first copies that one's files to `previous/`, and then
+    takes away those that say what a run's result was (`HANDED_OVER`). So a run that dies half way leaves no verdict
+    that seems to be its own, and the last finished run is whole in `previous/` until the next one has finished.
+
+    Attributes:
+        path: the folder.
+    """
+
+    path: Path
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The epoch with the lowest validation loss."""
+        return self.path / BEST_CHECKPOINT
+
+    @property
+    def model_h5(self) -> Path:
+        """The Keras twin of the best checkpoint."""
+        return self.path / "model.h5"
+
+    @property
+    def parity(self) -> Path:
+        """The verdict on the twin, and what it rests on."""
+        return self.path / "parity.json"
+
+    @property
+    def labels(self) -> Path:
+        """What a user of the twin must know: class names, size, interpolation, range."""
+        return self.path / "labels.json"
+
+    @property
+    def metrics(self) -> Path:
+        """Losses and accuracies per epoch, and the evaluation of the best checkpoint."""
+        return self.path / "metrics.json"
+
+    @property
+    def config(self) -> Path:
+        """All settings, for `lightning fit --config`."""
+        return self.path / "config.yaml"
+
+    @property
+    def predictions(self) -> Path:
+        """What `lightning predict` says of each photo."""
+        return self.path / "predictions.csv"
+
+    @property
+    def logs(self) -> Path:
+        """CSV and TensorBoard logs."""
+        return self.path / "logs"
+
+    def check_writable(self) -> None:
+        """Make the folder and write to it, before anything costly is done.
+
+        Raises:
+            BadInput: it cannot be made or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path) as file:
+                file.write(b"writable")
+        except OSError as error:
+            raise BadInput(
+                f"--trainer.default_root_dir: expected a folder that can be written, received {self.path} "
+                f"({error.strerror or error}). Choose another, or mend its permissions or the disk's space."
+            ) from error
+
+    def shelve_previous(self) -> Path | None:
+        """Clear the way for a new run: see the class.
+
+        Returns:
+            The folder that holds the previous, finished run now; None where there was none.
+        """
+        previous = self.path / "previous"
+        finished = self.model_h5.is_file() and self.parity.is_file()
+        if finished:
+            fresh = Path(tempfile.mkdtemp(prefix=".previous-", dir=self.path))
+            for name in (BEST_CHECKPOINT, "config.yaml", *HANDED_OVER):
+                if (self.path / name).is_file():
+                    shutil.copy2(self.path / name, fresh / name)
+            shutil.rmtree(previous, ignore_errors=True)
+            fresh.replace(previous)
+        for name in HANDED_OVER:
+            (self.path / name).unlink(missing_ok=True)
+        return previous if finished else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all: beside its place first, then renamed into it.
+
+    Raises:
+        BadInput: it cannot be written there.
+    """
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+        temporary = Path(name)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.chmod(0o644)  # mkstemp's own mode hides the file from everybody else
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise BadInput(f"Expected a place where {path} can be written, received: {error.strerror or error}.") from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON whole or not at all; numbers must be finite.
+
+    Raises:
+        BadInput: it cannot be written there.
+    """
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

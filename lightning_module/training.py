@@ -1,0 +1,215 @@
+"""`lightning fit|validate|test|predict`: LightningCLI with this project's model, data, callbacks and run folder."""
+
+import csv
+import io
+import logging
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from datamodule.product_photos import ProductPhotos
+from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJournal, run_folder_of
+from lightning_module.classifier import ProductClassifier
+from lightning_module.cli import EXIT_MISMATCH
+from lightning_module.closing_table import print_closing_table
+from lightning_module.run_folder import RunFolder, write_text
+from models.bad_input import BadInput
+
+DEFAULT_RUN = "runs/latest"
+LINKED = ("class_names", "image_size", "interpolation")
+"""What the model takes from the data."""
+
+
+def run(argv: list[str]) -> None:
+    """Run a subcommand of LightningCLI.
+
+    Args:
+        argv: subcommand and its arguments.
+
+    Raises:
+        BadInput: something given cannot be used.
+        SystemExit: 1 where the twin does not agree with its checkpoint.
+    """
+    _quieten()
+    _keep_tensorflow_out()
+    cli = TrainingCLI(
+        ProductClassifier,
+        ProductPhotos,
+        save_config_callback=KeepConfig,
+        # MetricsJournal says in a line what Lightning's model summary would in a table
+        trainer_defaults={"default_root_dir": DEFAULT_RUN, "max_epochs": 30, "enable_model_summary": False},
+        seed_everything_default=0,
+        parser_kwargs={"prog": "lightning"},
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,  # the module saves plain hyperparameters itself
+        args=argv,
+    )
+    if cli.hand_over.report is not None and cli.hand_over.report.verdict != "PASS":
+        raise SystemExit(EXIT_MISMATCH)
+
+
+class KeepConfig(SaveConfigCallback):
+    """Writes all settings of a fit to the run's `config.yaml`, from which the same fit can be run again."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Write nothing yet: the data may prove unusable, and an earlier run's file is still worth something."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Write the file whole."""
+        if trainer.is_global_zero:
+            run_folder = run_folder_of(trainer)
+            write_text(run_folder.config, self.parser.dump(self.config, skip_none=False))
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI whose `fit` ends with an evaluation, the Keras twin and its proof."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Let the model know the data's classes and size; give the callbacks settings of their own."""
+        for name in LINKED:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(MetricsJournal, "journal")
+        parser.add_lightning_class_args(HandOverTwin, "hand_over")
+        parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 5})
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse what `main` was given; LightningCLI would warn that the process has arguments as well."""
+        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+
+    def _parse_ckpt_path(self) -> None:
+        """Let the checkpoint's own settings win over the configuration's, for the model and for the photos' size.
+
+        In place of LightningCLI's: that would set `class_names` too, which the data decides here, and it would leave
+        photos to be resized otherwise than in training.
+        """
+        subcommand = self.config.subcommand
+        given = self.config[subcommand].get("ckpt_path")
+        if subcommand != "fit" and not given:
+            raise BadInput(f"--ckpt_path: `lightning {subcommand}` needs a checkpoint, such as RUN/best.ckpt.")
+        if not given or given in ("best", "last"):
+            return
+        saved = read_hyper_parameters(Path(given))
+        own = {name: value for name, value in saved.items() if name not in LINKED}
+        photos = {name: saved[name] for name in ("image_size", "interpolation")}
+        self.config = self.parser.parse_object({subcommand: {"model": own, "data": photos}}, self.config)
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a folder that cannot be written before anything is read."""
+        if self.subcommand in ("fit", "predict"):
+            RunFolder(Path(self._get(self.config, "trainer").default_root_dir)).check_writable()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Send logs to the run's folder, and show a progress bar only to a person."""
+        settings = self._get(self.config_init, "trainer")
+        logs = RunFolder(Path(settings.default_root_dir)).logs
+        if settings.logger is None or settings.logger is True:
+            # One place for each, without versions: a new run in the same folder begins new logs.
+            csv_logger, tensorboard = (
+                CSVLogger(logs, name="", version="csv"),
+                TensorBoardLogger(logs, name="", version="tensorboard", default_hp_metric=False),
+            )
+            kwargs["logger"] = [csv_logger, tensorboard] if self.subcommand == "fit" else False
+        callbacks = settings.callbacks or []
+        callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if settings.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in callbacks):
+            kwargs["enable_progress_bar"] = sys.stdout.isatty()
+            kwargs["callbacks"] = [*callbacks, RichProgressBar()] if sys.stdout.isatty() else callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    @property
+    def hand_over(self) -> HandOverTwin:
+        """The callback that holds the verdict."""
+        callback: HandOverTwin = self._get(self.config_init, "hand_over")
+        return callback
+
+    def before_fit(self) -> None:
+        """Read the pretrained weights before the photos: that fails sooner. A resumed run has its own."""
+        if not self._get(self.config_init, "ckpt_path"):
+            self.model.load_pretrained_weights()
+
+    def after_fit(self) -> None:
+        """Evaluate the best checkpoint on photos as they are; say where everything is; the verdict comes last."""
+        if getattr(self.trainer, "fast_dev_run", False):
+            return
+        best = cast(BestCheckpoint, self.trainer.checkpoint_callback).best_model_path
+        self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+        if self.datamodule.test_root is not None:
+            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+        if self.trainer.is_global_zero:
+            journal: MetricsJournal = self._get(self.config_init, "journal")
+            print_closing_table(run_folder_of(self.trainer), journal.evaluations, self.hand_over.report)
+
+    def predict(self, **settings: Any) -> None:
+        """Predict, and write file, label and probability of each photo to `predictions.csv`."""
+        settings["return_predictions"] = True
+        batches = self.trainer.predict(**settings)
+        if not self.trainer.is_global_zero:
+            return
+        rows = io.StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        writer.writerow(["file", "label", "probability"])
+        probabilities, labels = torch.cat(batches).max(dim=1)  # type: ignore[arg-type]
+        for file, label, probability in zip(self.datamodule.predict_files, labels, probabilities, strict=True):
+            writer.writerow([file, self.model.class_names[label], f"{probability:.6f}"])
+        path = run_folder_of(self.trainer).predictions
+        write_text(path, rows.getvalue())
+        print(f"{len(labels)} photos labelled: {path}")
+
+
+def read_hyper_parameters(path: Path) -> dict[str, Any]:
+    """Return the settings that a checkpoint of this project carries; nothing is unpickled.
+
+    Raises:
+        BadInput: there is no such file, it is no checkpoint, or it is of another model.
+    """
+    if not path.is_file():
+        raise BadInput(f"--ckpt_path: expected a checkpoint, received {path}, which is not a file.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a damaged file makes the reader raise, the file is what must be mended
+        raise BadInput(
+            f"--ckpt_path: expected a checkpoint of `lightning fit`, received {path}, which cannot be read as one "
+            f"({type(error).__name__}: {str(error)[:200]})."
+        ) from error
+    saved = content.get("hyper_parameters") if isinstance(content, dict) else None
+    if not isinstance(saved, dict) or not {"backbone", *LINKED} <= saved.keys():
+        raise BadInput(
+            f"--ckpt_path: expected a checkpoint of this project's ProductClassifier, received {path}, which is of "
+            "another model. Train one with `lightning fit`."
+        )
+    return saved
+
+
+def _keep_tensorflow_out() -> None:
+    """Let TensorBoard's writer use its own stub, though TensorFlow is installed for the Keras process.
+
+    Importing TensorFlow takes seconds and hundreds of megabytes, and on a GPU it would take the memory too. This
+    module's mere presence is what TensorBoard looks at (tensorboard/compat/__init__.py, `tf`).
+    """
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+
+
+def _quieten() -> None:
+    """Silence advice that does not fit here; everything else stays."""
+    for message in (
+        r".*in eval mode at the start of training.*",  # a frozen backbone is in eval mode on purpose
+        r".*Checkpoint directory .* exists and is not empty.*",  # see RunFolder for what happens to old files
+        r".*Experiment logs directory .* exists and is not empty.*",
+        r".*is smaller than the logging interval.*",  # figures are logged per epoch
+        r".*does not have many workers.*",  # photos come from memory
+        r".*isinstance\(treespec, LeafSpec\).*",  # between Lightning and torch
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+    )
