@@ -99,8 +99,8 @@ class Augmentation:
         horizontal_flip: mirror half of the photos left to right.
         vertical_flip: mirror half of the photos top to bottom.
         fill_mode: what lies outside of the photo. `nearest`: its border (aaaa|abcd|dddd); `constant`: `cval`;
-            `reflect`: abcddcba|abcd|dcbaabcd; `wrap`: SciPy's, whose period is one pixel short (cdab|abcd|bcda would
-            be the whole photo; SciPy's first and last pixels coincide).
+            `reflect`: abcddcba|abcd|dcbaabcd; `wrap`: SciPy's, whose first and last pixel coincide, so that the
+            period is one pixel short (bcabc|abcd|bcdbc).
         cval: the value outside of the photo for `constant`, 0..255.
         brightness_range: [lower, upper] factor, or None; 1 leaves the photo as it is. As in Keras the photo is cut to
             whole numbers on the way.
@@ -129,15 +129,25 @@ class Augmentation:
             zoom: Sequence[float] = (1 - self.zoom_range, 1 + self.zoom_range)
         else:
             zoom = tuple(self.zoom_range)
+
+        def is_shift(setting: int | float | list[float]) -> bool:
+            return setting >= 0 if isinstance(setting, int | float) else len(setting) > 0
+
+        shifts = "a number of 0 or more, or a list of shifts"
         for name, expected, fits in (
+            ("rotation_range", "0 or more degrees", self.rotation_range >= 0),
+            ("width_shift_range", shifts, is_shift(self.width_shift_range)),
+            ("height_shift_range", shifts, is_shift(self.height_shift_range)),
+            ("shear_range", "0 or more degrees", self.shear_range >= 0),
             ("zoom_range", "a number below 1 or [lower, upper], both above 0", len(zoom) == 2 and min(zoom) > 0),
+            ("fill_mode", f"one of {', '.join(get_args(FillMode))}", self.fill_mode in get_args(FillMode)),
+            ("cval", "a number from 0 to 255", 0 <= self.cval <= 255),
             (
                 "brightness_range",
                 "[lower, upper], neither below 0, or nothing",
                 self.brightness_range is None or (len(self.brightness_range) == 2 and min(self.brightness_range) >= 0),
             ),
-            ("fill_mode", f"one of {', '.join(get_args(FillMode))}", self.fill_mode in get_args(FillMode)),
-            ("cval", "a number from 0 to 255", 0 <= self.cval <= 255),
+            ("channel_shift_range", "0 or more, in units of 0..255", self.channel_shift_range >= 0),
         ):
             if not fits:
                 raise BadInput(
@@ -169,8 +179,8 @@ class Augmentation:
             if isinstance(setting, float):
                 drawn, largest = uniform(-setting, setting), setting
             else:  # numpy.random.choice of an integer or of a list, with a random sign
-                choices = torch.as_tensor(range(setting) if isinstance(setting, int) else setting).double()
-                if not len(choices):
+                choices = torch.tensor(range(setting) if isinstance(setting, int) else setting, dtype=torch.float64)
+                if not len(choices):  # an integer 0
                     return torch.zeros(batch, dtype=torch.float64)
                 picked = torch.randint(len(choices), (batch,), generator=generator)
                 drawn = choices[picked] * torch.where(coin(), -1.0, 1.0)

@@ -63,9 +63,10 @@ class Pen:
         self.draw.ellipse((x0, y0, x1, y1), fill=(0, 0, 0, 0))
 
 
-def random_colour(chance: np.random.Generator, dullest: float = 0.0, darkest: float = 0.15) -> Colour:
-    """Draw a colour: any hue, saturation from `dullest`, value from `darkest` to 1."""
-    red, green, blue = colorsys.hsv_to_rgb(chance.random(), chance.uniform(dullest, 0.9), chance.uniform(darkest, 1.0))
+def random_colour(chance: np.random.Generator, darkest: float = 0.15, most_colourful: float = 0.9) -> Colour:
+    """Draw a colour: any hue, saturation up to `most_colourful`, value from `darkest` to 1."""
+    saturation, value = chance.uniform(0, most_colourful), chance.uniform(darkest, 1.0)
+    red, green, blue = colorsys.hsv_to_rgb(chance.random(), saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
@@ -232,9 +233,9 @@ DEMO_CLASSES = tuple(sorted(DRAWINGS))
 
 def draw_background(side: int, chance: np.random.Generator) -> Image.Image:
     """Draw what the product lies on: plain, a gradient, a texture, floor and wall, or clutter."""
-    kind = chance.choice(["plain", "gradient", "texture", "room", "clutter"], p=[0.3, 0.2, 0.2, 0.15, 0.15])
-    first = np.array(random_colour(chance, darkest=0.35), dtype=np.float64)
-    second = np.array(random_colour(chance, darkest=0.2), dtype=np.float64)
+    kind = chance.choice(["plain", "gradient", "texture", "room", "clutter"], p=[0.4, 0.25, 0.1, 0.15, 0.1])
+    # Paler and lighter than most products, as shops do it.
+    first, second = (np.array(random_colour(chance, darkest=0.6, most_colourful=0.35), dtype=np.float64) for _ in "ab")
     rows, columns = np.mgrid[0:side, 0:side] / side
     if kind == "plain":
         blend = np.zeros((side, side))
@@ -292,12 +293,12 @@ def draw_photo(class_name: str, chance: np.random.Generator, size: int = 128) ->
     product = pen.layer
     if chance.random() < 0.5:
         product = product.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    scale = chance.uniform(0.5, 0.95)
+    scale = chance.uniform(0.7, 1.0)
     stretch = chance.uniform(0.85, 1.15)
     width, height = round(side * scale * min(1, stretch)), round(side * scale * min(1, 1 / stretch))
     # The edge of a smooth scale-down of a transparent layer takes in the transparent black; premultiplying avoids it.
     product = product.convert("RGBa").resize((width, height), Image.Resampling.BILINEAR).convert("RGBA")
-    product = product.rotate(chance.normal(0, 13), Image.Resampling.BILINEAR, expand=True)
+    product = product.rotate(chance.normal(0, 8), Image.Resampling.BILINEAR, expand=True)
     place = tuple(round(chance.uniform(0.2, 0.8) * (side - length)) for length in product.size)
     left, top = place
     if chance.random() < 0.6:  # a soft shadow

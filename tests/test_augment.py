@@ -1,0 +1,191 @@
+"""The batched augmentation does what Keras's `apply_transform` does, for the same parameters."""
+
+import numpy as np
+import pytest
+import torch
+from keras_generator import ask_keras, needs_keras, needs_keras_transform
+
+from datamodule.augment import Augmentation, apply_affine
+from models.bad_input import BadInput
+
+GEOMETRY = {
+    "rotation_range": 40.0,
+    "width_shift_range": 0.3,
+    "height_shift_range": 0.2,
+    "shear_range": 25.0,
+    "zoom_range": 0.4,
+    "horizontal_flip": True,
+    "vertical_flip": True,
+}
+RECIPE = {
+    "rotation_range": 20.0,
+    "width_shift_range": 0.2,
+    "height_shift_range": 0.2,
+    "shear_range": 0.2,
+    "zoom_range": 0.2,
+    "horizontal_flip": True,
+}
+COLOUR = {"brightness_range": [0.4, 1.7], "channel_shift_range": 60.0}
+
+
+def draw_photos(count: int, height: int, width: int) -> torch.Tensor:
+    """Flat areas, steep edges and noise; uint8."""
+    random = np.random.default_rng(0)
+    photos = random.integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    photos[:, : height // 2, : width // 2] = random.integers(0, 256, (count, 1, 1, 3))
+    photos[::2, :, ::7] = 255
+    return torch.from_numpy(photos)
+
+
+def as_lists(parameters) -> dict[str, list]:
+    """What Keras takes: a list per parameter."""
+    return {name: value.tolist() for name, value in vars(parameters).items() if value is not None}
+
+
+def keras_transform(tmp_path, photos, parameters, settings) -> np.ndarray:
+    np.save(tmp_path / "photos.npy", photos.numpy())
+    keras_settings = {name: settings[name] for name in ("fill_mode", "cval") if name in settings}
+    return ask_keras(
+        "transform", photos=str(tmp_path / "photos.npy"), parameters=as_lists(parameters), settings=keras_settings
+    )["images"]
+
+
+CASES = {
+    "recipe": (RECIPE, (61, 61)),
+    "recipe_even": (RECIPE, (64, 64)),
+    "nearest": (GEOMETRY, (48, 65)),
+    "tall": (GEOMETRY, (65, 30)),
+    "constant": (GEOMETRY | {"fill_mode": "constant", "cval": 77.0}, (48, 65)),
+    "reflect": (GEOMETRY | {"fill_mode": "reflect"}, (48, 65)),
+    "wrap": (GEOMETRY | {"fill_mode": "wrap"}, (48, 65)),
+    "far_reflect": (GEOMETRY | {"fill_mode": "reflect", "zoom_range": [3.0, 9.0]}, (20, 23)),
+    "far_wrap": (GEOMETRY | {"fill_mode": "wrap", "zoom_range": [3.0, 9.0]}, (20, 23)),
+    "colour": (RECIPE | COLOUR, (61, 61)),
+    "colour_alone": (COLOUR, (61, 61)),
+    "colour_constant": (GEOMETRY | COLOUR | {"fill_mode": "constant"}, (61, 61)),
+    "whole_pixels": ({"width_shift_range": 9, "height_shift_range": [3.0, 5.0], "fill_mode": "constant"}, (33, 33)),
+    "whole_pixels_wrap": ({"width_shift_range": 40, "height_shift_range": 40, "fill_mode": "wrap"}, (17, 17)),
+    "whole_pixels_reflect": ({"width_shift_range": 40, "height_shift_range": 40, "fill_mode": "reflect"}, (17, 17)),
+    "single_pixel": (RECIPE | {"fill_mode": "reflect"}, (1, 1)),
+    "nothing": ({}, (33, 20)),
+}
+
+
+class TestAgainstKeras:
+    pytestmark = needs_keras_transform
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_same_pixels(self, tmp_path, case):
+        settings, (height, width) = CASES[case]
+        augmentation = Augmentation(**settings)
+        photos = draw_photos(40, height, width)
+        parameters = augmentation.draw_parameters(torch.Generator().manual_seed(3), len(photos), height, width)
+        ours = augmentation.apply(photos, parameters)
+        assert ours.dtype == torch.float32
+        difference = np.abs(ours.numpy() - keras_transform(tmp_path, photos, parameters, settings)) / 255
+        close = np.mean(difference <= 1e-4)
+        print(f"{case}: worst {difference.max():.2e}, share within 1e-4 {close:.6f}")
+        # Brightness cuts to whole numbers, then multiplies: a last bit may become one step, times the factor, cut.
+        step = (2 if "brightness_range" in settings else 1) / 255
+        assert difference.max() <= step * 1.0001
+        assert close >= 0.999
+
+    def test_other_parameters_differ(self, tmp_path):
+        """Negative control: the comparison sees a hundredth of the recipe's rotation."""
+        augmentation = Augmentation(**RECIPE)
+        photos = draw_photos(8, 61, 61)
+        parameters = augmentation.draw_parameters(torch.Generator().manual_seed(3), 8, 61, 61)
+        keras = keras_transform(tmp_path, photos, parameters, RECIPE)
+        parameters.theta.add_(0.2)
+        assert np.abs(augmentation.apply(photos, parameters).numpy() - keras).max() / 255 > 1e-2
+
+
+class TestDrawnParameters:
+    pytestmark = needs_keras
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            RECIPE | COLOUR,
+            GEOMETRY | {"zoom_range": [0.5, 0.9]},
+            {"width_shift_range": 5, "height_shift_range": [0.1, 0.4]},
+            {"width_shift_range": 7.5, "height_shift_range": [2.0, 9.0]},
+            {"width_shift_range": 1, "height_shift_range": 1.0},
+            {},
+        ],
+    )
+    def test_distributions(self, settings):
+        """Kolmogorov-Smirnov's distance of two samples of 20,000 stays below its 1e-4 quantile."""
+        count, height, width = 20_000, 30, 50
+        keras = ask_keras("draw", settings=settings, image_shape=[height, width, 3], count=count, seed=5)
+        ours = Augmentation(**settings).draw_parameters(torch.Generator().manual_seed(5), count, height, width)
+        for name, theirs in keras.items():
+            drawn = getattr(ours, name)
+            if drawn is None:
+                assert np.isnan(theirs).all(), name
+                continue
+            assert kolmogorov_smirnov(drawn.double().numpy(), theirs) < 2.23 * np.sqrt(2 / count), name
+
+
+def kolmogorov_smirnov(first: np.ndarray, second: np.ndarray) -> float:
+    """The largest distance between the distribution functions of two samples."""
+    values = np.concatenate([first, second])
+    shares = [np.searchsorted(np.sort(sample), values, side="right") / len(sample) for sample in (first, second)]
+    return float(np.abs(shares[0] - shares[1]).max())
+
+
+def test_kolmogorov_smirnov_can_fail():
+    random = np.random.default_rng(0)
+    assert kolmogorov_smirnov(random.uniform(-1, 1, 20_000), random.uniform(-1.1, 1.1, 20_000)) > 0.0223
+
+
+def test_every_photo_has_parameters_of_its_own():
+    parameters = Augmentation(**GEOMETRY).draw_parameters(torch.Generator().manual_seed(0), 32, 10, 10)
+    for name in ("theta", "tx", "ty", "shear", "zx", "zy"):
+        assert len(getattr(parameters, name).unique()) == 32
+    photo = draw_photos(1, 20, 20)
+    changed = apply_affine(photo.expand(32, -1, -1, -1), parameters)
+    assert len(changed.flatten(1).unique(dim=0)) == 32
+
+
+def test_the_batch_is_no_more_than_its_photos():
+    augmentation = Augmentation(**GEOMETRY, **COLOUR, fill_mode="reflect")
+    photos = draw_photos(6, 21, 34)
+    parameters = augmentation.draw_parameters(torch.Generator().manual_seed(0), 6, 21, 34)
+    together = augmentation.apply(photos, parameters)
+    for row in range(6):
+        alone = augmentation.apply(photos[row : row + 1], parameters[row : row + 1])
+        torch.testing.assert_close(together[row], alone[0], rtol=0, atol=0)
+
+
+def test_nothing_changes_nothing():
+    photos = draw_photos(3, 17, 12)
+    parameters = Augmentation().draw_parameters(torch.Generator(), 3, 17, 12)
+    torch.testing.assert_close(Augmentation().apply(photos, parameters), photos.float(), rtol=0, atol=0)
+
+
+def test_flips():
+    photos = draw_photos(4, 5, 7)
+    parameters = Augmentation().draw_parameters(torch.Generator(), 4, 5, 7)
+    parameters.flip_horizontal[:] = torch.tensor([False, True, False, True])
+    parameters.flip_vertical[:] = torch.tensor([False, False, True, True])
+    changed = apply_affine(photos, parameters)
+    for row, axes in enumerate(([], [1], [0], [0, 1])):
+        torch.testing.assert_close(changed[row], photos[row].flip(axes).float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"zoom_range": 1.0},
+        {"zoom_range": [0.5]},
+        {"brightness_range": [0.5]},
+        {"fill_mode": "mirror"},
+        {"cval": 256.0},
+        {"rotation_range": -5.0},
+        {"width_shift_range": -0.1},
+    ],
+)
+def test_bad_settings(settings):
+    with pytest.raises(BadInput, match=f"{next(iter(settings))}: expected .* received"):
+        Augmentation(**settings)
