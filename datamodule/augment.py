@@ -16,6 +16,10 @@ from models.bad_input import BadInput
 
 FillMode = Literal["nearest", "constant", "reflect", "wrap"]
 
+# On a CPU a large batch is done in parts of about this many pixels: the planes between the operations then stay in the
+# cache, which is about twice as fast (4 photos of 244 x 244).
+PIXELS_IN_CACHE = 1 << 18
+
 
 @dataclass(frozen=True)
 class TransformParameters:
@@ -212,6 +216,16 @@ class Augmentation:
         Returns:
             float32, shape (B, H, W, C), 0..255, on the device of `photos`.
         """
+        if photos.device.type != "cpu" or photos[..., 0].numel() <= PIXELS_IN_CACHE or len(photos) == 1:
+            return self._apply_at_once(photos, parameters)
+        changed = torch.empty(photos.shape, dtype=torch.float32)
+        step = max(1, PIXELS_IN_CACHE // (photos.shape[1] * photos.shape[2]))
+        for start in range(0, len(photos), step):
+            part = slice(start, start + step)
+            changed[part] = self._apply_at_once(photos[part], parameters[part])
+        return changed
+
+    def _apply_at_once(self, photos: Tensor, parameters: TransformParameters) -> Tensor:
         changed = apply_affine(photos, parameters, self.fill_mode, self.cval)
         if parameters.channel_shift_intensity is not None:
             changed = shift_channels(changed, parameters.channel_shift_intensity)

@@ -66,7 +66,12 @@ class Pen:
 def random_colour(chance: np.random.Generator, darkest: float = 0.15, most_colourful: float = 0.9) -> Colour:
     """Draw a colour: any hue, saturation up to `most_colourful`, value from `darkest` to 1."""
     saturation, value = chance.uniform(0, most_colourful), chance.uniform(darkest, 1.0)
-    red, green, blue = colorsys.hsv_to_rgb(chance.random(), saturation, value)
+    return to_rgb(chance.random(), saturation, value)
+
+
+def to_rgb(hue: float, saturation: float, value: float) -> Colour:
+    """Turn hue, saturation and value, each 0..1, into red, green and blue, 0..255."""
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
@@ -78,7 +83,7 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 def draw_jeans(pen: Pen, chance: np.random.Generator) -> None:
     """Draw trousers: waistband, two legs that stand apart by chance, seams and pockets."""
-    if chance.random() < 0.5:  # denim; else any colour, so that blue alone decides nothing
+    if chance.random() < 0.75:  # denim; else any colour, so that blue alone does not decide
         blue = chance.uniform(0.25, 0.95)
         colour = (round(120 * blue), round(150 * blue), round(225 * blue))
     else:
@@ -160,7 +165,11 @@ def draw_tshirt(pen: Pen, chance: np.random.Generator) -> None:
 
 def draw_sofa(pen: Pen, chance: np.random.Generator) -> None:
     """Draw a sofa from the front: back, seat, two arms, feet, cushions by chance."""
-    colour = random_colour(chance)
+    if chance.random() < 0.6:  # leather and wool; else any colour
+        hue, saturation, value = chance.uniform(0.03, 0.12), chance.uniform(0.2, 0.7), chance.uniform(0.3, 0.9)
+        colour = to_rgb(hue, saturation, value)
+    else:
+        colour = random_colour(chance)
     dark, light = shade(colour, 0.75), shade(colour, 1.15)
     left, right = chance.uniform(0.03, 0.14), chance.uniform(0.86, 0.97)
     back, seat, floor = chance.uniform(0.25, 0.36), chance.uniform(0.52, 0.58), chance.uniform(0.7, 0.78)
@@ -185,7 +194,7 @@ def draw_sofa(pen: Pen, chance: np.random.Generator) -> None:
 
 def draw_tv(pen: Pen, chance: np.random.Generator) -> None:
     """Draw a television: frame, a screen that shows something or is off, one foot or two."""
-    frame = shade((70, 70, 75), chance.uniform(0.2, 2.4))
+    frame = shade((70, 70, 75), chance.uniform(0.2, 1.4))
     left, right = chance.uniform(0.03, 0.12), chance.uniform(0.88, 0.97)
     top = chance.uniform(0.16, 0.28)
     bottom = top + (right - left) * chance.uniform(0.5, 0.62)
@@ -201,14 +210,14 @@ def draw_tv(pen: Pen, chance: np.random.Generator) -> None:
     pen.box(left, top, right, bottom, frame, 0.01)
     screen = (left + bezel, top + bezel, right - bezel, bottom - bezel)
     shown = chance.random()
-    if shown < 0.35:  # off, with a reflection
+    if shown < 0.55:  # off, with a reflection
         black = shade((40, 42, 50), chance.uniform(0.3, 1.2))
         pen.box(*screen, black)
         x = chance.uniform(screen[0], screen[2] - 0.3)
         pen.polygon(
             [(x, screen[3]), (x + 0.12, screen[3]), (x + 0.28, screen[1]), (x + 0.16, screen[1])], shade(black, 1.5)
         )
-    elif shown < 0.7:  # a landscape
+    elif shown < 0.8:  # a landscape
         horizon = chance.uniform(screen[1] + 0.1, screen[3] - 0.1)
         pen.box(*screen, random_colour(chance, darkest=0.5))
         pen.box(screen[0], horizon, screen[2], screen[3], random_colour(chance))
@@ -293,13 +302,13 @@ def draw_photo(class_name: str, chance: np.random.Generator, size: int = 128) ->
     product = pen.layer
     if chance.random() < 0.5:
         product = product.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    scale = chance.uniform(0.7, 1.0)
+    scale = chance.uniform(0.75, 1.0)
     stretch = chance.uniform(0.85, 1.15)
     width, height = round(side * scale * min(1, stretch)), round(side * scale * min(1, 1 / stretch))
     # The edge of a smooth scale-down of a transparent layer takes in the transparent black; premultiplying avoids it.
     product = product.convert("RGBa").resize((width, height), Image.Resampling.BILINEAR).convert("RGBA")
     product = product.rotate(chance.normal(0, 8), Image.Resampling.BILINEAR, expand=True)
-    place = tuple(round(chance.uniform(0.2, 0.8) * (side - length)) for length in product.size)
+    place = tuple(round(chance.uniform(0.3, 0.7) * (side - length)) for length in product.size)
     left, top = place
     if chance.random() < 0.6:  # a soft shadow
         shadow = Image.new("L", (side, side))
@@ -326,7 +335,7 @@ def draw_photo(class_name: str, chance: np.random.Generator, size: int = 128) ->
     return Image.fromarray((pixels * light[..., None] * tint + noise).clip(0, 255).astype(np.uint8))
 
 
-def draw_catalogue(root: Path, per_class: int = 150, seed: int = 0, size: int = 128) -> None:
+def draw_catalogue(root: Path, per_class: int = 200, seed: int = 0, size: int = 128) -> None:
     """Draw the catalogue into `root`, unless it is there already: `<root>/<class>/<class>_0001.jpg` and so on.
 
     The folder appears at once and whole, or not at all; processes that draw at the same time do no harm.

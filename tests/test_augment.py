@@ -158,6 +158,15 @@ def test_the_batch_is_no_more_than_its_photos():
         torch.testing.assert_close(together[row], alone[0], rtol=0, atol=0)
 
 
+def test_parts_of_a_large_batch_are_put_together(monkeypatch):
+    augmentation = Augmentation(**GEOMETRY, **COLOUR)
+    photos = draw_photos(7, 20, 30)
+    parameters = augmentation.draw_parameters(torch.Generator().manual_seed(0), 7, 20, 30)
+    whole = augmentation.apply(photos, parameters)
+    monkeypatch.setattr("datamodule.augment.PIXELS_IN_CACHE", 20 * 30 * 3)
+    torch.testing.assert_close(augmentation.apply(photos, parameters), whole, rtol=0, atol=0)
+
+
 def test_nothing_changes_nothing():
     photos = draw_photos(3, 17, 12)
     parameters = Augmentation().draw_parameters(torch.Generator(), 3, 17, 12)
