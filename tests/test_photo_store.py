@@ -47,7 +47,7 @@ def test_exif_rotation_is_ignored(tmp_path):
     ("name", "reason"),
     [
         ("truncated", "cannot be read: image file is truncated"),
-        ("only_header", "cannot be read"),
+        ("only_header", "not an image"),
         ("zero_bytes", "is empty"),
         ("text", "not an image"),
         ("gone", "No such file"),
