@@ -1,0 +1,253 @@
+"""The ladder against a real Keras: twins pass, and every planted difference fails on the rung that should catch it.
+
+All Keras work of this file is done by two Keras processes, one for the twins and one for the controls: starting one
+costs ten seconds.
+"""
+
+import itertools
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import random_classifier, save_checkpoint
+
+from export.hand_over import write_twin
+from export.keras_process import KerasFailed, run_keras
+from export.parity import ImageSet, Pair, check_pairs, check_parity, check_probabilities, check_top1
+from export.report import Report, Rung
+from models.bad_input import BadInput
+
+pytestmark = pytest.mark.keras
+
+WIDTHS = ["035", "050", "075", "100", "110d", "120d", "140"]
+SIZES = [(64, 64), (61, 61), (70, 45)]  # even, odd, rectangular and mixed
+# Every width with both paddings, going round the sizes; one width with all of them.
+COMBINATIONS = [
+    (width, pad_type, SIZES[(2 * number + column) % 3])
+    for number, width in enumerate(WIDTHS)
+    for column, pad_type in enumerate(("", "same"))
+]
+COMBINATIONS += [
+    (width, pad_type, size)
+    for width, pad_type, size in itertools.product(["100"], ("", "same"), SIZES)
+    if (width, pad_type, size) not in COMBINATIONS
+]
+MATRIX = [
+    pytest.param(*each, id=f"{each[0]}-{each[1] or 'symmetric'}-{each[2][0]}x{each[2][1]}") for each in COMBINATIONS
+]
+
+
+def photos_of(image_size: tuple[int, int], count: int = 3) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 256, (count, *image_size, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def matrix_reports(tmp_path_factory) -> dict[tuple[str, str, tuple[int, int]], Report]:
+    folder = tmp_path_factory.mktemp("matrix")
+    pairs, keys = [], []
+    for number, (width, pad_type, size) in enumerate(COMBINATIONS):
+        bn_eps = 1e-3 if pad_type == "same" else 1e-5
+        network = random_classifier(
+            number, backbone=f"mobilenetv2_{width}", pad_type=pad_type, bn_eps=bn_eps, mean=0.45, std=0.25
+        )
+        checkpoint = save_checkpoint(folder / f"{number}.ckpt", network, size)
+        twin = write_twin(checkpoint, folder / f"{number}.h5", input_range="raw" if number % 2 else "unit")
+        pairs.append(Pair(checkpoint, twin.path, photos_of(size)))
+        keys.append((width, pad_type, size))
+    return dict(zip(keys, check_pairs(pairs), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "pad_type", "size"), MATRIX)
+def test_every_width_padding_and_size_passes(matrix_reports, width, pad_type, size):
+    report = matrix_reports[width, pad_type, size]
+    assert report.verdict == "PASS", report.failed
+    assert [rung.name for rung in report.rungs] == [
+        "labels", "weights", "probabilities_synthetic", "probabilities_photos", "top1_photos",
+    ]  # fmt: skip
+
+
+# Negative controls: (what is changed in the .h5, the rung that must catch it, what it must name) ----------------------
+
+
+def change_array(path: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    def apply(h5: Path) -> None:
+        with h5py.File(h5, "r+") as file:
+            dataset = file["model_weights"][path]
+            dataset[...] = change(dataset[()])
+
+    return apply
+
+
+def one_ulp(array: np.ndarray) -> np.ndarray:
+    changed = array.copy()
+    changed.flat[0] = np.nextafter(changed.flat[0], np.float32(np.inf))
+    return changed
+
+
+def change_layers(change: Callable[[dict[str, dict]], None]) -> Callable[[Path], None]:
+    def apply(h5: Path) -> None:
+        with h5py.File(h5, "r+") as file:
+            config = json.loads(file.attrs["model_config"])
+            change({layer["name"]: layer["config"] for layer in config["config"]["layers"]})
+            file.attrs["model_config"] = json.dumps(config).encode()
+
+    return apply
+
+
+def permuted_classes(h5: Path) -> None:
+    with h5py.File(h5, "r+") as file:
+        details = json.loads(file.attrs["shelftwin"])
+        details["class_names"] = details["class_names"][::-1]
+        file.attrs["shelftwin"] = json.dumps(details).encode()
+
+
+def shift_padding(layers: dict[str, dict]) -> None:
+    layers["Conv1_pad"]["padding"] = [[0, 2], [0, 2]]
+
+
+def swap_channels(layers: dict[str, dict]) -> None:
+    for key in ("scale", "offset"):
+        layers["normalise"][key] = layers["normalise"][key][::-1]
+
+
+CONTROLS = {
+    "one weight off by one ulp": (
+        change_array("block_5_expand/block_5_expand/kernel:0", one_ulp), "weights", "block_5_expand/kernel",
+    ),
+    "a moving mean of another sign": (
+        change_array("block_2_project_BN/block_2_project_BN/moving_mean:0", np.negative),
+        "weights", "block_2_project_BN/moving_mean",
+    ),
+    "depthwise kernel transposed": (
+        change_array("block_3_depthwise/block_3_depthwise/depthwise_kernel:0", lambda a: a.transpose(1, 0, 2, 3)),
+        "weights", "block_3_depthwise/depthwise_kernel",
+    ),
+    "padding shifted": (change_layers(shift_padding), "probabilities_photos", "photo 0"),
+    "epsilon 1e-3 for 1e-5": (
+        change_layers(lambda layers: layers["block_4_expand_BN"].update(epsilon=1e-3)), "probabilities_photos", "photo",
+    ),
+    "another ceiling than ReLU6's": (
+        change_layers(lambda layers: layers["block_1_expand_relu"].update(max_value=1.0)),
+        "probabilities_photos",
+        "photo",
+    ),
+    "channels swapped": (change_layers(swap_channels), "probabilities_photos", "photo 0"),
+    "class order permuted": (permuted_classes, "labels", "class_names"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def control_reports(tmp_path_factory) -> dict[str, Report]:
+    folder = tmp_path_factory.mktemp("controls")
+    network = random_classifier(backbone="mobilenetv2_035", mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.4))
+    checkpoint = save_checkpoint(folder / "best.ckpt", network, (64, 64))
+    twin = write_twin(checkpoint, folder / "unchanged.h5").path
+    pairs = [Pair(checkpoint, twin, photos_of((64, 64)))]
+    for number, (change, _, _) in enumerate(CONTROLS.values()):
+        changed = Path(shutil.copy(twin, folder / f"{number}.h5"))
+        change(changed)
+        pairs.append(Pair(checkpoint, changed, photos_of((64, 64))))
+    return dict(zip(["unchanged", *CONTROLS], check_pairs(pairs), strict=True))
+
+
+def test_the_unchanged_file_passes(control_reports):
+    assert control_reports["unchanged"].verdict == "PASS", control_reports["unchanged"].failed
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_planted_difference_is_caught_and_named(control_reports, name):
+    _, rung_name, named = CONTROLS[name]
+    report = control_reports[name]
+    assert report.verdict == "FAIL"
+    caught = next(rung for rung in report.rungs if rung.name == rung_name)
+    assert not caught.passed
+    assert named in (caught.first_divergence or "")
+    assert rung_name in report.last_line() or report.failed[0].name in report.last_line()
+
+
+def test_report_is_written_as_json_with_figures_and_thresholds(control_reports, tmp_path):
+    control_reports["unchanged"].write_json(tmp_path / "parity.json")
+    content = json.loads((tmp_path / "parity.json").read_text())
+    assert content["verdict"] == "PASS"
+    assert {"name", "passed", "figure", "threshold"} <= content["rungs"][0].keys()
+    assert content["versions"]["keras"]["keras"]
+    assert content["versions"]["torch"]["torch"] == torch.__version__.split("+")[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["parity.json"]
+
+
+# What needs no Keras process --------------------------------------------------------------------------------------
+
+
+def images_of(count: int) -> ImageSet:
+    return ImageSet("photos", np.zeros((count, 2, 2, 3), np.uint8), [f"photo {number}" for number in range(count)])
+
+
+def test_not_a_number_agrees_with_nothing():
+    same = np.full((2, 4), 0.25, np.float32)
+    broken = same.copy()
+    broken[1] = np.nan
+    rung = check_probabilities(images_of(2), same, broken)
+    assert (rung.passed, rung.first_divergence) == (False, "photo 1")
+    both = check_probabilities(images_of(2), broken, broken)
+    assert not both.passed
+
+
+def test_a_negative_difference_counts_as_much_as_a_positive_one():
+    low, high = np.full((1, 2), 0.4, np.float32), np.full((1, 2), 0.6, np.float32)
+    assert not check_probabilities(images_of(1), low, high).passed
+    assert not check_probabilities(images_of(1), high, low).passed
+
+
+def test_one_label_of_many_fails_top1():
+    torch_gave = np.eye(4, dtype=np.float32)
+    keras_gave = torch_gave[[0, 1, 3, 3]]
+    rung = check_top1(images_of(4), torch_gave, keras_gave)
+    assert (rung.passed, rung.figure, rung.first_divergence) == (False, 0.75, "photo 2")
+
+
+def test_nothing_checked_is_no_pass():
+    assert Report({}, {}).verdict == "FAIL"
+    assert Report({}, {}, [Rung("a", True, 0, 0, "", ""), Rung("b", False, 1, 0, "", "")]).verdict == "FAIL"
+
+
+def test_file_that_is_the_twin_of_another_size_is_refused(small_checkpoint, tmp_path):
+    other = save_checkpoint(tmp_path / "o.ckpt", random_classifier(backbone="mobilenetv2_035"), (64, 64))
+    twin = write_twin(other, tmp_path / "o.h5")
+    with pytest.raises(BadInput, match="twin of another checkpoint"):
+        check_parity(Pair(small_checkpoint, twin.path))
+
+
+def test_photos_of_another_size_are_refused(small_checkpoint, tmp_path):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5")
+    with pytest.raises(BadInput, match="expected photos as uint8"):
+        check_parity(Pair(small_checkpoint, twin.path, photos_of((64, 64))))
+
+
+def interpreter(folder: Path, script: str) -> Path:
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_interpreter_that_is_missing_crashes_or_hangs_is_reported(tmp_path):
+    with pytest.raises(BadInput, match="does not exist"):
+        run_keras([], python=tmp_path / "python")
+    with pytest.raises(KerasFailed, match="SIGKILL"):
+        run_keras([], python=interpreter(tmp_path, "kill -9 $$"))
+    with pytest.raises(KerasFailed, match="longer than its limit"):
+        run_keras([], python=interpreter(tmp_path, "exec sleep 30"), time_limit=0.5)
+
+
+def test_lambda_layer_is_refused_before_keras_sees_it(small_checkpoint, tmp_path):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    with h5py.File(twin, "r+") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace('"ReLU"', '"Lambda"')
+    with pytest.raises(BadInput, match="refused because they could run code: Lambda"):
+        check_parity(Pair(small_checkpoint, twin))
