@@ -160,13 +160,13 @@ def load(keras: Any, path: str) -> Any:
         raise Refused("model", f"Keras {_version(keras)} cannot load {path}: {first_line}") from error
 
 
-def images(path: str, divisor: float) -> tuple[int, Callable[[int, int], np.ndarray]]:
-    """Batches' source: an .npy of shape (N, H, W, 3), memory-mapped; uint8 is divided by `divisor` on the way."""
+def images(path: str, scale: float) -> tuple[int, Callable[[int, int], np.ndarray]]:
+    """Source of batches: an .npy of shape (N, H, W, 3), memory-mapped; values are multiplied by `scale`, in float32."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
 
     def batch(start: int, stop: int) -> np.ndarray:
         part = np.asarray(array[start:stop]).astype(np.float32)
-        return part / np.float32(divisor) if divisor != 1 else part
+        return part * np.float32(scale) if scale != 1 else part
 
     return len(array), batch
 
@@ -175,8 +175,8 @@ def images(path: str, divisor: float) -> tuple[int, Callable[[int, int], np.ndar
 
 
 def predict(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """``inputs`` (N, H, W, 3) .npy, ``divisor``, ``batch_size`` -> ``outputs`` .npy, float32 probabilities (N, C)."""
-    count, batch = images(task["inputs"], task["divisor"])
+    """``inputs`` (N, H, W, 3) .npy, ``scale``, ``batch_size`` -> ``outputs`` .npy, float32 probabilities (N, C)."""
+    count, batch = images(task["inputs"], task["scale"])
     size = task.get("batch_size", 32)
     outputs = [np.asarray(model.predict_on_batch(batch(start, start + size))) for start in range(0, count, size)]
     np.save(task["outputs"], np.concatenate(outputs))

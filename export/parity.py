@@ -32,6 +32,8 @@ from models.bad_input import BadInput
 # Largest difference of a probability, both sides float32: each side's own rounding gives about a tenth of it.
 PROBABILITY_THRESHOLD = 1e-5
 BATCH_SIZE = 32
+# ImageDataGenerator(rescale=1/255) multiplies by the rounded reciprocal; a division would differ in the last bit.
+RESCALE = np.float32(1 / 255)
 # What both sides must agree on besides the function itself.
 _FACTS = ("class_names", "image_size", "interpolation", "checkpoint_sha256")
 
@@ -53,7 +55,7 @@ class ImageSet:
     def unit_range(self, start: int, stop: int) -> np.ndarray:
         """A batch as float32 in [0, 1]."""
         part = self.images[start:stop].astype(np.float32)
-        return part / np.float32(255) if self.images.dtype == np.uint8 else part
+        return part * RESCALE if self.images.dtype == np.uint8 else part
 
 
 @dataclass(frozen=True)
@@ -252,8 +254,8 @@ def _keras_tasks(case: _Case, folder: Path) -> list[dict[str, object]]:
         photos, raw = each.images.dtype == np.uint8, case.input_range == "raw"
         np.save(inputs, each.images * np.float32(255) if raw and not photos else each.images)
         paths = {"inputs": str(inputs), "outputs": str(outputs)}
-        divisor = 255 if photos and not raw else 1
-        tasks.append({"task": "predict", **paths, "divisor": divisor, "batch_size": BATCH_SIZE})
+        scale = float(RESCALE) if photos and not raw else 1.0
+        tasks.append({"task": "predict", **paths, "scale": scale, "batch_size": BATCH_SIZE})
     return tasks
 
 
