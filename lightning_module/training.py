@@ -204,6 +204,7 @@ def _quieten() -> None:
     for message in (
         r".*in eval mode at the start of training.*",  # a frozen backbone is in eval mode on purpose
         r".*Checkpoint directory .* exists and is not empty.*",  # see RunFolder for what happens to old files
+        r".*The dirpath has changed from.*",  # an evaluation in another folder than the run's
         r".*Experiment logs directory .* exists and is not empty.*",
         r".*is smaller than the logging interval.*",  # figures are logged per epoch
         r".*does not have many workers.*",  # photos come from memory

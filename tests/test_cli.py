@@ -1,0 +1,344 @@
+import csv
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from datamodule.demo_photos import draw_catalogue
+from lightning_module import cli
+from lightning_module.callbacks import HandOverTwin, MetricsJournal, best_epoch
+from lightning_module.classifier import ProductClassifier
+from lightning_module.run_folder import RunFolder, write_json
+from models.bad_input import BadInput
+
+TINY = [
+    "--model.backbone=mobilenetv2_035",
+    "--model.pretrained=false",
+    "--model.hidden=[8]",
+    "--data.image_size=32",
+    "--data.batch_size=8",
+    "--data.validation_split=0.25",
+    "--trainer.accelerator=cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("catalogue") / "photos"
+    draw_catalogue(root, per_class=8, seed=0)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path_factory, monkeypatch):
+    """Whatever a command leaves in the working directory is seen there."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+def lightning(*arguments) -> int:
+    """Run the command in this process; return its exit code."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    return 0
+
+
+def fit(photos: Path, run: Path, *more, epochs: int = 1, hand_over: bool = False) -> int:
+    return lightning(
+        "fit",
+        *TINY,
+        f"--data.root={photos}",
+        f"--trainer.default_root_dir={run}",
+        f"--trainer.max_epochs={epochs}",
+        f"--hand_over.enabled={str(hand_over).lower()}",
+        *more,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(photos, tmp_path_factory) -> Path:
+    """A run of two epochs, without twin."""
+    run = tmp_path_factory.mktemp("finished") / "run"
+    assert fit(photos, run, "--data.augment_validation=true", epochs=2) == 0
+    return run
+
+
+def test_help_lists_every_command_fast_and_imports_nothing_heavy():
+    start = time.perf_counter()
+    code = (
+        "import sys; from lightning_module.cli import main; main(['--help']); "
+        "print(*sorted({'torch', 'lightning', 'timm', 'tensorflow', 'keras'} & sys.modules.keys()), file=sys.stderr)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.perf_counter() - start < 3
+    assert shown.stderr.strip() == ""
+    lines = [line.split()[0] for line in shown.stdout.splitlines() if line.startswith("  ")]
+    assert lines == ["fit", "validate", "test", "predict", "export", "parity"]
+
+
+def test_module_is_the_same_command():
+    shown = subprocess.run([sys.executable, "-m", "lightning_module"], capture_output=True, text=True, check=True)
+    assert shown.stdout.strip() == cli.help_text()
+
+
+def test_unknown_command_names_the_nearest(capsys):
+    assert lightning("fitt") == 2
+    assert "Did you mean 'fit'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["fit", "export", "parity"])
+def test_each_command_has_help(command, capsys):
+    assert lightning(command, "--help") == 0
+    assert {"fit": "--model.weights", "export": "--input_range", "parity": "--keras_python"}[command] in (
+        capsys.readouterr().out
+    )
+
+
+def test_fit_leaves_its_files_in_the_run_and_none_elsewhere(finished):
+    assert {"best.ckpt", "metrics.json", "config.yaml", "logs"} <= {path.name for path in finished.iterdir()}
+    assert (finished / "logs" / "csv" / "metrics.csv").is_file()
+    assert list((finished / "logs" / "tensorboard").glob("events.out.*"))
+    assert not list(finished.rglob("*lightning_logs*"))
+    assert not list(Path.cwd().iterdir())
+
+
+def test_fit_keeps_tensorflow_out_of_the_process(finished):
+    assert "tensorflow" not in sys.modules
+    assert "keras" not in sys.modules
+
+
+def test_metrics_have_a_row_per_epoch_and_the_best_checkpoint_on_clean_photos(finished, photos):
+    content = json.loads((finished / "metrics.json").read_text())
+    assert [row["epoch"] for row in content["epochs"]] == [0, 1]
+    for row in content["epochs"]:
+        assert {f"{name}/{figure}" for name in ("train", "val", "val_clean") for figure in ("loss", "accuracy")} <= (
+            row.keys()
+        )
+        assert row["images_per_second"] > 0
+        assert row["seconds"] >= row["train_seconds"] > 0
+    best, final = content["best"], content["final"]
+    assert best["value"] == min(row["val/loss"] for row in content["epochs"])
+    assert (final["checkpoint"], final["set"], final["photos"]) == ("best.ckpt", "val_clean", 8)
+    assert final["loss"] == pytest.approx(content["epochs"][best["epoch"]]["val_clean/loss"], rel=1e-5)
+    assert list(final["per_class"]) == ["jeans", "sofa", "tshirt", "tv"]
+    assert all(figures["support"] == 2 for figures in final["per_class"].values())
+    assert [sum(row) for row in final["confusion_matrix"]["counts"]] == [2, 2, 2, 2]
+
+
+def test_checkpoint_is_read_without_unpickling_and_is_the_best(finished):
+    content = torch.load(finished / "best.ckpt", weights_only=True)
+    best = json.loads((finished / "metrics.json").read_text())["best"]["epoch"]
+    assert content["epoch"] == best
+    assert content["hyper_parameters"]["class_names"] == ["jeans", "sofa", "tshirt", "tv"]
+    ProductClassifier.load_from_checkpoint(finished / "best.ckpt")
+
+
+def test_config_of_the_run_runs_again(finished, tmp_path):
+    run = tmp_path / "again"
+    config = finished / "config.yaml"
+    assert lightning("fit", "--config", config, f"--trainer.default_root_dir={run}") == 0
+    first, second = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (finished, run))
+    assert first.pop("trainer")["max_epochs"] == second.pop("trainer")["max_epochs"] == 2
+    assert first == second
+    a, b = (json.loads((folder / "metrics.json").read_text())["epochs"] for folder in (finished, run))
+    assert [row["val/loss"] for row in a] == [row["val/loss"] for row in b]
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_evaluation_from_the_runs_own_config(finished, command, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    config, checkpoint = finished / "config.yaml", finished / "best.ckpt"
+    assert lightning(command, "--config", config, "--ckpt_path", checkpoint) == 0
+    assert "accuracy" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+    assert not list(Path.cwd().iterdir())
+
+
+def test_checkpoint_settings_win_over_the_command_line(finished, photos, capsys):
+    checkpoint = finished / "best.ckpt"
+    shape = ["--model.backbone=mobilenetv2_050", "--data.image_size=48", f"--data.root={photos}"]
+    assert lightning("validate", *shape, "--data.validation_split=0.25", "--ckpt_path", checkpoint) == 0
+    final = json.loads((finished / "metrics.json").read_text())["final"]
+    assert f"{final['accuracy']:.4g}"[:4] in capsys.readouterr().out
+
+
+def test_predict_labels_every_photo(finished, photos, tmp_path, capsys):
+    config, checkpoint = finished / "config.yaml", finished / "best.ckpt"
+    run = tmp_path / "out"
+    arguments = ["--config", config, "--ckpt_path", checkpoint, f"--trainer.default_root_dir={run}"]
+    assert lightning("predict", *arguments, f"--data.predict_root={photos / 'sofa'}") == 0
+    rows = list(csv.DictReader((run / "predictions.csv").open()))
+    assert [Path(row["file"]).parent.name for row in rows] == ["sofa"] * 8
+    assert all(row["label"] in ("jeans", "sofa", "tshirt", "tv") for row in rows)
+    assert all(0.25 <= float(row["probability"]) <= 1 for row in rows)
+
+
+@pytest.mark.keras
+@pytest.mark.slow
+def test_fit_hands_over_a_proved_twin(photos, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert fit(photos, run, "--hand_over.max_photos=3", hand_over=True) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("parity PASS")
+    assert json.loads((run / "parity.json").read_text())["verdict"] == "PASS"
+    assert json.loads((run / "labels.json").read_text()) == {
+        "class_names": ["jeans", "sofa", "tshirt", "tv"],
+        "image_size": [32, 32],
+        "interpolation": "nearest",
+        "input_range": "unit",
+    }
+    final = json.loads((run / "metrics.json").read_text())["final"]
+    assert (final["checkpoint"], final["set"]) == ("best.ckpt", "val")
+
+
+@pytest.mark.keras
+@pytest.mark.slow
+def test_export_and_parity_on_their_own_name_one_changed_weight_last_and_exit_1(finished, photos, tmp_path, capsys):
+    content = torch.load(finished / "best.ckpt", weights_only=True)
+    weight = content["state_dict"]["network.head.dense.weight"]
+    weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(float("inf")))
+    torch.save(content, tmp_path / "other.ckpt")
+    assert lightning("export", finished / "best.ckpt", tmp_path / "a.h5", "--input-range", "raw") == 0
+    arguments = ["parity", tmp_path / "other.ckpt", tmp_path / "a.h5", "--photos", photos / "tv"]
+    assert lightning(*arguments, "--json", tmp_path / "p.json", "--keras-python", sys.executable) == 1
+    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("parity FAIL")
+    content = json.loads((tmp_path / "p.json").read_text())
+    assert content["verdict"] == "FAIL"
+    failed = [rung["name"] for rung in content["rungs"] if not rung["passed"]]
+    assert set(failed) == {"labels", "weights"}  # the function is the same within rounding, the weights are not
+
+
+class _Refused:
+    """A report that a fit must not survive."""
+
+    verdict = "FAIL"
+
+    def write_json(self, path):
+        write_json(path, {"verdict": self.verdict})
+
+    def last_line(self):
+        return "parity FAIL: for the test"
+
+
+def test_fit_with_a_failed_proof_says_so_last_and_exits_1(photos, tmp_path, monkeypatch, capsys):
+    import export.parity
+
+    monkeypatch.setattr(export.parity, "check_parity", lambda *_, **__: _Refused())
+    assert fit(photos, tmp_path / "run", hand_over=True) == 1
+    assert capsys.readouterr().out.strip().splitlines()[-1] == "parity FAIL: for the test"
+    assert (tmp_path / "run" / "model.h5").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data.root=nowhere"], "root: expected a folder"),
+        (["--model.backbone=mobilnetv2_100"], "Near matches"),
+        (["--model.mean=[1,2]"], "--model.mean"),
+        (["--model.pretrained=true", "--model.weights=none.safetensors"], "--model.weights"),
+        (["--model.learning_rate=0"], "--model.learning_rate"),
+    ],
+)
+def test_bad_settings_exit_2_with_one_message_and_touch_no_finished_run(
+    finished, photos, tmp_path, capsys, arguments, words
+):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    before = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    assert fit(photos, run, *arguments) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Traceback" not in error
+    assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+def test_run_folder_that_cannot_be_written_is_refused_before_anything_else(photos, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert fit(photos, tmp_path / "file" / "run") == 2
+    assert "--trainer.default_root_dir" in capsys.readouterr().err
+
+
+def test_evaluation_without_checkpoint_or_with_another_file_is_refused(photos, tmp_path, capsys):
+    (tmp_path / "x.ckpt").write_bytes(b"not a checkpoint")
+    torch.save({"state_dict": {}}, tmp_path / "y.ckpt")
+    for given, words in (
+        ([], "needs a checkpoint"),
+        (["--ckpt_path", tmp_path / "none.ckpt"], "is not a file"),
+        (["--ckpt_path", tmp_path / "x.ckpt"], "cannot be read"),
+        (["--ckpt_path", tmp_path / "y.ckpt"], "another model"),
+    ):
+        assert lightning("validate", *TINY, f"--data.root={photos}", *given) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_export_and_parity_refuse_bad_input(finished, tmp_path, capsys):
+    (tmp_path / "x.h5").write_bytes(b"not HDF5")
+    (tmp_path / "empty").mkdir()
+    checkpoint = finished / "best.ckpt"
+    for arguments in (
+        ["export", tmp_path / "none.ckpt", tmp_path / "o.h5"],
+        ["export", checkpoint, tmp_path / "nowhere" / "o.h5"],
+        ["parity", checkpoint, tmp_path / "x.h5"],
+        ["parity", checkpoint, tmp_path / "none.h5"],
+        ["parity", checkpoint, tmp_path / "x.h5", "--photos", tmp_path / "empty"],
+        ["parity", checkpoint, tmp_path / "x.h5", "--photos", tmp_path / "none"],
+        ["export", checkpoint],
+    ):
+        assert lightning(*arguments) == 2
+        error = capsys.readouterr().err
+        assert error
+        assert "Traceback" not in error
+    assert not (tmp_path / "o.h5").exists()
+
+
+def test_new_run_in_the_folder_of_a_finished_one_shelves_it(tmp_path):
+    run = RunFolder(tmp_path)
+    old = {name: f"old {name}" for name in ("best.ckpt", "model.h5", "parity.json", "labels.json", "metrics.json")}
+    for name, text in old.items():
+        (tmp_path / name).write_text(text)
+    assert run.shelve_previous() == tmp_path / "previous"
+    assert {path.name: path.read_text() for path in run.path.glob("previous/*")} == old
+    # no verdict is left that could be taken for the new run's; the checkpoint stays until a better one replaces it
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "previous"]
+
+    # the new run dies before it hands over: the next one keeps the last finished run where it is
+    (tmp_path / "best.ckpt").write_text("half")
+    (tmp_path / "metrics.json").write_text("half")
+    assert run.shelve_previous() is None
+    assert (tmp_path / "previous" / "best.ckpt").read_text() == "old best.ckpt"
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_writing_replaces_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "metrics.json"
+    write_json(target, {"a": 1})
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(target, {"a": float("nan")})
+    assert json.loads(target.read_text()) == {"a": 1}
+    with pytest.raises(BadInput, match="can be written"):
+        write_json(tmp_path / "nowhere" / "x.json", {})
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["metrics.json"]
+
+
+def test_best_epoch_is_the_first_lowest():
+    rows = [{"epoch": 0, "l": 2.0}, {"epoch": 1, "l": 1.0}, {"epoch": 2, "l": 1.0}, {"epoch": 3, "l": None}]
+    assert best_epoch(rows, "l", "min") == {"epoch": 1, "monitor": "l", "value": 1.0}
+    assert best_epoch([{"epoch": 0, "l": None}], "l", "min") is None
+
+
+def test_callbacks_refuse_what_cannot_be():
+    with pytest.raises(BadInput, match="max_photos"):
+        HandOverTwin(max_photos=-1)
+
+
+def test_journal_takes_up_earlier_epochs_only_to_go_on_fitting():
+    journal = MetricsJournal()
+    journal.epochs = [{"epoch": 0}, {"epoch": 1}]
+    journal.load_state_dict({"epochs": [{"epoch": 0}]})
+    assert journal.epochs == [{"epoch": 0}, {"epoch": 1}]

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from datamodule.demo_photos import draw_catalogue
+from datamodule.product_photos import ProductPhotos
+from lightning_module.classifier import ProductClassifier
+from lightning_module.training import TrainingCLI
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("catalogue") / "photos"
+    draw_catalogue(root, per_class=5, seed=0)
+    return root
+
+
+def parse(config: Path, photos: Path, run: Path) -> TrainingCLI:
+    """Everything `lightning fit --config` does up to the training itself."""
+
+    class Parsed(TrainingCLI):
+        def _run_subcommand(self, subcommand: str) -> None:
+            """Stop here."""
+
+    root = ["--data.demo=false", f"--data.root={photos}"]
+    return Parsed(
+        ProductClassifier,
+        ProductPhotos,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        args=["fit", f"--config={config}", *root, f"--trainer.default_root_dir={run}"],
+    )
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.name)
+def test_every_config_builds_model_data_and_trainer(config, photos, tmp_path):
+    cli = parse(config, photos, tmp_path)
+    assert cli.model.class_names == cli.datamodule.class_names
+    assert tuple(cli.model.hparams["image_size"]) == cli.datamodule.image_size
+    assert cli.trainer.max_epochs > 0
+    kinds = {type(callback).__name__ for callback in cli.trainer.callbacks}
+    assert {"EarlyStopping", "BestCheckpoint", "MetricsJournal", "HandOverTwin"} <= kinds
+
+
+def test_the_recipe_is_the_customers(photos, tmp_path):
+    cli = parse(CONFIGS[0].with_name("mobilenetv2.yaml"), photos, tmp_path)
+    settings = cli.model.hparams
+    assert (settings["backbone"], settings["pretrained"], settings["trainable"]) == ("mobilenetv2_100", True, "head")
+    assert (settings["hidden"], settings["learning_rate"], settings["dropout"]) == ([128], 1e-3, 0.0)
+    data = cli.datamodule
+    assert (data.image_size, data.interpolation, data.batch_size) == ((244, 244), "nearest", 32)
+    assert (data.validation_split, data.split, data.val_sets) == (0.2, "keras", ["val", "val_clean"])
+    augmentation = data.augmentation
+    assert (augmentation.rotation_range, augmentation.shear_range, augmentation.zoom_range) == (20, 0.2, 0.2)
+    assert (augmentation.width_shift_range, augmentation.height_shift_range) == (0.2, 0.2)
+    assert (augmentation.horizontal_flip, augmentation.fill_mode) == (True, "nearest")
+    assert cli.trainer.max_epochs == 30
+    stopping, best = cli.trainer.early_stopping_callback, cli.trainer.checkpoint_callback
+    assert (stopping.monitor, stopping.patience, best.monitor, best.mode) == ("val/loss", 5, "val/loss", "min")
+
+
+def test_a_config_with_a_misspelt_setting_is_refused(photos, tmp_path):
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("model:\n  backbon: mobilenetv2_100\n")
+    with pytest.raises(SystemExit):
+        parse(wrong, photos, tmp_path / "run")
