@@ -76,7 +76,9 @@ class ProductClassifier(L.LightningModule):
         super().__init__()
         class_names, image_size = [str(name) for name in class_names], [int(side) for side in image_size]
         _check_settings(class_names, image_size, trainable, learning_rate, pretrained, weights)
-        self.network = TimmClassifier(len(class_names), backbone, hidden, dropout, pad_type, bn_eps, mean, std)
+        network = TimmClassifier(len(class_names), backbone, hidden, dropout, pad_type, bn_eps, mean, std)
+        # As the data module holds its photos: a narrow MobileNetV2 trains about twice as fast so on a CPU.
+        self.network: TimmClassifier = network.to(memory_format=torch.channels_last)
         self.class_names = class_names
         self.trainable = trainable
         self.save_hyperparameters(
