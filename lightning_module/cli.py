@@ -1,6 +1,5 @@
 """The `lightning` command: which subcommand, and what its failure looks like. Imports nothing heavy by itself."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -60,9 +59,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         near = get_close_matches(first, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         refuse(f"expected one of {', '.join(COMMANDS)}, received {first!r}.{hint} See `lightning --help`.")
-    # OpenMP reads this when torch is loaded. Its default is to spin while waiting, which on a machine that does
-    # anything else besides makes a training step several times as long.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         _function(COMMANDS[first].place)(arguments)
     except BadInput as error:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any, cast
 
 import torch
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -74,6 +75,13 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the model know the data's classes and size; give the callbacks settings of their own."""
+        parser.add_argument(
+            "--num_threads",
+            type=PositiveInt | None,
+            default=None,
+            help="CPU threads of torch, 1 or more; null for as many as there are cores. Small steps are not worth "
+            "sharing out, least of all on a machine that is busy.",
+        )
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
@@ -104,7 +112,9 @@ class TrainingCLI(LightningCLI):
         self.config = self.parser.parse_object({subcommand: {"model": own, "data": photos}}, self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a folder that cannot be written before anything is read."""
+        """Refuse a folder that cannot be written before anything is read; set the threads."""
+        if threads := self._get(self.config, "num_threads"):
+            torch.set_num_threads(threads)
         if self.subcommand in ("fit", "predict"):
             RunFolder(Path(self._get(self.config, "trainer").default_root_dir)).check_writable()
 

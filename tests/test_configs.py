@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
@@ -15,6 +16,13 @@ def photos(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("catalogue") / "photos"
     draw_catalogue(root, per_class=5, seed=0)
     return root
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def parse(config: Path, photos: Path, run: Path) -> TrainingCLI:
