@@ -26,6 +26,22 @@ def run_folder_of(trainer: L.Trainer) -> RunFolder:
     return RunFolder(Path(trainer.default_root_dir))
 
 
+def best_checkpoint_of(trainer: L.Trainer) -> Path:
+    """Return the checkpoint with the best monitored figure.
+
+    Raises:
+        BadInput: there is none, because the figure was never a finite number.
+    """
+    callback = trainer.checkpoint_callback
+    path, score = getattr(callback, "best_model_path", ""), getattr(callback, "best_model_score", None)
+    if not path or score is None or finite(score) is None:
+        raise BadInput(
+            f"There is no best checkpoint: no epoch ended with a finite {getattr(callback, 'monitor', 'figure')}. "
+            "Lower --model.learning_rate, or look at the photos and labels."
+        )
+    return Path(path)
+
+
 class BestCheckpoint(ModelCheckpoint):
     """Keeps the best epoch as `best.ckpt` in the run's folder, whatever the loggers.
 
@@ -177,13 +193,18 @@ def _number(value: float | None) -> str:
 class HandOverTwin(Callback):
     """After fitting: best checkpoint -> `model.h5` -> proof in `parity.json`; `labels.json` says what it takes.
 
-    Runs on the first process only. `report` holds the outcome.
+    Runs on the first process only.
 
     Args:
         enabled: false trains only; `lightning export` and `lightning parity` do the same later.
         input_range: `unit`: the twin takes values 0 to 1; `raw`: 0 to 255.
         max_photos: how many validation photos at most, evenly spread over them, go through both twins.
         keras_python: interpreter whose Keras judges; null for this environment's.
+
+    Attributes:
+        report: the outcome; None until there is one.
+        at_fit_end: whether to act as soon as fitting ends. The command line evaluates first, so that no figure is
+            lost should Keras fail, and calls `hand_over` then.
     """
 
     def __init__(
@@ -200,6 +221,7 @@ class HandOverTwin(Callback):
         self.max_photos = max_photos
         self.keras_python = Path(keras_python) if keras_python else None
         self.report: Report | None = None
+        self.at_fit_end = True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the previous run's results out of the way; data and weights have been found sound by now."""
@@ -212,23 +234,27 @@ class HandOverTwin(Callback):
                 rank_zero_info(f"The finished run in {run.path} was copied to {previous}.")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Hand over, on the first process."""
+        """Hand over, unless somebody else does it in a moment."""
+        if self.at_fit_end:
+            self.hand_over(trainer, pl_module)
+
+    def hand_over(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write the twin of the best checkpoint and its labels, prove it, and keep the proof.
+
+        Raises:
+            BadInput: there is no best checkpoint, or its network has no Keras twin.
+            KerasFailed: the Keras process crashed or ran out of time.
+        """
         if not self.enabled or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
             return
         from export.hand_over import write_twin  # only training that ends needs them
         from export.parity import Pair, check_parity
 
         run = run_folder_of(trainer)
-        best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        score = getattr(trainer.checkpoint_callback, "best_model_score", None)
-        if not best or score is None or finite(score) is None:
-            raise BadInput(
-                "There is no best checkpoint to hand over: no epoch ended with a finite validation loss. "
-                "Lower --model.learning_rate, or look at the photos and labels."
-            )
+        best = best_checkpoint_of(trainer)
         module = cast(ProductClassifier, pl_module)
         trainer.print("Writing the Keras twin of the best checkpoint ...")
-        write_twin(Path(best), run.model_h5, self.input_range)
+        write_twin(best, run.model_h5, self.input_range)
         write_json(
             run.labels,
             {
@@ -240,7 +266,7 @@ class HandOverTwin(Callback):
         )
         photos, names = self._photos(trainer)
         trainer.print(f"Checking it against Keras on {len(names)} validation photos and synthetic images ...")
-        self.report = check_parity(Pair(Path(best), run.model_h5, photos, names), self.keras_python)
+        self.report = check_parity(Pair(best, run.model_h5, photos, names), self.keras_python)
         self.report.write_json(run.parity)
 
     def _photos(self, trainer: L.Trainer) -> tuple[np.ndarray | None, list[str]]:

@@ -7,7 +7,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jsonargparse.typing import PositiveInt
@@ -17,7 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from datamodule.product_photos import ProductPhotos
-from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJournal, run_folder_of
+from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJournal, best_checkpoint_of, run_folder_of
 from lightning_module.classifier import ProductClassifier
 from lightning_module.cli import EXIT_MISMATCH
 from lightning_module.closing_table import print_closing_table
@@ -144,17 +144,27 @@ class TrainingCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Read the pretrained weights before the photos: that fails sooner. A resumed run has its own."""
+        self.hand_over.at_fit_end = False  # after_fit does it
         if not self._get(self.config_init, "ckpt_path"):
             self.model.load_pretrained_weights()
 
     def after_fit(self) -> None:
-        """Evaluate the best checkpoint on photos as they are; say where everything is; the verdict comes last."""
+        """Evaluate the best checkpoint on photos as they are, hand it over, and say where everything is.
+
+        The verdict is the last line; an error of Keras's comes after what was achieved before it.
+        """
         if getattr(self.trainer, "fast_dev_run", False):
             return
-        best = cast(BestCheckpoint, self.trainer.checkpoint_callback).best_model_path
+        best = best_checkpoint_of(self.trainer)
         self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
         if self.datamodule.test_root is not None:
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+        try:
+            self.hand_over.hand_over(self.trainer, self.model)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
         if self.trainer.is_global_zero:
             journal: MetricsJournal = self._get(self.config_init, "journal")
             print_closing_table(run_folder_of(self.trainer), journal.evaluations, self.hand_over.report)

@@ -11,8 +11,9 @@ import torch
 import yaml
 
 from datamodule.demo_photos import draw_catalogue
+from datamodule.product_photos import ProductPhotos
 from lightning_module import cli
-from lightning_module.callbacks import HandOverTwin, MetricsJournal, best_epoch
+from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJournal, best_epoch
 from lightning_module.classifier import ProductClassifier
 from lightning_module.run_folder import RunFolder, write_json
 from models.bad_input import BadInput
@@ -210,8 +211,8 @@ def test_export_and_parity_on_their_own_name_one_changed_weight_last_and_exit_1(
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("parity FAIL")
     content = json.loads((tmp_path / "p.json").read_text())
     assert content["verdict"] == "FAIL"
-    failed = [rung["name"] for rung in content["rungs"] if not rung["passed"]]
-    assert set(failed) == {"labels", "weights"}  # the function is the same within rounding, the weights are not
+    failed = {rung["name"] for rung in content["rungs"] if not rung["passed"]}
+    assert {"labels", "weights"} <= failed
 
 
 class _Refused:
@@ -233,6 +234,46 @@ def test_fit_with_a_failed_proof_says_so_last_and_exits_1(photos, tmp_path, monk
     assert fit(photos, tmp_path / "run", hand_over=True) == 1
     assert capsys.readouterr().out.strip().splitlines()[-1] == "parity FAIL: for the test"
     assert (tmp_path / "run" / "model.h5").is_file()
+
+
+def test_keras_failing_costs_no_figure(photos, tmp_path, monkeypatch, capsys):
+    import export.parity
+
+    def fail(*_, **__):
+        raise BadInput("Keras is not there")
+
+    monkeypatch.setattr(export.parity, "check_parity", fail)
+    assert fit(photos, tmp_path / "run", hand_over=True) == 2
+    assert "Keras is not there" in capsys.readouterr().err
+    assert "final" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert not (tmp_path / "run" / "parity.json").exists()
+
+
+def test_diverged_training_is_named_and_handed_over_to_nobody(photos, tmp_path, capsys):
+    assert fit(photos, tmp_path / "run", "--model.learning_rate=1e30", hand_over=True) == 2
+    assert "no epoch ended with a finite val/loss" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "model.h5").exists()
+
+
+def test_python_users_get_the_twin_without_the_command(photos, tmp_path, monkeypatch):
+    import lightning as L
+
+    import export.parity
+
+    monkeypatch.setattr(export.parity, "check_parity", lambda *_, **__: _Refused())
+    data = ProductPhotos(photos, image_size=32, validation_split=0.25)
+    model = ProductClassifier(data.class_names, data.image_size, backbone="mobilenetv2_035", pretrained=False)
+    hand_over = HandOverTwin()
+    L.Trainer(
+        default_root_dir=tmp_path,
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[BestCheckpoint(), hand_over],
+    ).fit(model, data)
+    assert hand_over.report.verdict == "FAIL"
+    assert (tmp_path / "model.h5").is_file()
 
 
 @pytest.mark.parametrize(
