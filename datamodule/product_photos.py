@@ -1,25 +1,27 @@
 """The LightningDataModule: product photos in class folders, as batches on the device."""
 
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from datamodule.augment import Augmentation, TransformParameters
 from datamodule.demo_photos import DEMO_CLASSES, draw_catalogue
+from datamodule.near_duplicates import group_near_duplicates
 from datamodule.photo_store import INTERPOLATIONS, BadPhoto, Interpolation, PhotoStore
 from datamodule.split import (
     LabelledFiles,
     count_unlisted,
     find_class_names,
+    grouped_split,
     keras_split,
     label_all,
     list_classes,
@@ -135,14 +137,15 @@ class ProductPhotos(L.LightningDataModule):
         batch_size: photos per batch (per process).
         validation_split: share of every class that is held out, strictly between 0 and 1.
         split: `keras`: the first files of each class, as `flow_from_directory` holds them out; `stratified`: drawn by
-            `seed`, as many.
+            `seed`, as many; `grouped`: likewise, but near-duplicates stay together, and the counts come as near as
+            that allows.
         augmentation: random changes of the training photos; none if not given.
         augment_validation: change the validation photos as well, as one ImageDataGenerator for both subsets does;
             there is then a second validation loader with the photos as they are (`val_sets`).
         on_bad_photo: `stop` with the names of all unreadable photos, or `skip` them and say how many.
         num_workers: processes that put batches together. 0 is best: the photos are in memory already, and augmentation
             is done on the device.
-        seed: of the stratified split, the order and the augmentation.
+        seed: of the stratified and the grouped split, the order and the augmentation.
         demo: draw a small catalogue (jeans, sofa, tshirt, tv) in `root`, or in runs/demo_photos, and use that.
 
     Attributes:
@@ -167,7 +170,7 @@ class ProductPhotos(L.LightningDataModule):
         interpolation: Interpolation = "nearest",
         batch_size: int = 32,
         validation_split: float = 0.2,
-        split: Literal["keras", "stratified"] = "keras",
+        split: Literal["keras", "stratified", "grouped"] = "keras",
         augmentation: Augmentation | None = None,
         augment_validation: bool = False,
         on_bad_photo: Literal["stop", "skip"] = "stop",
@@ -220,6 +223,8 @@ class ProductPhotos(L.LightningDataModule):
         self.val_sets: list[SetName] = ["val", "val_clean"] if augment_validation else ["val"]
         self.store = PhotoStore(self.image_size, interpolation)
         self._sets: dict[SetName, LabelledFiles] = {}
+        self._grouped_files: list[Path] = []
+        self._groups: list[int] = []
         self._drawn: dict[SetName, tuple[int, TransformParameters]] = {}
 
     @property
@@ -279,7 +284,9 @@ class ProductPhotos(L.LightningDataModule):
         # Lightning's advice to use more workers does not fit here: no process could be faster than memory.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         listed = self._list_sets(SETS_OF_STAGE[stage])
-        bad_photos = self.store.add([file for labelled in listed.values() for file in labelled.files], show_progress)
+        bad_photos = self.store.add(
+            [file for labelled in listed.values() for file in labelled.files], show_progress("decoding photos")
+        )
         if bad_photos:
             listed = self._leave_out(bad_photos, listed)
         self._sets.update(listed)
@@ -339,7 +346,18 @@ class ProductPhotos(L.LightningDataModule):
             )
         if self.split == "stratified":
             return stratified_split(classes, self.validation_split, self.seed)
+        if self.split == "grouped":
+            return grouped_split(classes, self._group(label_all(classes).files), self.validation_split, self.seed)
         return keras_split(classes, self.validation_split)
+
+    def _group(self, files: list[Path]) -> list[int]:
+        """Group near-duplicates, which takes a while and so is done once for all stages."""
+        if files != self._grouped_files:
+            self._groups = group_near_duplicates(files, show_progress("comparing photos"))
+            self._grouped_files = files
+            if copies := len(files) - len(set(self._groups)):
+                rank_zero_info(f"{copies} photos are near-duplicates of others; they stay in one set with them")
+        return self._groups
 
     def _leave_out(
         self, bad_photos: list[BadPhoto], listed: dict[SetName, LabelledFiles]
@@ -511,8 +529,12 @@ def read_class_names(setting: str, root: Path) -> list[str]:
     return names
 
 
-def show_progress(results: Iterable, total: int) -> Iterable:
-    """Show a progress bar where there is something to wait for; on the first process only."""
-    if total > 200 and getattr(rank_zero_only, "rank", 0) == 0:
-        return track(results, description="decoding photos", total=total, transient=True)
-    return results
+def show_progress(description: str) -> Callable[[Iterable, int], Iterable]:
+    """Make a progress bar that shows where there is something to wait for; on the first process only."""
+
+    def show(results: Iterable, total: int) -> Iterable:
+        if total > 200 and getattr(rank_zero_only, "rank", 0) == 0:
+            return track(results, description=description, total=total, transient=True)
+        return results
+
+    return show

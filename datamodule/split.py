@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from models.bad_input import BadInput
+
 # Without a dot, as in Keras: a file called "scan-png" is listed too. Keras lists neither GIF nor WebP.
 LISTED_ENDINGS = ("png", "jpg", "jpeg", "bmp", "ppm", "tif", "tiff")
 
@@ -78,7 +80,7 @@ def keras_split(classes: list[list[Path]], validation_split: float) -> tuple[Lab
     """Split each class as Keras does: the *first* `int(validation_split * n)` files validate, the rest train.
 
     Neighbouring names are often near-duplicates (scraped or burst photos), so this split may leak some from one set
-    into the other; it is offered because it is what the old training did.
+    into the other; it is offered because it is what the old training did. `grouped_split` does not leak.
 
     Args:
         classes: the files of each class, in Keras's order (`list_classes`).
@@ -113,3 +115,72 @@ def stratified_split(
         validation.append([file for row, file in enumerate(files) if row in held_out])
         training.append([file for row, file in enumerate(files) if row not in held_out])
     return label_all(training), label_all(validation)
+
+
+def grouped_split(
+    classes: list[list[Path]], groups: list[int], validation_split: float, seed: int
+) -> tuple[LabelledFiles, LabelledFiles]:
+    """Split each class at random, near-duplicates together: as near to `keras_split`'s counts as whole groups allow.
+
+    A group that spans classes (often a photo that was filed twice) stays in training: its label is in doubt.
+
+    Args:
+        classes: the files of each class (`list_classes`).
+        groups: for each file, class after class, the number of its group (`group_near_duplicates`).
+        validation_split: share of each class, strictly between 0 and 1.
+        seed: the same seed gives the same split for the same files and groups.
+
+    Returns:
+        The training set and the validation set; within each the files keep their order.
+
+    Raises:
+        BadInput: a class has no group that could be held out whole.
+    """
+    labels = label_all(classes).labels
+    classes_of_group: dict[int, set[int]] = {}
+    for group, label in zip(groups, labels, strict=True):
+        classes_of_group.setdefault(group, set()).add(label)
+    training, validation = [], []
+    start = 0
+    for label, files in enumerate(classes):
+        groups_of_files = groups[start : start + len(files)]
+        start += len(files)
+        sizes = Counter(group for group in groups_of_files if len(classes_of_group[group]) == 1)
+        movable = list(sizes)  # in the order of their first files
+        np.random.default_rng([seed, label]).shuffle(movable)
+        wanted = int(validation_split * len(files))
+        chosen = choose_closest([sizes[group] for group in movable], wanted, len(files) - 1)
+        if chosen is None:
+            raise BadInput(
+                f"split: expected, with `grouped`, photos in {files[0].parent} that differ enough to hold some out; "
+                f"received {len(files)} that are all near-duplicates of each other or of photos in other classes. "
+                "Remove copies, give val_root, or use --data.split stratified."
+            )
+        held_out = {movable[row] for row in chosen}
+        validation.append([file for file, group in zip(files, groups_of_files, strict=True) if group in held_out])
+        training.append([file for file, group in zip(files, groups_of_files, strict=True) if group not in held_out])
+    return label_all(training), label_all(validation)
+
+
+def choose_closest(sizes: list[int], wanted: int, most: int) -> list[int] | None:
+    """Choose some of `sizes` whose sum is as close to `wanted` as any choice's, and from 1 to `most`.
+
+    The choice comes from the shortest possible beginning of the list, so a shuffled list gives a random one.
+
+    Returns:
+        Places in `sizes`; None where there is no such choice.
+    """
+    # Bit n of reachable[k]: some of the first k sizes add up to n.
+    reachable = [1]
+    for size in sizes:
+        reachable.append(reachable[-1] | reachable[-1] << size)
+    sums = [total for total in range(1, most + 1) if reachable[-1] >> total & 1]
+    if not sums:
+        return None
+    left = min(sums, key=lambda total: (abs(total - wanted), total))
+    chosen = []
+    for row in reversed(range(len(sizes))):
+        if not reachable[row] >> left & 1:
+            chosen.append(row)
+            left -= sizes[row]
+    return chosen
