@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from datamodule.augment import Augmentation, TransformParameters
 from datamodule.demo_photos import DEMO_CLASSES, draw_catalogue
+from datamodule.kaggle_photos import download_photos
 from datamodule.near_duplicates import group_near_duplicates
 from datamodule.photo_store import INTERPOLATIONS, BadPhoto, Interpolation, PhotoStore
 from datamodule.split import (
@@ -147,6 +148,7 @@ class ProductPhotos(L.LightningDataModule):
             is done on the device.
         seed: of the stratified and the grouped split, the order and the augmentation.
         demo: draw a small catalogue (jeans, sofa, tshirt, tv) in `root`, or in runs/demo_photos, and use that.
+        kaggle: owner/dataset on Kaggle, in place of `root`: downloaded once, by kagglehub into its cache.
 
     Attributes:
         class_names: sorted names of the class folders.
@@ -177,6 +179,7 @@ class ProductPhotos(L.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         demo: bool = False,
+        kaggle: str | None = None,
     ) -> None:
         super().__init__()
         self.image_size = parse_image_size(image_size)
@@ -189,6 +192,13 @@ class ProductPhotos(L.LightningDataModule):
                 f"validation_split: expected a share strictly between 0 and 1; received {validation_split}. "
                 "To validate on photos of their own, give val_root instead."
             )
+        if kaggle is not None and (root is not None or demo):
+            raise BadInput(
+                f"kaggle: expected one source of photos; received kaggle {kaggle} and "
+                f"{f'root {root}' if root is not None else 'demo'}. Leave one out."
+            )
+        if kaggle is not None:
+            root = str(download_photos(kaggle))
         if root is None and not demo:
             raise BadInput(
                 "root: expected a folder with one folder of photos per class; received nothing. "
@@ -430,7 +440,9 @@ class ProductPhotos(L.LightningDataModule):
         else:
             images = photos.float()
         # Keras multiplies by the rounded 1/255 (`rescale=1/255`); a division would differ in the last bit.
-        images = (images * (1 / 255)).permute(0, 3, 1, 2)
+        images = images.permute(0, 3, 1, 2)
+        scaled = torch.empty_like(images, memory_format=torch.channels_last)
+        images = torch.mul(images, 1 / 255, out=scaled)
         if self.trainer is not None:
             # Lightning has converted the batch already, when it was uint8 (matters for precision 64-true, bf16-true).
             images = self.trainer.precision_plugin.convert_input(images)

@@ -1,0 +1,131 @@
+"""Photos from a Kaggle dataset: downloaded by kagglehub into its cache, the class folders found inside."""
+
+import os
+from pathlib import Path
+
+from datamodule.split import LISTED_ENDINGS, find_class_names
+from models.bad_input import BadInput
+
+SECONDS_TO_ANSWER = 10
+"""How long to wait for Kaggle to answer at all. kagglehub itself sets no limit: behind a firewall that drops packets it
+would wait for minutes."""
+
+
+def download_photos(handle: str) -> Path:
+    """Download a dataset, unless it is in kagglehub's cache, and find the folder that has the class folders.
+
+    Without a version in the handle kagglehub asks for the newest one; where Kaggle cannot be reached, the newest in the
+    cache is used.
+
+    Args:
+        handle: owner/dataset, or owner/dataset/versions/N.
+
+    Returns:
+        The folder with one folder of photos per class.
+
+    Raises:
+        BadInput: kagglehub is not installed, Kaggle cannot be reached or refuses, or there are no class folders inside.
+    """
+    try:
+        import kagglehub
+        import requests
+        from kagglehub.handle import parse_dataset_handle
+    except ImportError as error:
+        raise BadInput(
+            f"kaggle: expected the package kagglehub; received: {error}. Install it with pip install "
+            f"'shelftwin[kaggle]'. {by_hand(handle)}"
+        ) from error
+    try:
+        parse_dataset_handle(handle)
+    except ValueError:
+        raise BadInput(
+            f"kaggle: expected owner/dataset, as in sunnykusawa/ecommerce-products-image-dataset; received {handle!r}. "
+            "Take it from the dataset's address, after /datasets/."
+        ) from None
+    try:
+        folder = newest_in_cache(handle)
+        if folder is None or not parse_dataset_handle(handle).is_versioned():
+            try:
+                ask_kaggle()
+                folder = Path(kagglehub.dataset_download(handle))
+            except requests.ConnectionError:
+                if folder is None:
+                    raise
+    # Refusals come as several of kagglehub's classes, a broken archive as zipfile's, a full disk as OSError (which
+    # requests' own errors are as well): all of them mean that the photos are not there.
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise BadInput(f"kaggle: expected to download {handle}; received: {reason[0]} {by_hand(handle)}") from error
+    return find_class_folders(folder)
+
+
+def by_hand(handle: str) -> str:
+    """How to get the photos without kagglehub."""
+    return (
+        f"By hand: download the ZIP from https://www.kaggle.com/datasets/{handle} with a browser, unpack it, and give "
+        "the folder that has the class folders with --data.root FOLDER in place of --data.kaggle."
+    )
+
+
+def ask_kaggle() -> None:
+    """Make sure that Kaggle answers, whatever it says.
+
+    Raises:
+        requests.ConnectionError: it does not, within `SECONDS_TO_ANSWER`.
+    """
+    import requests
+    from kagglesdk.kaggle_env import get_endpoint, get_env
+
+    try:
+        requests.head(get_endpoint(get_env()), timeout=SECONDS_TO_ANSWER)
+    except requests.RequestException as error:
+        raise requests.ConnectionError("Kaggle cannot be reached from this machine.") from error
+
+
+def newest_in_cache(handle: str) -> Path | None:
+    """Find a dataset that was downloaded before and whole: the version asked for, else the newest."""
+    from kagglehub.cache import Cache, get_cached_path
+    from kagglehub.handle import parse_dataset_handle
+
+    dataset = parse_dataset_handle(handle)
+    versions = Path(get_cached_path(dataset.with_version(1))).parent
+    numbers = [int(entry.name) for entry in versions.glob("*") if entry.name.isdecimal()]
+    for number in [dataset.version] if dataset.is_versioned() else sorted(numbers, reverse=True):
+        if found := Cache().load_from_cache(dataset.with_version(number)):
+            return Path(found)
+    return None
+
+
+def find_class_folders(folder: Path) -> Path:
+    """Find the folder nearest to the top that has two or more folders with photos, at whatever depth, in them.
+
+    Hidden folders and `__MACOSX`, which archives made on a Mac have beside the real ones, do not count.
+
+    Raises:
+        BadInput: there is none, or the archive has the class folders twice, one copy within the other.
+    """
+    level = folder
+    while True:
+        inner = [level / name for name in find_class_names(level) if name != "__MACOSX" and not name.startswith(".")]
+        inner = [entry for entry in inner if has_photos(entry)]
+        if len(inner) != 1:
+            break
+        level = inner[0]
+    if not inner:
+        raise BadInput(
+            f"kaggle: expected one folder of photos per class somewhere in {folder}; received none. "
+            "Look into it, and give the right folder with --data.root."
+        )
+    names = {entry.name for entry in inner}
+    for entry in inner:
+        if len(twice := names & set(find_class_names(entry))) > 1:
+            raise BadInput(
+                f"kaggle: expected the class folders once in {folder}; received {', '.join(sorted(twice))} in {level} "
+                f"and again in {entry}. Give the one to use with --data.root {entry}, or a copy without it."
+            )
+    return level
+
+
+def has_photos(folder: Path) -> bool:
+    """Whether there is a photo in a folder or below it."""
+    return any(name.lower().endswith(LISTED_ENDINGS) for _, _, names in os.walk(folder) for name in names)
