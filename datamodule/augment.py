@@ -218,20 +218,60 @@ class Augmentation:
         """
         if photos.device.type != "cpu" or photos[..., 0].numel() <= PIXELS_IN_CACHE or len(photos) == 1:
             return self._apply_at_once(photos, parameters)
-        changed = torch.empty(photos.shape, dtype=torch.float32)
         step = max(1, PIXELS_IN_CACHE // (photos.shape[1] * photos.shape[2]))
-        for start in range(0, len(photos), step):
-            part = slice(start, start + step)
-            changed[part] = self._apply_at_once(photos[part], parameters[part])
-        return changed
+        parts = [slice(start, start + step) for start in range(0, len(photos), step)]
+        return torch.cat([self._apply_at_once(photos[part], parameters[part]) for part in parts])
 
     def _apply_at_once(self, photos: Tensor, parameters: TransformParameters) -> Tensor:
-        changed = apply_affine(photos, parameters, self.fill_mode, self.cval)
+        # What rounds to whole numbers afterwards needs the slow road's exact equals.
+        if self.fill_mode == "nearest" and parameters.brightness is None and min(photos.shape[1:3]) > 1:
+            changed = sample_affine(photos, parameters)
+        else:
+            changed = apply_affine(photos, parameters, self.fill_mode, self.cval)
         if parameters.channel_shift_intensity is not None:
             changed = shift_channels(changed, parameters.channel_shift_intensity)
         if parameters.brightness is not None:
             changed = change_brightness(changed, parameters.brightness)
         return changed
+
+
+def sample_affine(photos: Tensor, parameters: TransformParameters) -> Tensor:
+    """`apply_affine` for `fill_mode` nearest by torch's own sampler: some ten times as fast, to 0.01 of 255.
+
+    The sampler takes places as float32 from -1 to 1, so a whole pixel is not met exactly: photos that are only moved by
+    whole pixels or mirrored go through `apply_affine`, which copies those bit for bit.
+
+    Args:
+        photos: uint8 or float32, shape (B, H, W, C), 0..255; both sides at least 2 pixels.
+        parameters: B rows.
+
+    Returns:
+        float32, shape (B, H, W, C), 0..255.
+    """
+    height, width = photos.shape[1:3]
+    matrices = parameters.matrices(height, width)
+    whole = (matrices == matrices.round()).all(dim=2).all(dim=1)
+    if whole.all():
+        return apply_affine(photos, parameters)
+    rows = torch.arange(height, dtype=torch.float64).expand(len(photos), -1)
+    columns = torch.arange(width, dtype=torch.float64).expand(len(photos), -1)
+    rows = torch.where(parameters.flip_vertical[:, None], height - 1 - rows, rows)
+    columns = torch.where(parameters.flip_horizontal[:, None], width - 1 - columns, columns)
+    # x first, as the sampler has it. The parts are made in float64 and small, so that only their sum is rounded.
+    scale = 2 / torch.tensor([width - 1, height - 1], dtype=torch.float64)
+    matrices = matrices.flip(1) * scale[:, None]
+    by_row = matrices[:, None, :, 0] * rows[:, :, None] + matrices[:, None, :, 2] - 1
+    by_column = matrices[:, None, :, 1] * columns[:, :, None]
+    # As complex numbers x and y are added in one stride, which is eight times as fast on a CPU as a last axis of 2.
+    by_row, by_column = (torch.view_as_complex(part.float().to(photos.device)) for part in (by_row, by_column))
+    places = torch.view_as_real(by_row[:, :, None] + by_column[:, None])
+    changed = torch.nn.functional.grid_sample(
+        photos.float().permute(0, 3, 1, 2), places, mode="bilinear", padding_mode="border", align_corners=True
+    ).permute(0, 2, 3, 1)
+    if whole.any():
+        chosen = whole.to(photos.device)
+        changed[chosen] = apply_affine(photos[chosen], parameters[whole])
+    return changed
 
 
 def apply_affine(
