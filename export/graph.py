@@ -14,17 +14,29 @@ from typing import Any
 
 import numpy as np
 
-# Operation -> the attributes a node of it must state. Roles of weights are listed beside them.
+# Operation -> (the attributes a node of it must state, the roles of weights it may have).
 OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "input": ((), ()),
-    "affine": (("scale", "offset"), ()),  # per-channel constants: x * scale + offset
+    "affine": (("scale", "offset"), ()),  # constants for each channel: x * scale + offset
+    "channel_scale": ((), ("scale",)),  # a weight for each channel: x * scale
     "conv2d": (("strides", "padding", "dilation", "groups"), ("kernel", "bias")),  # padding: top, bottom, left, right
     "batch_norm": (("epsilon", "momentum"), ("gamma", "beta", "moving_mean", "moving_variance")),
+    "layer_norm": (("epsilon",), ("gamma", "beta")),  # over the channels
     "relu": (("max_value",), ()),  # max_value None: no ceiling
+    "activation": (("function",), ()),  # silu, sigmoid, tanh, gelu (exact)
+    "hard_sigmoid": ((), ()),  # relu6(x + 3) / 6
+    "hard_swish": ((), ()),  # x * relu6(x + 3) / 6
+    "pad": (("padding",), ()),  # with zeros: top, bottom, left, right
+    "max_pool": (("kernel", "strides", "padding"), ()),
+    "average_pool": (("kernel", "strides", "padding", "count_padding"), ()),
+    "global_average_pool": (("keep_dimensions",), ()),
+    "global_max_pool": (("keep_dimensions",), ()),
     "add": ((), ()),
-    "global_average_pool": ((), ()),
+    "multiply": ((), ()),
+    "concatenate": ((), ()),  # of channels
+    "flatten": ((), ()),  # (C, 1, 1) to (C,)
     "dropout": (("rate",), ()),
-    "dense": ((), ("kernel", "bias")),
+    "dense": ((), ("kernel", "bias")),  # over the channels, at every place
     "softmax": ((), ()),
 }
 
@@ -42,6 +54,7 @@ class Node:
         weights: role (``kernel``, ``gamma``, ...) -> name of the tensor in `Graph.tensors`.
         source: path of the torch module that computed it; empty for nodes that torch does not have.
         trace_name: name of the operation in the traced torch program, by which its output is found again.
+        trace_channels_last: whether torch holds that output as (H, W, C).
     """
 
     name: str
@@ -52,6 +65,7 @@ class Node:
     weights: dict[str, str] = field(default_factory=dict)
     source: str = ""
     trace_name: str = ""
+    trace_channels_last: bool = False
 
     def __post_init__(self) -> None:
         stated, roles = OPERATIONS[self.op]

@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ _WEIGHT_ORDER = {
     "Conv2D": ("kernel", "bias"),
     "DepthwiseConv2D": ("depthwise_kernel", "bias"),
     "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "LayerNormalization": ("gamma", "beta"),
     "Dense": ("kernel", "bias"),
 }
 
@@ -74,6 +75,16 @@ class KerasFile:
     weights: dict[str, list[np.ndarray]]
 
 
+class NoKerasLayer(BadInput):
+    """A node that the built-in Keras layers cannot compute exactly."""
+
+    def __init__(self, node: Node, why: str) -> None:
+        super().__init__(
+            f"{node.op} in module {node.source!r} has no exact counterpart among Keras's built-in layers: {why}. "
+            "torch.onnx.export followed by onnx2tf gives a SavedModel or TFLite file, without the proof."
+        )
+
+
 # Graph node -> Keras layers ------------------------------------------------------------------------------------------
 
 
@@ -83,6 +94,9 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
     Args:
         graph: the neutral graph.
         input_range: ``unit`` (the model takes [0, 1]) or ``raw`` (it takes 0..255 and divides first).
+
+    Returns:
+        The layers in the order in which Keras loads their weights; the first is the input, the last the output.
     """
     image = graph.nodes[0]
     channels, height, width = image.shape
@@ -98,7 +112,28 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
         inputs = tuple(renamed[name] for name in node.inputs)
         layers.extend(_LAYERS[node.op](graph, node, inputs))
         renamed[node.name] = node.name
-    return layers
+    return _in_keras_order(layers)
+
+
+def _in_keras_order(layers: list[KerasLayer]) -> list[KerasLayer]:
+    """Sort as Keras sorts `model.layers` when it rebuilds a model: weights are loaded by that order.
+
+    Source mirrored: `keras/src/ops/function.py`, `map_graph` (in Keras 2 `_map_graph_network`): by decreasing distance
+    to the output, then by the order in which a depth-first walk from the output meets them.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    distance = {layers[-1].name: 0}
+    for layer in reversed(layers):
+        for name in layer.inputs:
+            distance[name] = max(distance.get(name, 0), distance[layer.name] + 1)
+    met: dict[str, int] = {}
+    stack = [layers[-1].name]
+    while stack:
+        name = stack.pop()
+        if name not in met:
+            met[name] = len(met)
+            stack.extend(reversed(by_name[name].inputs))
+    return sorted(layers, key=lambda layer: (-distance[layer.name], met[layer.name]))
 
 
 def _same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
@@ -129,8 +164,7 @@ def _conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Keras
         config["padding"] = "same"
     elif any((top, bottom, left, right)):
         pad_name = _pad_name(node.name)
-        pad_config = {"padding": [[top, bottom], [left, right]], "data_format": "channels_last"}
-        yield KerasLayer("ZeroPadding2D", pad_name, pad_config, inputs)
+        yield _zero_padding(pad_name, (top, bottom, left, right), inputs)
         inputs = (pad_name,)
     bias = [("bias", node.weights["bias"], graph.tensors[node.weights["bias"]])] if "bias" in node.weights else []
     if groups == in_channels == out_channels and in_per_group == 1 and groups > 1:
@@ -171,7 +205,82 @@ def _dense(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasL
     yield KerasLayer("Dense", node.name, config, inputs, tuple(weights))
 
 
-def _simple(class_name: str, config_of: Callable[[Node], dict[str, Any]]) -> _Emit:
+def _layer_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    config = {"epsilon": node.attributes["epsilon"], "center": "beta" in node.weights, "scale": "gamma" in node.weights}
+    roles = [role for role in _WEIGHT_ORDER["LayerNormalization"] if role in node.weights]
+    weights = tuple((role, node.weights[role], graph.tensors[node.weights[role]]) for role in roles)
+    yield KerasLayer("LayerNormalization", node.name, config, inputs, weights)
+
+
+def _channel_scale(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """A trained factor for each channel: no built-in layer multiplies by a weight but a 1x1 depthwise convolution."""
+    scale = graph.tensors[node.weights["scale"]].reshape(1, 1, -1, 1)
+    config = {"kernel_size": [1, 1], "padding": "valid", "use_bias": False, "data_format": "channels_last"}
+    yield KerasLayer(
+        "DepthwiseConv2D", node.name, config, inputs, (("depthwise_kernel", node.weights["scale"], scale),)
+    )
+
+
+def _hard_sigmoid(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    # Keras 2's own hard_sigmoid is clip(0.2 x + 0.5), not torch's relu6(x + 3) / 6
+    shift, ceiling = f"{node.name}_plus_3", f"{node.name}_relu6"
+    yield KerasLayer("Rescaling", shift, {"scale": 1.0, "offset": 3.0}, inputs)
+    yield KerasLayer("ReLU", ceiling, {"max_value": 6.0}, (shift,))
+    yield KerasLayer("Rescaling", node.name, {"scale": 1 / 6, "offset": 0.0}, (ceiling,))
+
+
+def _hard_swish(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    gate = replace(node, name=f"{node.name}_gate", op="hard_sigmoid")
+    yield from _hard_sigmoid(graph, gate, inputs)
+    yield KerasLayer("Multiply", node.name, {}, (*inputs, gate.name))
+
+
+def _pooling(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """Max or average pooling; `valid` and `same` where they are what was stated, else zeros are padded first."""
+    before = graph.node(node.inputs[0])
+    kernel, strides, padding = (node.attributes[name] for name in ("kernel", "strides", "padding"))
+    same = tuple(
+        side
+        for size, window, stride in zip(before.shape[1:], kernel, strides, strict=True)
+        for side in _same_padding(size, window, stride, 1)
+    )
+    config = {"pool_size": list(kernel), "strides": list(strides), "padding": "valid", "data_format": "channels_last"}
+    is_max = node.op == "max_pool"
+    # SAME neither lets padding win a maximum nor counts it in an average
+    if padding == same and any(same) and (is_max or not node.attributes["count_padding"]):
+        config["padding"] = "same"
+    elif any(padding):
+        if (is_max and before.op not in ("relu", "max_pool")) or (not is_max and not node.attributes["count_padding"]):
+            raise NoKerasLayer(node, f"padding {padding} with zeros would change the result")
+        yield _zero_padding(f"{node.name}_pad", padding, inputs)
+        inputs = (f"{node.name}_pad",)
+    yield KerasLayer("MaxPooling2D" if is_max else "AveragePooling2D", node.name, config, inputs)
+
+
+def _global_pool(class_name: str) -> _Emit:
+    """`keepdims` is refused by old Kerases, so a Reshape puts the two dimensions back."""
+
+    def emit(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+        keep = node.attributes["keep_dimensions"]
+        name = f"{node.name}_pool" if keep else node.name
+        yield KerasLayer(class_name, name, {"data_format": "channels_last"}, inputs)
+        if keep:
+            yield KerasLayer("Reshape", node.name, {"target_shape": [1, 1, node.shape[0]]}, (name,))
+
+    return emit
+
+
+def _pad(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    yield _zero_padding(node.name, node.attributes["padding"], inputs)
+
+
+def _zero_padding(name: str, padding: tuple[int, int, int, int], inputs: tuple[str, ...]) -> KerasLayer:
+    top, bottom, left, right = padding
+    config = {"padding": [[top, bottom], [left, right]], "data_format": "channels_last"}
+    return KerasLayer("ZeroPadding2D", name, config, inputs)
+
+
+def _plain(class_name: str, config_of: Callable[[Node], dict[str, Any]] = lambda node: {}) -> _Emit:
     """A layer without weights, its configuration from the node's attributes."""
 
     def emit(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
@@ -180,19 +289,34 @@ def _simple(class_name: str, config_of: Callable[[Node], dict[str, Any]]) -> _Em
     return emit
 
 
+# torch's name of an activation -> the one that every Keras knows
+_ACTIVATIONS = {"silu": "swish", "sigmoid": "sigmoid", "tanh": "tanh", "gelu": "gelu"}
+
 _Emit = Callable[[Graph, Node, tuple[str, ...]], Iterator[KerasLayer]]
 _LAYERS: dict[str, _Emit] = {
-    "affine": _simple(
+    "affine": _plain(
         "Rescaling", lambda node: {"scale": list(node.attributes["scale"]), "offset": list(node.attributes["offset"])}
     ),
+    "channel_scale": _channel_scale,
     "conv2d": _conv2d,
     "batch_norm": _batch_norm,
-    "relu": _simple("ReLU", lambda node: {"max_value": node.attributes["max_value"]}),
-    "add": _simple("Add", lambda node: {}),
-    "global_average_pool": _simple("GlobalAveragePooling2D", lambda node: {"data_format": "channels_last"}),
-    "dropout": _simple("Dropout", lambda node: {"rate": node.attributes["rate"]}),
+    "layer_norm": _layer_norm,
+    "relu": _plain("ReLU", lambda node: {"max_value": node.attributes["max_value"]}),
+    "activation": _plain("Activation", lambda node: {"activation": _ACTIVATIONS[node.attributes["function"]]}),
+    "hard_sigmoid": _hard_sigmoid,
+    "hard_swish": _hard_swish,
+    "pad": _pad,
+    "max_pool": _pooling,
+    "average_pool": _pooling,
+    "global_average_pool": _global_pool("GlobalAveragePooling2D"),
+    "global_max_pool": _global_pool("GlobalMaxPooling2D"),
+    "add": _plain("Add"),
+    "multiply": _plain("Multiply"),
+    "concatenate": _plain("Concatenate", lambda node: {"axis": -1}),
+    "flatten": _plain("Reshape", lambda node: {"target_shape": [node.shape[0]]}),
+    "dropout": _plain("Dropout", lambda node: {"rate": node.attributes["rate"]}),
     "dense": _dense,
-    "softmax": _simple("Activation", lambda node: {"activation": "softmax"}),
+    "softmax": _plain("Activation", lambda node: {"activation": "softmax"}),
 }
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -123,17 +124,21 @@ def _version(module: Any) -> str:
     return str(getattr(module, "__version__", "unknown"))
 
 
-def check_layers(path: str) -> None:
-    """Refuse a file with layers that are not known; nothing in the file has been run by then."""
+def read_architecture(path: str) -> dict[str, Any]:
+    """The file's ``model_config``, read without Keras."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
             config = file.attrs["model_config"]
-            layers = json.loads(config.decode() if isinstance(config, bytes) else config)
+            return json.loads(config.decode() if isinstance(config, bytes) else config)
     except (OSError, KeyError, ValueError) as error:
         raise Refused("model", f"{path} is not a Keras .h5 with an architecture: {error}") from error
-    unknown = sorted(set(_class_names(layers)) - KNOWN_LAYERS)
+
+
+def check_layers(path: str) -> None:
+    """Refuse a file with layers that are not known; nothing in the file has been run by then."""
+    unknown = sorted(set(_class_names(read_architecture(path))) - KNOWN_LAYERS)
     if unknown:
         raise Refused(
             "model", f"{path} holds layers that are refused because they could run code: {', '.join(unknown)}"
@@ -192,7 +197,39 @@ def weights(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     return {"count": len(arrays)}
 
 
-TASKS = {"predict": predict, "weights": weights}
+def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
+    """``inputs`` (N, H, W, 3) float64 .npy, ``names`` -> ``folder``/INDEX.npy: each layer's output, all in float64."""
+    twin = in_float64(keras, task["model"], Path(task["folder"]) / "float64.h5")
+    outputs = [twin.get_layer(name).output for name in task["names"]]
+    values = keras.models.Model(twin.inputs, outputs).predict_on_batch(np.load(task["inputs"], allow_pickle=False))
+    for index, value in enumerate(values):
+        np.save(str(Path(task["folder"]) / f"{index}.npy"), np.asarray(value))
+    return {"count": len(values)}
+
+
+def in_float64(keras: Any, path: str, copy: Path) -> Any:
+    """The same file with every layer computing in float64: only the dtype in its architecture is changed."""
+    import h5py
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        jax.config.update("jax_enable_x64", True)  # without it jax computes float64 in float32, silently
+    shutil.copy(path, str(copy))
+    config = read_architecture(path)
+    for layer in config["config"]["layers"]:
+        layer["config"]["dtype"] = "float64"
+    with h5py.File(str(copy), "r+") as file:
+        file.attrs["model_config"] = json.dumps(config).encode()
+    twin = keras.models.load_model(str(copy), compile=False)
+    for layer in twin.layers:
+        if type(layer).__name__ == "Rescaling":
+            # Python numbers would be rounded to float32 before they are cast to float64
+            layer.scale, layer.offset = np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
+    return twin
+
+
+TASKS = {"predict": predict, "weights": weights, "layers": layers}
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -201,7 +238,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     results = []
     for job in request["jobs"]:
         model = load(keras, job["model"])
-        results.append([TASKS[task["task"]](keras, model, task) for task in job["tasks"]])
+        results.append([TASKS[task["task"]](keras, model, {**task, "model": job["model"]}) for task in job["tasks"]])
     return {"versions": versions(keras), "results": results}
 
 

@@ -3,8 +3,7 @@
 Every rung compares what torch computes from the checkpoint with what a real Keras, in a process of its own, computes
 from the file. A rung passes only if its figure is a number and within its threshold; one failed rung is a FAIL.
 
-The rungs: labels, weights, (every layer in float64 takes its place here,) probabilities on synthetic images,
-probabilities and top-1 on photos.
+The rungs: labels, weights, every layer in float64, probabilities on synthetic images and on photos, top-1 on photos.
 """
 
 from __future__ import annotations
@@ -12,26 +11,31 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import cast
 
 import numpy as np
-import torch
-from torch import nn
 
 from export import probe_images
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
+from export.graph import Graph
 from export.hand_over import INPUT_RANGES, trace_checkpoint, twin_details
 from export.keras_h5 import KerasFile, keras_layers, read_keras_h5
 from export.keras_process import run_keras
-from export.report import Report, Rung
+from export.report import LayerError, Report, Rung
+from export.torch_side import torch_layers, torch_probabilities
 from models.bad_input import BadInput
 
 # Largest difference of a probability, both sides float32: each side's own rounding gives about a tenth of it.
 PROBABILITY_THRESHOLD = 1e-5
+# Largest error of any layer's output relative to its largest value, both sides float64: the same function gives 1e-14.
+LAYER_THRESHOLD = 1e-10
 BATCH_SIZE = 32
+# Every layer of one of them is some 100 MB in float64.
+EXACT_IMAGES = 2
 # ImageDataGenerator(rescale=1/255) multiplies by the rounded reciprocal; a division would differ in the last bit.
 RESCALE = np.float32(1 / 255)
 # What both sides must agree on besides the function itself.
@@ -52,10 +56,42 @@ class ImageSet:
     images: np.ndarray
     names: Sequence[str]
 
-    def unit_range(self, start: int, stop: int) -> np.ndarray:
-        """A batch as float32 in [0, 1]."""
-        part = self.images[start:stop].astype(np.float32)
-        return part * RESCALE if self.images.dtype == np.uint8 else part
+    def batches(self) -> Iterator[np.ndarray]:
+        """Batches as float32 in [0, 1], NHWC."""
+        for start in range(0, len(self.images), BATCH_SIZE):
+            part = self.images[start : start + BATCH_SIZE].astype(np.float32)
+            yield part * RESCALE if self.images.dtype == np.uint8 else part
+
+    def exact(self, count: int) -> np.ndarray:
+        """The first and last images as float64 in [0, 1], NHWC."""
+        chosen = self.images[np.unique(np.linspace(0, len(self.images) - 1, count).round().astype(int))]
+        return chosen.astype(np.float64) * (1 / 255 if self.images.dtype == np.uint8 else 1.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair, read and found comparable.
+
+    Attributes:
+        source: the torch side.
+        graph: its neutral graph.
+        twin: the Keras side, read without Keras.
+        h5: its path.
+        input_range: what it takes: ``unit`` or ``raw``.
+        sets: the images for both sides.
+    """
+
+    source: Checkpoint
+    graph: Graph
+    twin: KerasFile
+    h5: Path
+    input_range: str
+    sets: list[ImageSet]
+
+    @property
+    def exact_images(self) -> np.ndarray:
+        """Few images for the comparison of every layer: photos where there are some; float64 in [0, 1], NHWC."""
+        return self.sets[-1].exact(EXACT_IMAGES)
 
 
 @dataclass(frozen=True)
@@ -103,9 +139,12 @@ def check_pairs(
     progress("torch computes the same")
     reports = []
     for case, keras_side in zip(cases, keras_sides, strict=True):
-        rungs = [check_labels(case.source, case.twin), check_weights(case.source, case.twin, keras_side.weights)]
+        rungs = [check_labels(case.source, case.twin), check_weights(case, keras_side.weights)]
+        expected = torch_layers(case.source.network, case.graph, case.exact_images)
+        layers_rung, layer_errors = check_layers(case.graph, expected, keras_side.layers)
+        rungs.append(layers_rung)
         for images, keras_gave in zip(case.sets, keras_side.probabilities, strict=True):
-            torch_gave = torch_probabilities(case.source.network, images)
+            torch_gave = torch_probabilities(case.source.network, images.batches())
             rungs.append(check_probabilities(images, torch_gave, keras_gave))
             if images.name == "photos":
                 rungs.append(check_top1(images, torch_gave, keras_gave))
@@ -115,6 +154,7 @@ def check_pairs(
             model=model,
             rungs=rungs,
             versions={"torch": _torch_versions(), "keras": keras_side.versions},
+            layers=layer_errors,
         )
         report.seconds = round(time.perf_counter() - start, 2)
         reports.append(report)
@@ -137,17 +177,16 @@ def check_labels(source: Checkpoint, twin: KerasFile) -> Rung:
     return Rung("labels", not wrong, len(wrong), 0, "facts differ", detail, wrong[0] if wrong else None)
 
 
-def check_weights(source: Checkpoint, twin: KerasFile, loaded: dict[str, np.ndarray]) -> Rung:
+def check_weights(case: Case, loaded: dict[str, np.ndarray]) -> Rung:
     """Every array in the file, and as Keras holds it after loading, against the checkpoint, bit for bit.
 
     That every tensor of the checkpoint is used exactly once is the graph's own condition, checked when it is traced.
 
     Args:
-        source: the torch side.
-        twin: the file, read without Keras.
+        case: the checkpoint's graph, and the file read without Keras.
         loaded: ``LAYER/INDEX`` -> array, as Keras gave it back.
     """
-    graph = trace_checkpoint(source)
+    graph, twin = case.graph, case.twin
     different: list[str] = []
     compared = 0
     expected_layers = {layer.name: layer for layer in keras_layers(graph)}
@@ -167,6 +206,35 @@ def check_weights(source: Checkpoint, twin: KerasFile, loaded: dict[str, np.ndar
     detail = f"{compared} arrays, in the file and as loaded, against {len(graph.tensors)} tensors of the checkpoint"
     first = different[0] if different else None
     return Rung("weights", not different, len(different), 0, "arrays differ", detail, first)
+
+
+def check_layers(
+    graph: Graph, torch_gave: dict[str, np.ndarray], keras_gave: dict[str, np.ndarray]
+) -> tuple[Rung, list[LayerError]]:
+    """Every node's output, both sides in float64: largest error relative to the largest value of that output.
+
+    Args:
+        graph: says the order.
+        torch_gave: node name -> (N, H, W, C) or (N, C).
+        keras_gave: the same.
+    """
+    errors = [
+        LayerError(node.name, node.op, node.source, _relative_error(torch_gave[node.name], keras_gave.get(node.name)))
+        for node in graph.nodes[1:]
+    ]
+    diverging = [each for each in errors if not each.relative_error <= LAYER_THRESHOLD]
+    figure = max(each.relative_error for each in errors)
+    detail = f"outputs of {len(errors)} layers, both sides in float64"
+    first = diverging[0].name if diverging else None
+    unit = "max relative error"
+    return Rung("layers_float64", not diverging, figure, LAYER_THRESHOLD, unit, detail, first), errors
+
+
+def _relative_error(expected: np.ndarray, received: np.ndarray | None) -> float:
+    if received is None or expected.shape != received.shape:
+        return float("inf")
+    error = float(np.abs(expected - received).max())
+    return float("inf") if np.isnan(error) else error / (float(np.abs(expected).max()) or 1.0)
 
 
 def check_probabilities(images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray) -> Rung:
@@ -200,42 +268,25 @@ def check_top1(images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray)
 # The two sides --------------------------------------------------------------------------------------------------------
 
 
-def torch_probabilities(network: nn.Module, images: ImageSet) -> np.ndarray:
-    """Softmax of the network's logits, float32, (N, C)."""
-    batches = []
-    with torch.inference_mode():
-        for start in range(0, len(images.images), BATCH_SIZE):
-            nhwc = torch.from_numpy(images.unit_range(start, start + BATCH_SIZE))
-            batches.append(network(nhwc.permute(0, 3, 1, 2).contiguous()).softmax(dim=1).numpy())
-    return np.concatenate(batches)
-
-
-@dataclass(frozen=True)
-class _Case:
-    source: Checkpoint
-    twin: KerasFile
-    h5: Path
-    input_range: str
-    sets: list[ImageSet]
-
-
 @dataclass(frozen=True)
 class _KerasSide:
     probabilities: list[np.ndarray]
+    layers: dict[str, np.ndarray]
     weights: dict[str, np.ndarray]
     versions: dict[str, str]
 
 
-def _read(pair: Pair) -> _Case:
+def _read(pair: Pair) -> Case:
     source, twin = read_checkpoint(pair.checkpoint), read_keras_h5(pair.h5)
     input_range = twin.details.get("input_range", "unit")
     if input_range not in INPUT_RANGES:
         raise BadInput(f"{pair.h5}: expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}.")
     _check_input_shape(source, twin, pair.h5)
-    return _Case(source, twin, pair.h5, input_range, _image_sets(source, pair.photos, pair.photo_names))
+    sets = _image_sets(source, pair.photos, pair.photo_names)
+    return Case(source, trace_checkpoint(source), twin, pair.h5, input_range, sets)
 
 
-def _keras_sides(cases: list[_Case], python: Path | None) -> list[_KerasSide]:
+def _keras_sides(cases: list[Case], python: Path | None) -> list[_KerasSide]:
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as name:
         jobs = []
         for number, case in enumerate(cases):
@@ -247,11 +298,20 @@ def _keras_sides(cases: list[_Case], python: Path | None) -> list[_KerasSide]:
         return [_collect(tasks, reply["versions"]) for _, tasks in jobs]
 
 
-def _keras_tasks(case: _Case, folder: Path) -> list[dict[str, object]]:
-    tasks: list[dict[str, object]] = [{"task": "weights", "outputs": str(folder / "weights.npz")}]
+def _keras_tasks(case: Case, folder: Path) -> list[dict[str, object]]:
+    raw = case.input_range == "raw"
+    exact, layers = folder / "exact.npy", folder / "layers"
+    layers.mkdir()
+    np.save(exact, case.exact_images * 255 if raw else case.exact_images)
+    in_file = {layer["config"]["name"] for layer in case.twin.config["config"]["layers"]}
+    names = [node.name for node in case.graph.nodes[1:] if node.name in in_file]
+    tasks: list[dict[str, object]] = [
+        {"task": "weights", "outputs": str(folder / "weights.npz")},
+        {"task": "layers", "inputs": str(exact), "names": names, "folder": str(layers)},
+    ]
     for each in case.sets:
         inputs, outputs = folder / f"{each.name}.npy", folder / f"{each.name}_probabilities.npy"
-        photos, raw = each.images.dtype == np.uint8, case.input_range == "raw"
+        photos = each.images.dtype == np.uint8
         np.save(inputs, each.images * np.float32(255) if raw and not photos else each.images)
         paths = {"inputs": str(inputs), "outputs": str(outputs)}
         scale = float(RESCALE) if photos and not raw else 1.0
@@ -260,10 +320,13 @@ def _keras_tasks(case: _Case, folder: Path) -> list[dict[str, object]]:
 
 
 def _collect(tasks: list[dict[str, object]], versions: dict[str, str]) -> _KerasSide:
-    with np.load(str(tasks[0]["outputs"]), allow_pickle=False) as arrays:
+    weights_task, layers_task, *predict_tasks = tasks
+    with np.load(str(weights_task["outputs"]), allow_pickle=False) as arrays:
         weights = dict(arrays)
-    probabilities = [np.load(str(task["outputs"]), allow_pickle=False) for task in tasks[1:]]
-    return _KerasSide(probabilities, weights, versions)
+    folder, names = Path(str(layers_task["folder"])), cast(list[str], layers_task["names"])
+    layers = {name: np.load(folder / f"{index}.npy", allow_pickle=False) for index, name in enumerate(names)}
+    probabilities = [np.load(str(task["outputs"]), allow_pickle=False) for task in predict_tasks]
+    return _KerasSide(probabilities, layers, weights, versions)
 
 
 def _image_sets(source: Checkpoint, photos: np.ndarray | None, photo_names: Sequence[str]) -> list[ImageSet]:

@@ -39,6 +39,23 @@ class Rung:
     larger_is_better: bool = False
 
 
+@dataclass(frozen=True)
+class LayerError:
+    """How far one layer's outputs are apart, both sides in float64.
+
+    Attributes:
+        name: of the Keras layer.
+        op: of the graph's node.
+        source: path of the torch module.
+        relative_error: largest difference over the largest value.
+    """
+
+    name: str
+    op: str
+    source: str
+    relative_error: float
+
+
 @dataclass
 class Report:
     """All rungs and the verdict.
@@ -49,6 +66,7 @@ class Report:
         rungs: in the order of the ladder.
         versions: of everything that computed, for each side.
         seconds: the whole ladder took.
+        layers: in the order of computation.
     """
 
     checkpoint: dict[str, str]
@@ -56,6 +74,7 @@ class Report:
     rungs: list[Rung] = field(default_factory=list)
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
     seconds: float = 0.0
+    layers: list[LayerError] = field(default_factory=list)
 
     @property
     def verdict(self) -> str:
@@ -70,8 +89,11 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON types; a figure that is no finite number becomes its name, such as ``"nan"``."""
         content = {"schema": SCHEMA, "verdict": self.verdict, **asdict(self)}
-        for rung in content["rungs"]:
-            rung["figure"] = rung["figure"] if math.isfinite(rung["figure"]) else str(rung["figure"])
+        for entry, key in [
+            *((rung, "figure") for rung in content["rungs"]),
+            *((layer, "relative_error") for layer in content["layers"]),
+        ]:
+            entry[key] = entry[key] if math.isfinite(entry[key]) else str(entry[key])
         return content
 
     def write_json(self, path: Path) -> None:

@@ -32,19 +32,20 @@ class NoKerasCounterpart(BadInput):
         )
 
 
-def export_program(network: nn.Module, image_size: tuple[int, int]) -> ExportedProgram:
+def export_program(network: nn.Module, image_size: tuple[int, int], batch: int = 2) -> ExportedProgram:
     """Trace a network in inference mode.
 
     Args:
         network: takes float (B, 3, H, W) and gives (B, C); is put into eval mode.
         image_size: (height, width) in pixels.
+        batch: number of images that the program takes.
 
     Returns:
-        The exported program for a batch of two (one would be specialised away by torch).
+        The exported program.
     """
     # The graph keeps the batch apart, so a fixed batch loses nothing and spares the symbolic shapes.
     parameter = next(network.parameters())
-    photos = torch.zeros((2, 3, *image_size), dtype=parameter.dtype, device=parameter.device)
+    photos = torch.zeros((batch, 3, *image_size), dtype=parameter.dtype, device=parameter.device)
     return torch.export.export(network.eval(), (photos,))
 
 
@@ -78,6 +79,7 @@ class _Tracer:
         self.layer_names = layer_names(paths) if layer_names else {}
         self.nodes: dict[str, Node] = {}
         self.node_of: dict[str, str] = {}  # traced name -> node name
+        self.channels_last: set[str] = set()  # traced names of values that torch has permuted to (H, W, C)
         signature = program.graph_signature
         self.tensor_of = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         self.constant_of = dict(signature.inputs_to_lifted_tensor_constants)
@@ -117,21 +119,33 @@ class _Tracer:
         weights: dict[str, fx.Node | None] | None = None,
         shape: tuple[int, ...] | None = None,
     ) -> None:
+        inputs = list(inputs)
+        layouts = {value.name in self.channels_last for value in inputs if len(_shape(value)) == 3}
+        if len(layouts) > 1:
+            raise NoKerasCounterpart(_operation_name(operation), module_path(operation), "of two layouts at once")
+        channels_last = layouts == {True}
         path = module_path(operation)
         node = Node(
             name=self._unique(self.layer_names.get(path) or plain_layer_name(path)),
             op=op,
             inputs=tuple(self.input_name(value) for value in inputs),
-            shape=shape or _shape(operation),
+            shape=shape or _channels_first(_shape(operation), channels_last and len(_shape(operation)) == 3),
             attributes=attributes or {},
             weights={role: self.tensor_of[value.name] for role, value in (weights or {}).items() if value is not None},
             source=path,
             trace_name=operation.name,
+            trace_channels_last=channels_last,
         )
         self._append(node, operation.name)
 
-    def alias(self, operation: fx.Node, of: fx.Node) -> None:
+        if channels_last:
+            self.channels_last.add(operation.name)
+
+    def alias(self, operation: fx.Node, of: fx.Node, channels_last: bool | None = None) -> None:
+        """Let `operation` be the same value as `of`, seen in the same layout unless said otherwise."""
         self.node_of[operation.name] = self.input_name(of)
+        if of.name in self.channels_last if channels_last is None else channels_last:
+            self.channels_last.add(operation.name)
 
     def input_name(self, value: fx.Node) -> str:
         return self.node_of[value.name]
@@ -140,6 +154,11 @@ class _Tracer:
         """Put `node` in the place of the last node of the same name."""
         self.nodes[node.name] = node
         self.node_of[operation.name] = node.name
+
+    def weight_name(self, value: Any) -> str | None:
+        """Name of the trained tensor that a traced value is; None for everything else."""
+        name = self.tensor_of.get(value.name) if isinstance(value, fx.Node) else None
+        return name if name in self.program.state_dict else None
 
     def constant(self, value: Any) -> np.ndarray | None:
         """Value of a constant (buffer outside the state dict, or a number); None for a computed value."""
@@ -172,6 +191,10 @@ def _operation_name(operation: fx.Node) -> str:
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
     return tuple(int(size) for size in node.meta["val"].shape[1:])
+
+
+def _channels_first(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    return (shape[-1], *shape[:-1]) if channels_last else shape
 
 
 def _arguments(operation: fx.Node) -> dict[str, Any]:
@@ -219,10 +242,9 @@ def _zero_padding(operation: fx.Node) -> tuple[int, int, int, int]:
 
 
 def _pad(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    # Nothing to emit: `_conv2d` takes it up. Any other reader is not offered yet.
-    readers = {_operation_name(user) for user in operation.users}
-    if readers != {"aten.conv2d"} or len(operation.users) != 1:
-        raise NoKerasCounterpart("aten.pad", module_path(operation), f"read by {sorted(readers)}")
+    readers = [_operation_name(user) for user in operation.users]
+    if readers != ["aten.conv2d"]:  # a convolution that alone reads it takes it up: see `_conv2d`
+        tracer.emit(operation, "pad", [given["self"]], {"padding": _zero_padding(operation)})
 
 
 def _batch_norm(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -241,18 +263,36 @@ def _batch_norm(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> N
     )
 
 
+def _layer_norm(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    source = given["input"]
+    over_channels = len(given["normalized_shape"]) == 1 and (
+        source.name in tracer.channels_last or len(_shape(source)) == 1
+    )
+    if not over_channels:
+        raise NoKerasCounterpart("aten.layer_norm", module_path(operation), "only over the channels")
+    weights = {"gamma": given["weight"], "beta": given["bias"]}
+    tracer.emit(operation, "layer_norm", [source], {"epsilon": float(given["eps"])}, weights)
+
+
 def _hardtanh(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     if float(given["min_val"]) != 0.0:
         raise NoKerasCounterpart("aten.hardtanh", module_path(operation), f"lower bound {given['min_val']}, not 0")
     tracer.emit(operation, "relu", [given["self"]], {"max_value": float(given["max_val"])})
 
 
-def _relu(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    tracer.emit(operation, "relu", [given["self"]], {"max_value": None})
+def _simple(op: str, **attributes: Any) -> Converter:
+    """An operation of one value, with fixed attributes."""
+
+    def convert(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+        tracer.emit(operation, op, [operation.args[0]], attributes)  # type: ignore[list-item]
+
+    return convert
 
 
-def _relu6(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    tracer.emit(operation, "relu", [given["self"]], {"max_value": 6.0})
+def _gelu(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    if given["approximate"] != "none":
+        raise NoKerasCounterpart("aten.gelu", module_path(operation), f"approximated by {given['approximate']}")
+    tracer.emit(operation, "activation", [given["self"]], {"function": "gelu"})
 
 
 def _add(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -279,11 +319,29 @@ def _add(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 
 def _multiply(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    constant = tracer.constant(given["other"])
-    if constant is None:
-        raise NoKerasCounterpart("aten.mul", module_path(operation), "only by a constant for each channel")
-    scale = _per_channel(operation, constant)
-    tracer.emit(operation, "affine", [given["self"]], {"scale": scale, "offset": (0.0,) * len(scale)})
+    value, other = given["self"], given["other"]
+    if tracer.weight_name(value) is not None:
+        value, other = other, value
+    weight = tracer.weight_name(other)
+    constant = tracer.constant(other)
+    if weight is not None:
+        channels = _channels_first(_shape(operation), operation_layout(tracer, value))[0]
+        size = tracer.program.state_dict[weight].numel()
+        if size != channels:
+            raise NoKerasCounterpart(
+                "aten.mul", module_path(operation), f"by a weight of {size} for {channels} channels"
+            )
+        tracer.emit(operation, "channel_scale", [value], {}, {"scale": other})
+    elif constant is not None:
+        scale = _per_channel(operation, constant)
+        tracer.emit(operation, "affine", [value], {"scale": scale, "offset": (0.0,) * len(scale)})
+    else:
+        tracer.emit(operation, "multiply", [value, other])
+
+
+def operation_layout(tracer: _Tracer, value: fx.Node) -> bool:
+    """Whether torch holds a value as (H, W, C)."""
+    return value.name in tracer.channels_last
 
 
 def _per_channel(operation: fx.Node, constant: np.ndarray) -> tuple[float, ...]:
@@ -295,18 +353,104 @@ def _per_channel(operation: fx.Node, constant: np.ndarray) -> tuple[float, ...]:
     return tuple(float(value) for value in np.broadcast_to(constant.reshape(-1), (channels,)))
 
 
-def _adaptive_average_pool(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    if tuple(given["output_size"]) != (1, 1):
-        raise NoKerasCounterpart("aten.adaptive_avg_pool2d", module_path(operation), f"to {given['output_size']}")
-    tracer.emit(operation, "global_average_pool", [given["self"]], shape=_shape(operation)[:1])
+def _adaptive_pool(op: str) -> Converter:
+    def convert(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+        if tuple(given["output_size"]) != (1, 1):
+            raise NoKerasCounterpart(_operation_name(operation), module_path(operation), f"to {given['output_size']}")
+        _global_pool(tracer, operation, op)
+
+    return convert
+
+
+def _mean(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    source = given["self"]
+    places = (1, 2) if operation_layout(tracer, source) else (2, 3)
+    if sorted(axis % 4 for axis in given["dim"] or ()) != list(places) or len(_shape(source)) != 3:
+        raise NoKerasCounterpart("aten.mean", module_path(operation), f"over dimensions {given['dim']}")
+    _global_pool(tracer, operation, "global_average_pool")
+
+
+def _global_pool(tracer: _Tracer, operation: fx.Node, op: str) -> None:
+    """Keep the two dimensions of size 1 only where something other than a flatten reads them."""
+    keep = len(_shape(operation)) == 3 and any(_operation_name(user) != "aten.flatten" for user in operation.users)
+    source = operation.args[0]
+    shape = _channels_first(_shape(operation), operation_layout(tracer, source))  # type: ignore[arg-type]
+    tracer.emit(operation, op, [source], {"keep_dimensions": keep}, shape=shape if keep else shape[:1])  # type: ignore[list-item]
+
+
+def _max_pool(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    if _pair(given["dilation"]) != (1, 1):
+        raise NoKerasCounterpart("aten.max_pool2d", module_path(operation), f"with dilation {given['dilation']}")
+    tracer.emit(operation, "max_pool", [given["self"]], _window(operation, given))
+
+
+def _average_pool(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    if given["divisor_override"] is not None:
+        raise NoKerasCounterpart("aten.avg_pool2d", module_path(operation), "with a divisor of its own")
+    window = _window(operation, given)
+    tracer.emit(
+        operation, "average_pool", [given["self"]], {**window, "count_padding": bool(given["count_include_pad"])}
+    )
+
+
+def _window(operation: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+    """Kernel, strides and padding of a pooling; with `ceil_mode` the window that sticks out pads the end."""
+    kernel, strides = _pair(given["kernel_size"]), _pair(given["stride"] or given["kernel_size"])
+    rows, columns = _pair(given["padding"])
+    padding = [rows, rows, columns, columns]
+    if given["ceil_mode"]:
+        size, result = _shape(given["self"])[-2:], _shape(operation)[-2:]
+        for axis in (0, 1):
+            covered = (result[axis] - 1) * strides[axis] + kernel[axis]
+            padding[2 * axis + 1] = max(covered - size[axis] - padding[2 * axis], 0)
+    return {"kernel": kernel, "strides": strides, "padding": tuple(padding)}
+
+
+def _concatenate(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    values = list(given["tensors"])
+    channels = len(_shape(operation)) if operation_layout(tracer, values[0]) else 1
+    if given["dim"] % (len(_shape(operation)) + 1) != channels:
+        raise NoKerasCounterpart("aten.cat", module_path(operation), f"along dimension {given['dim']}, not channels")
+    tracer.emit(operation, "concatenate", values)
+
+
+def _permute(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    source, dims = given["self"], [axis % 4 for axis in given["dims"]]
+    was_last = operation_layout(tracer, source)
+    if (dims, was_last) == ([0, 2, 3, 1], False):
+        tracer.alias(operation, source, channels_last=True)
+    elif (dims, was_last) == ([0, 3, 1, 2], True):
+        tracer.alias(operation, source, channels_last=False)
+    else:
+        raise NoKerasCounterpart("aten.permute", module_path(operation), f"to {given['dims']}")
+
+
+def _same_value(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    tracer.alias(operation, operation.args[0])  # type: ignore[arg-type]
+
+
+def _view(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """A weight seen in another shape is the same weight; a pooled value may lose its dimensions of size 1."""
+    source = operation.args[0]
+    assert isinstance(source, fx.Node)
+    if tracer.weight_name(source) is not None:
+        tracer.tensor_of[operation.name] = tracer.tensor_of[source.name]
+        return
+    _flatten(tracer, operation, {"self": source})
 
 
 def _flatten(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     before = tracer.nodes[tracer.input_name(given["self"])]
-    if len(before.shape) != 1:
+    if len(_shape(operation)) != 1 or before.shape[1:] not in ((), (1, 1)):
         # CHW and HWC flatten into different orders; without pooling first it would permute the dense weights
-        raise NoKerasCounterpart("aten.flatten", module_path(operation), f"of unpooled shape {before.shape}")
-    tracer.alias(operation, given["self"])
+        raise NoKerasCounterpart(
+            _operation_name(operation), module_path(operation), f"of unpooled shape {before.shape}"
+        )
+    if len(before.shape) == 1:
+        tracer.alias(operation, given["self"], channels_last=False)
+    else:
+        tracer.emit(operation, "flatten", [given["self"]])
+        tracer.channels_last.discard(operation.name)
 
 
 def _dropout(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -317,24 +461,44 @@ def _dropout(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None
 
 
 def _linear(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    if len(_shape(operation)) != 1:
-        raise NoKerasCounterpart("aten.linear", module_path(operation), f"on shape {_shape(operation)}")
-    tracer.emit(operation, "dense", [given["input"]], {}, {"kernel": given["weight"], "bias": given["bias"]})
+    source = given["input"]
+    if len(_shape(source)) != 1 and not operation_layout(tracer, source):
+        raise NoKerasCounterpart("aten.linear", module_path(operation), f"on shape {_shape(source)}, not on channels")
+    tracer.emit(operation, "dense", [source], {}, {"kernel": given["weight"], "bias": given["bias"]})
 
 
+Converter = Callable[[_Tracer, fx.Node, dict[str, Any]], None]
 # ATen operation -> converter. An in-place variant (trailing underscore) is looked up without its underscore:
 # torch.export has made every later reader of the changed value read the operation's result.
-CONVERTERS: dict[str, Callable[[_Tracer, fx.Node, dict[str, Any]], None]] = {
+CONVERTERS: dict[str, Converter] = {
     "aten.conv2d": _conv2d,
     "aten.pad": _pad,
     "aten.batch_norm": _batch_norm,
+    "aten.layer_norm": _layer_norm,
     "aten.hardtanh": _hardtanh,
-    "aten.relu": _relu,
-    "aten.relu6": _relu6,
+    "aten.relu": _simple("relu", max_value=None),
+    "aten.relu6": _simple("relu", max_value=6.0),
+    "aten.silu": _simple("activation", function="silu"),
+    "aten.sigmoid": _simple("activation", function="sigmoid"),
+    "aten.tanh": _simple("activation", function="tanh"),
+    "aten.gelu": _gelu,
+    "aten.hardswish": _simple("hard_swish"),
+    "aten.hardsigmoid": _simple("hard_sigmoid"),
     "aten.add": _add,
     "aten.mul": _multiply,
-    "aten.adaptive_avg_pool2d": _adaptive_average_pool,
+    "aten.cat": _concatenate,
+    "aten.mean": _mean,
+    "aten.max_pool2d": _max_pool,
+    "aten.avg_pool2d": _average_pool,
+    "aten.adaptive_avg_pool2d": _adaptive_pool("global_average_pool"),
+    "aten.adaptive_max_pool2d": _adaptive_pool("global_max_pool"),
+    "aten.permute": _permute,
     "aten.flatten": _flatten,
+    "aten.view": _view,
+    "aten.reshape": _view,
+    "aten.alias": _same_value,
+    "aten.contiguous": _same_value,
+    "aten.clone": _same_value,
     "aten.dropout": _dropout,
     "aten.linear": _linear,
 }

@@ -1,0 +1,75 @@
+"""What torch computes, for the proof: probabilities in float32, and every operation's output in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from export.graph import Graph, Node
+from export.trace import export_program
+
+
+def torch_probabilities(network: nn.Module, batches: Iterable[np.ndarray]) -> np.ndarray:
+    """Softmax of the network's logits, float32, (N, C).
+
+    Args:
+        network: in eval mode, takes NCHW in [0, 1].
+        batches: float32, NHWC, in [0, 1].
+    """
+    with torch.inference_mode():
+        given = [network(_nchw(batch)).softmax(dim=1).numpy() for batch in batches]
+    return np.concatenate(given)
+
+
+def torch_layers(network: nn.Module, graph: Graph, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Output of every node of the graph, computed in float64.
+
+    Args:
+        network: from which the graph was traced; is not changed.
+        graph: its neutral graph.
+        images: float64, NHWC, in [0, 1].
+
+    Returns:
+        node name -> float64 in Keras's layout: (N, H, W, C) or (N, C). The input node is left out.
+    """
+    exact = copy.deepcopy(network).double()
+    program = export_program(exact, (images.shape[1], images.shape[2]), batch=len(images))
+    recorder = _Recorder(program.module(), {node.trace_name: node for node in graph.nodes[1:] if node.trace_name})
+    with torch.inference_mode():
+        logits = recorder.run(_nchw(images))
+    logits = logits[0] if isinstance(logits, tuple | list) else logits
+    recorder.values[graph.output.name] = logits.softmax(dim=1).numpy()  # the one node that torch does not have
+    return recorder.values
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the traced program and keeps what the named operations gave, in Keras's layout."""
+
+    def __init__(self, module: nn.Module, nodes: dict[str, Node]) -> None:
+        super().__init__(module)
+        self.nodes = nodes
+        self.values: dict[str, np.ndarray] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        node = self.nodes.get(n.name)
+        if node is not None:
+            self.values[node.name] = _keras_layout(node, result)
+        return result
+
+
+def _keras_layout(node: Node, value: Tensor) -> np.ndarray:
+    # a copy: the next operation may change the value in place
+    value = value.clone()
+    if len(node.shape) == 1:
+        return value.reshape(len(value), -1).numpy()
+    return (value if node.trace_channels_last else value.permute(0, 2, 3, 1)).numpy()
+
+
+def _nchw(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
