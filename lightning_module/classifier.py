@@ -7,12 +7,14 @@ from typing import Any, Literal, cast, get_args
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from models.bad_input import BadInput
+from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision
 from models.pretrained import WeightsReport, load_pretrained
 from models.timm_mobilenetv2 import TimmClassifier
 
@@ -51,6 +53,10 @@ class ProductClassifier(L.LightningModule):
         bn_eps: BatchNorm's epsilon, above zero; null for timm's own. TensorFlow's weights want 0.001.
         mean: one number or three, subtracted from pixels of 0 to 1; null for timm's own.
         std: one number or three above zero, divides what is left; null for timm's own.
+        frozen_precision: of the frozen backbone's pass in training steps. `auto`: bfloat16 where the processor computes
+            in it, otherwise float32. All measuring is in float32.
+        compile: the frozen backbone's pass with torch.compile. `auto`: on a CPU, where there is a C++ compiler and
+            enough to train on to earn the half minute back.
 
     Raises:
         BadInput: a setting is out of its range, or the backbone is unknown.
@@ -72,6 +78,8 @@ class ProductClassifier(L.LightningModule):
         bn_eps: float | None = None,
         mean: float | list[float] | str | None = None,
         std: float | list[float] | str | None = None,
+        frozen_precision: FrozenPrecision = "auto",
+        compile: Compile = "auto",
     ) -> None:
         super().__init__()
         class_names, image_size = [str(name) for name in class_names], [int(side) for side in image_size]
@@ -79,6 +87,8 @@ class ProductClassifier(L.LightningModule):
         network = TimmClassifier(len(class_names), backbone, hidden, dropout, pad_type, bn_eps, mean, std)
         # As the data module holds its photos: a narrow MobileNetV2 trains about twice as fast so on a CPU.
         self.network: TimmClassifier = network.to(memory_format=torch.channels_last)
+        # How fast the steps are is no property of what is learnt: neither setting goes into the checkpoint.
+        self._frozen_backbone = FrozenBackbone(self.network, frozen_precision, compile)
         self.class_names = class_names
         self.trainable = trainable
         self.save_hyperparameters(
@@ -117,6 +127,19 @@ class ProductClassifier(L.LightningModule):
             features = self.network.features(images)
         return self.network.head(features)
 
+    def _logits_while_fitting(self, images: Tensor, exact: bool) -> Tensor:
+        """As `forward`, by the frozen backbone's fast pass where there is one.
+
+        Args:
+            images: as in `forward`.
+            exact: in float32, for what is measured. Training steps take what is fast.
+        """
+        # Another precision of the trainer (64-true, bf16-mixed, ...) is the user's own choice of how to compute.
+        plain = images.dtype == torch.float32 and not torch.is_autocast_enabled(images.device.type)
+        if self.trainable == "all" or not plain:
+            return self(images)
+        return self.network.head(self._frozen_backbone.features(images, exact))
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss, a scalar, of images (B, 3, H, W) and labels (B,)."""
         return self._shared_step(batch, "train")
@@ -135,7 +158,9 @@ class ProductClassifier(L.LightningModule):
 
     def _shared_step(self, batch: tuple[Tensor, Tensor], name: str) -> Tensor:
         images, labels = batch
-        logits = self(images)
+        # After the fit, in validate, test and predict, it is the network itself that is measured, layer by layer.
+        fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
+        logits = self._logits_while_fitting(images, exact=name != "train") if fitting else self(images)
         loss = nn.functional.cross_entropy(logits, labels)
         metrics = cast(MetricCollection, self.metrics[f"{name}/"])
         metrics.update(logits, labels)
@@ -157,8 +182,12 @@ class ProductClassifier(L.LightningModule):
     @property
     def validation_sets(self) -> list[str]:
         """Names of the data module's validation loaders, in order."""
-        datamodule = getattr(self._trainer, "datamodule", None)
-        return list(getattr(datamodule, "val_sets", None) or ["val"])
+        return list(getattr(self.datamodule, "val_sets", None) or ["val"])
+
+    @property
+    def datamodule(self) -> L.LightningDataModule | None:
+        """The data of the trainer, where it has got it as a module."""
+        return getattr(self._trainer, "datamodule", None)
 
     def on_validation_epoch_start(self) -> None:
         """Count confusions anew."""
@@ -212,6 +241,12 @@ class ProductClassifier(L.LightningModule):
     def on_fit_start(self) -> None:
         """Start from the pretrained weights. A resumed checkpoint has been read by now and is left alone."""
         self.load_pretrained_weights()
+
+    def on_train_start(self) -> None:
+        """Tell the fast pass how much there is to do, which is known by now."""
+        epochs = self.trainer.max_epochs
+        batches = self.trainer.num_training_batches * (math.inf if epochs is None or epochs < 0 else epochs)
+        self._frozen_backbone.expect(batches * getattr(self.datamodule, "batch_size", 1), self.device)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take a checkpoint's weights for trained, and refuse one that was trained for something else.
