@@ -32,7 +32,8 @@ def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "ne
     """Load one photo exactly as `keras.utils.load_img(path, target_size=image_size, interpolation=...)` does.
 
     Pillow decodes, converts to RGB (palettes, CMYK, alpha and 16 bits by Pillow's own rules) and resizes to the exact
-    size; the aspect ratio is not kept. EXIF orientation is ignored, as Keras ignores it.
+    size; the aspect ratio is not kept. EXIF orientation is ignored, as Keras ignores it. Of Keras's colour modes only
+    `rgb` applies: `grayscale` gives one channel and `rgba` four, and the network takes three.
 
     Source mirrored: `keras/src/utils/image_utils.py`, `load_img`.
 

@@ -1,14 +1,18 @@
 """Pixels are those of `keras.utils.load_img`; unreadable files are named."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from keras_generator import ask_keras, needs_keras
 from odd_photos import draw_bad_photos, draw_odd_photos, noise
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from datamodule.photo_store import INTERPOLATIONS, BadPhoto, PhotoStore, load_photo
 
 SIZE = (24, 40)
+BILINEAR = Image.Resampling.BILINEAR
+CLOTHING = Path(__file__).parents[2] / "shared/data/clothing/train"
 
 
 class TestAgainstKeras:
@@ -25,6 +29,38 @@ class TestAgainstKeras:
             assert ours.dtype == np.uint8
             assert ours.shape == (*SIZE, 3)
             np.testing.assert_array_equal(ours, keras[str(row)], err_msg=name)
+
+    def test_same_pixels_of_real_photos(self):
+        if not CLOTHING.is_dir():
+            pytest.skip("the shared clothing photos are not here")
+        paths = [path for folder in sorted(CLOTHING.iterdir()) for path in sorted(folder.glob("*.jpg"))[:2]]
+        for interpolation in INTERPOLATIONS:
+            keras = ask_keras(
+                "load", paths=[str(path) for path in paths], image_size=[244, 244], interpolation=interpolation
+            )
+            for row, path in enumerate(paths):
+                np.testing.assert_array_equal(load_photo(path, (244, 244), interpolation), keras[str(row)])
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            lambda photo: ImageOps.exif_transpose(photo).convert("RGB").resize((40, 24), BILINEAR),
+            lambda photo: photo.resize((40, 24), BILINEAR).convert("RGB"),
+            lambda photo: ImageOps.fit(photo.convert("RGB"), (40, 24), BILINEAR),
+            lambda photo: (photo.draft("RGB", (40, 24)), photo.convert("RGB").resize((40, 24), BILINEAR))[1],
+        ],
+        ids=["exif", "resized_first", "aspect_ratio_kept", "jpeg_decoded_small"],
+    )
+    def test_another_way_to_load_is_noticed(self, tmp_path, wrong):
+        """Negative control: the odd photos tell Keras's way from others that look as good."""
+        photos = list(draw_odd_photos(tmp_path).values())
+        keras = ask_keras("load", paths=[str(path) for path in photos], image_size=SIZE, interpolation="bilinear")
+        differ = []
+        for row, path in enumerate(photos):
+            with Image.open(path) as photo:
+                differ.append(not np.array_equal(np.asarray(wrong(photo)), keras[str(row)]))
+        assert any(differ)
+        assert not all(differ)
 
     def test_interpolation_matters(self, tmp_path):
         """Negative control: the comparison above can fail."""
