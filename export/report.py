@@ -135,7 +135,7 @@ def print_report(report: Report) -> None:
     for rung in report.rungs:
         sign = ">=" if rung.larger_is_better else "<="
         verdict = "[green]pass[/]" if rung.passed else "[red]FAIL[/]"
-        where = f" First: {rung.first_divergence}." if rung.first_divergence else ""
+        where = f". First: {rung.first_divergence}" if rung.first_divergence else ""
         figure, threshold = f"{rung.figure:.3g} {rung.unit}", f"{sign} {rung.threshold:g}"
         table.add_row(rung.name, figure, threshold, verdict, rung.detail + where)
     console = Console()
