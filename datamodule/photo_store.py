@@ -1,17 +1,30 @@
 """Photos decoded once: the pixels that `keras.utils.load_img` gives, kept as uint8."""
 
+import hashlib
 import io
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import PIL
 from PIL import Image
+
+from datamodule.pixel_file import PixelFile, Signature
+from models.bad_input import BadInput
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "hamming", "box", "lanczos"]
 INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
+
+BYTES_AT_ONCE = 1 << 26
+"""Decoded photos that wait to be kept, in bytes."""
+
+CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Where Linux says how much memory a container may use (cgroup 2 and 1)."""
 
 
 class BadPhoto(Exception):
@@ -73,56 +86,148 @@ def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "ne
 
 
 class PhotoStore:
-    """Decoded photos of one size and interpolation, in memory.
+    """Decoded photos of one size and interpolation: in memory, or in a mapped file where they would be too many.
 
-    Every photo is decoded once, on a pool of threads (Pillow releases the interpreter lock while it works).
+    A photo is known by the digest of its content, so it is decoded once whatever its names, and anew when it has
+    changed. Decoding is done by a thread for each core (Pillow releases the interpreter lock while it works).
+
+    The mapped file outlives the process and is shared: of several processes one decodes and the others wait; what a
+    killed one had finished is kept. It never shrinks; its folder may be deleted between runs.
 
     Args:
         image_size: (height, width) in pixels.
         interpolation: one of `INTERPOLATIONS`.
+        ram_share: of this machine's (or container's) memory, 0 to 1: what would take more goes to the file.
+        folder: for the file; None: `default_store_dir()`.
     """
 
-    def __init__(self, image_size: tuple[int, int], interpolation: str = "nearest") -> None:
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        interpolation: str = "nearest",
+        ram_share: float = 0.5,
+        folder: Path | None = None,
+    ) -> None:
         self.image_size = image_size
         self.interpolation = interpolation
-        self._pixels: dict[Path, np.ndarray] = {}
+        self.ram_share = ram_share
+        self.folder = folder if folder is not None else default_store_dir()
+        self._seen: dict[Path, tuple[Signature, bytes]] = {}
+        self._memory: dict[bytes, np.ndarray] = {}
+        self._file: PixelFile | None = None
 
     def __contains__(self, path: Path) -> bool:
-        return path in self._pixels
+        return path in self._seen
 
     def __len__(self) -> int:
-        return len(self._pixels)
+        return len(self._seen)
+
+    @property
+    def photo_bytes(self) -> int:
+        """Size of one decoded photo."""
+        return self.image_size[0] * self.image_size[1] * 3
 
     def add(self, files: Iterable[Path], progress: Callable[[Iterable, int], Iterable] | None = None) -> list[BadPhoto]:
-        """Decode the files that are not in the store yet.
+        """Decode the files that are not in the store yet, or have changed since.
 
         Args:
-            files: paths; those already in the store cost nothing.
+            files: paths; those that are in the store cost a look at their size and times.
             progress: wraps the iteration over results to show how far it is; receives it and the number of photos.
 
         Returns:
             The files that cannot be read, in the order of `files`; they are not in the store.
+
+        Raises:
+            BadInput: the photos need the file, and its folder cannot be had or its disk has no room.
         """
-        missing = [file for file in dict.fromkeys(files) if file not in self._pixels]
-        # One block for all, so that no copy is made and memory is not in pieces.
-        block = np.empty((len(missing), *self.image_size, 3), np.uint8)
-
-        def decode(row: int) -> BadPhoto | None:
-            try:
-                block[row] = load_photo(missing[row], self.image_size, self.interpolation)
-            except BadPhoto as bad:
-                return bad
-            return None
-
-        bad_photos = []
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
-            results: Iterable[BadPhoto | None] = pool.map(decode, range(len(missing)))
-            for row, bad in enumerate(progress(results, len(missing)) if progress else results):
-                if bad is None:
-                    self._pixels[missing[row]] = block[row]
-                else:
-                    bad_photos.append(bad)
+        missing = [file for file in dict.fromkeys(files) if not self._is_current(file)]
+        if not missing:
+            return []
+        if (len(self._memory) + len(missing)) * self.photo_bytes <= self.ram_share * memory_size():
+            return self._fill(missing, self._remember, progress)
+        pixel_file = self._open_file()
+        with pixel_file.locked():
+            seen = pixel_file.read_seen()
+            for file in missing:
+                signature, digest = seen.get(file.absolute(), (None, b""))
+                if digest in pixel_file and signature == signature_of(file):
+                    self._seen[file] = seen[file.absolute()]
+            still_missing = [file for file in missing if not self._is_current(file)]
+            self._check_room(len(still_missing))
+            bad_photos = self._fill(still_missing, pixel_file.append, progress)
+            if still_missing:
+                pixel_file.write_seen(seen | {file.absolute(): known for file, known in self._seen.items()})
         return bad_photos
+
+    def _is_current(self, file: Path) -> bool:
+        return file in self._seen and self._seen[file][0] == signature_of(file)
+
+    def _open_file(self) -> PixelFile:
+        if self._file is None:
+            height, width = self.image_size
+            # Another Pillow may decode to other pixels.
+            name = f"{height}x{width}-{self.interpolation}-pillow{PIL.__version__}"
+            self._file = PixelFile(self.folder / name, (height, width, 3))
+        return self._file
+
+    def _check_room(self, photos: int) -> None:
+        needed, free = photos * self.photo_bytes, shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise BadInput(
+                f"store_dir: expected room for {photos} decoded photos, {needed / 1e9:.1f} GB; received {self.folder} "
+                f"with {free / 1e9:.1f} GB free. Make room, or give another folder with --data.store_dir."
+            )
+
+    def _remember(self, fresh: dict[bytes, np.ndarray]) -> None:
+        self._memory.update(fresh)
+
+    def _fill(
+        self,
+        files: list[Path],
+        keep: Callable[[dict[bytes, np.ndarray]], None],
+        progress: Callable[[Iterable, int], Iterable] | None,
+    ) -> list[BadPhoto]:
+        results = self._decode(files, keep)
+        return [bad for bad in (progress(results, len(files)) if progress else results) if bad is not None]
+
+    def _decode(self, files: list[Path], keep: Callable[[dict[bytes, np.ndarray]], None]) -> Iterator[BadPhoto | None]:
+        """Decode part after part, so that no more than a part waits to be written."""
+        step = max(1, BYTES_AT_ONCE // self.photo_bytes)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+        with ThreadPoolExecutor(cores) as pool:
+            for start in range(0, len(files), step):
+                part = files[start : start + step]
+                fresh: dict[bytes, np.ndarray] = {}
+                known: dict[Path, tuple[Signature, bytes]] = {}
+                for file, result in zip(part, pool.map(self._read, part), strict=True):
+                    if isinstance(result, BadPhoto):
+                        self._seen.pop(file, None)
+                        yield result
+                        continue
+                    signature, digest, pixels = result
+                    known[file] = signature, digest
+                    if pixels is not None:
+                        fresh[digest] = pixels
+                    yield None
+                keep(fresh)
+                self._seen.update(known)
+
+    def _read(self, file: Path) -> tuple[Signature, bytes, np.ndarray | None] | BadPhoto:
+        """Signature, digest and, where they are not in the store, pixels of a file."""
+        try:
+            signature = signature_of(file)
+            if signature is not None:
+                digest = hashlib.sha256(file.read_bytes()).digest()
+                if digest in self._memory or (self._file is not None and digest in self._file):
+                    return signature, digest, None
+            pixels = load_photo(file, self.image_size, self.interpolation)
+        except BadPhoto as bad:
+            return bad
+        except OSError as error:
+            return BadPhoto(file, f"cannot be read: {error}")
+        if signature is None or signature_of(file) != signature:
+            return BadPhoto(file, "cannot be read: it is being written to; wait until that is done")
+        return signature, digest, pixels
 
     def photos_of(self, files: Sequence[Path]) -> np.ndarray:
         """Return the pixels of `files`, in their order.
@@ -133,6 +238,37 @@ class PhotoStore:
         Raises:
             KeyError: a file is not in the store.
         """
-        if not files:
-            return np.empty((0, *self.image_size, 3), np.uint8)
-        return np.stack([self._pixels[file] for file in files])
+        photos = np.empty((len(files), *self.image_size, 3), np.uint8)
+        for row, file in enumerate(files):
+            digest = self._seen[file][1]
+            in_memory = self._memory.get(digest)
+            if in_memory is None:
+                assert self._file is not None
+                in_memory = self._file[digest]
+            photos[row] = in_memory
+        return photos
+
+
+def signature_of(file: Path) -> Signature | None:
+    """Return what tells cheaply that a file has not changed; None where there is none."""
+    try:
+        stat = file.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+
+
+def memory_size() -> float:
+    """Bytes of memory that this machine has, or its container may use; infinite where that cannot be told."""
+    sizes = [math.inf]
+    if hasattr(os, "sysconf"):
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for limit in CONTAINER_LIMITS:
+        if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+            sizes.append(int(text))
+    return min(sizes)
+
+
+def default_store_dir() -> Path:
+    """Return the user's cache folder for decoded photos."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shelftwin" / "photos"

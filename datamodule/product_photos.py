@@ -148,6 +148,8 @@ class ProductPhotos(L.LightningDataModule):
             is done on the device.
         seed: of the stratified and the grouped split, the order and the augmentation.
         demo: draw a small catalogue (jeans, sofa, tshirt, tv) in `root`, or in runs/demo_photos, and use that.
+        store_ram_share: decoded photos stay in memory up to this share of it, 0 to 1; more go to a mapped file.
+        store_dir: folder of that file, which is kept for the next run; by default in the user's cache folder.
         kaggle: owner/dataset on Kaggle, in place of `root`: downloaded once, by kagglehub into its cache.
 
     Attributes:
@@ -179,6 +181,8 @@ class ProductPhotos(L.LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         demo: bool = False,
+        store_ram_share: float = 0.5,
+        store_dir: str | None = None,
         kaggle: str | None = None,
     ) -> None:
         super().__init__()
@@ -191,6 +195,11 @@ class ProductPhotos(L.LightningDataModule):
             raise BadInput(
                 f"validation_split: expected a share strictly between 0 and 1; received {validation_split}. "
                 "To validate on photos of their own, give val_root instead."
+            )
+        if not 0 <= store_ram_share <= 1:
+            raise BadInput(
+                f"store_ram_share: expected a share of the memory from 0 to 1; received {store_ram_share}. "
+                "0 keeps all decoded photos in a file."
             )
         if kaggle is not None and (root is not None or demo):
             raise BadInput(
@@ -231,7 +240,9 @@ class ProductPhotos(L.LightningDataModule):
         if self.predict_root is not None:
             check_folder("predict_root", self.predict_root)
         self.val_sets: list[SetName] = ["val", "val_clean"] if augment_validation else ["val"]
-        self.store = PhotoStore(self.image_size, interpolation)
+        self.store = PhotoStore(
+            self.image_size, interpolation, store_ram_share, None if store_dir is None else Path(store_dir)
+        )
         self._sets: dict[SetName, LabelledFiles] = {}
         self._grouped_files: list[Path] = []
         self._groups: list[int] = []
@@ -438,11 +449,9 @@ class ProductPhotos(L.LightningDataModule):
         if self.augmentation is not None and self._augments(set_name):
             images = self.augmentation.apply(photos, self._parameters(set_name)[indices.cpu()])
         else:
-            images = photos.float()
+            images = photos.float()  # new memory, as the augmentation's result is
         # Keras multiplies by the rounded 1/255 (`rescale=1/255`); a division would differ in the last bit.
-        images = images.permute(0, 3, 1, 2)
-        scaled = torch.empty_like(images, memory_format=torch.channels_last)
-        images = torch.mul(images, 1 / 255, out=scaled)
+        images = images.mul_(1 / 255).permute(0, 3, 1, 2)
         if self.trainer is not None:
             # Lightning has converted the batch already, when it was uint8 (matters for precision 64-true, bf16-true).
             images = self.trainer.precision_plugin.convert_input(images)

@@ -1,0 +1,127 @@
+"""Decoded photos in a memory-mapped file that several processes may fill and read at once."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+
+from models.bad_input import BadInput
+
+DIGEST_BYTES = 32
+Signature = tuple[int, int, int]
+"""A file's size, time of modification and time of status change (nanoseconds): while they stay, so does its content."""
+
+
+class PixelFile:
+    """Rows of uint8 pixels, each known by the digest of the photo that it was decoded from.
+
+    `pixels` has the rows and `digests` the digest of each, in order; both only grow. A row counts once its digest is
+    there, which is after its pixels are on the disk, so what a killed process leaves behind is overwritten by the next.
+    `seen.json` is a shortcut: which digest a path had when last seen.
+
+    Args:
+        folder: made where it is missing; may be deleted at any time between runs.
+        row_shape: (height, width, 3).
+
+    Raises:
+        BadInput: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, row_shape: tuple[int, int, int]) -> None:
+        self.folder = folder
+        self.row_shape = row_shape
+        self.row_bytes = int(np.prod(row_shape))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                f"store_dir: expected a folder for decoded photos; received {folder}, which cannot be made "
+                f"({error.strerror}). Give another one with --data.store_dir."
+            ) from None
+        self._rows: dict[bytes, int] = {}
+        self._map: np.ndarray | None = None
+
+    def __getstate__(self) -> dict:
+        """Leave the map out: another process maps the file anew instead of receiving all its pixels."""
+        return self.__dict__ | {"_map": None}
+
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._rows
+
+    def __getitem__(self, digest: bytes) -> np.ndarray:
+        """Return the pixels of a digest, a view of the file, uint8 of `row_shape`."""
+        row = self._rows[digest]
+        if self._map is None or row >= len(self._map):
+            shape = (len(self._rows), *self.row_shape)
+            self._map = np.memmap(self.folder / "pixels", np.uint8, "r", shape=shape)
+        return self._map[row]
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Let no other process add rows meanwhile; know all rows that others have added.
+
+        The operating system frees the lock of a process that is killed.
+        """
+        with FileLock(self.folder / "lock"):
+            self._read_digests()
+            yield
+
+    def _read_digests(self) -> None:
+        paths = [self.folder / name for name in ("digests", "pixels")]
+        sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
+        count = min(sizes[0] // DIGEST_BYTES, sizes[1] // self.row_bytes)
+        content = paths[0].read_bytes() if count else b""
+        self._rows = {content[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES]: row for row in range(count)}
+
+    def append(self, fresh: Mapping[bytes, np.ndarray]) -> None:
+        """Add pixels by digest; only while `locked`.
+
+        Raises:
+            BadInput: they cannot be written, as when the disk is full. The rows that were there before stay good.
+        """
+        if not fresh:
+            return
+        count = len(self._rows)
+        try:
+            self._write("pixels", count * self.row_bytes, (pixels.tobytes() for pixels in fresh.values()))
+            self._write("digests", count * DIGEST_BYTES, fresh)
+        except OSError as error:
+            raise BadInput(
+                f"store_dir: expected to write decoded photos to {self.folder}; received: {error.strerror}. "
+                "Make room, or give another folder with --data.store_dir."
+            ) from error
+        self._rows.update(zip(fresh, range(count, count + len(fresh)), strict=True))
+
+    def _write(self, name: str, start: int, parts: Iterable[bytes]) -> None:
+        path = self.folder / name
+        path.touch()
+        with path.open("r+b") as file:
+            file.truncate(start)
+            file.seek(start)
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_seen(self) -> dict[Path, tuple[Signature, bytes]]:
+        """Return signature and digest of each path when it was last seen; nothing, where that was never written."""
+        try:
+            seen = json.loads((self.folder / "seen.json").read_text())
+            return {
+                Path(path): ((size, modified, changed), bytes.fromhex(digest))
+                for path, (size, modified, changed, digest) in seen.items()
+            }
+        except (FileNotFoundError, ValueError):
+            return {}
+
+    def write_seen(self, seen: Mapping[Path, tuple[Signature, bytes]]) -> None:
+        """Replace what `read_seen` returns, whole or not at all; only while `locked`."""
+        content = json.dumps({str(path): [*signature, digest.hex()] for path, (signature, digest) in seen.items()})
+        with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix="seen.", delete=False) as file:
+            file.write(content)
+        Path(file.name).replace(self.folder / "seen.json")
