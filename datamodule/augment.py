@@ -14,6 +14,7 @@ from torch import Tensor
 
 from models.bad_input import BadInput
 
+InterpolationOrder = Literal[0, 1]
 FillMode = Literal["nearest", "constant", "reflect", "wrap"]
 
 # On a CPU a large batch is done in parts of about this many pixels: the planes between the operations then stay in the
@@ -110,6 +111,8 @@ class Augmentation:
             whole numbers on the way.
         channel_shift_range: in units of 0..255; one number per photo, uniform in [-r, r], is added to all channels and
             the result kept within the photo's own range.
+        interpolation_order: how moved pixels are read: 1 blends the four around a place, 0 takes the nearest. The
+            splines of ImageDataGenerator's 2 to 5 are not offered: they look at the whole photo for each pixel.
 
     Raises:
         BadInput: a setting is out of its range.
@@ -126,6 +129,7 @@ class Augmentation:
     cval: float = 0.0
     brightness_range: list[float] | None = None
     channel_shift_range: float = 0.0
+    interpolation_order: InterpolationOrder = 1
     _zoom: tuple[float, float] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -152,6 +156,7 @@ class Augmentation:
                 self.brightness_range is None or (len(self.brightness_range) == 2 and min(self.brightness_range) >= 0),
             ),
             ("channel_shift_range", "0 or more, in units of 0..255", self.channel_shift_range >= 0),
+            ("interpolation_order", "0 or 1", self.interpolation_order in get_args(InterpolationOrder)),
         ):
             if not fits:
                 raise BadInput(
@@ -224,10 +229,11 @@ class Augmentation:
 
     def _apply_at_once(self, photos: Tensor, parameters: TransformParameters) -> Tensor:
         # What rounds to whole numbers afterwards needs the slow road's exact equals.
-        if self.fill_mode == "nearest" and parameters.brightness is None and min(photos.shape[1:3]) > 1:
+        exact = self.fill_mode != "nearest" or self.interpolation_order != 1 or parameters.brightness is not None
+        if not exact and min(photos.shape[1:3]) > 1:
             changed = sample_affine(photos, parameters)
         else:
-            changed = apply_affine(photos, parameters, self.fill_mode, self.cval)
+            changed = apply_affine(photos, parameters, self.fill_mode, self.cval, self.interpolation_order)
         if parameters.channel_shift_intensity is not None:
             changed = shift_channels(changed, parameters.channel_shift_intensity)
         if parameters.brightness is not None:
@@ -275,17 +281,22 @@ def sample_affine(photos: Tensor, parameters: TransformParameters) -> Tensor:
 
 
 def apply_affine(
-    photos: Tensor, parameters: TransformParameters, fill_mode: FillMode = "nearest", cval: float = 0.0
+    photos: Tensor,
+    parameters: TransformParameters,
+    fill_mode: FillMode = "nearest",
+    cval: float = 0.0,
+    interpolation_order: InterpolationOrder = 1,
 ) -> Tensor:
     """Rotate, shift, shear, zoom and flip a batch: every photo by parameters of its own.
 
-    Mirrors `apply_affine_transform` (bilinear, `interpolation_order=1`) followed by `flip_axis`.
+    Mirrors `apply_affine_transform` followed by `flip_axis`.
 
     Args:
         photos: uint8 or float32, shape (B, H, W, C), 0..255.
         parameters: B rows.
         fill_mode: what lies outside of the photo (see `Augmentation`).
         cval: the value outside for `constant`.
+        interpolation_order: 1 blends four pixels, 0 takes the nearest one.
 
     Returns:
         float32, shape (B, H, W, C), 0..255.
@@ -323,6 +334,8 @@ def apply_affine(
             period = length - 1
             on_seam = (fraction == 0) & (first % period == 0) & ((first < 0) | (first == period))
             first = torch.where(on_seam, period, first % period)
+        if interpolation_order == 0:
+            first, fraction = first + (fraction >= 0.5), torch.zeros_like(fraction)
         if fill_mode == "reflect":
             first, second = (reflect(place, length) for place in (first, first + 1))
         else:

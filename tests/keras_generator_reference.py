@@ -4,6 +4,7 @@ Reads jobs from stdin, one JSON object per line: {"task": name, "answer": path, 
 answer to its path as .npz, then one line to stdout: "done", or what went wrong. Keras needs SciPy for `transform`.
 """
 
+import inspect
 import json
 import os
 import sys
@@ -64,7 +65,11 @@ def draw(settings, image_shape, count, seed):
     return {name: np.array([np.nan if d[name] is None else d[name] for d in drawn], dtype=float) for name in drawn[0]}
 
 
-TASKS = {"split": split, "load": load, "batch": batch, "transform": transform, "draw": draw}
+def settings():
+    return {"names": np.array(list(inspect.signature(ImageDataGenerator).parameters), dtype=np.str_)}
+
+
+TASKS = {"settings": settings, "split": split, "load": load, "batch": batch, "transform": transform, "draw": draw}
 
 if __name__ == "__main__":
     replies, sys.stdout = sys.stdout, sys.stderr  # Keras prints what it found

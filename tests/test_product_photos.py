@@ -301,6 +301,10 @@ class TestCommandLine:
         photos = self.parse("--data.root", str(root), "--data.augmentation", settings)
         assert photos.augmentation == Augmentation(20.0, 0.2, 3, zoom_range=[0.8, 1.1])
 
+    def test_interpolation_order(self, root):
+        photos = self.parse("--data.root", str(root), "--data.augmentation", "{interpolation_order: 0}")
+        assert photos.augmentation == Augmentation(interpolation_order=0)
+
     def test_one_setting(self, root):
         photos = self.parse("--data.root", str(root), "--data.augmentation.rotation_range", "20")
         assert photos.augmentation == Augmentation(rotation_range=20.0)
