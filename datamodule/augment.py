@@ -233,7 +233,8 @@ class Augmentation:
         if not exact and min(photos.shape[1:3]) > 1:
             changed = sample_affine(photos, parameters)
         else:
-            changed = apply_affine(photos, parameters, self.fill_mode, self.cval, self.interpolation_order)
+            precise = self.interpolation_order == 0 or parameters.brightness is not None
+            changed = apply_affine(photos, parameters, self.fill_mode, self.cval, self.interpolation_order, precise)
         if parameters.channel_shift_intensity is not None:
             changed = shift_channels(changed, parameters.channel_shift_intensity)
         if parameters.brightness is not None:
@@ -286,6 +287,7 @@ def apply_affine(
     fill_mode: FillMode = "nearest",
     cval: float = 0.0,
     interpolation_order: InterpolationOrder = 1,
+    precise: bool = False,
 ) -> Tensor:
     """Rotate, shift, shear, zoom and flip a batch: every photo by parameters of its own.
 
@@ -297,12 +299,15 @@ def apply_affine(
         fill_mode: what lies outside of the photo (see `Augmentation`).
         cval: the value outside for `constant`.
         interpolation_order: 1 blends four pixels, 0 takes the nearest one.
+        precise: calculate as SciPy does, in float64, where the device has it. What rounds afterwards wants it:
+            126.99999 and 127 are no longer near once both are cut to whole numbers.
 
     Returns:
         float32, shape (B, H, W, C), 0..255.
     """
     batch, height, width, channels = photos.shape
     device = photos.device
+    dtype = torch.float64 if precise and device.type != "mps" else torch.float32
     matrices = parameters.matrices(height, width)
     rows = torch.arange(height, dtype=torch.float64).expand(batch, -1)
     columns = torch.arange(width, dtype=torch.float64).expand(batch, -1)
@@ -318,8 +323,8 @@ def apply_affine(
         by_row = matrices[:, axis, 0, None] * rows + matrices[:, axis, 2, None]
         by_column = matrices[:, axis, 1, None] * columns
         row_whole, column_whole = by_row.floor(), by_column.floor()
-        fraction = (by_row - row_whole).float().to(device)[:, :, None]
-        fraction = fraction + (by_column - column_whole).float().to(device)[:, None, :]
+        fraction = (by_row - row_whole).to(dtype).to(device)[:, :, None]
+        fraction = fraction + (by_column - column_whole).to(dtype).to(device)[:, None, :]
         carry = fraction.floor()
         fraction = fraction - carry
         # Far outside is as good as just outside, and keeps clear of overflow.
@@ -344,7 +349,7 @@ def apply_affine(
 
     top, bottom, down, inside_rows = neighbours(0, height)
     left, right, across, inside_columns = neighbours(1, width)
-    pixels = photos.reshape(-1, channels).float()
+    pixels = photos.reshape(-1, channels).to(dtype)
     first_pixel = torch.arange(batch, dtype=torch.int32, device=device)[:, None, None] * (height * width)
     top, bottom = first_pixel + top * width, first_pixel + bottom * width
 
@@ -355,7 +360,7 @@ def apply_affine(
     # the whole numbers of `change_brightness` rely on.
     upper = torch.lerp(read(top + left), read(top + right), across)
     lower = torch.lerp(read(bottom + left), read(bottom + right), across)
-    changed = torch.lerp(upper, lower, down)
+    changed = torch.lerp(upper, lower, down).float()
     if inside_rows is not None and inside_columns is not None:
         changed = torch.where((inside_rows & inside_columns).unsqueeze(-1), changed, cval)
     return changed

@@ -32,8 +32,8 @@ def download_photos(handle: str) -> Path:
         from kagglehub.handle import parse_dataset_handle
     except ImportError as error:
         raise BadInput(
-            f"kaggle: expected the package kagglehub; received: {error}. Install it with pip install "
-            f"'shelftwin[kaggle]'. {by_hand(handle)}"
+            f"kaggle: expected the package kagglehub; received: {error}. Install it with pip install kagglehub. "
+            f"{by_hand(handle)}"
         ) from error
     try:
         parse_dataset_handle(handle)

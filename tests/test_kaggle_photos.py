@@ -130,7 +130,7 @@ def test_one_source_only(other):
 
 def test_without_kagglehub(monkeypatch):
     monkeypatch.setitem(sys.modules, "kagglehub", None)
-    with pytest.raises(BadInput, match=r"shelftwin\[kaggle\]"):
+    with pytest.raises(BadInput, match="pip install kagglehub"):
         ProductPhotos(kaggle=HANDLE)
 
 
