@@ -133,6 +133,23 @@ def test_metrics_have_a_row_per_epoch_and_the_best_checkpoint_on_clean_photos(fi
     assert [sum(row) for row in final["confusion_matrix"]["counts"]] == [2, 2, 2, 2]
 
 
+def test_augmented_validation_is_measured_beside_the_clean_and_taken_for_neither(photos, finished, tmp_path):
+    """Both are of the same photos and the same network: they differ where the photos are changed, and only there."""
+    augmentation = "--data.augmentation={rotation_range: 180, zoom_range: [0.3, 0.6], brightness_range: [0.2, 0.4]}"
+    assert fit(photos, tmp_path / "run", augmentation, "--data.augment_validation=true") == 0
+    row = json.loads((tmp_path / "run" / "metrics.json").read_text())["epochs"][0]
+    assert row["val/loss"] != pytest.approx(row["val_clean/loss"], rel=1e-6)
+    without_augmentation = json.loads((finished / "metrics.json").read_text())["epochs"]
+    assert all(row["val/loss"] == pytest.approx(row["val_clean/loss"], rel=1e-6) for row in without_augmentation)
+    with (tmp_path / "run" / "logs" / "csv" / "metrics.csv").open() as log:
+        assert {"val/loss", "val_clean/loss", "val/accuracy", "val_clean/accuracy"} <= set(next(csv.reader(log)))
+    assert fit(photos, tmp_path / "plain", augmentation, epochs=1) == 0
+    assert not any(
+        name.startswith("val_clean")
+        for name in json.loads((tmp_path / "plain" / "metrics.json").read_text())["epochs"][0]
+    )
+
+
 def test_checkpoint_is_read_without_unpickling_and_is_the_best(finished):
     content = torch.load(finished / "best.ckpt", weights_only=True)
     best = json.loads((finished / "metrics.json").read_text())["best"]["epoch"]
