@@ -304,7 +304,13 @@ class ProductPhotos(L.LightningDataModule):
         """
         # Lightning's advice to use more workers does not fit here: no process could be faster than memory.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        listed = self._list_sets(SETS_OF_STAGE[stage])
+        wanted = SETS_OF_STAGE[stage]
+        if stage == "fit" and self.test_root is not None:
+            wanted = (
+                *wanted,
+                "test",
+            )  # a fit ends with the test: what is wrong with its photos must not wait till then
+        listed = self._list_sets(wanted)
         bad_photos = self.store.add(
             [file for labelled in listed.values() for file in labelled.files], show_progress("decoding photos")
         )

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,32 +50,32 @@ def read_checkpoint(path: Path) -> Checkpoint:
         BadInput: if the file is missing, is no checkpoint, is of another model, or its weights do not fit.
     """
     path = Path(path)
-    if not path.is_file():
-        raise BadInput(f"expected a checkpoint, got {path}, which does not exist. `lightning fit` writes best.ckpt.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, OSError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise BadInput(
-            f"expected a checkpoint written by `lightning fit`, got {path}, which cannot be read as one ({reason})."
-        ) from error
-    hyper_parameters = _hyper_parameters(path, content)
-    network = TimmClassifier(
-        num_classes=len(hyper_parameters["class_names"]), **{name: hyper_parameters[name] for name in ARCHITECTURE}
-    )
+    content = _read(path)
+    settings = _hyper_parameters(path, content)
+    network = TimmClassifier(len(settings["class_names"]), **{name: settings[name] for name in ARCHITECTURE})
     _load(path, network, content["state_dict"])
-    height, width = hyper_parameters["image_size"]
+    height, width = settings["image_size"]
     return Checkpoint(
         path=path,
         digest=file_digest(path),
         network=network.eval(),
-        class_names=tuple(hyper_parameters["class_names"]),
-        image_size=(int(height), int(width)),
-        interpolation=str(hyper_parameters["interpolation"]),
-        backbone=str(hyper_parameters["backbone"]),
-        trainable=str(hyper_parameters["trainable"]),
-        learning_rate=float(hyper_parameters["learning_rate"]),
+        class_names=tuple(settings["class_names"]),
+        image_size=(height, width),
+        interpolation=settings["interpolation"],
+        backbone=settings["backbone"],
+        trainable=settings["trainable"],
+        learning_rate=settings["learning_rate"],
     )
+
+
+def read_hyper_parameters(path: Path) -> dict[str, Any]:
+    """The settings that a checkpoint carries, as plain types.
+
+    Raises:
+        BadInput: if the file is missing, is no checkpoint, or is of another model.
+    """
+    path = Path(path)
+    return _hyper_parameters(path, _read(path))
 
 
 def file_digest(path: Path) -> str:
@@ -85,21 +84,58 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _hyper_parameters(path: Path, content: Any) -> Mapping[str, Any]:
-    wanted = {*ARCHITECTURE, "class_names", "image_size", "interpolation", "trainable", "learning_rate"}
-    found = content.get("hyper_parameters") if isinstance(content, Mapping) else None
-    missing = sorted(wanted - set(found or ()))
-    if missing or "state_dict" not in content:
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise BadInput(f"expected a checkpoint file, got {path}, which {what}. `lightning fit` writes RUN/best.ckpt.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever a damaged or foreign file makes the reader raise
+        # not torch's own message: it recommends to unpickle the file after all
+        raise BadInput(
+            f"expected a checkpoint written by `lightning fit`, got {path}, which cannot be read as one "
+            f"({type(error).__name__}). Give RUN/best.ckpt."
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise BadInput(f"expected a Lightning checkpoint, got {path}, which is of another model: it has no state_dict.")
+    return content
+
+
+# What a checkpoint must say besides ARCHITECTURE, and what tells that it does.
+_FACTS: dict[str, Callable[[Any], bool]] = {
+    "class_names": lambda value: _is_list(value, str) and len(value) >= 2,
+    "image_size": lambda value: _is_list(value, int) and len(value) == 2 and min(value) > 0,
+    "interpolation": lambda value: isinstance(value, str),
+    "backbone": lambda value: isinstance(value, str),
+    "trainable": lambda value: isinstance(value, str),
+    "learning_rate": lambda value: isinstance(value, float),
+}
+
+
+def _is_list(value: Any, kind: type) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(each, kind) for each in value)
+
+
+def _hyper_parameters(path: Path, content: dict[str, Any]) -> dict[str, Any]:
+    found = content.get("hyper_parameters")
+    found = found if isinstance(found, dict) else {}
+    missing = sorted({*ARCHITECTURE, *_FACTS} - found.keys())
+    wrong = sorted(name for name, fits in _FACTS.items() if name in found and not fits(found[name]))
+    if missing or wrong:
+        said = [f"lack {', '.join(missing)}"] * bool(missing) + [f"have no usable {', '.join(wrong)}"] * bool(wrong)
         raise BadInput(
             f"expected a checkpoint of this project's ProductClassifier, got {path}, which is of another model: its "
-            f"hyper-parameters lack {', '.join(missing) or 'a state_dict'}. Train one with `lightning fit`."
+            f"hyper-parameters {' and '.join(said)}. Train one with `lightning fit`."
         )
-    assert found is not None
     return found
 
 
-def _load(path: Path, network: TimmClassifier, state: Mapping[str, torch.Tensor]) -> None:
-    own = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items() if name.startswith(_PREFIX)}
+def _load(path: Path, network: TimmClassifier, state: Mapping[str, Any]) -> None:
+    own = {
+        name.removeprefix(_PREFIX): tensor
+        for name, tensor in state.items()
+        if isinstance(tensor, torch.Tensor) and str(name).startswith(_PREFIX)
+    }
     expected = network.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in own]
     wrong += [f"{name} is unknown" for name in own if name not in expected]

@@ -55,6 +55,8 @@ def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit") -> Twin:
         raise BadInput(
             f"expected a folder to write {h5.name} into, got {h5.parent}, which does not exist. Make it first."
         )
+    if h5.exists() and h5.samefile(checkpoint):
+        raise BadInput(f"expected a place for the .h5, got {h5}, the checkpoint itself. Name another file.")
     source = read_checkpoint(checkpoint)
     graph = trace_checkpoint(source)
     layers = keras_layers(graph, input_range)

@@ -456,7 +456,8 @@ def read_keras_h5(path: Path) -> KerasFile:
         BadInput: if the file is missing, is no HDF5 file, or holds no Keras model.
     """
     if not path.is_file():
-        raise BadInput(f"expected a Keras .h5 file, got {path}, which does not exist. Check the path.")
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise BadInput(f"expected a Keras .h5 file, got {path}, which {what}. Check the path.")
     try:
         with h5py.File(path, "r") as file:
             return KerasFile(

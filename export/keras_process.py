@@ -55,10 +55,12 @@ def run_keras(
             )  # fmt: skip
         except FileNotFoundError as error:
             raise BadInput(
-                f"expected a Python interpreter with Keras, got {interpreter}, which does not exist."
+                f"expected a Python interpreter with Keras, got {interpreter}, which does not exist. Check the path."
             ) from error
         except (PermissionError, OSError) as error:
-            raise BadInput(f"expected a Python interpreter with Keras, got {interpreter}: {error.strerror}.") from error
+            raise BadInput(
+                f"expected a Python interpreter with Keras, got {interpreter}: {error.strerror}. Name another."
+            ) from error
         except subprocess.TimeoutExpired as error:
             raise KerasFailed(
                 f"the Keras process ran longer than its limit of {time_limit:.0f} s and was ended."

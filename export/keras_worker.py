@@ -226,7 +226,21 @@ def in_float64(keras: Any, path: str, copy: Path) -> Any:
         if type(layer).__name__ == "Rescaling":
             # Python numbers would be rounded to float32 before they are cast to float64
             layer.scale, layer.offset = np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
+        if type(layer).__name__ == "Activation" and getattr(layer.activation, "__name__", "") == "gelu":
+            layer.activation = exact_gelu(keras)  # TensorFlow's rounds the square root of 2 to float32
     return twin
+
+
+def exact_gelu(keras: Any) -> Callable[[Any], Any]:
+    """X * Phi(x) with constants in float64; ``erf`` is the backend's."""
+    if hasattr(keras, "ops"):
+        erf = keras.ops.erf
+    else:
+        from tensorflow import math
+
+        erf = math.erf
+    root = np.sqrt(np.float64(2))
+    return lambda x: x * (erf(x / root) + 1.0) * 0.5
 
 
 TASKS = {"predict": predict, "weights": weights, "layers": layers}

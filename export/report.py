@@ -113,7 +113,9 @@ class Report:
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            raise BadInput(f"expected a place where {path} can be written, got: {error.strerror}.") from error
+            raise BadInput(
+                f"expected a place where {path} can be written, got: {error.strerror}. Name another."
+            ) from error
 
     def last_line(self) -> str:
         """The verdict in one line, with the first thing that differs."""

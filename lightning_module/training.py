@@ -17,6 +17,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from datamodule.product_photos import ProductPhotos
+from export.checkpoint import read_hyper_parameters
 from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJournal, best_checkpoint_of, run_folder_of
 from lightning_module.classifier import ProductClassifier
 from lightning_module.cli import EXIT_MISMATCH
@@ -104,8 +105,8 @@ class TrainingCLI(LightningCLI):
         given = self.config[subcommand].get("ckpt_path")
         if subcommand != "fit" and not given:
             raise BadInput(f"--ckpt_path: `lightning {subcommand}` needs a checkpoint, such as RUN/best.ckpt.")
-        if not given or given in ("best", "last"):
-            return
+        if subcommand == "fit" and given in (None, "best", "last", "hpc", "registry"):
+            return  # Lightning finds these itself
         saved = read_hyper_parameters(Path(given))
         own = {name: value for name, value in saved.items() if name not in LINKED}
         photos = {name: saved[name] for name in ("image_size", "interpolation")}
@@ -157,9 +158,9 @@ class TrainingCLI(LightningCLI):
             return
         best = best_checkpoint_of(self.trainer)
         self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
-        if self.datamodule.test_root is not None:
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
         try:
+            if self.datamodule.test_root is not None:
+                self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             self.hand_over.hand_over(self.trainer, self.model)
         finally:
             self._close()
@@ -184,30 +185,6 @@ class TrainingCLI(LightningCLI):
         path = run_folder_of(self.trainer).predictions
         write_text(path, rows.getvalue())
         print(f"{len(labels)} photos labelled: {path}")
-
-
-def read_hyper_parameters(path: Path) -> dict[str, Any]:
-    """Return the settings that a checkpoint of this project carries; nothing is unpickled.
-
-    Raises:
-        BadInput: there is no such file, it is no checkpoint, or it is of another model.
-    """
-    if not path.is_file():
-        raise BadInput(f"--ckpt_path: expected a checkpoint, received {path}, which is not a file.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever a damaged file makes the reader raise, the file is what must be mended
-        raise BadInput(
-            f"--ckpt_path: expected a checkpoint of `lightning fit`, received {path}, which cannot be read as one "
-            f"({type(error).__name__}: {str(error)[:200]})."
-        ) from error
-    saved = content.get("hyper_parameters") if isinstance(content, dict) else None
-    if not isinstance(saved, dict) or not {"backbone", *LINKED} <= saved.keys():
-        raise BadInput(
-            f"--ckpt_path: expected a checkpoint of this project's ProductClassifier, received {path}, which is of "
-            "another model. Train one with `lightning fit`."
-        )
-    return saved
 
 
 def _keep_tensorflow_out() -> None:

@@ -1,6 +1,6 @@
 """`lightning export` and `lightning parity`: the hand-over and its proof, on their own."""
 
-import re
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -67,6 +67,8 @@ def parity(
     from export.parity import Pair, check_parity
     from export.report import print_report
 
+    if json:
+        _check_report_place(json, ckpt, model)
     files = list_photo_files(photos) if photos else []
     pixels = None
     if files:
@@ -77,12 +79,16 @@ def parity(
         store = PhotoStore(source.image_size, source.interpolation)
         bad = store.add(files)
         if bad:
-            raise BadInput(f"--photos: {len(bad)} of {len(files)} photos cannot be read:\n" + "\n".join(map(str, bad)))
+            names = "\n".join(map(str, bad))
+            raise BadInput(
+                f"--photos: expected readable photos, received {len(bad)} of {len(files)} that are not:\n{names}\n"
+                "Mend or remove them."
+            )
         pixels = store.photos_of(files)
     report = check_parity(Pair(ckpt, model, pixels, [str(file) for file in files]), keras_python)
+    print_report(report)
     if json:
         report.write_json(json)
-    print_report(report)
     return report.verdict == "PASS"
 
 
@@ -95,10 +101,13 @@ def list_photo_files(folder: Path) -> list[Path]:
     from datamodule.split import list_photos
 
     if not folder.is_dir():
-        raise BadInput(f"--photos: expected a folder, received {folder}, which is not one.")
+        raise BadInput(f"--photos: expected a folder, received {folder}, which is not one. Check the path.")
     files = list_photos(folder)
     if not files:
-        raise BadInput(f"--photos: expected photos (.jpg, .png, .bmp, .ppm, .tif) in {folder}, received none.")
+        raise BadInput(
+            f"--photos: expected photos (.jpg, .png, .bmp, .ppm, .tif) in {folder}, received none. "
+            "Name the folder that has them."
+        )
     return files
 
 
@@ -106,6 +115,25 @@ def _parse(name: str, function: Callable, argv: list[str]) -> dict[str, Any]:
     parser = ArgumentParser(prog=f"lightning {name}", description=COMMANDS[name].summary)
     parser.add_function_arguments(function, as_positional=True)
     # --keras-python is --keras_python: both spellings are in use
-    spelled = [re.sub(r"(?<=\w)-(?=\w[\w-]*(=|$))", "_", each) if each.startswith("--") else each for each in argv[1:]]
-    settings: dict[str, Any] = parser.parse_args(spelled).as_dict()
+    settings: dict[str, Any] = parser.parse_args([_underscored(each) for each in argv[1:]]).as_dict()
     return settings
+
+
+def _underscored(argument: str) -> str:
+    """Spell an option's name, and nothing of its value, with underscores."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+def _check_report_place(json: Path, *inputs: Path) -> None:
+    """Refuse, before anything costly, a report that could not be written or would replace what it reports on.
+
+    Raises:
+        BadInput: the folder is missing or cannot be written, or the file is one of the inputs.
+    """
+    if json.exists() and any(given.exists() and json.samefile(given) for given in inputs):
+        raise BadInput(f"--json: expected a place for the report, received {json}, which is an input. Name another.")
+    if not json.parent.is_dir() or not os.access(json.parent, os.W_OK) or json.is_dir():
+        raise BadInput(f"--json: expected a file in a folder that can be written, received {json}. Name another.")

@@ -49,12 +49,32 @@ def test_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path, capsys):
     assert "run by unpickling" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 cut short"])
+@pytest.mark.parametrize("content", [b"", b".", b"R.", b"not a checkpoint", b"PK\x03\x04 cut short"])
 def test_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     path = tmp_path / "broken.ckpt"
     path.write_bytes(content)
-    with pytest.raises(BadInput, match="cannot be read"):
+    with pytest.raises(BadInput, match="cannot be read") as caught:
         read_checkpoint(path)
+    assert "weights_only=False" not in str(caught.value)  # torch's own advice, which would run what is in the file
+
+
+@pytest.mark.parametrize("change", [{"class_names": 3}, {"interpolation": 1}, {"learning_rate": "fast"}], ids=str)
+def test_hyper_parameters_of_other_types_are_refused(tmp_path, change):
+    path = save_checkpoint(tmp_path / "a.ckpt", random_classifier(backbone="mobilenetv2_035"), (32, 32), **change)
+    with pytest.raises(BadInput, match="no usable"):
+        read_checkpoint(path)
+
+
+def test_state_dict_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "a.ckpt"
+    torch.save({"state_dict": [1, 2], "hyper_parameters": {}}, path)
+    with pytest.raises(BadInput, match="no state_dict"):
+        read_checkpoint(path)
+
+
+def test_folder_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="is a folder"):
+        read_checkpoint(tmp_path)
 
 
 def test_missing_checkpoint_is_refused(tmp_path):

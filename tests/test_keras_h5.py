@@ -155,3 +155,10 @@ def test_h5_that_is_not_one_is_refused(tmp_path, content):
 def test_missing_h5_is_refused():
     with pytest.raises(BadInput, match="does not exist"):
         read_keras_h5(Path("nowhere.h5"))
+
+
+def test_checkpoint_is_not_overwritten_by_its_own_export(small_checkpoint):
+    before = small_checkpoint.read_bytes()
+    with pytest.raises(BadInput, match="the checkpoint itself"):
+        write_twin(small_checkpoint, small_checkpoint)
+    assert small_checkpoint.read_bytes() == before
