@@ -31,11 +31,15 @@ COMPILE_PAYS_AT = 20_000
 (2 cores, 244 x 244), so it is earned back after 5,000; training is often stopped early, hence four times that."""
 
 
+SAME_FUNCTION = 1e-4
+"""Relative error in float32 below which two ways to compute the features are the same; above it the plain one runs."""
+
+
 class FrozenBackbone:
     """Computes `network.features` of a network whose backbone does not change.
 
-    BatchNorm is folded into the convolutions, TensorFlow's SAME padding is made part of the kernels, weights are
-    channels-last, and, where wanted, bfloat16 and compiled. Copies are made when first needed, and made anew when the
+    BatchNorm is folded into the convolutions, padding and activations are joined to them, weights are channels-last
+    and, where wanted, bfloat16, and all may be compiled. Copies are made when first needed, and made anew when the
     network's weights are replaced, changed in place, or moved to another device.
 
     Args:
@@ -106,9 +110,17 @@ class FrozenBackbone:
             return torch.cat([run(part) for part in filled.split(rows)])[: len(images)]
 
     def _make_pass(self, dtype: torch.dtype, images: Tensor) -> Callable[[Tensor], Tensor]:
-        folded = build_in_padding(fold_batchnorm(self.network.backbone), images[:1])
-        frozen = _FrozenPass(copy.deepcopy(self.network.normalise), folded, dtype)
-        frozen.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        network, example = self.network, images[:1]
+        backbone = fold_batchnorm(network.backbone)
+        turned = turn_around(backbone)
+        if images.device.type == "cpu" and not self._compiles:  # compiled code has its own way of doing that
+            join_activations(backbone)
+        frozen = _FrozenPass(copy.deepcopy(network.normalise), backbone, turned)
+        expected = network.features(example)
+        if not relative_error(frozen(example), expected) < SAME_FUNCTION:
+            # A backbone with something in it that the shortcuts do not foresee: run it as it is.
+            frozen = _FrozenPass(copy.deepcopy(network.normalise), copy.deepcopy(network.backbone), False)
+        frozen.convert(dtype)
         if not self._compiles:
             return frozen
         # Freezing makes the weights constants: they are laid out for the processor once and not in every pass.
@@ -118,13 +130,21 @@ class FrozenBackbone:
 class _FrozenPass(nn.Module):
     """Normalisation in float32, the backbone in `dtype`, features in float32 again."""
 
-    def __init__(self, normalise: nn.Module, backbone: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, normalise: nn.Module, backbone: nn.Module, turned: bool) -> None:
         super().__init__()
-        self.normalise, self.backbone, self.dtype = normalise, backbone.to(dtype), dtype
+        self.normalise, self.backbone, self.turned, self.dtype = normalise, backbone, turned, torch.float32
+        self.eval().requires_grad_(False)
+
+    def convert(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.backbone.to(dtype)
+        self.backbone.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
-        normalised = self.normalise(images).to(self.dtype, memory_format=torch.channels_last)
-        return self.backbone(normalised).float()
+        normalised = self.normalise(images)
+        if self.turned:
+            normalised = normalised.flip(2, 3)
+        return self.backbone(normalised.to(self.dtype, memory_format=torch.channels_last)).float()
 
 
 class _Compiled:
@@ -181,6 +201,11 @@ class _Tracer(fx.Tracer):
         return isinstance(module, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(module, qualified_name)
 
 
+def relative_error(ours: Tensor, reference: Tensor) -> float:
+    """Norm of the difference over the reference's norm; NaN where either is not finite."""
+    return float((ours - reference).norm() / reference.norm())
+
+
 def fold_batchnorm(backbone: nn.Module) -> nn.Module:
     """Copy a network in evaluation mode, with every BatchNorm that follows a convolution folded into it.
 
@@ -198,82 +223,98 @@ def fold_batchnorm(backbone: nn.Module) -> nn.Module:
     except (fx.proxy.TraceError, TypeError, ValueError, RuntimeError):
         return folded  # its forward pass depends on values
     traced = fx.GraphModule(folded, graph)
-    modules = dict(traced.named_modules())
-    calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
-
-    def layer_of(node: Any) -> nn.Module | None:
-        """Return the layer that a node calls, if nothing else calls it."""
-        called_once = isinstance(node, fx.Node) and node.op == "call_module" and calls[node.target] == 1
-        return modules.get(str(node.target)) if called_once else None
-
-    for node in list(graph.nodes):
-        before = node.args[0] if node.args else None
-        if not isinstance(before, fx.Node) or len(before.users) > 1:
-            continue
-        norm, convolution = layer_of(node), layer_of(before)
-        if not isinstance(norm, nn.BatchNorm2d) or not isinstance(convolution, nn.Conv2d):
+    for convolution_node, node in _pairs(traced):
+        convolution, norm = (traced.get_submodule(str(each.target)) for each in (convolution_node, node))
+        if not isinstance(convolution, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
             continue
         if norm.running_mean is None or norm.running_var is None:
             continue  # normalises by the batch's own statistics
-        convolution.weight, bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        convolution.bias = bias
-        # What else is in timm's BatchNormAct2d: drop (an identity unless training) and the activation.
-        rest = [part for part in (getattr(norm, "drop", None), getattr(norm, "act", None)) if part is not None]
-        traced.set_submodule(str(node.target), nn.Sequential(*rest))
+        # timm's BatchNormAct2d has the activation inside (and a drop, which does nothing in evaluation mode).
+        activation = getattr(norm, "act", None)
+        if activation is None or isinstance(activation, nn.Identity):
+            node.replace_all_uses_with(convolution_node)
+            graph.erase_node(node)
+        else:
+            traced.set_submodule(str(node.target), activation)
+    traced.delete_all_unused_submodules()
+    traced.recompile()
     return traced
 
 
-def build_in_padding(backbone: nn.Module, images: Tensor) -> nn.Module:
-    """Make TensorFlow's SAME padding part of the convolutions, for one size of images, in place.
+def _pairs(traced: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
+    """Calls of two layers, the second of which takes all that the first gives; each called nowhere else."""
+    layers = [node for node in traced.graph.nodes if node.op == "call_module"]
+    calls = Counter(node.target for node in layers)
+    pairs = [(node.args[0], node) for node in layers if node.args and isinstance(node.args[0], fx.Node)]
+    return [
+        (first, second)
+        for first, second in pairs
+        if first.op == "call_module" and len(first.users) == 1 and calls[first.target] == calls[second.target] == 1
+    ]
 
-    timm pads in an operation of its own, a copy of all that goes in. Padding that is equal on both sides a convolution
-    does itself; where SAME adds one more at the end, the kernel gets a zero in front, which asks for one more there.
+
+def turn_around(backbone: nn.Module) -> bool:
+    """Turn a network by 180 degrees where that saves timm's padding for TensorFlow's SAME, in place.
+
+    timm pads in an operation of its own, a copy of all that goes in. Where the stride is 2 and the size is even, SAME
+    has a zero more at the end than at the beginning, which no convolution does by itself. Seen from the other end it is
+    one more at the beginning, and that is what a convolution padded on both sides amounts to: it never reaches the
+    last zero. So the kernels are turned, and the images; the pooled features do not know.
 
     Args:
-        backbone: is changed, and right for images of this size only.
-        images: shape (1, 3, H, W).
+        backbone: ends in global pooling. Is changed if it has such layers, for strides 1 and 2 and odd kernels.
 
     Returns:
-        The backbone.
+        Whether it now wants images that are turned.
     """
-    sizes: dict[nn.Module, tuple[int, int]] = {}
-    convolutions = [
-        (name, layer)
-        for name, layer in backbone.named_modules()
-        if isinstance(layer, Conv2dSame) and tuple(layer.dilation) == (1, 1)
-    ]
-    handles = [
-        layer.register_forward_hook(lambda layer, given, _: sizes.update({layer: given[0].shape[-2:]}))
-        for _, layer in convolutions
-    ]
-    if convolutions:
-        backbone(images)
-    for handle in handles:
-        handle.remove()
+    convolutions = [(name, layer) for name, layer in backbone.named_modules() if isinstance(layer, nn.Conv2d)]
+    padded = [layer for _, layer in convolutions if isinstance(layer, Conv2dSame)]
+    usual = all(
+        set(layer.kernel_size) <= {1, 3, 5, 7} and set(layer.stride) <= {1, 2} and tuple(layer.dilation) == (1, 1)
+        for layer in padded
+    )
+    if not padded or not usual:
+        return False
     for name, layer in convolutions:
-        if layer not in sizes:
-            continue
-        rows, columns = (_same_padding(layer, sizes[layer], axis) for axis in (0, 1))
-        kernel = nn.functional.pad(layer.weight, (columns[1] - columns[0], 0, rows[1] - rows[0], 0))
-        padded = nn.Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            (kernel.shape[2], kernel.shape[3]),
-            (layer.stride[0], layer.stride[1]),
-            (rows[1], columns[1]),
-            groups=layer.groups,
-            device="meta",
-        )
-        padded.weight = nn.Parameter(kernel, requires_grad=False)
-        padded.bias = layer.bias
-        backbone.set_submodule(name, padded)
-    return backbone
+        layer.weight = nn.Parameter(layer.weight.detach().flip(2, 3), requires_grad=False)
+        if isinstance(layer, Conv2dSame):
+            kernel, stride = (layer.kernel_size[0], layer.kernel_size[1]), (layer.stride[0], layer.stride[1])
+            plain = nn.Conv2d(
+                layer.in_channels, layer.out_channels, kernel, stride, (kernel[0] // 2, kernel[1] // 2),
+                groups=layer.groups, device="meta",
+            )  # fmt: skip
+            plain.weight, plain.bias = layer.weight, layer.bias
+            backbone.set_submodule(name, plain)
+    return True
 
 
-def _same_padding(layer: Conv2dSame, size: tuple[int, int], axis: int) -> tuple[int, int]:
-    """Zeros before and after that TensorFlow's SAME adds along an axis."""
-    stride = layer.stride[axis]
-    total = max((-(-size[axis] // stride) - 1) * stride + layer.kernel_size[axis] - size[axis], 0)
-    return total // 2, total - total // 2
+class _ConvolutionWithActivation(nn.Module):
+    """A convolution that oneDNN clamps while it writes, which saves a pass over the result: what Inductor makes."""
+
+    def __init__(self, convolution: nn.Conv2d, activation: nn.Module) -> None:
+        super().__init__()
+        self.weight, self.bias = convolution.weight, convolution.bias
+        self.settings = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
+        six = isinstance(activation, nn.ReLU6)
+        self.activation = ("hardtanh", [0.0, 6.0], "") if six else ("relu", [], "")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.ops.mkldnn._convolution_pointwise(images, self.weight, self.bias, *self.settings, *self.activation)
+
+
+def join_activations(backbone: nn.Module) -> None:
+    """Let convolutions do the ReLU or ReLU6 that follows them, in place; for CPUs, where torch has oneDNN."""
+    if not isinstance(backbone, fx.GraphModule) or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        return
+    for convolution_node, node in _pairs(backbone):
+        convolution, activation = (backbone.get_submodule(str(each.target)) for each in (convolution_node, node))
+        if type(convolution) is nn.Conv2d and type(activation) in (nn.ReLU, nn.ReLU6):
+            joined = _ConvolutionWithActivation(convolution, activation)
+            backbone.set_submodule(str(convolution_node.target), joined)
+            node.replace_all_uses_with(convolution_node)
+            backbone.graph.erase_node(node)
+    backbone.delete_all_unused_submodules()
+    backbone.recompile()

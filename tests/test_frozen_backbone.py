@@ -13,7 +13,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_module.classifier import ProductClassifier
 from models import frozen_backbone
 from models.bad_input import BadInput
-from models.frozen_backbone import COMPILE_PAYS_AT, FrozenBackbone, build_in_padding, fold_batchnorm
+from models.frozen_backbone import (
+    COMPILE_PAYS_AT,
+    FrozenBackbone,
+    fold_batchnorm,
+    join_activations,
+    relative_error,
+    turn_around,
+)
 from models.timm_mobilenetv2 import TimmClassifier
 
 MODELS = {
@@ -28,10 +35,6 @@ MODELS = {
 
 def photos(count: int = 2, size: tuple[int, int] = (64, 48)) -> torch.Tensor:
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(1))
-
-
-def relative_error(ours: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((ours - reference).norm() / reference.norm())
 
 
 def features(network: TimmClassifier, images: torch.Tensor) -> torch.Tensor:
@@ -78,13 +81,35 @@ def test_the_epsilon_counts():
     assert relative_error(FrozenBackbone(network).features(photos(), exact=True), reference) > 1e-4
 
 
-def test_the_padding_is_for_one_size():
-    """Negative control: padding built in for an even size is wrong for an odd one, so each size has its own copy."""
+def test_turning_alone_is_another_function():
+    """Negative control: the images must be turned, too."""
     network = random_classifier(**MODELS["mobilenetv2_same"])
+    turned = fold_batchnorm(network.backbone)
+    assert turn_around(turned)
     with torch.no_grad():
-        even = build_in_padding(fold_batchnorm(network.backbone), photos(1, (64, 64)))
-        odd = network.normalise(photos(2, (61, 61)))
-        assert relative_error(even(odd), network.backbone(odd)) > 1e-4
+        images = network.normalise(photos())
+        assert relative_error(turned(images), network.backbone(images)) > 1e-3
+        assert relative_error(turned(images.flip(2, 3)), network.backbone(images)) < 1e-5
+    assert not turn_around(fold_batchnorm(random_classifier(**MODELS["mobilenetv2_timm"]).backbone))
+
+
+def test_activations_are_joined():
+    network = random_classifier(**MODELS["mobilenetv2_timm"])
+    joined = fold_batchnorm(network.backbone)
+    join_activations(joined)
+    names = [
+        type(joined.get_submodule(node.target)).__name__ for node in joined.graph.nodes if node.op == "call_module"
+    ]
+    assert "ReLU6" not in names
+    with torch.no_grad():
+        assert relative_error(joined(photos()), network.backbone(photos())) < 1e-5
+
+
+def test_a_shortcut_that_goes_wrong_is_not_taken(monkeypatch):
+    """A backbone that is not what the shortcuts take it for runs as it is."""
+    network = random_classifier(**MODELS["mobilenetv2_same"])
+    monkeypatch.setattr(frozen_backbone, "turn_around", lambda _: True)  # the images are turned, the network is not
+    assert relative_error(FrozenBackbone(network).features(photos(), exact=True), features(network, photos())) < 1e-5
 
 
 def test_shared_layers_are_not_folded_twice():
