@@ -121,7 +121,8 @@ def versions(keras: Any) -> dict[str, str]:
 
 
 def _version(module: Any) -> str:
-    return str(getattr(module, "__version__", "unknown"))
+    # tf.keras 2.13 to 2.15 is the package keras without its version
+    return str(getattr(module, "__version__", None) or getattr(sys.modules.get("keras"), "__version__", "unknown"))
 
 
 def read_architecture(path: str) -> dict[str, Any]:
@@ -199,9 +200,14 @@ def weights(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 
 def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``inputs`` (N, H, W, 3) float64 .npy, ``names`` -> ``folder``/INDEX.npy: each layer's output, all in float64."""
-    twin = in_float64(keras, task["model"], Path(task["folder"]) / "float64.h5")
-    outputs = [twin.get_layer(name).output for name in task["names"]]
-    values = keras.models.Model(twin.inputs, outputs).predict_on_batch(np.load(task["inputs"], allow_pickle=False))
+    usual = keras.backend.floatx()
+    keras.backend.set_floatx("float64")  # Keras 2 casts what it is given to this
+    try:
+        twin = in_float64(keras, task["model"], Path(task["folder"]) / "float64.h5")
+        outputs = [twin.get_layer(name).output for name in task["names"]]
+        values = keras.models.Model(twin.inputs, outputs).predict_on_batch(np.load(task["inputs"], allow_pickle=False))
+    finally:
+        keras.backend.set_floatx(usual)
     for index, value in enumerate(values):
         np.save(str(Path(task["folder"]) / f"{index}.npy"), np.asarray(value))
     return {"count": len(values)}
