@@ -24,11 +24,12 @@ Compile = Literal["auto", "never", "always"]
 
 PIXELS_AT_ONCE = 1 << 18
 """On a CPU a batch goes through the network in parts of about this many pixels (4 photos of 244 x 244). What lies
-between two layers then stays in the cache: on 2 cores 102 photos a second in bfloat16, against 56 for 32 at once."""
+between two layers then stays in the cache: on 2 cores 102 photos a second in bfloat16, against 56 for 32 at once
+(before activations were joined)."""
 
-COMPILE_PAYS_AT = 20_000
-"""Photos, over all epochs, from which `compile: auto` compiles on a CPU. Compiling took 25 s and saved 5 ms a photo
-(2 cores, 244 x 244), so it is earned back after 5,000; training is often stopped early, hence four times that."""
+COMPILE_PAYS_AT = 10_000
+"""Photos, over all epochs, from which `compile: auto` compiles on a CPU. Compiling took 15 to 25 s and saved 4 ms a
+photo (2 cores, 244 x 244), so it is earned back after some 5,000; training is often stopped early, hence twice that."""
 
 
 SAME_FUNCTION = 1e-4
@@ -63,18 +64,17 @@ class FrozenBackbone:
         self.compile = compile
         self._compiles = compile == "always"
         self._weights: tuple[Any, ...] = ()
-        self._passes: dict[tuple[torch.dtype, int, int], Callable[[Tensor], Tensor]] = {}
-        self._rows_at_once: dict[tuple[torch.dtype, int, int], int] = {}
+        self._passes: dict[tuple[torch.dtype, bool, int, int], tuple[Callable[[Tensor], Tensor], int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the copies out of pickles and deep copies: they are made again, and compiled code cannot travel."""
-        return self.__dict__ | {"_weights": (), "_passes": {}, "_rows_at_once": {}}
+        return self.__dict__ | {"_weights": (), "_passes": {}}
 
     def expect(self, photos: float, device: torch.device) -> None:
         """Say how many photos are to come at most, on which `compile: auto` decides."""
         if self.compile == "auto":
             self._passes.clear()
-            # On a GPU compiling saves less than a tenth of a millisecond a photo: no common fit earns it back.
+            # What it saves on a GPU nobody has measured yet.
             self._compiles = device.type == "cpu" and photos >= COMPILE_PAYS_AT and has_cpp_compiler()
 
     def features(self, images: Tensor, exact: bool = False) -> Tensor:
@@ -83,48 +83,45 @@ class FrozenBackbone:
         Args:
             images: float32, shape (B, 3, H, W), RGB, 0 to 1.
             exact: compute in float32 whatever the precision; differs from `network.features` by float32's rounding
-                alone (about 1e-6 of the features' norm). Without it bfloat16 is used where chosen (about 1e-2).
+                alone (about 1e-6 of the features' norm). Without it bfloat16 is used where chosen (1e-2 to 5e-2).
 
         Returns:
             float32, shape (B, F).
         """
-        weights = fingerprint(self.network)
+        weights = fingerprint(self.network.normalise, self.network.backbone)
         if weights != self._weights:
             self._passes.clear()
             self._weights = weights
         dtype = torch.float32 if exact else resolve_precision(self.precision, images.device)
         height, width = images.shape[-2:]
-        key = (dtype, height, width)
-        # Not inference mode, under which Lightning validates: what is made there could not be used in training.
+        # Compiling makes float32 hardly faster, and what is exact is needed least: it is not worth another half minute.
+        key = (dtype, self._compiles and not exact, height, width)
+        # Not inference mode, under which Lightning may validate: what is made there could not be used in training.
         with torch.inference_mode(False), torch.no_grad():
             if key not in self._passes:
-                self._passes[key] = self._make_pass(dtype, images)
-                on_cpu = images.device.type == "cpu"
-                self._rows_at_once[key] = max(1, PIXELS_AT_ONCE // (height * width)) if on_cpu else len(images)
-            run, rows = self._passes[key], self._rows_at_once[key]
-            if not self._compiles:
+                self._passes[key] = self._make_pass(dtype, key[1], images)
+            run, rows = self._passes[key]
+            if not isinstance(run, _Compiled):
                 return torch.cat([run(part) for part in images.split(rows)])
             # Compiled code is for one shape: the last part is filled up with zeros.
             missing = -len(images) % rows
             filled = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
             return torch.cat([run(part) for part in filled.split(rows)])[: len(images)]
 
-    def _make_pass(self, dtype: torch.dtype, images: Tensor) -> Callable[[Tensor], Tensor]:
-        network, example = self.network, images[:1]
+    def _make_pass(self, dtype: torch.dtype, compiles: bool, images: Tensor) -> tuple[Callable[[Tensor], Tensor], int]:
+        """Return a pass, and how many photos to give it at once."""
+        network, example, on_cpu = self.network, images[:1], images.device.type == "cpu"
         backbone = fold_batchnorm(network.backbone)
         turned = turn_around(backbone)
-        if images.device.type == "cpu" and not self._compiles:  # compiled code has its own way of doing that
+        if on_cpu and not compiles:  # compiled code has its own way of doing that
             join_activations(backbone)
         frozen = _FrozenPass(copy.deepcopy(network.normalise), backbone, turned)
-        expected = network.features(example)
-        if not relative_error(frozen(example), expected) < SAME_FUNCTION:
+        if not relative_error(frozen(example), network.features(example)) < SAME_FUNCTION:
             # A backbone with something in it that the shortcuts do not foresee: run it as it is.
             frozen = _FrozenPass(copy.deepcopy(network.normalise), copy.deepcopy(network.backbone), False)
         frozen.convert(dtype)
-        if not self._compiles:
-            return frozen
-        # Freezing makes the weights constants: they are laid out for the processor once and not in every pass.
-        return _Compiled(frozen, give_up=self.compile == "auto")
+        rows = max(1, PIXELS_AT_ONCE // (images.shape[2] * images.shape[3])) if on_cpu else len(images)
+        return _Compiled(frozen, give_up=self.compile == "auto") if compiles else frozen, rows
 
 
 class _FrozenPass(nn.Module):
@@ -152,6 +149,7 @@ class _Compiled:
 
     def __init__(self, module: nn.Module, give_up: bool) -> None:
         self.module, self.give_up = module, give_up
+        # Freezing makes the weights constants: they are laid out for the processor once and not in every pass.
         self.compiled: Callable[[Tensor], Tensor] | None = torch.compile(
             module, fullgraph=True, dynamic=False, options={"freezing": True}
         )
@@ -170,9 +168,9 @@ class _Compiled:
         return self.module(images)
 
 
-def fingerprint(network: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Identify the weights: where each is, and how often it was changed in place. Takes 0.1 ms."""
-    tensors = [*network.parameters(), *network.buffers()]
+def fingerprint(*modules: nn.Module) -> tuple[tuple[int, int], ...]:
+    """Identify weights: where each is, and how often it was changed in place. Takes less than a millisecond."""
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
 
