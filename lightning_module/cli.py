@@ -34,6 +34,7 @@ COMMANDS = {
     "predict": Command("Label photos with a checkpoint; writes predictions.csv.", "training:run"),
     "export": Command("Write a checkpoint as a Keras .h5.", "twin_commands:run_export"),
     "parity": Command("Prove that a .h5 computes what its checkpoint computes.", "twin_commands:run_parity"),
+    "audit": Command("Find the photos that should not be trained on; set aside those you choose.", "audit:run"),
 }
 
 

@@ -1,0 +1,153 @@
+"""What the audit can find, and the CSV in which a person decides what becomes of it."""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from models.bad_input import BadInput
+
+QUARANTINE = "quarantine"
+ACTIONS = ("", "keep", QUARANTINE)
+"""What may stand in the CSV's column `action`; an empty one and `keep` both leave the file where it is."""
+
+COLUMNS = ("file", "class", "finding", "score", "suggestion", "related_file", "detail", "action")
+
+
+class Kind(NamedTuple):
+    """A kind of finding.
+
+    Attributes:
+        title: the contact sheet's heading.
+        meaning: what was seen and what to do, for the contact sheet.
+    """
+
+    title: str
+    meaning: str
+
+
+KINDS = {
+    "suspect": Kind(
+        "Does not look like its class",
+        "Wrong label, or a photo that belongs to no class; most suspicious first. Judged by classifiers that never "
+        "saw the photo; where they prefer another class, that is the suggestion.",
+    ),
+    "unreadable": Kind("Cannot be read", "Training would stop at these, or leave them out."),
+    "not_listed": Kind(
+        "Files that training never sees",
+        "Neither Keras nor this project lists them: no photos, formats outside Keras's list, or photos outside any "
+        "class folder.",
+    ),
+    "exact_duplicate": Kind(
+        "The same file more than once", "Byte for byte. In two classes, at least one label is wrong."
+    ),
+    "near_duplicate": Kind(
+        "Nearly the same photo",
+        "Resized, compressed again, cropped a little or mirrored. Those in both the training and the validation part "
+        "make the validation accuracy look better than it is.",
+    ),
+    "dark": Kind("Dark", "Hardly a pixel is bright."),
+    "blurry": Kind("Blurry", "No sharp edge at the size the network sees."),
+    "blank": Kind("Blank", "Nearly one colour all over."),
+    "tiny": Kind("Tiny", "Less than half the network's input size; it is blown up."),
+    "odd_file": Kind(
+        "Odd files",
+        "They can be read, but maybe not as meant: the name lies about the format, colours go through a conversion, "
+        "a rotation note is ignored (as Keras ignores it), or the shape is squeezed hard.",
+    ),
+    "group": Kind(
+        "Groups inside each class",
+        "The photos of each class in a few groups of alike ones, smallest first. A whole group that should not be "
+        "there (remote controls among televisions) hides from the first list, because it looks like its class: look "
+        "for it here.",
+    ),
+}
+"""All kinds, in the order of the page."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something about one file.
+
+    Attributes:
+        file: path below the photos' folder, with forward slashes.
+        class_name: name of its class; empty for a file outside any.
+        kind: one of `KINDS`.
+        score: 0 to 1, 1 the most suspicious of its kind; no probability.
+        suggestion: the class it looks like, where that is another.
+        related_file: the other file of a pair.
+        detail: in words.
+        action: one of `ACTIONS`.
+    """
+
+    file: str
+    class_name: str
+    kind: str
+    score: float = 1.0
+    suggestion: str = ""
+    related_file: str = ""
+    detail: str = ""
+    action: str = ""
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """The values of `COLUMNS`."""
+        score = f"{self.score:.4f}"
+        return (
+            self.file,
+            self.class_name,
+            self.kind,
+            score,
+            self.suggestion,
+            self.related_file,
+            self.detail,
+            self.action,
+        )
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Sort by kind, in the page's order, and within a kind by suspicion."""
+    kinds = list(KINDS)
+    return sorted(findings, key=lambda each: (kinds.index(each.kind), -each.score))
+
+
+def to_csv(findings: Iterable[Finding]) -> str:
+    """Write findings as CSV with the header `COLUMNS`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(each.row for each in findings)
+    return text.getvalue()
+
+
+def read_actions(path: Path) -> dict[tuple[str, str], str]:
+    """Read what a person decided: (file, kind of finding) -> action.
+
+    Raises:
+        BadInput: no such file, not the audit's CSV, or an action that is none.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+            first = file.readline()
+            # a spreadsheet may save with the separator of its country
+            separator = ";" if first.count(";") > first.count(",") else ","
+            file.seek(0)
+            rows = list(csv.DictReader(file, delimiter=separator))
+    except (OSError, csv.Error) as error:
+        raise BadInput(f"expected the audit's {path.name} in {path.parent}, received: {error}. Audit first.") from error
+    if not first.strip() or (rows and not {"file", "finding", "action"} <= set(rows[0])):
+        raise BadInput(
+            f"expected the columns file, finding and action in {path}, received {first.strip()[:200]!r}. "
+            "Keep the header when editing, or audit again."
+        )
+    actions = {}
+    for number, row in enumerate(rows, start=2):
+        action = (row["action"] or "").strip().lower()
+        if action not in ACTIONS:
+            raise BadInput(
+                f"{path}, row {number}: expected the action to be empty, keep or quarantine, received {action!r}."
+            )
+        actions[row["file"], row["finding"]] = action
+    return actions

@@ -1,0 +1,214 @@
+"""The whole audit of a folder of classes: files in, findings out."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from datamodule.audit import inspection as looks
+from datamodule.audit.duplicates import Pair, find_pairs, find_straddling, group_rows
+from datamodule.audit.findings import QUARANTINE, Finding, in_order
+from datamodule.audit.inspection import Inspection, inspect_all
+from datamodule.audit.suspects import FEWEST_IN_CLASS, Suspects, find_groups, find_suspects
+from datamodule.photo_store import BadPhoto
+from datamodule.split import find_class_names, keras_split, list_classes
+from models.bad_input import BadInput
+
+Features = Callable[[Sequence[Inspection]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that an audit found.
+
+    Attributes:
+        root: the photos' folder.
+        class_names: sorted.
+        photos: how many photos can be read.
+        findings: in the page's order.
+        notes: what could not be judged, in sentences.
+    """
+
+    root: Path
+    class_names: list[str]
+    photos: int
+    findings: list[Finding]
+    notes: list[str]
+
+
+def survey(
+    root: Path,
+    features_of: Features,
+    network_size: int,
+    validation_split: float,
+    seed: int,
+    progress: Callable[[Iterable, int], Iterable],
+) -> Survey:
+    """Audit a folder.
+
+    Args:
+        root: folder with one folder per class.
+        features_of: gives pooled features, shape (N, F), of photos.
+        network_size: side of what the network sees, in pixels.
+        validation_split: share of each class that Keras's split holds out, strictly between 0 and 1.
+        seed: of folds and groups.
+        progress: wraps an iteration to show how far it is; receives it and its length.
+
+    Raises:
+        BadInput: no classes or no photos.
+    """
+    class_names = find_class_names(root) if root.is_dir() else []
+    classes = list_classes(root, class_names)
+    files = [file for each in classes for file in each]
+    if not files:
+        raise BadInput(
+            f"expected a folder with one folder of photos per class (PHOTOS/<class>/*.jpg), received {root}, "
+            f"{'which is not a folder' if not root.is_dir() else 'which has no photos in folders'}."
+        )
+    label_of = {file: label for label, each in enumerate(classes) for file in each}
+    validation = set(keras_split(classes, validation_split)[1].files)
+    photos, bad = inspect_all(files, progress)
+    teller = _Teller(root, class_names, label_of, photos)
+    findings = [teller.unreadable(each) for each in bad]
+    findings += [teller.not_listed(path) for path in find_not_listed(root, set(files))]
+    findings += [finding for photo in photos for finding in teller.looks(photo, network_size)]
+    notes = []
+    if photos:
+        features = features_of(photos)
+        labels = np.array([label_of[photo.path] for photo in photos])
+        pairs = find_pairs(photos, features)
+        groups = group_rows(pairs, len(photos))
+        in_validation = np.array([photo.path in validation for photo in photos])
+        straddling = find_straddling(groups, in_validation)
+        findings += [teller.duplicate(pair, in_validation, straddling) for pair in pairs]
+        suspects = find_suspects(features, labels, groups, seed)
+        findings += teller.suspects(suspects)
+        findings += teller.groups(*find_groups(features, labels, seed), labels)
+        if suspects.unjudged:
+            names = ", ".join(class_names[label] for label in suspects.unjudged)
+            notes.append(f"Fewer than {FEWEST_IN_CLASS} photos, so not judged for their class: {names}.")
+        if len(np.unique(labels)) == 1:
+            notes.append("There is one class only, so no photo could be compared with another class.")
+        if pairs:
+            notes.append(
+                f"Extra copies, exact or nearly so: {len(pairs)}. Photos with a twin on the other side of Keras's "
+                f"split (validation_split {validation_split}): {int(straddling.sum())}."
+            )
+    return Survey(root, class_names, len(photos), in_order(findings), notes)
+
+
+def find_not_listed(root: Path, listed: set[Path]) -> list[Path]:
+    """Find the files below `root` that Keras does not list, hidden ones aside, sorted."""
+    found = []
+    for parent, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".") and Path(parent, name) not in listed]
+    return sorted(found)
+
+
+class _Teller:
+    """Puts what was found into words.
+
+    Args:
+        root: the photos' folder.
+        class_names: sorted.
+        label_of: class index of each listed file.
+        photos: those that can be read, by row.
+    """
+
+    def __init__(self, root: Path, class_names: list[str], label_of: dict[Path, int], photos: list[Inspection]) -> None:
+        self.root, self.class_names, self.label_of, self.photos = root, class_names, label_of, photos
+
+    def about(
+        self,
+        path: Path,
+        kind: str,
+        score: float = 1.0,
+        detail: str = "",
+        suggestion: str = "",
+        related: Path | None = None,
+        action: str = "",
+    ) -> Finding:
+        file = path.relative_to(self.root).as_posix()
+        name = self.class_names[self.label_of[path]] if path in self.label_of else ""
+        other = related.relative_to(self.root).as_posix() if related else ""
+        return Finding(file, name, kind, min(max(score, 0.0), 1.0), suggestion, other, detail, action)
+
+    def unreadable(self, bad: BadPhoto) -> Finding:
+        return self.about(bad.path, "unreadable", detail=bad.reason, action=QUARANTINE)
+
+    def not_listed(self, path: Path) -> Finding:
+        if path.parent == self.root:
+            return self.about(path, "not_listed", detail="lies outside the class folders")
+        return self.about(path, "not_listed", detail=f"ending {path.suffix or '(none)'} is not listed")
+
+    def looks(self, photo: Inspection, network_size: int) -> list[Finding]:
+        found = []
+        if photo.brightness < looks.DARK_BELOW:
+            detail = f"its brightest parts are at {photo.brightness:.0%} of white"
+            found.append(self.about(photo.path, "dark", 1 - photo.brightness, detail))
+        if photo.contrast < looks.BLANK_BELOW:
+            detail = f"grey values spread by {photo.contrast:.1f} of 255"
+            found.append(self.about(photo.path, "blank", 1 - photo.contrast / 255, detail))
+        elif photo.sharpness < looks.BLURRY_BELOW:
+            detail = f"sharpness {photo.sharpness:.2f}, a sharp photo has 0.4 and more"
+            found.append(self.about(photo.path, "blurry", 1 - photo.sharpness, detail))
+        short = min(photo.size)
+        if 2 * short < network_size:
+            detail = f"{photo.size[1]} x {photo.size[0]} pixels, the network sees {network_size} x {network_size}"
+            found.append(self.about(photo.path, "tiny", 1 - short / network_size, detail))
+        if photo.oddities:
+            found.append(self.about(photo.path, "odd_file", len(photo.oddities) / 4, "; ".join(photo.oddities)))
+        return found
+
+    def duplicate(self, pair: Pair, in_validation: np.ndarray, straddling: np.ndarray) -> Finding:
+        first, second = self.photos[pair.first].path, self.photos[pair.second].path
+        same_class = self.label_of[first] == self.label_of[second]
+        said = ["mirrored"] if pair.mirrored else []
+        if not same_class:
+            said.append(f"in two classes: {self.class_names[self.label_of[first]]} too")
+        if in_validation[pair.first] != in_validation[pair.second]:
+            said.append("one is trained on, the other validates")
+        elif straddling[pair.second]:
+            said.append("another of the same group is on the split's other side")
+        # A second copy in the same class is of no use to anyone; of two labels somebody has to choose.
+        action = QUARANTINE if pair.exact and same_class else ""
+        kind = "exact_duplicate" if pair.exact else "near_duplicate"
+        score = pair.likeness if same_class else 1.0
+        return self.about(second, kind, score, "; ".join(said), "", first, action)
+
+    def suspects(self, suspects: Suspects) -> list[Finding]:
+        count = len(self.photos)
+        rank = np.empty(count, int)
+        rank[np.argsort(-suspects.suspicion, kind="stable")] = np.arange(count)
+        found = []
+        for row in np.flatnonzero(suspects.listed):
+            photo = self.photos[row]
+            own = self.label_of[photo.path]
+            said = []
+            if not np.isnan(suspects.probability[row]):
+                said.append(f"{suspects.probability[row]:.0%} {self.class_names[own]}")
+            other = int(suspects.likeliest[row])
+            suggestion = self.class_names[other] if other != own else ""
+            if suspects.outlying[row] > 2:
+                said.append("unlike most of its class")
+            found.append(self.about(photo.path, "suspect", 1 - rank[row] / count, ", ".join(said), suggestion))
+        return found
+
+    def groups(self, groups: np.ndarray, distances: np.ndarray, labels: np.ndarray) -> list[Finding]:
+        found = []
+        for label in np.unique(labels):
+            of_class = labels == label
+            parts = int(groups[of_class].max()) + 1
+            if parts < 2:
+                continue
+            for group in range(parts):
+                rows = np.flatnonzero(of_class & (groups == group))
+                detail = f"group {group + 1} of {parts} in {self.class_names[label]}: {len(rows)} photos"
+                # the most typical of a group first; small groups before large ones
+                for place, row in enumerate(rows[np.argsort(distances[rows], kind="stable")]):
+                    score = (1 - len(rows) / of_class.sum()) * (1 - place / len(rows) / 1000)
+                    found.append(self.about(self.photos[row].path, "group", score, detail))
+        return found

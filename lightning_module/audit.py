@@ -1,0 +1,208 @@
+"""`lightning audit`: find the photos that should not be trained on; set aside those that a person chose."""
+
+import shlex
+import shutil
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse import ArgumentParser
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from lightning_module.cli import COMMANDS, underscored
+from lightning_module.run_folder import write_text
+from models.bad_input import BadInput
+
+if TYPE_CHECKING:
+    from datamodule.audit.quarantine import Outcome
+    from lightning_module.photo_features import PhotoFeatures
+
+EXTRA = ("cleanlab", "imagehash", "jinja2", "scipy", "sklearn")
+"""Packages of the extra `audit`."""
+CSV, PAGE, QUARANTINE, FEATURES = "audit.csv", "audit.html", "quarantine", "features.npz"
+
+
+def run(argv: list[str]) -> None:
+    """Parse `audit PHOTOS --out DIR [...]` and do it.
+
+    Raises:
+        BadInput: something given cannot be used.
+    """
+    warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are findings
+    parser = ArgumentParser(prog="lightning audit", description=COMMANDS["audit"].summary)
+    parser.add_function_arguments(audit, as_positional=True)
+    spelled = [underscored(each) for each in argv[1:]]
+    spelled = [f"{each}=true" if each in ("--apply", "--undo") else each for each in spelled]
+    settings: dict[str, Any] = parser.parse_args(spelled).as_dict()
+    audit(**settings)
+
+
+def audit(
+    photos: Path,
+    out: Path = Path("audit"),
+    apply: bool = False,
+    undo: bool = False,
+    weights: Path | None = None,
+    backbone: str = "mobilenetv2_100",
+    pad_type: str | None = None,
+    bn_eps: float | None = None,
+    mean: float | list[float] | None = None,
+    std: float | list[float] | None = None,
+    checkpoint: Path | None = None,
+    image_size: int = 224,
+    interpolation: Literal["nearest", "bilinear", "bicubic", "hamming", "box", "lanczos"] = "bilinear",
+    validation_split: float = 0.2,
+    seed: int = 0,
+) -> None:
+    """Find the photos that should not be trained on. Nothing is ever deleted.
+
+    Args:
+        photos: folder with one folder of photos per class.
+        out: folder for audit.html, audit.csv, the cached features and the quarantine; not inside `photos`.
+        apply: do not audit; move what DIR/audit.csv marks with `quarantine` in its column `action` to DIR/quarantine.
+        undo: do not audit; move everything in DIR/quarantine back.
+        weights: pretrained weights of the backbone in timm naming, .safetensors or .pth; without it timm's download.
+        backbone: timm's name of a CNN.
+        pad_type: '' or 'same' (TensorFlow's); without it timm's own.
+        bn_eps: BatchNorm's epsilon; without it timm's own.
+        mean: of the normalisation, one number or three, on the scale where pixels are 0 to 1; without it timm's own.
+        std: of the normalisation, likewise.
+        checkpoint: of `lightning fit`; its backbone, weights and normalisation are taken instead of those above.
+        image_size: side, in pixels, of what the backbone sees.
+        interpolation: Pillow's filter for resizing.
+        validation_split: share of each class that training will hold out; for duplicates on both sides.
+        seed: of cross-validation and groups.
+    """
+    if apply and undo:
+        raise BadInput("expected --apply or --undo, received both. Run one, then the other.")
+    if out.resolve().is_relative_to(photos.resolve()):
+        raise BadInput(f"--out: expected a folder outside {photos}, received {out}: it would become a class.")
+    if undo:
+        _undo(out)
+    elif apply:
+        _apply(photos, out)
+    else:
+        if not 0 < validation_split < 1:
+            raise BadInput(f"--validation_split: expected a share above 0 and below 1, received {validation_split}.")
+        if image_size < 32:
+            raise BadInput(f"--image_size: expected at least 32 pixels, received {image_size}.")
+        if not photos.is_dir():
+            raise BadInput(f"expected a folder with one folder of photos per class, received {photos}, which is none.")
+        _require_extra()
+        architecture = {"backbone": backbone, "pad_type": pad_type, "bn_eps": bn_eps, "mean": mean, "std": std}
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"--out: expected a folder that can be made, received {out}: {error}.") from error
+        features = _features(architecture, weights, checkpoint, image_size, interpolation, out / FEATURES)
+        _audit(photos, out, features, validation_split, seed)
+
+
+def _require_extra() -> None:
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        raise BadInput(
+            f"`lightning audit` needs packages that are not installed: {', '.join(missing)}. "
+            "Install them with: pip install 'shelftwin[audit]'"
+        )
+
+
+def _features(
+    architecture: dict[str, Any],
+    weights: Path | None,
+    checkpoint: Path | None,
+    image_size: int,
+    interpolation: str,
+    cache: Path,
+) -> "PhotoFeatures":
+    import torch
+
+    from lightning_module.photo_features import PhotoFeatures
+    from models.pretrained import load_pretrained
+    from models.timm_mobilenetv2 import TimmClassifier
+
+    if checkpoint is not None:
+        from export.checkpoint import read_checkpoint
+
+        if weights is not None:
+            raise BadInput("expected --weights or --checkpoint, received both: a checkpoint has weights of its own.")
+        network = read_checkpoint(checkpoint).network
+    else:
+        try:
+            network = TimmClassifier(2, hidden=(), **architecture).eval()
+            load_pretrained(network, weights)
+        except BadInput as error:
+            # `fit` calls these settings --model.weights and so on, and can do without weights
+            message = str(error).replace(", or start untrained with --model.pretrained false", "")
+            raise BadInput(message.replace("--model.", "--")) from error
+    return PhotoFeatures(network.to(memory_format=torch.channels_last), image_size, interpolation, cache)
+
+
+def _audit(photos: Path, out: Path, features: "PhotoFeatures", validation_split: float, seed: int) -> None:
+    from dataclasses import replace
+
+    from datamodule.audit.findings import KINDS, read_actions, to_csv
+    from datamodule.audit.page import render_page
+    from datamodule.audit.survey import survey
+
+    def looking(items: Iterable, total: int) -> Iterable:
+        return track(items, "Looking at the photos", total, console=Console(stderr=True), transient=True)
+
+    def computing(items: Iterable, total: int) -> Iterable:
+        return track(items, "Computing features", total, console=Console(stderr=True), transient=True)
+
+    table = out / CSV
+    decided = read_actions(table) if table.is_file() else {}
+    found = survey(photos, lambda each: features.of(each, computing), features.size, validation_split, seed, looking)
+    # what a person decided in an earlier run stays decided
+    findings = [replace(each, action=decided.get((each.file, each.kind), each.action)) for each in found.findings]
+    counts = Counter(each.kind for each in findings if each.kind != "group")
+    summary = f"{found.photos} photos in {len(found.class_names)} classes: {', '.join(found.class_names)}."
+    command = f"lightning audit {shlex.quote(str(photos))} --out {shlex.quote(str(out))}"
+    page = render_page(photos.resolve(), findings, [summary, *found.notes], CSV, command)
+    if table.is_file():
+        shutil.copy2(table, out / "audit.previous.csv")
+    write_text(table, to_csv(findings))
+    write_text(out / PAGE, page)
+
+    shown = Table("finding", "files", title=summary)
+    for kind, (title, _) in KINDS.items():
+        if counts[kind]:
+            shown.add_row(title, str(counts[kind]))
+    console = Console()
+    console.print(shown)
+    for note in found.notes:
+        console.print(note)
+    marked = len({each.file for each in findings if each.action == "quarantine"})
+    console.print(f"Look at {out / PAGE}; {marked} files are marked in {table}.", soft_wrap=True)
+
+
+def _apply(photos: Path, out: Path) -> None:
+    from datamodule.audit.findings import QUARANTINE as MARK
+    from datamodule.audit.findings import read_actions
+    from datamodule.audit.quarantine import set_aside
+
+    if not photos.is_dir():
+        raise BadInput(f"expected the folder that was audited, received {photos}, which is not a folder.")
+    marked = dict.fromkeys(file for (file, _), action in read_actions(out / CSV).items() if action == MARK)
+    outcome = set_aside(photos, marked, out / QUARANTINE)
+    print(f"{len(outcome.moved)} files moved to {out / QUARANTINE}; --undo brings them back.")
+    _print_left(outcome)
+
+
+def _undo(out: Path) -> None:
+    from datamodule.audit.quarantine import bring_back
+
+    outcome = bring_back(out / QUARANTINE)
+    print(f"{len(outcome.moved)} files brought back.")
+    _print_left(outcome)
+
+
+def _print_left(outcome: "Outcome") -> None:
+    for move, reason in outcome.left:
+        print(f"left: {move.home}: {reason}")

@@ -1,0 +1,103 @@
+"""Pooled features of photo files from a frozen backbone, kept by content so that a second run is quick."""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datamodule.audit.inspection import Inspection
+from datamodule.photo_store import load_photo
+from models.frozen_backbone import FrozenBackbone, resolve_precision
+from models.timm_mobilenetv2 import TimmClassifier
+
+CROP = 7 / 8
+"""The central view's share of the photo's short side: timm's and Keras's usual crop for evaluation."""
+PHOTOS_AT_ONCE = 32
+
+
+class PhotoFeatures:
+    """Features of photos, averaged over three views: whole (squeezed to a square), mirrored, and the central part.
+
+    What they share is the product; what they do not is mostly background. The average raises the share of planted
+    errors that the audit finds (docs/audit.md).
+
+    Args:
+        network: in evaluation mode.
+        size: side of a view in pixels.
+        interpolation: Pillow's filter, by Keras's name.
+        cache: file to keep features in, `.npz`; one that was written for another network is replaced.
+    """
+
+    def __init__(self, network: TimmClassifier, size: int, interpolation: str, cache: Path) -> None:
+        self.size, self.interpolation, self.cache = size, interpolation, cache
+        self.backbone = FrozenBackbone(network, "auto", "never")
+        digest = hashlib.sha256()
+        for name, tensor in network.backbone.state_dict().items():
+            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().tobytes())
+        facts = (network.architecture, size, interpolation, CROP, resolve_precision("auto", torch.device("cpu")))
+        self.key = hashlib.sha256(f"{facts}{digest.hexdigest()}".encode()).hexdigest()
+
+    def of(self, photos: Sequence[Inspection], progress: Callable[[Iterable, int], Iterable]) -> np.ndarray:
+        """Compute what the cache does not have.
+
+        Args:
+            photos: can be read.
+            progress: wraps an iteration; receives it and its length.
+
+        Returns:
+            float32, shape (N, F).
+        """
+        known = self._read()
+        wanted = {photo.digest: photo for photo in photos}
+        missing = [photo for digest, photo in wanted.items() if digest not in known]
+        parts = [missing[start : start + PHOTOS_AT_ONCE] for start in range(0, len(missing), PHOTOS_AT_ONCE)]
+        try:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                for part in progress(parts, len(parts)):
+                    views = torch.from_numpy(np.stack(list(pool.map(self._views, part)))).flatten(0, 1)
+                    pixels = views.permute(0, 3, 1, 2).float() * (1 / 255)
+                    features = self.backbone.features(pixels.contiguous(memory_format=torch.channels_last))
+                    mean = features.unflatten(0, (len(part), -1)).mean(1).numpy()
+                    known.update({photo.digest: row for photo, row in zip(part, mean, strict=True)})
+        finally:
+            # interrupted, too: minutes of work are worth keeping
+            if known and missing:
+                self._write(known)
+        return np.stack([known[photo.digest] for photo in photos])
+
+    def _views(self, photo: Inspection) -> np.ndarray:
+        """Views of a photo, uint8, shape (3, size, size, 3)."""
+        whole = load_photo(photo.path, (self.size, self.size), self.interpolation)
+        scale = self.size / CROP / min(photo.size)
+        height, width = (max(self.size, round(side * scale)) for side in photo.size)
+        # a shape no product photo has would need a huge picture for a small cut
+        height, width = min(height, 4 * self.size), min(width, 4 * self.size)
+        large = load_photo(photo.path, (height, width), self.interpolation)
+        top, left = (height - self.size) // 2, (width - self.size) // 2
+        return np.stack([whole, whole[:, ::-1], large[top : top + self.size, left : left + self.size]])
+
+    def _read(self) -> dict[str, np.ndarray]:
+        try:
+            with np.load(self.cache, allow_pickle=False) as file:
+                if str(file["key"]) != self.key:
+                    return {}
+                return dict(zip(file["digests"].tolist(), file["features"], strict=True))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return {}  # none yet, or not whole: it is made again
+
+    def _write(self, known: dict[str, np.ndarray]) -> None:
+        fresh = self.cache.with_name(f".{self.cache.name}.{os.getpid()}")
+        try:
+            with fresh.open("wb") as file:
+                np.savez(file, key=self.key, digests=np.array(list(known)), features=np.stack(list(known.values())))
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.cache)
+        finally:
+            fresh.unlink(missing_ok=True)
