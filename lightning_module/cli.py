@@ -83,6 +83,14 @@ def refuse(message: str) -> NoReturn:
     raise SystemExit(EXIT_BAD_INPUT)
 
 
+def underscored(argument: str) -> str:
+    """Spell an option's name, and nothing of its value, with underscores: both spellings are in use."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
 def _function(place: str) -> Callable[[list[str]], None]:
     module, _, name = place.partition(":")
     function: Callable[[list[str]], None] = getattr(import_module(f"lightning_module.{module}"), name)

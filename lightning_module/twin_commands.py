@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from lightning_module.cli import COMMANDS, EXIT_MISMATCH
+from lightning_module.cli import COMMANDS, EXIT_MISMATCH, underscored
 from models.bad_input import BadInput
 
 
@@ -115,16 +115,8 @@ def _parse(name: str, function: Callable, argv: list[str]) -> dict[str, Any]:
     parser = ArgumentParser(prog=f"lightning {name}", description=COMMANDS[name].summary)
     parser.add_function_arguments(function, as_positional=True)
     # --keras-python is --keras_python: both spellings are in use
-    settings: dict[str, Any] = parser.parse_args([_underscored(each) for each in argv[1:]]).as_dict()
+    settings: dict[str, Any] = parser.parse_args([underscored(each) for each in argv[1:]]).as_dict()
     return settings
-
-
-def _underscored(argument: str) -> str:
-    """Spell an option's name, and nothing of its value, with underscores."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"
 
 
 def _check_report_place(json: Path, *inputs: Path) -> None:
