@@ -262,7 +262,7 @@ def check_top1(images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray)
     disagreeing = np.flatnonzero(~np.atleast_1d(same))
     first = images.names[int(disagreeing[0])] if len(disagreeing) else None
     detail = f"same label for {int(np.sum(same))} of {len(torch_gave)} photos"
-    return Rung(f"top1_{images.name}", agreement >= 1.0, agreement, 1.0, "of labels equal", detail, first, True)
+    return Rung(f"top1_{images.name}", agreement >= 1.0, agreement, 1.0, "share of labels equal", detail, first, True)
 
 
 # The two sides --------------------------------------------------------------------------------------------------------

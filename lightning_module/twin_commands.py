@@ -42,7 +42,7 @@ def export(ckpt: Path, out: Path, input_range: Literal["unit", "raw"] = "unit") 
     from export.hand_over import write_twin
 
     twin = write_twin(ckpt, out, input_range)
-    print(f"{twin.path}: {twin.layers} Keras layers, {twin.parameters} weights")
+    print(f"{twin.path}: {twin.layers} Keras layers, {twin.parameters:,} numbers (weights and BatchNorm statistics)")
 
 
 def parity(
