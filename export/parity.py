@@ -11,7 +11,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from export import probe_images
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
 from export.graph import Graph
 from export.hand_over import INPUT_RANGES, trace_checkpoint, twin_details
+from export.image_sets import ImageSet
 from export.keras_h5 import KerasFile, keras_layers, read_keras_h5
 from export.keras_process import run_keras
 from export.report import LayerError, Report, Rung
@@ -33,39 +34,10 @@ from models.bad_input import BadInput
 PROBABILITY_THRESHOLD = 1e-5
 # Largest error of any layer's output relative to its largest value, both sides float64: the same function gives 1e-14.
 LAYER_THRESHOLD = 1e-10
-BATCH_SIZE = 32
 # Every layer of one of them is some 100 MB in float64.
 EXACT_IMAGES = 2
-# ImageDataGenerator(rescale=1/255) multiplies by the rounded reciprocal; a division would differ in the last bit.
-RESCALE = np.float32(1 / 255)
 # What both sides must agree on besides the function itself.
 _FACTS = ("class_names", "image_size", "interpolation", "checkpoint_sha256")
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images that go into both twins.
-
-    Attributes:
-        name: of the set, for the report.
-        images: NHWC, (N, H, W, 3), RGB: uint8 (photos), or float32 in [0, 1].
-        names: N names.
-    """
-
-    name: str
-    images: np.ndarray
-    names: Sequence[str]
-
-    def batches(self) -> Iterator[np.ndarray]:
-        """Batches as float32 in [0, 1], NHWC."""
-        for start in range(0, len(self.images), BATCH_SIZE):
-            part = self.images[start : start + BATCH_SIZE].astype(np.float32)
-            yield part * RESCALE if self.images.dtype == np.uint8 else part
-
-    def exact(self, count: int) -> np.ndarray:
-        """The first and last images as float64 in [0, 1], NHWC."""
-        chosen = self.images[np.unique(np.linspace(0, len(self.images) - 1, count).round().astype(int))]
-        return chosen.astype(np.float64) * (1 / 255 if self.images.dtype == np.uint8 else 1.0)
 
 
 @dataclass(frozen=True)
@@ -310,12 +282,8 @@ def _keras_tasks(case: Case, folder: Path) -> list[dict[str, object]]:
         {"task": "layers", "inputs": str(exact), "names": names, "folder": str(layers)},
     ]
     for each in case.sets:
-        inputs, outputs = folder / f"{each.name}.npy", folder / f"{each.name}_probabilities.npy"
-        photos = each.images.dtype == np.uint8
-        np.save(inputs, each.images * np.float32(255) if raw and not photos else each.images)
-        paths = {"inputs": str(inputs), "outputs": str(outputs)}
-        scale = float(RESCALE) if photos and not raw else 1.0
-        tasks.append({"task": "predict", **paths, "scale": scale, "batch_size": BATCH_SIZE})
+        inputs = each.save(folder, case.input_range)
+        tasks.append({"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")})
     return tasks
 
 

@@ -1,0 +1,53 @@
+"""Images that go into both twins: the same array, whatever computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+BATCH_SIZE = 32
+# ImageDataGenerator(rescale=1/255) multiplies by the rounded reciprocal; a division would differ in the last bit.
+RESCALE = np.float32(1 / 255)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that go into both twins.
+
+    Attributes:
+        name: of the set, for the report.
+        images: NHWC, (N, H, W, 3), RGB: uint8 (photos), or float32 in [0, 1].
+        names: N names.
+    """
+
+    name: str
+    images: np.ndarray
+    names: Sequence[str]
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """Batches as float32 in [0, 1], NHWC."""
+        for start in range(0, len(self.images), BATCH_SIZE):
+            part = self.images[start : start + BATCH_SIZE].astype(np.float32)
+            yield part * RESCALE if self.images.dtype == np.uint8 else part
+
+    def exact(self, count: int) -> np.ndarray:
+        """The first and last images as float64 in [0, 1], NHWC."""
+        chosen = self.images[np.unique(np.linspace(0, len(self.images) - 1, count).round().astype(int))]
+        return chosen.astype(np.float64) * (1 / 255 if self.images.dtype == np.uint8 else 1.0)
+
+    def save(self, folder: Path, input_range: str) -> dict[str, object]:
+        """Write the images for a process of its own, in the range that its model takes.
+
+        Args:
+            folder: gets ``NAME.npy``.
+            input_range: ``unit``: [0, 1]; ``raw``: 0..255.
+
+        Returns:
+            What `keras_worker.images` reads them by: ``inputs``, ``scale`` (to multiply by) and ``batch_size``.
+        """
+        path, photos, raw = folder / f"{self.name}.npy", self.images.dtype == np.uint8, input_range == "raw"
+        np.save(path, self.images * np.float32(255) if raw and not photos else self.images)
+        return {"inputs": str(path), "scale": float(RESCALE) if photos and not raw else 1.0, "batch_size": BATCH_SIZE}
