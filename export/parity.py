@@ -22,22 +22,17 @@ import numpy as np
 from export import probe_images
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
 from export.graph import Graph
-from export.hand_over import INPUT_RANGES, trace_checkpoint, twin_details
+from export.hand_over import INPUT_RANGES, trace_checkpoint
 from export.image_sets import ImageSet
-from export.keras_h5 import KerasFile, keras_layers, read_keras_h5
+from export.keras_h5 import KerasFile, read_keras_h5
 from export.keras_process import run_keras
-from export.report import LayerError, Report, Rung
+from export.report import Report
+from export.rungs import check_labels, check_layers, check_probabilities, check_top1, check_weights
 from export.torch_side import torch_layers, torch_probabilities
 from models.bad_input import BadInput
 
-# Largest difference of a probability, both sides float32: each side's own rounding gives about a tenth of it.
-PROBABILITY_THRESHOLD = 1e-5
-# Largest error of any layer's output relative to its largest value, both sides float64: the same function gives 1e-14.
-LAYER_THRESHOLD = 1e-10
 # Every layer of one of them is some 100 MB in float64.
 EXACT_IMAGES = 2
-# What both sides must agree on besides the function itself.
-_FACTS = ("class_names", "image_size", "interpolation", "checkpoint_sha256")
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ def check_pairs(
     progress("torch computes the same")
     reports = []
     for case, keras_side in zip(cases, keras_sides, strict=True):
-        rungs = [check_labels(case.source, case.twin), check_weights(case, keras_side.weights)]
+        rungs = [check_labels(case.source, case.twin), check_weights(case.graph, case.twin, keras_side.weights)]
         expected = torch_layers(case.source.network, case.graph, case.exact_images)
         layers_rung, layer_errors = check_layers(case.graph, expected, keras_side.layers)
         rungs.append(layers_rung)
@@ -131,110 +126,6 @@ def check_pairs(
         report.seconds = round(time.perf_counter() - start, 2)
         reports.append(report)
     return reports
-
-
-# The rungs ------------------------------------------------------------------------------------------------------------
-
-
-def check_labels(source: Checkpoint, twin: KerasFile) -> Rung:
-    """Class names in order, size, interpolation, and that the file names this very checkpoint as its origin."""
-    expected = twin_details(source, input_range="unit")
-    wrong = [fact for fact in _FACTS if twin.details.get(fact) != expected[fact]]
-    detail = f"{', '.join(_FACTS)} in the file equal the checkpoint's"
-    if wrong:
-        shown = [
-            f"{fact} {str(twin.details.get(fact))[:80]} (checkpoint: {str(expected[fact])[:80]})" for fact in wrong
-        ]
-        detail = f"the file says {'; '.join(shown)}"
-    return Rung("labels", not wrong, len(wrong), 0, "facts differ", detail, wrong[0] if wrong else None)
-
-
-def check_weights(case: Case, loaded: dict[str, np.ndarray]) -> Rung:
-    """Every array in the file, and as Keras holds it after loading, against the checkpoint, bit for bit.
-
-    That every tensor of the checkpoint is used exactly once is the graph's own condition, checked when it is traced.
-
-    Args:
-        case: the checkpoint's graph, and the file read without Keras.
-        loaded: ``LAYER/INDEX`` -> array, as Keras gave it back.
-    """
-    graph, twin = case.graph, case.twin
-    different: list[str] = []
-    compared = 0
-    expected_layers = {layer.name: layer for layer in keras_layers(graph)}
-    for name, layer in expected_layers.items():
-        in_file = twin.weights.get(name, [])
-        in_keras = [loaded[key] for index in range(len(in_file)) if (key := f"{name}/{index}") in loaded]
-        if not len(layer.weights) == len(in_file) == len(in_keras):
-            different.append(f"{name} (has {len(in_file)} arrays, not {len(layer.weights)})")
-            continue
-        for (role, _, array), file_array, keras_array in zip(layer.weights, in_file, in_keras, strict=True):
-            compared += 1
-            if not (_same_bits(array, file_array) and _same_bits(array, keras_array)):
-                different.append(f"{name}/{role}")
-    different += [
-        f"{name} (not in the checkpoint)" for name in twin.weights.keys() - expected_layers if twin.weights[name]
-    ]
-    detail = f"{compared} arrays, in the file and as loaded, against {len(graph.tensors)} tensors of the checkpoint"
-    first = different[0] if different else None
-    return Rung("weights", not different, len(different), 0, "arrays differ", detail, first)
-
-
-def check_layers(
-    graph: Graph, torch_gave: dict[str, np.ndarray], keras_gave: dict[str, np.ndarray]
-) -> tuple[Rung, list[LayerError]]:
-    """Every node's output, both sides in float64: largest error relative to the largest value of that output.
-
-    Args:
-        graph: says the order.
-        torch_gave: node name -> (N, H, W, C) or (N, C).
-        keras_gave: the same.
-    """
-    errors = [
-        LayerError(node.name, node.op, node.source, _relative_error(torch_gave[node.name], keras_gave.get(node.name)))
-        for node in graph.nodes[1:]
-    ]
-    diverging = [each for each in errors if not each.relative_error <= LAYER_THRESHOLD]
-    figure = max(each.relative_error for each in errors)
-    detail = f"outputs of {len(errors)} layers, both sides in float64"
-    first = diverging[0].name if diverging else None
-    unit = "max relative error"
-    return Rung("layers_float64", not diverging, figure, LAYER_THRESHOLD, unit, detail, first), errors
-
-
-def _relative_error(expected: np.ndarray, received: np.ndarray | None) -> float:
-    if received is None or expected.shape != received.shape:
-        return float("inf")
-    error = float(np.abs(expected - received).max())
-    return float("inf") if np.isnan(error) else error / (float(np.abs(expected).max()) or 1.0)
-
-
-def check_probabilities(images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray) -> Rung:
-    """Largest absolute difference of any probability of any image, both sides in float32."""
-    name = f"probabilities_{images.name}"
-    unit = "max abs difference"
-    if torch_gave.shape != keras_gave.shape:
-        detail = f"torch gave shape {torch_gave.shape}, Keras {keras_gave.shape}"
-        return Rung(name, False, float("inf"), PROBABILITY_THRESHOLD, unit, detail)
-    per_image = np.abs(torch_gave.astype(np.float64) - keras_gave.astype(np.float64)).max(axis=1)
-    per_image[np.isnan(per_image)] = np.inf  # not a number agrees with nothing
-    worst = int(per_image.argmax())
-    figure = float(per_image[worst])
-    passed = figure <= PROBABILITY_THRESHOLD
-    detail = f"{len(per_image)} images, softmax of both sides in float32; largest for {images.names[worst]}"
-    diverging = np.flatnonzero(per_image > PROBABILITY_THRESHOLD)
-    first = None if passed else images.names[int(diverging[0])]
-    return Rung(name, passed, figure, PROBABILITY_THRESHOLD, unit, detail, first)
-
-
-def check_top1(images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray) -> Rung:
-    """Share of images for which both sides put the same class first."""
-    same = torch_gave.shape == keras_gave.shape and torch_gave.argmax(axis=1) == keras_gave.argmax(axis=1)
-    agreement = float(np.mean(same))
-    disagreeing = np.flatnonzero(~np.atleast_1d(same))
-    first = images.names[int(disagreeing[0])] if len(disagreeing) else None
-    detail = f"same label for {int(np.sum(same))} of {len(torch_gave)} photos"
-    return Rung(f"top1_{images.name}", agreement >= 1.0, agreement, 1.0, "share of labels equal", detail, first, True)
 
 
 # The two sides --------------------------------------------------------------------------------------------------------
@@ -321,11 +212,6 @@ def _check_input_shape(source: Checkpoint, twin: KerasFile, h5: Path) -> None:
             f"expected a model whose input is {expected} (NHWC), the checkpoint's, got {h5} with input {shape}. "
             "Is it the twin of another checkpoint?"
         )
-
-
-def _same_bits(left: np.ndarray, right: np.ndarray) -> bool:
-    # bytes, not values: NaN equals itself, and 0.0 does not equal -0.0
-    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()
 
 
 def _torch_versions() -> dict[str, str]:

@@ -17,9 +17,11 @@ import torch
 from conftest import random_classifier, save_checkpoint
 
 from export.hand_over import write_twin
+from export.image_sets import ImageSet
 from export.keras_process import KerasFailed, run_keras
-from export.parity import ImageSet, Pair, check_pairs, check_parity, check_probabilities, check_top1
+from export.parity import Pair, check_pairs, check_parity
 from export.report import Report, Rung
+from export.rungs import check_probabilities, check_top1
 from models.bad_input import BadInput
 
 pytestmark = pytest.mark.keras
