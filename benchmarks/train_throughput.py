@@ -57,8 +57,12 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="32-true", help="of our Trainer, for --trainable all")
     parser.add_argument("--rounds", type=int, default=2, help="timed epochs of each side, after one to warm up")
     parser.add_argument("--max_epochs", type=int, default=6, help="within which to reach 95%% training accuracy")
+    parser.add_argument("--drawn", action="store_true", help="drawn photos and random weights, as without the shared")
     parser.add_argument("--skip_keras", action="store_true", help="measure our side only")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.drawn:
+        arguments.photos = arguments.weights = None
+    return arguments
 
 
 def gather_photos(source: Path | None, per_class: int, root: Path) -> int:
