@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -97,6 +98,7 @@ class Side:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         self.started = self.receive()
+        self.process.send_signal(signal.SIGSTOP)
 
     def receive(self) -> dict[str, Any]:
         """Wait for the next answer, a line of JSON; other lines are passed on."""
@@ -108,11 +110,15 @@ class Side:
         raise SystemExit(f"{self.script} ended with exit code {self.process.wait()}; its messages are above.")
 
     def ask(self, command: str) -> dict[str, Any]:
-        """Have one thing done: `epoch`, `held`, `ready` or `stop`."""
+        """Have one thing done: `epoch`, `held`, `ready` or `stop`. In between the process is held still."""
         assert self.process.stdin is not None
+        self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
-        return self.receive()
+        answer = self.receive()
+        # Whatever it does unasked, such as reading ahead, would cost the other side and be a present to this one.
+        self.process.send_signal(signal.SIGSTOP)
+        return answer
 
     def close(self) -> None:
         """End the process, whatever it is at."""

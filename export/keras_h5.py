@@ -11,9 +11,7 @@ Layout in the file is Keras's: activations NHWC, convolution kernels (kh, kw, in
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import numpy as np
 
 from export.graph import Graph, Node
 from models.bad_input import BadInput
+from models.whole_file import replacing
 
 # Read by every Keras as "weights are in this generation's layout"; 2.x is the one that all of them accept.
 _KERAS_VERSION = b"2.10.0"
@@ -363,7 +362,7 @@ def write_keras_h5(
         RuntimeError: when what was written does not read back the same.
     """
     config = _model_config(layers, model_name, frozen)
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         with h5py.File(temporary, "w") as file:
             file.attrs["keras_version"] = _KERAS_VERSION
             file.attrs["backend"] = b"tensorflow"
@@ -410,29 +409,6 @@ def _write_weights(group: h5py.Group, layers: list[KerasLayer]) -> None:
 
 def _fixed_bytes(names: list[str]) -> np.ndarray:
     return np.array([name.encode() for name in names], dtype=None if names else "S1")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path`; on success flush it to disk and rename it to `path`, else remove it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself
-        finally:
-            os.close(folder)
-    except OSError as error:
-        raise BadInput(
-            f"expected a place where {path} can be written, got: {error.strerror or error}. An older file there is "
-            "untouched. Free the disk or name another place."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _verify(path: Path, config: dict[str, Any], layers: list[KerasLayer]) -> None:

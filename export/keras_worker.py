@@ -213,8 +213,71 @@ def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     return {"count": len(values)}
 
 
-def in_float64(keras: Any, path: str, copy: Path) -> Any:
-    """The same file with every layer computing in float64: only the dtype in its architecture is changed."""
+def train(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
+    """``inputs`` (B, H, W, 3) and ``targets`` (B, C), float64 .npy, ``steps``, ``copy`` -> ``outputs`` .npz.
+
+    Optimiser steps in float64 with the training configuration that the file has, as whoever goes on training makes
+    them; dropout off and BatchNorm in inference mode, so that they are no matter of chance or of the batch. The arrays
+    afterwards are named as by `weights`. Gives ``failed`` where this Keras does not train the model.
+    """
+
+    def hold_still(layer: dict[str, Any]) -> None:
+        if layer["class_name"] == "Dropout":
+            layer["config"]["rate"] = 0.0
+        if layer["class_name"] == "BatchNormalization":
+            layer["config"]["trainable"] = False
+
+    usual = keras.backend.floatx()
+    keras.backend.set_floatx("float64")
+    try:
+        twin = in_float64(keras, task["model"], Path(task["copy"]), compiled=True, change=hold_still)
+        inputs, targets = (np.load(task[name], allow_pickle=False) for name in ("inputs", "targets"))
+        try:
+            for _ in range(task["steps"]):
+                twin.train_on_batch(inputs, targets)
+        except Exception as error:  # Keras raises whatever its layers raise
+            return {"failed": (str(error).strip() or type(error).__name__).splitlines()[0]}
+        return weights(keras, twin, task)
+    finally:
+        keras.backend.set_floatx(usual)
+
+
+def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
+    """``files``, ``image_size`` [h, w], ``interpolation``, ``scale`` -> ``pixels`` and ``outputs`` .npy.
+
+    Photos as this Keras loads them, uint8 (N, H, W, 3), and their probabilities (N, C). Gives ``skipped`` where Keras
+    cannot load any, and ``unreadable``: index -> reason, of those it cannot load, whose pixels are zeros.
+    """
+    pixels = np.zeros((len(task["files"]), *task["image_size"], 3), np.uint8)
+    unreadable = {}
+    for index, path in enumerate(task["files"]):
+        try:
+            photo = keras.utils.load_img(path, target_size=task["image_size"], interpolation=task["interpolation"])
+            pixels[index] = np.asarray(photo)
+        except ImportError as error:
+            return {"skipped": str(error)}
+        except Exception as error:  # Pillow raises whatever its readers raise
+            unreadable[str(index)] = (str(error).strip() or type(error).__name__).splitlines()[0]
+    np.save(task["pixels"], pixels)
+    return {"unreadable": unreadable, **predict(keras, model, {**task, "inputs": task["pixels"]})}
+
+
+def in_float64(
+    keras: Any,
+    path: str,
+    copy: Path,
+    compiled: bool = False,
+    change: Callable[[dict[str, Any]], None] = lambda layer: None,
+) -> Any:
+    """The same file with every layer computing in float64: only the dtype in its architecture is changed.
+
+    Args:
+        keras: this interpreter's.
+        path: of the `.h5`.
+        copy: where the changed file goes.
+        compiled: as the file says, for training.
+        change: what else is to be changed in a layer of the architecture.
+    """
     import h5py
 
     if keras.backend.backend() == "jax":
@@ -225,9 +288,10 @@ def in_float64(keras: Any, path: str, copy: Path) -> Any:
     config = read_architecture(path)
     for layer in config["config"]["layers"]:
         layer["config"]["dtype"] = "float64"
+        change(layer)
     with h5py.File(str(copy), "r+") as file:
         file.attrs["model_config"] = json.dumps(config).encode()
-    twin = keras.models.load_model(str(copy), compile=False)
+    twin = keras.models.load_model(str(copy), compile=compiled)
     for layer in twin.layers:
         if type(layer).__name__ == "Rescaling":
             # Python numbers would be rounded to float32 before they are cast to float64
@@ -249,7 +313,7 @@ def exact_gelu(keras: Any) -> Callable[[Any], Any]:
     return lambda x: x * (erf(x / root) + 1.0) * 0.5
 
 
-TASKS = {"predict": predict, "weights": weights, "layers": layers}
+TASKS = {"predict": predict, "weights": weights, "layers": layers, "train": train, "files": files}
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:

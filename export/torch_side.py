@@ -1,4 +1,4 @@
-"""What torch computes, for the proof: probabilities in float32, and every operation's output in float64."""
+"""What torch computes, for the proof: probabilities in float32; every layer and training steps in float64."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from export.graph import Graph, Node
 from export.trace import export_program
+from models.keras_adam import KerasAdam
 
 
 def torch_probabilities(network: nn.Module, batches: Iterable[np.ndarray]) -> np.ndarray:
@@ -73,3 +74,35 @@ def _keras_layout(node: Node, value: Tensor) -> np.ndarray:
 
 def _nchw(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def torch_train(
+    network: nn.Module, trainable: str, learning_rate: float, images: np.ndarray, targets: np.ndarray, steps: int
+) -> dict[str, np.ndarray]:
+    """Make optimiser steps in float64, with dropout off and BatchNorm in inference mode.
+
+    Args:
+        network: is not changed. Its dense head is its attribute `head`.
+        trainable: ``head``, or ``all``: then all but BatchNorm.
+        learning_rate: of Keras's Adam.
+        images: float64, NHWC, in [0, 1].
+        targets: float64, (B, C), each row adding up to 1.
+        steps: how many.
+
+    Returns:
+        name in the state dict -> float64 array after the steps.
+    """
+    exact = copy.deepcopy(network).double().eval()
+    for module in exact.modules():
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(not isinstance(module, nn.BatchNorm2d))
+    if trainable == "head":
+        exact.requires_grad_(False)
+        exact.get_submodule("head").requires_grad_(True)
+    adam = KerasAdam([each for each in exact.parameters() if each.requires_grad], learning_rate)
+    photos, wanted = _nchw(images), torch.from_numpy(targets)
+    for _ in range(steps):
+        adam.zero_grad()
+        nn.functional.cross_entropy(exact(photos), wanted).backward()
+        adam.step()
+    return {name: tensor.detach().numpy() for name, tensor in exact.state_dict().items()}

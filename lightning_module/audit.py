@@ -15,8 +15,8 @@ from rich.progress import track
 from rich.table import Table
 
 from lightning_module.cli import COMMANDS, underscored
-from lightning_module.run_folder import write_text
 from models.bad_input import BadInput
+from models.whole_file import write_text
 
 if TYPE_CHECKING:
     from datamodule.audit.quarantine import Outcome

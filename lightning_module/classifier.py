@@ -15,15 +15,12 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from models.bad_input import BadInput
 from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision
+from models.keras_adam import KerasAdam
 from models.pretrained import WeightsReport, load_pretrained
 from models.timm_mobilenetv2 import TimmClassifier
 
 SETS = ("train", "val", "val_clean", "test")
 """Sets of photos with metrics of their own; `val_clean` are the validation photos without augmentation."""
-
-KERAS_ADAM_EPSILON = 1e-7
-"""`keras.optimizers.Adam`'s default; torch's is 1e-8. Keras adds it before the bias correction of the second moment
-and torch after, so the steps are near but not equal bit for bit."""
 
 Trainable = Literal["head", "all"]
 
@@ -218,9 +215,9 @@ class ProductClassifier(L.LightningModule):
             self.confusion_counts[name] = self._confusion_of(name).compute().tolist()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, as Keras configures it, over what is trainable."""
+        """Adam, as Keras computes it, over what is trainable."""
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return torch.optim.Adam(parameters, lr=self.hparams["learning_rate"], eps=KERAS_ADAM_EPSILON)
+        return KerasAdam(parameters, self.hparams["learning_rate"])
 
     def load_pretrained_weights(self) -> WeightsReport | None:
         """Read the pretrained weights that the settings ask for, once; say which tensors were used.

@@ -1,7 +1,6 @@
 """The run's folder: which file is where, and how a new run treats those of the last one."""
 
 import json
-import os
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from models.bad_input import BadInput
+from models.whole_file import write_text
 
 BEST_CHECKPOINT = "best.ckpt"
 HANDED_OVER = ("model.h5", "parity.json", "labels.json", "metrics.json")
@@ -103,28 +103,6 @@ class RunFolder:
         for name in HANDED_OVER:
             (self.path / name).unlink(missing_ok=True)
         return previous if finished else None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: beside its place first, then renamed into it.
-
-    Raises:
-        BadInput: it cannot be written there.
-    """
-    try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        temporary = Path(name)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o644)  # mkstemp's own mode hides the file from everybody else
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise BadInput(f"Expected a place where {path} can be written, received: {error.strerror or error}.") from error
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -22,8 +22,9 @@ from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJour
 from lightning_module.classifier import ProductClassifier
 from lightning_module.cli import EXIT_MISMATCH
 from lightning_module.closing_table import print_closing_table
-from lightning_module.run_folder import RunFolder, write_text
+from lightning_module.run_folder import RunFolder
 from models.bad_input import BadInput
+from models.whole_file import write_text
 
 DEFAULT_RUN = "runs/latest"
 LINKED = ("class_names", "image_size", "interpolation")

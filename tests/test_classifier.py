@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_module.classifier import ProductClassifier
 from lightning_module.evaluation import per_class
 from models.bad_input import BadInput
+from models.keras_adam import KerasAdam
 
 SETTINGS = {"class_names": ["a", "b", "c"], "image_size": [32, 32], "backbone": "mobilenetv2_035", "hidden": [8]}
 
@@ -99,9 +100,9 @@ def test_predictions_are_probabilities():
 def test_optimiser_is_keras_adam_over_what_is_trainable():
     module = classifier(trainable="head", learning_rate=0.01)
     optimiser = module.configure_optimizers()
-    assert isinstance(optimiser, torch.optim.Adam)
+    assert isinstance(optimiser, KerasAdam)
     (group,) = optimiser.param_groups
-    assert (group["lr"], group["eps"]) == (0.01, 1e-7)
+    assert (group["lr"], group["keras_epsilon"]) == (0.01, 1e-7)
     assert {id(p) for p in group["params"]} == {id(p) for p in module.network.head.parameters()}
 
 
