@@ -43,11 +43,26 @@ def run_keras(
         BadInput: when the interpreter has no Keras, or its Keras cannot load a model.
         KerasFailed: when the worker crashed or ran out of time.
     """
+    request = {"jobs": [{"model": str(h5.resolve()), "tasks": tasks} for h5, tasks in jobs]}
+    return run_worker(_WORKER, request, python=python, time_limit=time_limit)
+
+
+def run_worker(
+    script: Path, request: dict[str, Any], *, python: Path | None = None, time_limit: float = 900.0
+) -> dict[str, Any]:
+    """Hand a request to a script that works as `keras_worker.py` does, in a process of its own; otherwise `run_keras`.
+
+    Args:
+        script: takes the paths of request and reply.
+        request: plain JSON types.
+        python: interpreter that has what the script needs; None: the one that runs us.
+        time_limit: seconds after which it is ended.
+    """
     interpreter = Path(python or sys.executable)
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as folder:
-        request, reply = Path(folder) / "request.json", Path(folder) / "reply.json"
-        request.write_text(json.dumps({"jobs": [{"model": str(h5.resolve()), "tasks": tasks} for h5, tasks in jobs]}))
-        command = [str(interpreter), str(_WORKER), str(request), str(reply)]
+        asked, reply = Path(folder) / "request.json", Path(folder) / "reply.json"
+        asked.write_text(json.dumps(request))
+        command = [str(interpreter), str(script), str(asked), str(reply)]
         try:
             done = subprocess.run(
                 command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,

@@ -326,7 +326,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     return {"versions": versions(keras), "results": results}
 
 
-def main(request_path: str, reply_path: str) -> int:
+def main(request_path: str, reply_path: str, run: Callable[[dict[str, Any]], dict[str, Any]] = run) -> int:
     """Read the request, write the reply; exit code 0 only if every task was done."""
     request = json.loads(Path(request_path).read_text())
     try:

@@ -1,0 +1,321 @@
+"""Makes other formats of a Keras `.h5` and runs them, in a process of its own, for whoever asks through files.
+
+    python format_worker.py REQUEST.json REPLY.json
+
+Needs an interpreter with TensorFlow, the package of the format (tf2onnx, onnxruntime; onnx2tf for that road) and, of
+ours, `keras_worker.py` beside it, which loads the `.h5` and refuses what could run code.
+
+REQUEST.json: ``{"tasks": [{"task": NAME, ...}, ...]}``; `TASKS` says what each takes and gives. REPLY.json:
+``{"versions": {...}, "results": [...]}``, a result for each task, or ``{"error": TEXT, "kind": "model" | "keras" |
+"fault"}`` with exit code 1. A result of ``{"failed": TEXT}`` says that this task failed and the others did not; what
+rests on its file fails too. Arrays travel as .npy files, images NHWC.
+"""
+
+from __future__ import annotations
+
+# First of all: by path, Python looks into this folder first, where this one stands. Importing it takes the folder off
+# the import path again, where our trace.py would hide the standard one.
+import keras_worker
+
+# isort: split
+import functools
+import json
+import sys
+import time
+import traceback
+import zipfile
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Run = Callable[[np.ndarray], np.ndarray]
+
+# The facts about the network, where a format has no attributes of its own.
+FACTS_FILE = "labels.json"
+# Old enough for the runtimes in phones and browsers, and all that these networks need.
+OPSET = 15
+PACKAGES = ("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx2tf", "onnx", "onnxruntime", "numpy")
+
+
+# Making: (`.h5`, where to, task dictionary) -> nothing ----------------------------------------------------------------
+
+
+@functools.cache
+def keras_model(h5: str) -> Any:
+    """The `.h5`, loaded once however many formats are made of it."""
+    return keras_worker.load(keras_worker.find_keras(), h5)
+
+
+def make_saved_model(h5: str, path: Path, task: dict[str, Any]) -> None:
+    """Keras's own export, batch size free; the facts lie in ``assets.extra``, which SavedModel has for its owners."""
+    keras_model(h5).export(str(path), format="tf_saved_model", verbose=False)
+    extra = path / "assets.extra"
+    extra.mkdir(exist_ok=True)
+    (extra / FACTS_FILE).write_text(json.dumps(task["details"], indent=2))
+
+
+def make_onnx(h5: str, path: Path, task: dict[str, Any]) -> None:
+    """By tf2onnx: float32, NHWC as Keras takes it, batch size free; the facts are ``metadata_props``."""
+    import onnx
+    import tensorflow as tf
+    import tf2onnx
+
+    model = keras_model(h5)
+    image = tf.TensorSpec(model.input_shape, tf.float32, name="image")
+    proto, _ = tf2onnx.convert.from_keras(model, input_signature=(image,), opset=OPSET)
+    texts = {
+        name: value if isinstance(value, str) else json.dumps(value) for name, value in task.get("details", {}).items()
+    }
+    onnx.helper.set_model_props(proto, texts)
+    onnx.checker.check_model(proto)
+    onnx.save(proto, str(path))
+
+
+def make_tflite(h5: str, path: Path, task: dict[str, Any]) -> None:
+    """By the TFLite converter, float32."""
+    write_tflite(path, tflite_converter(h5, path).convert(), task["details"])
+
+
+def make_tflite_int8(h5: str, path: Path, task: dict[str, Any]) -> None:
+    """By the TFLite converter: weights and activations int8, uint8 in and out; ranges from representative photos."""
+    import tensorflow as tf
+
+    count, batch = keras_worker.images(task["photos"]["inputs"], task["photos"]["scale"])
+    white = np.float32(255 if task["photos"]["scale"] == 1 else 1)
+
+    def representative() -> Iterator[list[np.ndarray]]:
+        # With the whole range seen, one step of the input is one step of a photo's uint8: its bytes go in as they are.
+        yield [np.zeros_like(batch(0, 1))]
+        yield [np.full_like(batch(0, 1), white)]
+        for index in range(count):
+            yield [batch(index, index + 1)]
+
+    converter = tflite_converter(h5, path)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = representative
+    # Nothing may fall back to float: an accelerator for integers could not run it.
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+    converter.inference_input_type = converter.inference_output_type = tf.uint8
+    write_tflite(path, converter.convert(), task["details"])
+
+
+def tflite_converter(h5: str, path: Path) -> Any:
+    """A converter of the SavedModel that Keras exports: the way from there is the one that TFLite tests most."""
+    import tensorflow as tf
+
+    folder = path.with_name(f".{path.name}.saved_model")
+    keras_model(h5).export(str(folder), format="tf_saved_model", verbose=False)
+    return tf.lite.TFLiteConverter.from_saved_model(str(folder))
+
+
+def write_tflite(path: Path, content: bytes, details: dict[str, Any]) -> None:
+    """Write the model with the facts in a zip archive behind it: TFLite's own way to pack files with a model."""
+    path.write_bytes(content)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(FACTS_FILE, json.dumps(details, indent=2))
+
+
+# Running: a file -> function of a float32 batch (N, H, W, 3) that gives probabilities, float32 (N, C) ------------------
+
+
+def run_keras(path: str) -> Run:
+    """Keras itself."""
+    model = keras_model(path)
+    return lambda batch: np.asarray(model.predict_on_batch(batch))
+
+
+def run_saved_model(path: str) -> Run:
+    """TensorFlow, by the signature that serving takes."""
+    import tensorflow as tf
+
+    model = tf.saved_model.load(path)
+    serve = model.signatures["serving_default"]
+    (name,) = serve.structured_input_signature[1]
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        (output,) = serve(**{name: tf.constant(batch)}).values()
+        return output.numpy()
+
+    run.model = model  # type: ignore[attr-defined]  # the signature alone does not keep the weights alive
+    return run
+
+
+def run_onnx(path: str) -> Run:
+    """Onnxruntime on the CPU."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    return lambda batch: session.run(None, {given.name: batch})[0]
+
+
+def run_tflite(path: str) -> Run:
+    """TFLite's interpreter; a quantised model's numbers are scaled as its file says."""
+    import tensorflow as tf
+
+    interpreter = tf.lite.Interpreter(path)
+    given, gives = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+    shapes: list[tuple[int, ...]] = []
+
+    def run(batch: np.ndarray) -> np.ndarray:
+        if shapes != [batch.shape]:
+            interpreter.resize_tensor_input(given["index"], batch.shape)
+            interpreter.allocate_tensors()
+            shapes[:] = [batch.shape]
+        interpreter.set_tensor(given["index"], quantised(batch, given))
+        interpreter.invoke()
+        return dequantised(interpreter.get_tensor(gives["index"]), gives)
+
+    return run
+
+
+def quantised(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """Float32 values as the tensor holds them."""
+    if tensor["dtype"] == np.float32:
+        return values
+    scale, zero = tensor["quantization"]
+    limits = np.iinfo(tensor["dtype"])
+    return np.clip(np.round(values / scale) + zero, limits.min, limits.max).astype(tensor["dtype"])
+
+
+def dequantised(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
+    """What the tensor holds, as float32."""
+    if tensor["dtype"] == np.float32:
+        return values
+    scale, zero = tensor["quantization"]
+    return (values.astype(np.float32) - zero) * np.float32(scale)
+
+
+# The facts, read back from a file as its user would -------------------------------------------------------------------
+
+
+def facts_of_keras(path: str) -> dict[str, Any]:
+    """From the attribute ``shelftwin``."""
+    import h5py
+
+    with h5py.File(path, "r") as file:
+        return json.loads(file.attrs["shelftwin"])
+
+
+def facts_of_saved_model(path: str) -> dict[str, Any]:
+    """From ``assets.extra``."""
+    return json.loads((Path(path) / "assets.extra" / FACTS_FILE).read_text())
+
+
+def facts_of_onnx(path: str) -> dict[str, Any]:
+    """From ``metadata_props``; lists are JSON."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    texts = session.get_modelmeta().custom_metadata_map
+    return {name: json.loads(text) if text.startswith("[") else text for name, text in texts.items()}
+
+
+def facts_of_tflite(path: str) -> dict[str, Any]:
+    """From the archive behind the model."""
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read(FACTS_FILE))
+
+
+MAKERS = {
+    "saved_model": make_saved_model,
+    "onnx": make_onnx,
+    "tflite": make_tflite,
+    "tflite_int8": make_tflite_int8,
+}
+RUNNERS = {
+    "keras": run_keras,
+    "saved_model": run_saved_model,
+    "onnx": run_onnx,
+    "tflite": run_tflite,
+    "tflite_int8": run_tflite,
+}
+READERS = {
+    "keras": facts_of_keras,
+    "saved_model": facts_of_saved_model,
+    "onnx": facts_of_onnx,
+    "tflite": facts_of_tflite,
+    "tflite_int8": facts_of_tflite,
+}
+
+
+# Tasks: task dictionary -> result dictionary --------------------------------------------------------------------------
+
+
+def make(task: dict[str, Any]) -> dict[str, Any]:
+    """``h5``, ``format``, ``path``, ``details`` (JSON facts), for tflite_int8 ``photos`` -> the file or folder."""
+    MAKERS[task["format"]](task["h5"], Path(task["path"]), task)
+    return {}
+
+
+def from_onnx(task: dict[str, Any]) -> dict[str, Any]:
+    """``onnx``, ``path`` -> a SavedModel folder there, by onnx2tf."""
+    import onnx2tf
+
+    onnx2tf.convert(
+        input_onnx_file_path=task["onnx"],
+        output_folder_path=task["path"],
+        output_signaturedefs=True,
+        copy_onnx_input_output_names_to_tflite=True,
+        non_verbose=True,
+    )
+    return {}
+
+
+def predict(task: dict[str, Any]) -> dict[str, Any]:
+    """``format``, ``path``, ``inputs`` (N, H, W, 3) .npy, ``scale``, ``batch_size`` -> ``outputs`` .npy, (N, C)."""
+    run = opened(task["format"], task["path"])
+    count, batch = keras_worker.images(task["inputs"], task["scale"])
+    size = task["batch_size"]
+    np.save(task["outputs"], np.concatenate([run(batch(start, start + size)) for start in range(0, count, size)]))
+    return {"count": count}
+
+
+@functools.cache
+def opened(name: str, path: str) -> Run:
+    """A file's runner, opened once for all sets of images."""
+    return RUNNERS[name](path)
+
+
+def facts(task: dict[str, Any]) -> dict[str, Any]:
+    """``format``, ``path`` -> ``facts``: what the file says of itself."""
+    return {"facts": READERS[task["format"]](task["path"])}
+
+
+TASKS = {"make": make, "from_onnx": from_onnx, "predict": predict, "facts": facts}
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Do the tasks in order; one that fails does not end the others."""
+    results = []
+    for task in request["tasks"]:
+        start = time.perf_counter()
+        try:
+            result = TASKS[task["task"]](task)
+        except keras_worker.Refused:
+            raise
+        except Exception as error:  # whatever a converter raises
+            traceback.print_exc()
+            result = {"failed": (str(error).strip() or type(error).__name__).splitlines()[0]}
+        results.append({**result, "seconds": round(time.perf_counter() - start, 2)})
+    return {"versions": versions(), "results": results}
+
+
+def versions() -> dict[str, str]:
+    """Versions of all that may have computed here."""
+    found = {"python": sys.version.split()[0]}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(keras_worker.main(sys.argv[1], sys.argv[2], run) if len(sys.argv) == 3 else __doc__)
