@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from export.checkpoint import Checkpoint, read_checkpoint
+from export.golden import Golden, golden_images
 from export.graph import Graph
+from export.image_sets import ImageSet
 from export.keras_h5 import keras_layers, training_config, write_keras_h5
 from export.layer_names import mobilenetv2_layer_names
+from export.torch_side import torch_probabilities
 from export.trace import LayerNames, export_program, trace_graph
 from models.bad_input import BadInput
 
@@ -69,6 +72,7 @@ def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit") -> Twin:
         details=details,
         training=training_config(source.learning_rate),
         frozen=frozenset(frozen),
+        golden=_golden(source),
     )
     parameters = sum(array.size for layer in layers for _, _, array in layer.weights)
     return Twin(h5, len(layers), parameters, details)
@@ -78,6 +82,11 @@ def trace_checkpoint(checkpoint: Checkpoint) -> Graph:
     """The neutral graph of a checkpoint's network, its layers named as Keras users know them."""
     program = export_program(checkpoint.network, checkpoint.image_size)
     return trace_graph(program, _layer_names(checkpoint.backbone))
+
+
+def _golden(checkpoint: Checkpoint) -> Golden:
+    images = golden_images(checkpoint.image_size)
+    return Golden(images, torch_probabilities(checkpoint.network, ImageSet("golden", images, ()).batches()))
 
 
 def twin_details(checkpoint: Checkpoint, input_range: str) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from export.golden import Golden, write_golden
 from export.graph import Graph, Node
+from export.keras_worker import read_golden
 from models.bad_input import BadInput
 from models.whole_file import replacing
 
@@ -346,6 +348,7 @@ def write_keras_h5(
     details: dict[str, Any],
     training: dict[str, Any],
     frozen: frozenset[str] = frozenset(),
+    golden: Golden | None = None,
 ) -> None:
     """Write the layers as one Keras `.h5`, atomically: temporary file, fsync, reload, compare, rename.
 
@@ -356,6 +359,7 @@ def write_keras_h5(
         details: plain JSON facts kept in the file's attribute ``shelftwin``.
         training: from `training_config`.
         frozen: names of the layers that Keras must not train (and whose BatchNorm it must run in inference mode).
+        golden: images and torch's answers, with which ``keras_worker.py verify`` checks the file.
 
     Raises:
         BadInput: when it cannot be written there (folder, permissions, full disk).
@@ -371,7 +375,11 @@ def write_keras_h5(
             file.attrs["training_config"] = json.dumps(training).encode()
             file.attrs[DETAILS_ATTRIBUTE] = json.dumps(details).encode()
             _write_weights(file.create_group("model_weights"), layers)
+            if golden is not None:
+                write_golden(file, golden, {layer.name: [array for *_, array in layer.weights] for layer in layers})
         _verify(temporary, config, layers)
+        if golden is not None:
+            _verify_golden(temporary)
 
 
 def _model_config(layers: list[KerasLayer], model_name: str, frozen: frozenset[str]) -> dict[str, Any]:
@@ -420,6 +428,12 @@ def _verify(path: Path, config: dict[str, Any], layers: list[KerasLayer]) -> Non
         for (name, _, array), back in zip(layer.weights, arrays, strict=True):
             if array.dtype != back.dtype or array.tobytes() != back.tobytes():
                 raise RuntimeError(f"{path}: {layer.name}/{name} does not read back as it was written.")
+
+
+def _verify_golden(path: Path) -> None:
+    back = read_golden(str(path))
+    if any(back.stored[part] != digest for part, digest in back.actual.items()):
+        raise RuntimeError(f"{path}: the golden images do not read back as they were written; the disk may be failing.")
 
 
 # Reading --------------------------------------------------------------------------------------------------------------

@@ -1,10 +1,13 @@
-"""Runs Keras models in a process of its own, for whoever asks through files.
+"""Runs Keras models in a process of its own, for whoever asks through files; and verifies a file for whoever got it.
 
+    python keras_worker.py verify MODEL.h5
     python keras_worker.py REQUEST.json REPLY.json
 
 Standalone: the standard library, numpy, h5py (which every Keras brings) and whichever Keras the interpreter has;
 nothing of ShelfTwin's, and never our torch. It therefore runs under the interpreter of any team that has a Keras:
 tf.keras 2.x, tf_keras, Keras 3 on any backend.
+
+`verify` is for the team that was given a `.h5` of ShelfTwin and has neither torch nor the checkpoint; see there.
 
 REQUEST.json: ``{"jobs": [{"model": PATH, "tasks": [{"task": NAME, ...}, ...]}, ...]}``; `TASKS` says what each task
 takes and gives. REPLY.json: ``{"versions": {...}, "results": [[...], ...]}``, a list for each job, or
@@ -17,7 +20,9 @@ run code.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import platform
 import shutil
 import sys
@@ -28,7 +33,7 @@ from pathlib import Path
 _HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 
-from typing import TYPE_CHECKING, Any  # noqa: E402
+from typing import TYPE_CHECKING, Any, NamedTuple  # noqa: E402
 
 import numpy as np  # noqa: E402
 
@@ -37,44 +42,20 @@ if TYPE_CHECKING:
 
 # What `keras_h5.py` writes and what classifiers of the MobileNet era hold; none of these can run foreign code.
 KNOWN_LAYERS = frozenset(
-    (
-        "InputLayer",
-        "Rescaling",
-        "Normalization",
-        "Conv2D",
-        "DepthwiseConv2D",
-        "SeparableConv2D",
-        "ZeroPadding2D",
-        "Cropping2D",
-        "BatchNormalization",
-        "LayerNormalization",
-        "ReLU",
-        "LeakyReLU",
-        "PReLU",
-        "Softmax",
-        "Activation",
-        "Add",
-        "Subtract",
-        "Multiply",
-        "Concatenate",
-        "Average",
-        "Maximum",
-        "GlobalAveragePooling2D",
-        "GlobalMaxPooling2D",
-        "AveragePooling2D",
-        "MaxPooling2D",
-        "Dropout",
-        "SpatialDropout2D",
-        "Dense",
-        "Flatten",
-        "Reshape",
-        "Permute",
-        "UpSampling2D",
-        "Functional",
-        "Model",
-        "Sequential",
-    )
+    # a text, because as a list it would be longer than the rest of this page
+    """
+    InputLayer Functional Model Sequential Rescaling Normalization Conv2D DepthwiseConv2D SeparableConv2D Dense
+    ZeroPadding2D Cropping2D UpSampling2D BatchNormalization LayerNormalization ReLU LeakyReLU PReLU Softmax Activation
+    Add Subtract Multiply Concatenate Average Maximum GlobalAveragePooling2D GlobalMaxPooling2D AveragePooling2D
+    MaxPooling2D Dropout SpatialDropout2D Flatten Reshape Permute
+    """.split()  # noqa: SIM905
 )
+# Where ShelfTwin keeps a few images, torch's answers and digests inside the file; every Keras leaves it alone.
+GOLDEN_GROUP = "shelftwin_golden"
+DIGESTED_ATTRIBUTES = ("model_config", "training_config", "shelftwin")
+# Largest difference of a probability from torch's, both in float32.
+GOLDEN_THRESHOLD = 1e-5
+GOLDEN_LIMIT = 1 << 26  # numbers; more than a few images have, and few enough to be read
 
 
 class Refused(Exception):
@@ -86,7 +67,19 @@ class Refused(Exception):
 
 
 def find_keras() -> Any:
-    """The Keras of this interpreter: Keras 3 where there is one, else tf.keras, else tf_keras."""
+    """The Keras of this interpreter: Keras 3 where there is one, else tf.keras, else tf_keras.
+
+    ``TF_USE_LEGACY_KERAS=1``, TensorFlow's own switch, puts tf_keras first.
+    """
+    if os.environ.get("TF_USE_LEGACY_KERAS", "").lower() in ("1", "true"):
+        try:
+            import tf_keras
+
+            return tf_keras
+        except ImportError as error:
+            raise Refused(
+                "keras", f"TF_USE_LEGACY_KERAS is set, but {sys.executable} has no tf_keras: {error}"
+            ) from error
     failures = []
     try:
         import keras
@@ -129,6 +122,8 @@ def read_architecture(path: str) -> dict[str, Any]:
     """The file's ``model_config``, read without Keras."""
     import h5py
 
+    if not Path(path).is_file():
+        raise Refused("model", f"{path} is no file")
     try:
         with h5py.File(path, "r") as file:
             config = file.attrs["model_config"]
@@ -313,6 +308,131 @@ def exact_gelu(keras: Any) -> Callable[[Any], Any]:
     return lambda x: x * (erf(x / root) + 1.0) * 0.5
 
 
+# Verifying a file with nothing but itself ----------------------------------------------------------------------------
+
+
+def array_digest(*arrays: np.ndarray) -> str:
+    """SHA-256, hexadecimal, over each array's dtype, shape and bytes in C order."""
+    sha256 = hashlib.sha256()
+    for array in arrays:
+        sha256.update(f"{array.dtype.str}{array.shape}".encode())
+        sha256.update(np.ascontiguousarray(array).tobytes())
+    return sha256.hexdigest()
+
+
+class GoldenData(NamedTuple):
+    """Golden images and what the file says of itself."""
+
+    inputs: np.ndarray  # uint8 (N, H, W, 3)
+    outputs: np.ndarray  # torch's, float32 (N, C)
+    scale: float  # the model takes inputs * scale, in float32
+    stored: dict[str, Any]  # digests in the file, by part; "layers": by layer
+    actual: dict[str, str]  # digests computed now; without the layers, for which a Keras is asked
+
+
+def read_golden(path: str) -> GoldenData:
+    """Read them without Keras; Refused where there are none that can be read."""
+    import h5py
+
+    read_architecture(path)
+    try:
+        with h5py.File(path, "r") as file:
+            if GOLDEN_GROUP not in file:
+                raise Refused("model", f"{path} has no golden images: not ShelfTwin's, or saved again by Keras")
+            group = file[GOLDEN_GROUP]
+            if max(group["inputs"].size, group["outputs"].size) > GOLDEN_LIMIT:
+                raise Refused("model", f"{path} has golden images of more than {GOLDEN_LIMIT:,} numbers")
+            inputs, outputs = group["inputs"][()], group["outputs"][()]
+            stored = json.loads(_bytes(group.attrs["sha256"]))
+            texts = {name: _bytes(file.attrs[name]) for name in DIGESTED_ATTRIBUTES}
+        raw = json.loads(texts["shelftwin"]).get("input_range") == "raw"
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+        raise Refused("model", f"{path} has golden images that cannot be read: {error}") from error
+    actual = {name: array_digest(np.frombuffer(text, np.uint8)) for name, text in texts.items()}
+    actual = {**actual, "inputs": array_digest(inputs), "outputs": array_digest(outputs)}
+    # 1/255 rounded, then multiplied by: as ImageDataGenerator(rescale=1/255) does
+    return GoldenData(inputs, outputs, float(np.float32(1 if raw else 1 / 255)), stored, actual)
+
+
+def _bytes(text: Any) -> bytes:
+    return text if isinstance(text, bytes) else str(text).encode("utf-8", "surrogateescape")
+
+
+def verify(path: str) -> bool:
+    """Is this copy of a ShelfTwin `.h5` whole, and does this Keras compute with it what torch computed?
+
+    Prints a line for each check. The digests find damage and edits, even of a weight's last bit; they are no signature:
+    who wants to deceive can compute them anew.
+
+    Raises:
+        Refused: the file cannot be read, has no golden images or refused layers, or there is no usable Keras.
+    """
+    golden = read_golden(path)
+    keras = find_keras()
+    model = load(keras, path)
+    print(", ".join(f"{name} {version}" for name, version in versions(keras).items()))
+    checks = {
+        "contents": contents_check(golden),
+        "weights": loaded_weights_check(golden, model),
+        "probabilities": probabilities_check(golden, model),
+    }
+    for name, (passed, text) in checks.items():
+        print(f"{'pass' if passed else 'FAIL'}  {name}: {text}")
+    return all(passed for passed, _ in checks.values())
+
+
+def contents_check(golden: GoldenData) -> tuple[bool, str]:
+    """Architecture, training configuration, facts and golden images have the digests that the file states."""
+    parts = sorted({*golden.stored, *golden.actual} - {"layers"})
+    changed = [part for part in parts if golden.stored.get(part) != golden.actual.get(part)]
+    return not changed, f"changed: {', '.join(changed)}" if changed else f"{', '.join(parts)} are as written"
+
+
+def loaded_weights_check(golden: GoldenData, model: Any) -> tuple[bool, str]:
+    """Every layer's weights, as this Keras holds them after loading, have the digest that the file states."""
+    arrays = {layer.name: layer.get_weights() for layer in model.layers}
+    loaded = {name: array_digest(*each) for name, each in arrays.items() if each}
+    expected = golden.stored["layers"]
+    changed = [name for name in [*expected, *(loaded.keys() - expected)] if expected.get(name) != loaded.get(name)]
+    if changed:
+        return False, f"changed in {len(changed)} of {len(expected)} layers, first in {changed[0]}"
+    return True, f"those of {len(loaded)} layers are as written, bit for bit"
+
+
+def probabilities_check(golden: GoldenData, model: Any) -> tuple[bool, str]:
+    """The golden images give torch's probabilities, and torch's labels."""
+    expected, count = golden.outputs, len(golden.inputs)
+    if not count or golden.inputs.shape[1:] != tuple(model.input_shape[1:]):
+        return False, f"the model takes {model.input_shape}, the golden images are {golden.inputs.shape}"
+    gave = np.asarray(model.predict_on_batch(golden.inputs.astype(np.float32) * np.float32(golden.scale)))
+    if gave.shape != expected.shape:
+        return False, f"the model gives {gave.shape}, torch gave {expected.shape}"
+    difference = float(np.max(np.abs(gave - expected)))
+    labels = int(np.sum(gave.argmax(axis=1) == expected.argmax(axis=1)))
+    text = (
+        f"largest difference {difference:.2g} (at most {GOLDEN_THRESHOLD:g}), {labels} of {count} labels equal torch's"
+    )
+    return difference <= GOLDEN_THRESHOLD and labels == count, text
+
+
+def verify_and_say(path: str) -> int:
+    """`verify`; the last line says PASS or FAIL. Exit code: 0, 1 (it differs), or 2 (it could not be checked)."""
+    # Proof needs exact float32, so no GPU unless asked for; set before any Keras is imported.
+    for name, value in (("CUDA_VISIBLE_DEVICES", "-1"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
+        os.environ.setdefault(name, value)
+    try:
+        passed = verify(path)
+    except Refused as refused:
+        print(f"FAIL: not checked: {refused}")
+        return 2
+    except Exception:
+        traceback.print_exc()
+        print(f"FAIL: not checked: {path} makes this Keras fail")
+        return 2
+    print("PASS" if passed else "FAIL")
+    return 0 if passed else 1
+
+
 TASKS = {"predict": predict, "weights": weights, "layers": layers, "train": train, "files": files}
 
 
@@ -342,4 +462,6 @@ def main(request_path: str, reply_path: str, run: Callable[[dict[str, Any]], dic
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
+    if sys.argv[1] == "verify":
+        sys.exit(verify_and_say(sys.argv[2]))
     sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -1,0 +1,181 @@
+"""`keras_worker.py verify MODEL.h5`: a copy of the worker and of the file, a Keras, and nothing else of ours.
+
+One Keras process judges all files, whole and edited: starting one costs ten seconds.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from export import keras_worker
+from export.golden import golden_images
+from export.hand_over import write_twin
+
+WORKER = Path(keras_worker.__file__)
+DRIVER = """
+import sys
+import keras_worker
+for path in sys.argv[1:]:
+    print("#", path)
+    print("exit", keras_worker.verify_and_say(path))
+"""
+KERAS_SAVES = "import sys, keras; keras.models.load_model(sys.argv[1]).save(sys.argv[2])"
+
+
+def edit_array(h5: Path, name: str, change) -> None:
+    with h5py.File(h5, "r+") as file:
+        file[name][...] = change(file[name][()])
+
+
+def edit_json(h5: Path, where: str, attribute: str, change) -> None:
+    with h5py.File(h5, "r+") as file:
+        content = json.loads(file[where].attrs[attribute])
+        change(content)
+        file[where].attrs[attribute] = json.dumps(content).encode()
+
+
+def one_ulp(h5: Path) -> None:
+    def change(array):
+        array.flat[0] = np.nextafter(array.flat[0], np.float32(np.inf))
+        return array
+
+    edit_array(h5, "model_weights/block_5_expand/block_5_expand/kernel:0", change)
+
+
+def epsilon(h5: Path) -> None:
+    def change(config):
+        layer = next(each for each in config["config"]["layers"] if each["name"] == "block_4_expand_BN")
+        layer["config"]["epsilon"] = 0.1
+
+    edit_json(h5, "/", "model_config", change)
+
+
+def digests_anew(h5: Path) -> None:
+    """What somebody would do who wants the edited file to look whole."""
+    actual = keras_worker.read_golden(str(h5)).actual
+    edit_json(h5, keras_worker.GOLDEN_GROUP, "sha256", lambda digests: digests.update(actual))
+
+
+def golden_outputs(h5: Path) -> None:
+    edit_array(h5, "shelftwin_golden/outputs", lambda array: array + np.float32(1e-6))
+
+
+def far_golden_outputs(h5: Path) -> None:
+    edit_array(h5, "shelftwin_golden/outputs", lambda array: array[::-1])
+    digests_anew(h5)
+
+
+def not_a_number(h5: Path) -> None:
+    edit_array(h5, "shelftwin_golden/outputs", lambda array: array * np.float32("nan"))
+    digests_anew(h5)
+
+
+def epsilon_and_digests(h5: Path) -> None:
+    epsilon(h5)
+    digests_anew(h5)
+
+
+def class_order(h5: Path) -> None:
+    edit_json(h5, "/", "shelftwin", lambda details: details["class_names"].reverse())
+
+
+def lambda_layer(h5: Path) -> None:
+    with h5py.File(h5, "r+") as file:
+        file.attrs["model_config"] = file.attrs["model_config"].replace('"ReLU"', '"Lambda"')
+
+
+# (what is changed, exit code, what its output must say)
+CONTROLS = {
+    "one weight off by one ulp": (one_ulp, 1, "FAIL  weights: changed in 1 of 106 layers, first in block_5_expand"),
+    "epsilon": (epsilon, 1, "FAIL  contents: changed: model_config"),
+    "epsilon, with a new digest": (epsilon_and_digests, 1, "FAIL  probabilities: largest difference"),
+    "golden outputs, a little": (golden_outputs, 1, "FAIL  contents: changed: outputs"),
+    "golden outputs, with a new digest": (far_golden_outputs, 1, "FAIL  probabilities: largest difference"),
+    "golden outputs not a number": (not_a_number, 1, "FAIL  probabilities: largest difference nan"),
+    "class order": (class_order, 1, "FAIL  contents: changed: shelftwin"),
+    "Lambda layer": (lambda_layer, 2, "FAIL: not checked: {path} holds layers that are refused"),
+}
+
+
+@pytest.fixture(scope="module")
+def verdicts(small_checkpoint, tmp_path_factory) -> dict[str, tuple[Path, list[str]]]:
+    """What verify says of each file: name -> (path, lines, the last of them `exit CODE`)."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    shutil.copy(WORKER, folder)
+    paths = {"whole": write_twin(small_checkpoint, folder / "whole.h5").path}
+    paths["raw"] = write_twin(small_checkpoint, folder / "raw.h5", "raw").path
+    for number, (name, (change, _, _)) in enumerate(CONTROLS.items()):
+        paths[name] = Path(shutil.copy(paths["whole"], folder / f"{number}.h5"))
+        change(paths[name])
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, *map(str, paths.values())],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said = {part.splitlines()[0]: part.splitlines()[1:] for part in done.stdout.split("# ")[1:]}
+    return {name: (path, said[str(path)]) for name, path in paths.items()}
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("name", ["whole", "raw"])
+def test_whole_file_passes(verdicts, name):
+    _, lines = verdicts[name]
+    assert lines[-2:] == ["PASS", "exit 0"]
+    assert [line.split(":")[0] for line in lines[1:-2]] == ["pass  contents", "pass  weights", "pass  probabilities"]
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("name", CONTROLS)
+def test_edited_file_fails(verdicts, name):
+    path, lines = verdicts[name]
+    _, code, says = CONTROLS[name]
+    assert lines[-1] == f"exit {code}"
+    assert lines[-2].startswith("FAIL")
+    assert any(line.startswith(says.format(path=path)) for line in lines), lines
+
+
+@pytest.mark.keras
+def test_what_keras_saved_again_has_nothing_to_verify(small_checkpoint, tmp_path):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    subprocess.run([sys.executable, "-c", KERAS_SAVES, twin, tmp_path / "again.h5"], capture_output=True, check=True)
+    assert keras_worker.verify_and_say(str(tmp_path / "again.h5")) == 2
+
+
+# What needs no Keras process ------------------------------------------------------------------------------------------
+
+
+def test_what_is_no_such_file_is_no_pass(small_checkpoint, tmp_path, capsys):
+    (tmp_path / "text.h5").write_text("no hdf5")
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    with h5py.File(twin, "r+") as file:
+        del file["shelftwin_golden/outputs"]
+    for path, says in (("nowhere.h5", "is no file"), ("text.h5", "not a Keras .h5"), ("m.h5", "cannot be read")):
+        assert keras_worker.verify_and_say(str(tmp_path / path)) == 2
+        last = capsys.readouterr().out.splitlines()[-1]
+        assert last.startswith("FAIL: not checked: ")
+        assert says in last
+
+
+def test_sizes_are_checked_before_anything_is_allocated(small_checkpoint, tmp_path):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    with h5py.File(twin, "r+") as file:
+        del file["shelftwin_golden/inputs"]
+        file["shelftwin_golden"].create_dataset("inputs", (1 << 20, 1 << 10, 1 << 10, 3), "u1", chunks=(1, 64, 64, 3))
+    with pytest.raises(keras_worker.Refused, match="more than"):
+        keras_worker.read_golden(str(twin))
+
+
+def test_golden_images_are_the_same_everywhere_and_use_the_corner():
+    images = golden_images((61, 40))
+    assert images.shape == (3, 61, 40, 3)
+    assert keras_worker.array_digest(images[0]) == "454c231624348e9a4fd596b0e6a9fd7540293c1fd6ecafa3a1bf4204b61598ab"
+    assert images[2, -1, -1].any()
+    assert not images[2, :40].any()
