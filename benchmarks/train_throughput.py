@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodule.demo_photos import draw_catalogue
+from lightning_module.cli import OPENMP_WAITING
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"
@@ -81,18 +82,31 @@ def gather_photos(source: Path | None, per_class: int, root: Path) -> int:
     return len(list(root.glob("*/*")))
 
 
+def side_settings(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """What both pipelines are told; `folder` has the photos and gets the untrained `.h5`."""
+    return {
+        "root": str(folder / "photos"),
+        "weights": None if arguments.weights is None else str(arguments.weights),
+        "h5": str(folder / "untrained.h5"),
+        "augmentation": AUGMENTATION,
+        **{name: getattr(arguments, name) for name in ("image_size", "batch_size", "trainable", "learning_rate")},
+        **{name: getattr(arguments, name) for name in ("compile", "precision")},
+    }
+
+
 class Side:
     """One of the two pipelines: a process that does what it is told, one epoch at a time.
 
     Args:
         script: beside this file.
         settings: what the script needs, as JSON on its command line.
+        environment: for the process; by default ours and what the `lightning` command sets for itself.
     """
 
-    def __init__(self, script: str, settings: dict[str, Any]) -> None:
+    def __init__(self, script: str, settings: dict[str, Any], environment: dict[str, str] | None = None) -> None:
         self.script = script
-        # OpenMP's threads must not spin while the other side works; the `lightning` command sets the same.
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "OMP_WAIT_POLICY": "passive", "PYTHONPATH": str(REPO)}
+        environment = os.environ | OPENMP_WAITING if environment is None else environment
+        environment = environment | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(REPO)}
         self.process = subprocess.Popen(
             [sys.executable, str(REPO / "benchmarks" / script), json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
@@ -145,14 +159,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Run both sides in turn."""
     root = folder / "photos"
     count = gather_photos(arguments.photos, arguments.per_class, root)
-    settings = {
-        "root": str(root),
-        "weights": None if arguments.weights is None else str(arguments.weights),
-        "h5": str(folder / "untrained.h5"),
-        "augmentation": AUGMENTATION,
-        **{name: getattr(arguments, name) for name in ("image_size", "batch_size", "trainable", "learning_rate")},
-        **{name: getattr(arguments, name) for name in ("compile", "precision")},
-    }
+    settings = side_settings(arguments, folder)
     print(f"{count} photos in {len(list(root.iterdir()))} classes, {arguments.image_size} pixels, batches of "
           f"{arguments.batch_size}, trainable {arguments.trainable}, weights "
           f"{arguments.weights.name if arguments.weights else 'random'}", flush=True)  # fmt: skip

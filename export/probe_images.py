@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+from PIL import ExifTags, Image
 
 NAMES = (
     "zeros",
@@ -43,3 +47,36 @@ def synthetic_images(image_size: tuple[int, int], seed: int = 0) -> np.ndarray:
         black_pixel,
     ]
     return np.stack(images).astype(np.float32)
+
+
+def write_probe_files(folder: Path) -> list[Path]:
+    """Write photos of the kinds that readers treat differently: JPEG, PNG (palette, grey, alpha), CMYK, EXIF-rotated.
+
+    Args:
+        folder: must exist.
+
+    Returns:
+        The files. All are larger than 300 x 200 pixels, so that resizing counts, too.
+    """
+    height, width = 211, 307
+    down, across = np.mgrid[0 : 1 : complex(height), 0 : 1 : complex(width)]
+    noise = np.random.default_rng(0).integers(0, 60, (height, width, 3))
+    colours = (np.stack([down, across, 1 - down * across], axis=-1) * 195 + noise).astype(np.uint8)
+    photo = Image.fromarray(colours)
+    with_alpha = photo.copy()
+    with_alpha.putalpha(Image.fromarray((across * 255).astype(np.uint8)))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # to be shown turned by 90 degrees
+    files: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+        "plain.jpg": (photo, {}),
+        "palette.png": (photo.quantize(16), {}),
+        "palette_transparent.png": (photo.quantize(16), {"transparency": 3}),
+        "grey.png": (photo.convert("L"), {}),
+        "grey.jpg": (photo.convert("L"), {}),
+        "alpha.png": (with_alpha, {}),
+        "cmyk.jpg": (photo.convert("CMYK"), {}),
+        "exif_rotated.jpg": (photo, {"exif": turned}),
+    }
+    for name, (image, options) in files.items():
+        image.save(folder / name, **options)
+    return [folder / name for name in files]

@@ -1,17 +1,20 @@
-"""The verdict and what it rests on: for scripts as JSON, for people as a terminal table."""
+"""The verdict and what it rests on: for scripts as JSON, for people as a terminal table; as a page in `page.py`."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.bad_input import BadInput
+import numpy as np
 
-SCHEMA = 1
+from models.whole_file import write_text
+
+SCHEMA = 2
+PASS, FAIL = "PASS", "FAIL"
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,28 @@ class LayerError:
     relative_error: float
 
 
+@dataclass(frozen=True)
+class PhotoDifference:
+    """One photo's probabilities on both sides.
+
+    Attributes:
+        name: of the photo.
+        difference: the largest of any class.
+        torch: C probabilities.
+        keras: the same.
+        pixels: uint8, (H, W, 3), RGB; only the page shows them.
+    """
+
+    name: str
+    difference: float
+    torch: list[float]
+    keras: list[float]
+    pixels: np.ndarray
+
+
 @dataclass
 class Report:
-    """All rungs and the verdict.
+    """All rungs under one Keras, and the verdict.
 
     Attributes:
         checkpoint: path and digest of the torch side.
@@ -67,6 +89,10 @@ class Report:
         versions: of everything that computed, for each side.
         seconds: the whole ladder took.
         layers: in the order of computation.
+        class_names: in the order of the probabilities.
+        photos: those whose probabilities differ most, the worst first.
+        skipped: check -> why it could not be made; a check that is skipped neither passes nor fails.
+        likely_cause: of the first failure, where the pattern shows it.
     """
 
     checkpoint: dict[str, str]
@@ -75,11 +101,15 @@ class Report:
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
     seconds: float = 0.0
     layers: list[LayerError] = field(default_factory=list)
+    class_names: list[str] = field(default_factory=list)
+    photos: list[PhotoDifference] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    likely_cause: str | None = None
 
     @property
     def verdict(self) -> str:
         """``PASS`` if there are rungs and all of them passed, else ``FAIL``."""
-        return "PASS" if self.rungs and all(rung.passed for rung in self.rungs) else "FAIL"
+        return PASS if self.rungs and all(rung.passed for rung in self.rungs) else FAIL
 
     @property
     def failed(self) -> list[Rung]:
@@ -88,42 +118,47 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON types; a figure that is no finite number becomes its name, such as ``"nan"``."""
-        content = {"schema": SCHEMA, "verdict": self.verdict, **asdict(self)}
-        for entry, key in [
-            *((rung, "figure") for rung in content["rungs"]),
-            *((layer, "relative_error") for layer in content["layers"]),
-        ]:
-            entry[key] = entry[key] if math.isfinite(entry[key]) else str(entry[key])
-        return content
-
-    def write_json(self, path: Path) -> None:
-        """Write `to_json` to a file, atomically.
-
-        Raises:
-            BadInput: when the file cannot be written there.
-        """
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with temporary.open("w") as file:
-                json.dump(self.to_json(), file, indent=2, allow_nan=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise BadInput(
-                f"expected a place where {path} can be written, got: {error.strerror}. Name another."
-            ) from error
+        content = {"verdict": self.verdict, **asdict(self)}
+        for photo in content["photos"]:
+            del photo["pixels"]
+        return _finite(content)
 
     def last_line(self) -> str:
         """The verdict in one line, with the first thing that differs."""
-        if self.verdict == "PASS":
-            return f"parity PASS: {len(self.rungs)} of {len(self.rungs)} checks, {self.seconds:.0f} s"
+        if self.verdict == PASS:
+            skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
+            return f"parity PASS: {len(self.rungs)} of {len(self.rungs)} checks{skipped}, {self.seconds:.0f} s"
         first = self.failed[0] if self.failed else None
         where = f" at {first.first_divergence}" if first and first.first_divergence else ""
-        return f"parity FAIL: {first.name + where if first else 'nothing was checked'}"
+        cause = f". {self.likely_cause}" if self.likely_cause else ""
+        return f"parity FAIL: {first.name + where if first else 'nothing was checked'}{cause}"
+
+
+def verdict_of(reports: Sequence[Report]) -> str:
+    """``PASS`` if there are reports and all of them pass, else ``FAIL``."""
+    return PASS if reports and all(report.verdict == PASS for report in reports) else FAIL
+
+
+def to_json(reports: Sequence[Report]) -> dict[str, Any]:
+    """What `parity.json` holds: one report for each Keras that judged."""
+    return {"schema": SCHEMA, "verdict": verdict_of(reports), "reports": [report.to_json() for report in reports]}
+
+
+def write_json(reports: Sequence[Report], path: Path) -> None:
+    """Write `to_json` to a file, whole or not at all.
+
+    Raises:
+        BadInput: when the file cannot be written there.
+    """
+    write_text(Path(path), json.dumps(to_json(reports), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
 def print_report(report: Report) -> None:
@@ -142,6 +177,8 @@ def print_report(report: Report) -> None:
         table.add_row(rung.name, figure, threshold, verdict, rung.detail + where)
     console = Console()
     console.print(table)
+    for name, reason in report.skipped.items():
+        console.print(f"{name} skipped: {reason}", highlight=False)
     for side, versions in report.versions.items():
         console.print(f"{side}: {', '.join(f'{name} {number}' for name, number in versions.items())}", highlight=False)
-    console.print(report.last_line(), highlight=False)
+    console.print(report.last_line(), highlight=False, soft_wrap=True)

@@ -5,6 +5,8 @@ Nothing is computed or run here. A rung passes only if its figure is a number an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from export.checkpoint import Checkpoint
@@ -18,6 +20,8 @@ from export.report import LayerError, Rung
 PROBABILITY_THRESHOLD = 1e-5
 # Largest error of any layer's output relative to its largest value, both sides float64: the same function gives 1e-14.
 LAYER_THRESHOLD = 1e-10
+# Largest difference of a weight after some steps of training, both sides float64; a step moves it by about 1e-3.
+TRAINING_THRESHOLD = 1e-6
 # What both sides must agree on besides the function itself.
 _FACTS = ("class_names", "image_size", "interpolation", "checkpoint_sha256")
 
@@ -121,6 +125,67 @@ def check_top1(images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray)
     first = images.names[int(disagreeing[0])] if len(disagreeing) else None
     detail = f"same label for {int(np.sum(same))} of {len(torch_gave)} photos"
     return Rung(f"top1_{images.name}", agreement >= 1.0, agreement, 1.0, "share of labels equal", detail, first, True)
+
+
+def check_training(
+    graph: Graph, learned: dict[str, np.ndarray], trained: dict[str, np.ndarray] | None, failed: str, steps: int
+) -> Rung:
+    """The weights after some steps of training from the same weights on the same batch, both sides in float64.
+
+    Args:
+        graph: the checkpoint's, with the weights before.
+        learned: name in the state dict -> array that torch arrived at.
+        trained: ``LAYER/INDEX`` -> array that Keras arrived at; None where it could not train.
+        failed: why it could not.
+        steps: how many there were.
+    """
+    unit, name = "max abs difference", "training_steps"
+    if trained is None:
+        detail = f"Keras cannot train the file: {failed or 'it has no training configuration'}"
+        return Rung(name, False, float("inf"), TRAINING_THRESHOLD, unit, detail)
+    moved, figure, first = 0, 0.0, None
+    after = Graph(graph.nodes, {tensor: learned[tensor] for tensor in graph.tensors})
+    for old, new in zip(keras_layers(graph), keras_layers(after), strict=True):
+        for index, ((role, _, before), (_, _, expected)) in enumerate(zip(old.weights, new.weights, strict=True)):
+            received = trained.get(f"{new.name}/{index}")
+            moved += bool(np.any(before != expected))
+            same_shape = received is not None and received.shape == expected.shape
+            difference = float(np.abs(received - expected).max()) if same_shape else np.inf
+            difference = np.inf if np.isnan(difference) else difference
+            if first is None and difference > TRAINING_THRESHOLD:
+                first = f"{new.name}/{role}"
+            figure = max(figure, difference)
+    detail = f"{moved} arrays moved in {steps} steps of the training that the file describes, both sides in float64"
+    return Rung(name, bool(moved) and figure <= TRAINING_THRESHOLD, figure, TRAINING_THRESHOLD, unit, detail, first)
+
+
+def check_files(
+    names: Sequence[str],
+    pixels: tuple[np.ndarray, np.ndarray],
+    probabilities: tuple[np.ndarray, np.ndarray],
+    unreadable: dict[int, str],
+) -> Rung:
+    """Photos from file: each side loads them by itself, and labels what it loaded.
+
+    Args:
+        names: of N files.
+        pixels: torch's and Keras's, uint8, (N, H, W, 3).
+        probabilities: torch's and Keras's, (N, C).
+        unreadable: index -> why Keras cannot read the file; torch's side has read all.
+    """
+    apart = np.abs(pixels[0].astype(np.int16) - pixels[1].astype(np.int16)).reshape(len(names), -1).max(axis=1)
+    labels = probabilities[0].argmax(axis=1) != probabilities[1].argmax(axis=1)
+    reasons = {index: f"pixels differ by up to {apart[index]} of 255" for index in map(int, np.flatnonzero(apart))}
+    reasons |= {
+        index: f"{reasons.get(index, 'same pixels')}, another label" for index in map(int, np.flatnonzero(labels))
+    }
+    reasons |= {index: f"Keras cannot read it: {reason}" for index, reason in unreadable.items()}
+    detail = f"{len(names)} photos, loaded from file by each side: pixels and label"
+    first = min(reasons, default=None)
+    if first is not None:
+        detail += f". {names[first]}: {reasons[first]}"
+    where = None if first is None else names[first]
+    return Rung("file_to_label", not reasons, len(reasons), 0, "files differ", detail, where)
 
 
 def _same_bits(left: np.ndarray, right: np.ndarray) -> bool:

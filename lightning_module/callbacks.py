@@ -247,8 +247,11 @@ class HandOverTwin(Callback):
         """
         if not self.enabled or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
             return
+        from datamodule.photo_store import load_photo
         from export.hand_over import write_twin  # only training that ends needs them
+        from export.page import write_page
         from export.parity import Pair, check_parity
+        from export.report import write_json as write_report
 
         run = run_folder_of(trainer)
         best = best_checkpoint_of(trainer)
@@ -264,17 +267,19 @@ class HandOverTwin(Callback):
                 "input_range": self.input_range,
             },
         )
-        photos, names = self._photos(trainer)
-        trainer.print(f"Checking it against Keras on {len(names)} validation photos and synthetic images ...")
-        self.report = check_parity(Pair(best, run.model_h5, photos, names), self.keras_python)
-        self.report.write_json(run.parity)
+        photos, files = self._photos(trainer)
+        trainer.print(f"Checking it against Keras on {len(files)} validation photos and synthetic images ...")
+        pair = Pair(best, run.model_h5, photos, [str(file) for file in files], files, load_photo)
+        self.report = check_parity(pair, self.keras_python)
+        write_report([self.report], run.parity)
+        write_page([self.report], run.parity_page)
 
-    def _photos(self, trainer: L.Trainer) -> tuple[np.ndarray | None, list[str]]:
-        """Validation photos, uint8 (N, H, W, 3), and their paths."""
+    def _photos(self, trainer: L.Trainer) -> tuple[np.ndarray | None, list[Path]]:
+        """Validation photos, uint8 (N, H, W, 3), and their files."""
         datamodule: Any = getattr(trainer, "datamodule", None)
         files = list(getattr(datamodule, "val_files", []))
         if not files or not self.max_photos:
             return None, []
         chosen = np.linspace(0, len(files) - 1, min(len(files), self.max_photos)).round().astype(int)
         files = [files[index] for index in chosen]
-        return datamodule.photos_of(files), [str(file) for file in files]
+        return datamodule.photos_of(files), files

@@ -26,7 +26,7 @@ def print_closing_table(run: RunFolder, evaluations: dict[str, dict[str, Any]], 
     for what, path in (
         ("best checkpoint (PyTorch)", run.best_checkpoint),
         ("Keras twin", run.model_h5),
-        ("proof that both agree", run.parity),
+        ("proof that both agree", run.parity_page),
         ("classes, size, range", run.labels),
         ("figures per epoch and class", run.metrics),
         ("settings, to run it again", run.config),

@@ -11,7 +11,7 @@ from models.bad_input import BadInput
 from models.whole_file import write_text
 
 BEST_CHECKPOINT = "best.ckpt"
-HANDED_OVER = ("model.h5", "parity.json", "labels.json", "metrics.json")
+HANDED_OVER = ("model.h5", "parity.json", "parity.html", "labels.json", "metrics.json")
 """What belongs to one finished run, and must never be taken for another's."""
 
 
@@ -43,6 +43,11 @@ class RunFolder:
     def parity(self) -> Path:
         """The verdict on the twin, and what it rests on."""
         return self.path / "parity.json"
+
+    @property
+    def parity_page(self) -> Path:
+        """The proof, for people."""
+        return self.path / "parity.html"
 
     @property
     def labels(self) -> Path:

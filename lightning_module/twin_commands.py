@@ -1,14 +1,18 @@
 """`lightning export` and `lightning parity`: the hand-over and its proof, on their own."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser
 
 from lightning_module.cli import COMMANDS, EXIT_MISMATCH, underscored
 from models.bad_input import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def run_export(argv: list[str]) -> None:
@@ -21,7 +25,7 @@ def run_export(argv: list[str]) -> None:
 
 
 def run_parity(argv: list[str]) -> None:
-    """Parse `parity CKPT MODEL.h5 [--photos DIR] [--json FILE] [--keras_python PY]` and do it.
+    """Parse `parity CKPT MODEL.h5 [--photos DIR] [--json FILE] [--html FILE] [--keras_python PY ...]` and do it.
 
     Raises:
         BadInput: something given cannot be used.
@@ -50,7 +54,8 @@ def parity(
     model: Path,
     photos: Path | None = None,
     json: Path | None = None,
-    keras_python: Path | None = None,
+    html: Path | None = None,
+    keras_python: list[Path] | None = None,
 ) -> bool:
     """Prove that a .h5 computes what its checkpoint computes. The last line is the verdict.
 
@@ -59,37 +64,57 @@ def parity(
         model: the .h5 that is claimed to be its twin.
         photos: folder with photos, at any depth, that go through both; without it only synthetic images do.
         json: file for the whole report.
-        keras_python: interpreter whose Keras judges; without it this environment's.
+        html: file for the report as one page.
+        keras_python: interpreter whose Keras judges; may be given several times; without it this environment's.
 
     Returns:
-        Whether all checks passed.
+        Whether all checks passed, under every Keras.
     """
+    from datamodule.photo_store import load_photo
+    from export.page import write_page
     from export.parity import Pair, check_parity
-    from export.report import print_report
+    from export.report import PASS, print_report, verdict_of, write_json
 
-    if json:
-        _check_report_place(json, ckpt, model)
+    for option, place in (("--json", json), ("--html", html)):
+        if place:
+            _check_report_place(option, place, ckpt, model)
     files = list_photo_files(photos) if photos else []
-    pixels = None
-    if files:
-        from datamodule.photo_store import PhotoStore
-        from export.checkpoint import read_checkpoint
-
-        source = read_checkpoint(ckpt)
-        store = PhotoStore(source.image_size, source.interpolation)
-        bad = store.add(files)
-        if bad:
-            names = "\n".join(map(str, bad))
-            raise BadInput(
-                f"--photos: expected readable photos, received {len(bad)} of {len(files)} that are not:\n{names}\n"
-                "Mend or remove them."
-            )
-        pixels = store.photos_of(files)
-    report = check_parity(Pair(ckpt, model, pixels, [str(file) for file in files]), keras_python)
-    print_report(report)
+    pixels = _pixels_of(files, ckpt) if files else None
+    pair = Pair(ckpt, model, pixels, [str(file) for file in files], files, load_photo)
+    reports = []
+    interpreters: list[Path | None] = [*keras_python] if keras_python else [None]
+    for python in interpreters:
+        reports.append(check_parity(pair, python))
+        print_report(reports[-1])
     if json:
-        report.write_json(json)
-    return report.verdict == "PASS"
+        write_json(reports, json)
+    if html:
+        write_page(reports, html)
+    if len(reports) > 1:
+        passed = sum(report.verdict == PASS for report in reports)
+        print(f"parity {verdict_of(reports)}: under {passed} of {len(reports)} interpreters")
+    return verdict_of(reports) == PASS
+
+
+def _pixels_of(files: list[Path], checkpoint: Path) -> "np.ndarray":
+    """Pixels of all photos at the checkpoint's size.
+
+    Raises:
+        BadInput: some cannot be read, or the checkpoint cannot.
+    """
+    from datamodule.photo_store import PhotoStore
+    from export.checkpoint import read_checkpoint
+
+    source = read_checkpoint(checkpoint)
+    store = PhotoStore(source.image_size, source.interpolation)
+    bad = store.add(files)
+    if bad:
+        names = "\n".join(map(str, bad))
+        raise BadInput(
+            f"--photos: expected readable photos, received {len(bad)} of {len(files)} that are not:\n{names}\n"
+            "Mend or remove them."
+        )
+    return store.photos_of(files)
 
 
 def list_photo_files(folder: Path) -> list[Path]:
@@ -114,18 +139,20 @@ def list_photo_files(folder: Path) -> list[Path]:
 def _parse(name: str, function: Callable, argv: list[str]) -> dict[str, Any]:
     parser = ArgumentParser(prog=f"lightning {name}", description=COMMANDS[name].summary)
     parser.add_function_arguments(function, as_positional=True)
-    # --keras-python is --keras_python: both spellings are in use
-    settings: dict[str, Any] = parser.parse_args([underscored(each) for each in argv[1:]]).as_dict()
+    # --keras-python is --keras_python: both spellings are in use; and once more means one more
+    spelled = [underscored(each) for each in argv[1:]]
+    repeated = [re.sub(r"^--keras_python(?=$|=)", "--keras_python+", each) for each in spelled]
+    settings: dict[str, Any] = parser.parse_args(repeated).as_dict()
     return settings
 
 
-def _check_report_place(json: Path, *inputs: Path) -> None:
+def _check_report_place(option: str, place: Path, *inputs: Path) -> None:
     """Refuse, before anything costly, a report that could not be written or would replace what it reports on.
 
     Raises:
         BadInput: the folder is missing or cannot be written, or the file is one of the inputs.
     """
-    if json.exists() and any(given.exists() and json.samefile(given) for given in inputs):
-        raise BadInput(f"--json: expected a place for the report, received {json}, which is an input. Name another.")
-    if not json.parent.is_dir() or not os.access(json.parent, os.W_OK) or json.is_dir():
-        raise BadInput(f"--json: expected a file in a folder that can be written, received {json}. Name another.")
+    if place.exists() and any(given.exists() and place.samefile(given) for given in inputs):
+        raise BadInput(f"{option}: expected a place for the report, received {place}, which is an input. Name another.")
+    if not place.parent.is_dir() or not os.access(place.parent, os.W_OK) or place.is_dir():
+        raise BadInput(f"{option}: expected a file in a folder that can be written, received {place}. Name another.")

@@ -1,0 +1,128 @@
+"""What is compared: a checkpoint, what is claimed to be its twin, and the images for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from export import probe_images
+from export.checkpoint import Checkpoint, read_checkpoint
+from export.graph import Graph
+from export.hand_over import INPUT_RANGES, trace_checkpoint
+from export.image_sets import ImageSet
+from export.keras_h5 import KerasFile, read_keras_h5
+from export.torch_side import torch_probabilities
+from models.bad_input import BadInput
+
+# Every layer of one of them is some 100 MB in float64.
+EXACT_IMAGES = 2
+
+LoadPhoto = Callable[[Path, tuple[int, int], str], np.ndarray]
+"""(file, (height, width), interpolation) -> uint8, (H, W, 3), RGB: `datamodule.photo_store.load_photo`."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A checkpoint and what is claimed to be its twin.
+
+    Attributes:
+        checkpoint: from ``lightning fit``.
+        h5: the Keras file.
+        photos: uint8, NHWC, RGB, (N, H, W, 3) at the checkpoint's size; None or empty: synthetic images only.
+        photo_names: N names, for the report.
+        photo_files: of those that both sides are to load from file themselves.
+        load_photo: how our side loads them; None: loading is not compared.
+    """
+
+    checkpoint: Path
+    h5: Path
+    photos: np.ndarray | None = None
+    photo_names: Sequence[str] = ()
+    photo_files: Sequence[Path] = ()
+    load_photo: LoadPhoto | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair, read and found comparable.
+
+    Attributes:
+        pair: from which it was read.
+        source: the torch side.
+        graph: its neutral graph.
+        twin: the Keras side, read without Keras.
+        input_range: what it takes: ``unit`` or ``raw``.
+        sets: the images for both sides.
+    """
+
+    pair: Pair
+    source: Checkpoint
+    graph: Graph
+    twin: KerasFile
+    input_range: str
+    sets: list[ImageSet]
+
+    @property
+    def h5(self) -> Path:
+        """Path of the Keras file."""
+        return self.pair.h5
+
+    @cached_property
+    def exact_images(self) -> np.ndarray:
+        """Few images for what is computed in float64: photos where there are some; float64 in [0, 1], NHWC."""
+        return self.sets[-1].exact(EXACT_IMAGES)
+
+    @cached_property
+    def targets(self) -> np.ndarray:
+        """For a training step: one class for each of the exact images, float64 (B, C).
+
+        Not the likeliest, from which there is little to learn, nor one so unlikely that Keras, which cuts
+        probabilities at 1e-7, has no gradient: the one whose probability is nearest to a half.
+        """
+        probabilities = torch_probabilities(self.source.network, [self.exact_images.astype(np.float32)])
+        return np.eye(probabilities.shape[1])[np.abs(probabilities - 0.5).argmin(axis=1)]
+
+
+def read_case(pair: Pair) -> Case:
+    """Read both files and the images.
+
+    Raises:
+        BadInput: when a file is not what it should be, or the two cannot be compared.
+    """
+    source, twin = read_checkpoint(pair.checkpoint), read_keras_h5(pair.h5)
+    input_range = twin.details.get("input_range", "unit")
+    if input_range not in INPUT_RANGES:
+        raise BadInput(f"{pair.h5}: expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}.")
+    _check_input_shape(source, twin, pair.h5)
+    sets = _image_sets(source, pair.photos, pair.photo_names)
+    return Case(pair, source, trace_checkpoint(source), twin, input_range, sets)
+
+
+def _image_sets(source: Checkpoint, photos: np.ndarray | None, photo_names: Sequence[str]) -> list[ImageSet]:
+    sets = [ImageSet("synthetic", probe_images.synthetic_images(source.image_size), probe_images.NAMES)]
+    if photos is None or not len(photos):
+        return sets
+    if photos.dtype != np.uint8 or photos.shape[1:] != (*source.image_size, 3):
+        raise BadInput(
+            f"expected photos as uint8 (N, {source.image_size[0]}, {source.image_size[1]}, 3), the checkpoint's size, "
+            f"got {photos.dtype} {photos.shape}. Load them with datamodule.photo_store.load_photo."
+        )
+    names = list(photo_names) or [f"photo {number}" for number in range(len(photos))]
+    return [*sets, ImageSet("photos", photos, names)]
+
+
+def _check_input_shape(source: Checkpoint, twin: KerasFile, h5: Path) -> None:
+    """A file that takes other images cannot be compared at all."""
+    layers = twin.config.get("config", {}).get("layers", [])
+    first = layers[0].get("config", {}) if layers else {}
+    shape = first.get("batch_input_shape", first.get("batch_shape"))
+    expected = [None, *source.image_size, 3]
+    if shape != expected:
+        raise BadInput(
+            f"expected a model whose input is {expected} (NHWC), the checkpoint's, got {h5} with input {shape}. "
+            "Is it the twin of another checkpoint?"
+        )
