@@ -11,6 +11,7 @@ import numpy as np
 
 from export import probe_images
 from export.checkpoint import Checkpoint, read_checkpoint
+from export.fold import fold_batch_norms
 from export.graph import Graph
 from export.hand_over import INPUT_RANGES, trace_checkpoint
 from export.image_sets import ImageSet
@@ -53,16 +54,18 @@ class Case:
     Attributes:
         pair: from which it was read.
         source: the torch side.
-        graph: its neutral graph.
+        traced: its neutral graph.
         twin: the Keras side, read without Keras.
+        folded: whether the file says that its BatchNorms are folded.
         input_range: what it takes: ``unit`` or ``raw``.
         sets: the images for both sides.
     """
 
     pair: Pair
     source: Checkpoint
-    graph: Graph
+    traced: Graph
     twin: KerasFile
+    folded: bool
     input_range: str
     sets: list[ImageSet]
 
@@ -70,6 +73,16 @@ class Case:
     def h5(self) -> Path:
         """Path of the Keras file."""
         return self.pair.h5
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph that the file should hold."""
+        return self.graph_with(self.traced.tensors)
+
+    def graph_with(self, tensors: dict[str, np.ndarray]) -> Graph:
+        """The same with other weights: name in the state dict -> array."""
+        graph = Graph(self.traced.nodes, {name: tensors[name] for name in self.traced.tensors})
+        return fold_batch_norms(graph) if self.folded else graph
 
     @cached_property
     def exact_images(self) -> np.ndarray:
@@ -99,7 +112,8 @@ def read_case(pair: Pair) -> Case:
         raise BadInput(f"{pair.h5}: expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}.")
     _check_input_shape(source, twin, pair.h5)
     sets = _image_sets(source, pair.photos, pair.photo_names)
-    return Case(pair, source, trace_checkpoint(source), twin, input_range, sets)
+    folded = twin.details.get("fused_batchnorm") is True
+    return Case(pair, source, trace_checkpoint(source), twin, folded, input_range, sets)
 
 
 def _image_sets(source: Checkpoint, photos: np.ndarray | None, photo_names: Sequence[str]) -> list[ImageSet]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.golden import Golden, golden_images
+from export.fold import fold_batch_norms
 from export.graph import Graph
 from export.image_sets import ImageSet
 from export.keras_h5 import keras_layers, training_config, write_keras_h5
@@ -39,13 +40,14 @@ class Twin:
     details: dict[str, Any]
 
 
-def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit") -> Twin:
+def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit", fuse_batchnorm: bool = False) -> Twin:
     """Export a checkpoint as one Keras `.h5` that every Keras loads with a plain ``load_model(path)``.
 
     Args:
         checkpoint: from ``lightning fit``.
         h5: where to; replaced only by a whole file.
         input_range: ``unit``: the model takes RGB in [0, 1], NHWC; ``raw``: it takes 0..255.
+        fuse_batchnorm: fold every BatchNorm into the convolution before it; for a file that only predicts.
 
     Raises:
         BadInput: for a file that is not such a checkpoint, an unknown input range, a folder that cannot be written, or
@@ -62,8 +64,9 @@ def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit") -> Twin:
         raise BadInput(f"expected a place for the .h5, got {h5}, the checkpoint itself. Name another file.")
     source = read_checkpoint(checkpoint)
     graph = trace_checkpoint(source)
+    graph = fold_batch_norms(graph) if fuse_batchnorm else graph
     layers = keras_layers(graph, input_range)
-    details = twin_details(source, input_range)
+    details = twin_details(source, input_range, fuse_batchnorm)
     frozen = {node.name for node in graph.nodes if source.trainable == "head" and node.source.startswith(_BACKBONE)}
     write_keras_h5(
         h5,
@@ -89,13 +92,14 @@ def _golden(checkpoint: Checkpoint) -> Golden:
     return Golden(images, torch_probabilities(checkpoint.network, ImageSet("golden", images, ()).batches()))
 
 
-def twin_details(checkpoint: Checkpoint, input_range: str) -> dict[str, Any]:
+def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool = False) -> dict[str, Any]:
     """The facts that travel in the file's attributes."""
     return {
         "class_names": list(checkpoint.class_names),
         "image_size": list(checkpoint.image_size),
         "interpolation": checkpoint.interpolation,
         "input_range": input_range,
+        "fused_batchnorm": fused_batchnorm,
         "backbone": checkpoint.backbone,
         "checkpoint_sha256": checkpoint.digest,
         "shelftwin_version": _own_version(),

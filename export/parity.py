@@ -21,6 +21,7 @@ import numpy as np
 from export.case import Case, Pair, read_case
 from export.checkpoint import file_digest
 from export.diagnosis import likely_cause
+from export.fold import folded_state
 from export.image_sets import ImageSet
 from export.keras_side import TRAINING_STEPS, KerasSide, keras_sides
 from export.report import PhotoDifference, Report, Rung
@@ -83,7 +84,9 @@ def _climb(case: Case, keras_side: KerasSide) -> Report:
         class_names=list(case.source.class_names),
     )  # fmt: skip
     report.rungs += [check_labels(case.source, case.twin), check_weights(case.graph, case.twin, keras_side.weights)]
-    torch_gave = torch_layers(network, case.graph, case.exact_images)
+    # A file with folded BatchNorms holds numbers rounded anew: its layers are those of a network that has them, too.
+    state = folded_state(case.traced) if case.folded else None
+    torch_gave = torch_layers(network, case.graph, case.exact_images, state)
     layers, report.layers = check_layers(case.graph, torch_gave, keras_side.layers)
     report.rungs.append(layers)
     for images, from_keras in zip(case.sets, keras_side.probabilities, strict=True):
@@ -96,12 +99,10 @@ def _climb(case: Case, keras_side: KerasSide) -> Report:
         report.rungs.append(_check_files(case, keras_side))
     elif keras_side.loading_skipped:
         report.skipped["file_to_label"] = f"this Keras cannot load photos: {keras_side.loading_skipped}"
-    learned = torch_train(
-        network, case.source.trainable, case.source.learning_rate, case.exact_images, case.targets, TRAINING_STEPS
-    )
-    report.rungs.append(
-        check_training(case.graph, learned, keras_side.trained, keras_side.training_failed, TRAINING_STEPS)
-    )
+    if case.folded and case.source.trainable == "all":
+        report.skipped["training_steps"] = "with BatchNorm folded into them, other weights are trained"
+    else:
+        report.rungs.append(_check_training(case, keras_side))
     if report.failed:
         report.likely_cause = likely_cause(case, report, torch_gave, keras_side)
     return report
@@ -117,6 +118,16 @@ def _check_files(case: Case, keras_side: KerasSide) -> Rung:
     names = [path.name for path in loaded.files]
     probabilities = torch_probabilities(case.source.network, ImageSet("files", pixels, names).batches())
     return check_files(names, (pixels, loaded.pixels), (probabilities, loaded.probabilities), loaded.unreadable)
+
+
+def _check_training(case: Case, keras_side: KerasSide) -> Rung:
+    """Train a little, and compare."""
+    source = case.source
+    learned = torch_train(
+        source.network, source.trainable, source.learning_rate, case.exact_images, case.targets, TRAINING_STEPS
+    )
+    after = case.graph_with(learned)
+    return check_training(case.graph, after, keras_side.trained, keras_side.training_failed, TRAINING_STEPS)
 
 
 def _worst(case: Case, images: ImageSet, from_torch: np.ndarray, from_keras: np.ndarray) -> list[PhotoDifference]:

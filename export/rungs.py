@@ -128,13 +128,13 @@ def check_top1(images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray)
 
 
 def check_training(
-    graph: Graph, learned: dict[str, np.ndarray], trained: dict[str, np.ndarray] | None, failed: str, steps: int
+    before: Graph, after: Graph, trained: dict[str, np.ndarray] | None, failed: str, steps: int
 ) -> Rung:
     """The weights after some steps of training from the same weights on the same batch, both sides in float64.
 
     Args:
-        graph: the checkpoint's, with the weights before.
-        learned: name in the state dict -> array that torch arrived at.
+        before: the checkpoint's graph.
+        after: the same with the weights that torch arrived at.
         trained: ``LAYER/INDEX`` -> array that Keras arrived at; None where it could not train.
         failed: why it could not.
         steps: how many there were.
@@ -144,11 +144,10 @@ def check_training(
         detail = f"Keras cannot train the file: {failed or 'it has no training configuration'}"
         return Rung(name, False, float("inf"), TRAINING_THRESHOLD, unit, detail)
     moved, figure, first = 0, 0.0, None
-    after = Graph(graph.nodes, {tensor: learned[tensor] for tensor in graph.tensors})
-    for old, new in zip(keras_layers(graph), keras_layers(after), strict=True):
-        for index, ((role, _, before), (_, _, expected)) in enumerate(zip(old.weights, new.weights, strict=True)):
+    for old, new in zip(keras_layers(before), keras_layers(after), strict=True):
+        for index, ((role, _, start), (_, _, expected)) in enumerate(zip(old.weights, new.weights, strict=True)):
             received = trained.get(f"{new.name}/{index}")
-            moved += bool(np.any(before != expected))
+            moved += bool(np.any(start != expected))
             same_shape = received is not None and received.shape == expected.shape
             difference = float(np.abs(received - expected).max()) if same_shape else np.inf
             difference = np.inf if np.isnan(difference) else difference

@@ -27,18 +27,23 @@ def torch_probabilities(network: nn.Module, batches: Iterable[np.ndarray]) -> np
     return np.concatenate(given)
 
 
-def torch_layers(network: nn.Module, graph: Graph, images: np.ndarray) -> dict[str, np.ndarray]:
+def torch_layers(
+    network: nn.Module, graph: Graph, images: np.ndarray, state: dict[str, np.ndarray] | None = None
+) -> dict[str, np.ndarray]:
     """Output of every node of the graph, computed in float64.
 
     Args:
         network: from which the graph was traced; is not changed.
         graph: its neutral graph.
         images: float64, NHWC, in [0, 1].
+        state: weights to compute with instead of the network's: name in the state dict -> float64 array.
 
     Returns:
         node name -> float64 in Keras's layout: (N, H, W, C) or (N, C). The input node is left out.
     """
     exact = copy.deepcopy(network).double()
+    if state is not None:
+        exact.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, strict=False)
     program = export_program(exact, (images.shape[1], images.shape[2]), batch=len(images))
     recorder = _Recorder(program.module(), {node.trace_name: node for node in graph.nodes[1:] if node.trace_name})
     with torch.inference_mode():
