@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from datamodule.demo_photos import draw_catalogue
-from lightning_module.cli import OPENMP_WAITING
 
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"
@@ -100,13 +99,11 @@ class Side:
     Args:
         script: beside this file.
         settings: what the script needs, as JSON on its command line.
-        environment: for the process; by default ours and what the `lightning` command sets for itself.
     """
 
-    def __init__(self, script: str, settings: dict[str, Any], environment: dict[str, str] | None = None) -> None:
+    def __init__(self, script: str, settings: dict[str, Any]) -> None:
         self.script = script
-        environment = os.environ | OPENMP_WAITING if environment is None else environment
-        environment = environment | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(REPO)}
+        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(REPO)}
         self.process = subprocess.Popen(
             [sys.executable, str(REPO / "benchmarks" / script), json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,

@@ -13,8 +13,8 @@ def fold_batch_norms(graph: Graph) -> Graph:
     """Fold every BatchNorm that alone reads a convolution or dense layer into it.
 
     With s = gamma / sqrt(moving_variance + epsilon) the kernel becomes kernel * s and the bias
-    (bias - moving_mean) * s + beta, computed in float64 and rounded once. The layer keeps the convolution's name, and its
-    output is found again as the BatchNorm's.
+    (bias - moving_mean) * s + beta, computed in float64 and rounded once. The layer keeps the convolution's name, and
+    its output is found again as the BatchNorm's.
 
     Args:
         graph: in which BatchNorm is in inference mode. Is not changed.
@@ -74,7 +74,12 @@ def folded_state(graph: Graph) -> dict[str, np.ndarray]:
     for convolution, norm in foldable(graph):
         kernel, bias = _folded_weights(graph, convolution, norm)
         ones = np.ones(len(bias))
-        put = {"gamma": ones, "beta": bias, "moving_mean": 0 * ones, "moving_variance": ones - norm.attributes["epsilon"]}
+        put = {
+            "gamma": ones,
+            "beta": bias,
+            "moving_mean": 0 * ones,
+            "moving_variance": ones - norm.attributes["epsilon"],
+        }
         state[convolution.weights["kernel"]] = kernel.astype(np.float64)
         if "bias" in convolution.weights:
             state[convolution.weights["bias"]] = 0 * ones

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from export.checkpoint import Checkpoint, read_checkpoint
-from export.golden import Golden, golden_images
 from export.fold import fold_batch_norms
+from export.golden import Golden, golden_images
 from export.graph import Graph
 from export.image_sets import ImageSet
 from export.keras_h5 import keras_layers, training_config, write_keras_h5

@@ -127,9 +127,7 @@ def check_top1(images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray)
     return Rung(f"top1_{images.name}", agreement >= 1.0, agreement, 1.0, "share of labels equal", detail, first, True)
 
 
-def check_training(
-    before: Graph, after: Graph, trained: dict[str, np.ndarray] | None, failed: str, steps: int
-) -> Rung:
+def check_training(before: Graph, after: Graph, trained: dict[str, np.ndarray] | None, failed: str, steps: int) -> Rung:
     """The weights after some steps of training from the same weights on the same batch, both sides in float64.
 
     Args:

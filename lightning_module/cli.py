@@ -1,6 +1,5 @@
 """The `lightning` command: which subcommand, and what its failure looks like. Imports nothing heavy by itself."""
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -14,12 +13,6 @@ EXIT_MISMATCH = 1
 """The twins do not agree."""
 EXIT_BAD_INPUT = 2
 """Something was given that cannot be used; argparse's own code for a wrong command line, too."""
-
-OPENMP_WAITING = {"GOMP_SPINCOUNT": "20000"}
-"""How long a thread of torch's looks out for more work before it sleeps: some tens of microseconds, about as long as
-waking it takes. A frozen backbone is a thousand short pieces of work per batch, and sleeping after each costs a third
-of the time; the default's much longer watch costs others, such as the threads that decode, their core.
-`benchmarks/openmp_waiting.py` measures it."""
 
 
 class Command(NamedTuple):
@@ -55,8 +48,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 1 where the twins do not agree, 2 for input that cannot be used; anything else that goes wrong
             keeps its traceback.
     """
-    if not os.environ.keys() & {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}:
-        os.environ |= OPENMP_WAITING  # read when torch is loaded, which happens later
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = arguments[0] if arguments else "--help"
     if first in ("-h", "--help", "help"):

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+_FLAGS = ("--fuse_batchnorm",)
+"""Options that need no value."""
+
+
 def run_export(argv: list[str]) -> None:
-    """Parse `export CKPT OUT.h5 [--input_range unit|raw]` and do it.
+    """Parse `export CKPT OUT.h5 [--input_range unit|raw] [--fuse_batchnorm]` and do it.
 
     Raises:
         BadInput: something given cannot be used.
@@ -35,17 +39,18 @@ def run_parity(argv: list[str]) -> None:
         raise SystemExit(EXIT_MISMATCH)
 
 
-def export(ckpt: Path, out: Path, input_range: Literal["unit", "raw"] = "unit") -> None:
+def export(ckpt: Path, out: Path, input_range: Literal["unit", "raw"] = "unit", fuse_batchnorm: bool = False) -> None:
     """Write a checkpoint as one Keras .h5 that loads with a plain load_model(path).
 
     Args:
         ckpt: checkpoint of `lightning fit`, such as RUN/best.ckpt.
         out: the .h5 to write; an existing one is replaced once the new one is whole.
         input_range: what the twin takes: `unit`, values 0 to 1, or `raw`, values 0 to 255.
+        fuse_batchnorm: fold every BatchNorm into the convolution before it: fewer layers, for predicting only.
     """
     from export.hand_over import write_twin
 
-    twin = write_twin(ckpt, out, input_range)
+    twin = write_twin(ckpt, out, input_range, fuse_batchnorm)
     print(f"{twin.path}: {twin.layers} Keras layers, {twin.parameters:,} numbers (weights and BatchNorm statistics)")
 
 
@@ -141,6 +146,7 @@ def _parse(name: str, function: Callable, argv: list[str]) -> dict[str, Any]:
     parser.add_function_arguments(function, as_positional=True)
     # --keras-python is --keras_python: both spellings are in use; and once more means one more
     spelled = [underscored(each) for each in argv[1:]]
+    spelled = [f"{each}=true" if each in _FLAGS else each for each in spelled]
     repeated = [re.sub(r"^--keras_python(?=$|=)", "--keras_python+", each) for each in spelled]
     settings: dict[str, Any] = parser.parse_args(repeated).as_dict()
     return settings

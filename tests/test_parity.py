@@ -193,6 +193,14 @@ CONTROLS = {
 }  # fmt: skip
 
 
+def fold_with_one_ulp(h5: Path) -> None:
+    write_twin(h5.with_name("best.ckpt"), h5, fuse_batchnorm=True)
+    change_array("block_5_expand/block_5_expand/kernel:0", one_ulp)(h5)
+
+
+CONTROLS["folded, one weight off by one ulp"] = (fold_with_one_ulp, "weights", "block_5_expand/kernel", "1 of 1536")
+
+
 @pytest.fixture(scope="module")
 def control_reports(tmp_path_factory) -> dict[str, Report]:
     folder = tmp_path_factory.mktemp("controls")
@@ -204,16 +212,19 @@ def control_reports(tmp_path_factory) -> dict[str, Report]:
     def pair_with(h5: Path) -> Pair:
         return Pair(checkpoint, h5, photos_of((64, 64)), photo_files=odd, load_photo=load_photo)
 
-    pairs = [pair_with(twin)]
+    folded = write_twin(checkpoint, folder / "folded.h5", fuse_batchnorm=True).path
+    pairs = [pair_with(twin), pair_with(folded)]
     for number, (change, *_) in enumerate(CONTROLS.values()):
         changed = Path(shutil.copy(twin, folder / f"{number}.h5"))
         change(changed)
         pairs.append(pair_with(changed))
-    return dict(zip(["unchanged", *CONTROLS], check_pairs(pairs), strict=True))
+    return dict(zip(["unchanged", "folded", *CONTROLS], check_pairs(pairs), strict=True))
 
 
-def test_the_unchanged_file_passes(control_reports):
-    assert control_reports["unchanged"].verdict == "PASS", control_reports["unchanged"].failed
+@pytest.mark.parametrize("name", ["unchanged", "folded"])
+def test_the_unchanged_file_passes(control_reports, name):
+    assert control_reports[name].verdict == "PASS", control_reports[name].failed
+    assert [rung.name for rung in control_reports[name].rungs][-2:] == ["file_to_label", "training_steps"]
 
 
 @pytest.mark.parametrize("name", CONTROLS)
