@@ -11,12 +11,12 @@ import numpy as np
 
 from export import probe_images
 from export.checkpoint import Checkpoint, read_checkpoint
-from export.fold import fold_batch_norms
+from export.fold import fold_batch_norms, folded_state
 from export.graph import Graph
 from export.hand_over import INPUT_RANGES, trace_checkpoint
 from export.image_sets import ImageSet
 from export.keras_h5 import KerasFile, read_keras_h5
-from export.torch_side import torch_probabilities
+from export.torch_side import State, torch_probabilities
 from models.bad_input import BadInput
 
 # Every layer of one of them is some 100 MB in float64.
@@ -83,6 +83,14 @@ class Case:
         """The same with other weights: name in the state dict -> array."""
         graph = Graph(self.traced.nodes, {name: tensors[name] for name in self.traced.tensors})
         return fold_batch_norms(graph) if self.folded else graph
+
+    @cached_property
+    def exact_state(self) -> State | None:
+        """The weights to compute with in float64; None: the network's own.
+
+        A file with folded BatchNorms holds numbers rounded anew: its layers are those of a network with these.
+        """
+        return folded_state(self.traced) if self.folded else None
 
     @cached_property
     def exact_images(self) -> np.ndarray:

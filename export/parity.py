@@ -21,7 +21,6 @@ import numpy as np
 from export.case import Case, Pair, read_case
 from export.checkpoint import file_digest
 from export.diagnosis import likely_cause
-from export.fold import folded_state
 from export.image_sets import ImageSet
 from export.keras_side import TRAINING_STEPS, KerasSide, keras_sides
 from export.report import PhotoDifference, Report, Rung
@@ -84,9 +83,7 @@ def _climb(case: Case, keras_side: KerasSide) -> Report:
         class_names=list(case.source.class_names),
     )  # fmt: skip
     report.rungs += [check_labels(case.source, case.twin), check_weights(case.graph, case.twin, keras_side.weights)]
-    # A file with folded BatchNorms holds numbers rounded anew: its layers are those of a network that has them, too.
-    state = folded_state(case.traced) if case.folded else None
-    torch_gave = torch_layers(network, case.graph, case.exact_images, state)
+    torch_gave = torch_layers(network, case.graph, case.exact_images, case.exact_state)
     layers, report.layers = check_layers(case.graph, torch_gave, keras_side.layers)
     report.rungs.append(layers)
     for images, from_keras in zip(case.sets, keras_side.probabilities, strict=True):
@@ -124,8 +121,9 @@ def _check_training(case: Case, keras_side: KerasSide) -> Rung:
     """Train a little, and compare."""
     source = case.source
     learned = torch_train(
-        source.network, source.trainable, source.learning_rate, case.exact_images, case.targets, TRAINING_STEPS
-    )
+        source.network, source.trainable, source.learning_rate, case.exact_images, case.targets, TRAINING_STEPS,
+        case.exact_state,
+    )  # fmt: skip
     after = case.graph_with(learned)
     return check_training(case.graph, after, keras_side.trained, keras_side.training_failed, TRAINING_STEPS)
 

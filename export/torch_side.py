@@ -14,6 +14,9 @@ from export.graph import Graph, Node
 from export.trace import export_program
 from models.keras_adam import KerasAdam
 
+State = dict[str, np.ndarray]
+"""Name in the state dict -> float64 array."""
+
 
 def torch_probabilities(network: nn.Module, batches: Iterable[np.ndarray]) -> np.ndarray:
     """Softmax of the network's logits, float32, (N, C).
@@ -28,7 +31,7 @@ def torch_probabilities(network: nn.Module, batches: Iterable[np.ndarray]) -> np
 
 
 def torch_layers(
-    network: nn.Module, graph: Graph, images: np.ndarray, state: dict[str, np.ndarray] | None = None
+    network: nn.Module, graph: Graph, images: np.ndarray, state: State | None = None
 ) -> dict[str, np.ndarray]:
     """Output of every node of the graph, computed in float64.
 
@@ -36,14 +39,12 @@ def torch_layers(
         network: from which the graph was traced; is not changed.
         graph: its neutral graph.
         images: float64, NHWC, in [0, 1].
-        state: weights to compute with instead of the network's: name in the state dict -> float64 array.
+        state: weights to compute with instead of the network's.
 
     Returns:
         node name -> float64 in Keras's layout: (N, H, W, C) or (N, C). The input node is left out.
     """
-    exact = copy.deepcopy(network).double()
-    if state is not None:
-        exact.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, strict=False)
+    exact = _in_float64(network, state)
     program = export_program(exact, (images.shape[1], images.shape[2]), batch=len(images))
     recorder = _Recorder(program.module(), {node.trace_name: node for node in graph.nodes[1:] if node.trace_name})
     with torch.inference_mode():
@@ -51,6 +52,13 @@ def torch_layers(
     logits = logits[0] if isinstance(logits, tuple | list) else logits
     recorder.values[graph.output.name] = logits.softmax(dim=1).numpy()  # the one node that torch does not have
     return recorder.values
+
+
+def _in_float64(network: nn.Module, state: State | None) -> nn.Module:
+    exact = copy.deepcopy(network).double()
+    if state is not None:  # BatchNorm's counters are not in it
+        exact.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, strict=False)
+    return exact
 
 
 class _Recorder(fx.Interpreter):
@@ -82,8 +90,14 @@ def _nchw(images: np.ndarray) -> Tensor:
 
 
 def torch_train(
-    network: nn.Module, trainable: str, learning_rate: float, images: np.ndarray, targets: np.ndarray, steps: int
-) -> dict[str, np.ndarray]:
+    network: nn.Module,
+    trainable: str,
+    learning_rate: float,
+    images: np.ndarray,
+    targets: np.ndarray,
+    steps: int,
+    state: State | None = None,
+) -> State:
     """Make optimiser steps in float64, with dropout off and BatchNorm in inference mode.
 
     Args:
@@ -93,11 +107,12 @@ def torch_train(
         images: float64, NHWC, in [0, 1].
         targets: float64, (B, C), each row adding up to 1.
         steps: how many.
+        state: weights to begin with instead of the network's.
 
     Returns:
         name in the state dict -> float64 array after the steps.
     """
-    exact = copy.deepcopy(network).double().eval()
+    exact = _in_float64(network, state).eval()
     for module in exact.modules():
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(not isinstance(module, nn.BatchNorm2d))

@@ -184,11 +184,11 @@ CONTROLS = {
     ),
     "another learning rate": (
         change_json("training_config", lambda it: it["optimizer_config"]["config"].update(learning_rate=2e-3)),
-        "training_steps", "predictions/kernel", "training configuration",
+        "training_steps", "dense/kernel", "training configuration",
     ),
     "Adam's epsilon in torch's place": (
         change_json("training_config", lambda it: it["optimizer_config"]["config"].update(epsilon=1e-7 * 0.001**0.5)),
-        "training_steps", "predictions/kernel", "training configuration",
+        "training_steps", "dense/kernel", "training configuration",
     ),
 }  # fmt: skip
 

@@ -1,0 +1,99 @@
+"""SIGKILL at any moment of an export: the file there is whole, the old one or the new one."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import random_classifier, save_checkpoint
+
+from export.hand_over import write_twin
+from export.keras_h5 import KerasFile, read_keras_h5
+
+KILLS = 40
+# Imports once, then exports in forks, which are killed: starting Python anew each time would take minutes. One thread,
+# because others do not survive a fork.
+EXPORTER = """
+import os, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from export.hand_over import write_twin
+out = Path(sys.argv[1])
+write_twin(Path(sys.argv[2]), out.with_name("warm.h5"))
+print("ready", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        write_twin(Path(line.strip()), out)
+        os._exit(0)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def exporter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("killed")
+    checkpoints = [
+        save_checkpoint(folder / f"{seed}.ckpt", random_classifier(seed, backbone="mobilenetv2_035"), (64, 64))
+        for seed in (0, 1)
+    ]
+    out = folder / "model.h5"
+    write_twin(checkpoints[0], out)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", EXPORTER, str(out), str(checkpoints[0])],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    yield process, checkpoints, out
+    process.kill()
+    process.wait()
+
+
+def start(process: subprocess.Popen, checkpoint: Path) -> int:
+    process.stdin.write(f"{checkpoint}\n")
+    process.stdin.flush()
+    return int(process.stdout.readline())
+
+
+def same(left: KerasFile, right: KerasFile) -> bool:
+    arrays = zip(left.weights.values(), right.weights.values(), strict=True)
+    return (left.config, left.details) == (right.config, right.details) and all(
+        np.array_equal(a, b) for ours, theirs in arrays for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def test_a_killed_export_leaves_a_whole_file(exporter):
+    process, checkpoints, out = exporter
+    whole = []
+    for number, checkpoint in enumerate(checkpoints):
+        write_twin(checkpoint, out.with_name(f"whole{number}.h5"))
+        whole.append(read_keras_h5(out.with_name(f"whole{number}.h5")))
+    begin = time.perf_counter()
+    start(process, checkpoints[1])
+    assert process.stdout.readline() == "ended\n"
+    whole_export = time.perf_counter() - begin
+    assert same(read_keras_h5(out), whole[1])
+    chance = random.Random(0)
+    unfinished, found = 0, []
+    for number in range(KILLS):
+        child = start(process, checkpoints[number % 2])
+        time.sleep(chance.uniform(0, 1.1 * whole_export))
+        with suppress(ProcessLookupError):  # it was faster
+            os.kill(child, signal.SIGKILL)
+        assert process.stdout.readline() == "ended\n"
+        there = read_keras_h5(out)
+        found.append([index for index, each in enumerate(whole) if same(there, each)])
+        unfinished += len(found[-1]) == 1 and found[-1][0] != number % 2
+    assert all(len(each) == 1 for each in found)
+    # The control: it was really killed on the way, more than once.
+    assert unfinished >= 3
