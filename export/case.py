@@ -119,18 +119,23 @@ def read_case(pair: Pair) -> Case:
     if input_range not in INPUT_RANGES:
         raise BadInput(f"{pair.h5}: expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}.")
     _check_input_shape(source, twin, pair.h5)
-    sets = _image_sets(source, pair.photos, pair.photo_names)
+    sets = image_sets(source.image_size, pair.photos, pair.photo_names)
     folded = twin.details.get("fused_batchnorm") is True
     return Case(pair, source, trace_checkpoint(source), twin, folded, input_range, sets)
 
 
-def _image_sets(source: Checkpoint, photos: np.ndarray | None, photo_names: Sequence[str]) -> list[ImageSet]:
-    sets = [ImageSet("synthetic", probe_images.synthetic_images(source.image_size), probe_images.NAMES)]
+def image_sets(image_size: tuple[int, int], photos: np.ndarray | None, photo_names: Sequence[str]) -> list[ImageSet]:
+    """The synthetic images, and the photos where there are some.
+
+    Raises:
+        BadInput: for photos of another type or size.
+    """
+    sets = [ImageSet("synthetic", probe_images.synthetic_images(image_size), probe_images.NAMES)]
     if photos is None or not len(photos):
         return sets
-    if photos.dtype != np.uint8 or photos.shape[1:] != (*source.image_size, 3):
+    if photos.dtype != np.uint8 or photos.shape[1:] != (*image_size, 3):
         raise BadInput(
-            f"expected photos as uint8 (N, {source.image_size[0]}, {source.image_size[1]}, 3), the checkpoint's size, "
+            f"expected photos as uint8 (N, {image_size[0]}, {image_size[1]}, 3), the checkpoint's size, "
             f"got {photos.dtype} {photos.shape}. Load them with datamodule.photo_store.load_photo."
         )
     names = list(photo_names) or [f"photo {number}" for number in range(len(photos))]

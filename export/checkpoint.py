@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ import torch
 
 from models.bad_input import BadInput
 from models.timm_mobilenetv2 import ARCHITECTURE, TimmClassifier
+from models.whole_file import replacing
 
 _PREFIX = "network."  # ProductClassifier.network
+# Key of what `lightning import` notes; Lightning leaves it alone.
+_IMPORTED = "shelftwin_import"
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Checkpoint:
         backbone: timm's name of it.
         trainable: ``head`` if the backbone was frozen, ``all`` if not.
         learning_rate: of Adam, at the start of training.
+        imported_from: where it was made by ``lightning import``, SHA-256 of the Keras file; else None.
+        imported_range: what that file takes: ``unit``, ``raw`` or ``tf``.
     """
 
     path: Path
@@ -41,6 +47,8 @@ class Checkpoint:
     backbone: str
     trainable: str
     learning_rate: float
+    imported_from: str | None = None
+    imported_range: str | None = None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -55,6 +63,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     network = TimmClassifier(len(settings["class_names"]), **{name: settings[name] for name in ARCHITECTURE})
     _load(path, network, content["state_dict"])
     height, width = settings["image_size"]
+    imported = content.get(_IMPORTED)
+    imported = imported if isinstance(imported, dict) else {}
     return Checkpoint(
         path=path,
         digest=file_digest(path),
@@ -65,7 +75,39 @@ def read_checkpoint(path: Path) -> Checkpoint:
         backbone=settings["backbone"],
         trainable=settings["trainable"],
         learning_rate=settings["learning_rate"],
+        imported_from=imported.get("sha256"),
+        imported_range=imported.get("input_range"),
     )
+
+
+def write_checkpoint(path: Path, network: TimmClassifier, facts: dict[str, Any], imported: dict[str, str]) -> None:
+    """Write what Lightning would have written of a ProductClassifier that holds this network, before its first epoch.
+
+    `fit --ckpt_path` goes on from it with a fresh Adam.
+
+    Args:
+        path: where to; an older file is replaced only by a whole one.
+        network: whose weights are written.
+        facts: `_FACTS`, besides the network's own architecture.
+        imported: ``sha256`` and ``input_range`` of the Keras file that it came from.
+
+    Raises:
+        BadInput: when it cannot be written there.
+    """
+    content = {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": version("lightning"),
+        "state_dict": {f"{_PREFIX}{name}": tensor for name, tensor in network.state_dict().items()},
+        "callbacks": {},
+        "optimizer_states": [],
+        "lr_schedulers": [],
+        "hparams_name": "kwargs",
+        "hyper_parameters": {**facts, "pretrained": False, "weights": None, **network.architecture},
+        _IMPORTED: imported,
+    }
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
 
 
 def read_hyper_parameters(path: Path) -> dict[str, Any]:

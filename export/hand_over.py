@@ -17,6 +17,7 @@ from export.layer_names import mobilenetv2_layer_names
 from export.torch_side import torch_probabilities
 from export.trace import LayerNames, export_program, trace_graph
 from models.bad_input import BadInput
+from models.timm_mobilenetv2 import TimmClassifier
 
 INPUT_RANGES = ("unit", "raw")
 _BACKBONE = "backbone."
@@ -83,8 +84,12 @@ def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit", fuse_batch
 
 def trace_checkpoint(checkpoint: Checkpoint) -> Graph:
     """The neutral graph of a checkpoint's network, its layers named as Keras users know them."""
-    program = export_program(checkpoint.network, checkpoint.image_size)
-    return trace_graph(program, _layer_names(checkpoint.backbone))
+    return trace_network(checkpoint.network, checkpoint.backbone, checkpoint.image_size)
+
+
+def trace_network(network: TimmClassifier, backbone: str, image_size: tuple[int, int]) -> Graph:
+    """The neutral graph of a network that takes images of (height, width) pixels."""
+    return trace_graph(export_program(network, image_size), _layer_names(backbone))
 
 
 def _golden(checkpoint: Checkpoint) -> Golden:
@@ -102,6 +107,9 @@ def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool
         "fused_batchnorm": fused_batchnorm,
         "backbone": checkpoint.backbone,
         "checkpoint_sha256": checkpoint.digest,
+        # what the layers do not show: Keras's BatchNorm does not count, and odd sizes pad alike either way
+        "architecture": checkpoint.network.architecture,
+        "batches_tracked": _batches_tracked(checkpoint.network),
         "shelftwin_version": _own_version(),
     }
 
@@ -116,6 +124,12 @@ def _layer_names(backbone: str) -> LayerNames:
         return named
 
     return names
+
+
+def _batches_tracked(network: TimmClassifier) -> int | list[int]:
+    """How many batches each BatchNorm has seen; one number where it is the same for all."""
+    counts = [int(each) for name, each in network.state_dict().items() if name.endswith("num_batches_tracked")]
+    return counts[0] if len(set(counts)) == 1 else counts
 
 
 def _own_version() -> str:

@@ -43,11 +43,16 @@ class ImageSet:
 
         Args:
             folder: gets ``NAME.npy``.
-            input_range: ``unit``: [0, 1]; ``raw``: 0..255.
+            input_range: ``unit``: [0, 1]; ``raw``: 0..255; ``tf``: [-1, 1].
 
         Returns:
             What `keras_worker.images` reads them by: ``inputs``, ``scale`` (to multiply by) and ``batch_size``.
         """
         path, photos, raw = folder / f"{self.name}.npy", self.images.dtype == np.uint8, input_range == "raw"
+        if input_range == "tf":
+            # as mobilenet_v2.preprocess_input computes it from a photo
+            images = self.images / np.float32(127.5) if photos else self.images * np.float32(2)
+            np.save(path, images.astype(np.float32) - np.float32(1))
+            return {"inputs": str(path), "scale": 1.0, "batch_size": BATCH_SIZE}
         np.save(path, self.images * np.float32(255) if raw and not photos else self.images)
         return {"inputs": str(path), "scale": float(RESCALE) if photos and not raw else 1.0, "batch_size": BATCH_SIZE}

@@ -21,7 +21,7 @@ import numpy as np
 
 from export.golden import Golden, write_golden
 from export.graph import Graph, Node
-from export.keras_worker import read_golden
+from export.keras_worker import Refused, check_storage, read_golden
 from models.bad_input import BadInput
 from models.whole_file import replacing
 
@@ -68,12 +68,14 @@ class KerasFile:
         training_config: loss, metrics and optimiser; None if the file has none.
         details: ShelfTwin's own facts (class names, input range, ...); empty for other files.
         weights: layer name -> its arrays in Keras's order and layout.
+        weight_names: layer name -> the arrays' names in the file, in the same order.
     """
 
     config: dict[str, Any]
     training_config: dict[str, Any] | None
     details: dict[str, Any]
     weights: dict[str, list[np.ndarray]]
+    weight_names: dict[str, list[str]]
 
 
 class NoKerasLayer(BadInput):
@@ -137,7 +139,7 @@ def _in_keras_order(layers: list[KerasLayer]) -> list[KerasLayer]:
     return sorted(layers, key=lambda layer: (-distance[layer.name], met[layer.name]))
 
 
-def _same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
     """(before, after) that TensorFlow's SAME adds along one axis of `size` pixels: the odd pixel comes after."""
     total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
@@ -150,8 +152,8 @@ def _conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Keras
     strides, dilation, groups = node.attributes["strides"], node.attributes["dilation"], node.attributes["groups"]
     top, bottom, left, right = node.attributes["padding"]
     same = (
-        *_same_padding(height, rows, strides[0], dilation[0]),
-        *_same_padding(width, columns, strides[1], dilation[1]),
+        *same_padding(height, rows, strides[0], dilation[0]),
+        *same_padding(width, columns, strides[1], dilation[1]),
     )
     config: dict[str, Any] = {
         "kernel_size": [rows, columns],
@@ -243,7 +245,7 @@ def _pooling(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Kera
     same = tuple(
         side
         for size, window, stride in zip(before.shape[1:], kernel, strides, strict=True)
-        for side in _same_padding(size, window, stride, 1)
+        for side in same_padding(size, window, stride, 1)
     )
     config = {"pool_size": list(kernel), "strides": list(strides), "padding": "valid", "data_format": "channels_last"}
     is_max = node.op == "max_pool"
@@ -449,14 +451,19 @@ def read_keras_h5(path: Path) -> KerasFile:
         what = "is a folder" if path.is_dir() else "does not exist"
         raise BadInput(f"expected a Keras .h5 file, got {path}, which {what}. Check the path.")
     try:
+        check_storage(str(path))
         with h5py.File(path, "r") as file:
+            weights, names = _read_weights(file["model_weights"])
             return KerasFile(
                 config=_json_attribute(file, "model_config"),
                 training_config=_json_attribute(file, "training_config") if "training_config" in file.attrs else None,
                 details=_json_attribute(file, DETAILS_ATTRIBUTE) if DETAILS_ATTRIBUTE in file.attrs else {},
-                weights=_read_weights(file["model_weights"]),
+                weights=weights,
+                weight_names=names,
             )
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except Refused as refused:
+        raise BadInput(f"{refused}. A Keras .h5 as Keras or this project saves it has none of this.") from refused
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:
         # h5py raises all of these for damaged or foreign files
         raise BadInput(
             f"expected a Keras .h5 file with architecture and weights, got {path}, which cannot be read as one "
@@ -466,15 +473,26 @@ def read_keras_h5(path: Path) -> KerasFile:
 
 def _json_attribute(file: h5py.File, name: str) -> dict[str, Any]:
     value = file.attrs[name]
-    return json.loads(value.decode() if isinstance(value, bytes) else value)
+    content = json.loads(value.decode() if isinstance(value, bytes) else value)
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} is no JSON object")
+    return content
 
 
-def _read_weights(group: h5py.Group) -> dict[str, list[np.ndarray]]:
-    weights = {}
+def _read_weights(group: h5py.Group) -> tuple[dict[str, list[np.ndarray]], dict[str, list[str]]]:
+    """Arrays and their names by layer; each dataset of the group is listed once, or the file is refused."""
+    weights, names = {}, {}
     for layer_name in _names(group, "layer_names"):
         layer_group = group[layer_name]
-        weights[layer_name] = [layer_group[name][()] for name in _names(layer_group, "weight_names")]
-    return weights
+        names[layer_name] = _names(layer_group, "weight_names")
+        weights[layer_name] = [layer_group[name][()] for name in names[layer_name]]
+    listed = sorted(f"{layer}/{name}" for layer, each in names.items() for name in each)
+    stored: list[str] = []
+    group.visititems(lambda name, item: stored.append(name) if isinstance(item, h5py.Dataset) else None)
+    if listed != sorted(stored):
+        different = sorted(set(listed) ^ set(stored)) or listed
+        raise ValueError(f"{different[0]} is not both stored and listed, once")
+    return weights, names
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 import shutil
@@ -55,6 +56,7 @@ GOLDEN_GROUP = "shelftwin_golden"
 DIGESTED_ATTRIBUTES = ("model_config", "training_config", "shelftwin")
 # Largest difference of a probability from torch's, both in float32.
 GOLDEN_THRESHOLD = 1e-5
+COMPRESSED_LIMIT = 1 << 26  # bytes of an array in memory that is compressed in the file
 GOLDEN_LIMIT = 1 << 26  # numbers; more than a few images have, and few enough to be read
 
 
@@ -118,6 +120,68 @@ def _version(module: Any) -> str:
     return str(getattr(module, "__version__", None) or getattr(sys.modules.get("keras"), "__version__", "unknown"))
 
 
+def check_storage(path: str) -> None:
+    """Refuse an `.h5` that points out of itself, or claims arrays that it does not hold; nothing is allocated by then.
+
+    Every object must hang in one place, on a plain link; every array's bytes must lie in this file, whole. So what is
+    read is never more than the file is long, and `COMPRESSED_LIMIT` where arrays are compressed: no claimed terabyte.
+    """
+    import h5py
+
+    claimed, length = 0, Path(path).stat().st_size
+    most = length + COMPRESSED_LIMIT
+    with h5py.File(path, "r") as file:
+        check_attributes(path, "/", file, length)
+        groups, seen = [("", file)], {h5py.h5o.get_info(file.id).addr}
+        while groups:
+            place, group = groups.pop()
+            for name in group:
+                where = f"{place}/{name}"
+                if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                    raise Refused("model", f"{path}: {where} is a link to somewhere else, which is refused")
+                item = group[name]
+                address = h5py.h5o.get_info(item.id).addr
+                if address in seen or where.count("/") > 64:
+                    raise Refused(
+                        "model", f"{path}: {where} is an object that has another place, too, which is refused"
+                    )
+                seen.add(address)
+                if isinstance(item, h5py.Group):
+                    groups.append((where, item))
+                else:
+                    claimed += checked_size(path, where, item)
+                check_attributes(path, where, item, length)
+                if claimed > most:
+                    raise Refused("model", f"{path}: its arrays claim {claimed} bytes and more, the file has {length}")
+
+
+def check_attributes(path: str, where: str, item: Any, length: int) -> None:
+    """Refuse an attribute that claims more than the file is long."""
+    import h5py
+
+    for name in item.attrs:
+        attribute = h5py.h5a.open(item.id, name.encode())
+        if math.prod(attribute.shape) * attribute.dtype.itemsize > length:
+            raise Refused("model", f"{path}: attribute {name} of {where} claims more than the file has")
+
+
+def checked_size(path: str, where: str, dataset: Any) -> int:
+    """Bytes of an array of numbers that lies whole in the file; anything else is refused."""
+    import h5py
+
+    if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
+        raise Refused("model", f"{path}: {where} is no array of numbers")
+    if dataset.is_virtual or dataset.external:
+        raise Refused("model", f"{path}: {where} has its numbers in another file, which is refused")
+    stored, size = dataset.id.get_storage_size(), int(dataset.size) * dataset.dtype.itemsize
+    if size > (COMPRESSED_LIMIT if stored and dataset.compression else stored):
+        raise Refused(
+            "model",
+            f"{path}: {where} claims {size} bytes and has {stored}",
+        )
+    return size
+
+
 def read_architecture(path: str) -> dict[str, Any]:
     """The file's ``model_config``, read without Keras."""
     import h5py
@@ -128,13 +192,16 @@ def read_architecture(path: str) -> dict[str, Any]:
         with h5py.File(path, "r") as file:
             config = file.attrs["model_config"]
             return json.loads(config.decode() if isinstance(config, bytes) else config)
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
         raise Refused("model", f"{path} is not a Keras .h5 with an architecture: {error}") from error
 
 
 def check_layers(path: str) -> None:
     """Refuse a file with layers that are not known; nothing in the file has been run by then."""
-    unknown = sorted(set(_class_names(read_architecture(path))) - KNOWN_LAYERS)
+    try:
+        unknown = sorted(set(_class_names(read_architecture(path))) - KNOWN_LAYERS)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise Refused("model", f"{path} is not a Keras .h5 with an architecture: {error!r}") from error
     if unknown:
         raise Refused(
             "model", f"{path} holds layers that are refused because they could run code: {', '.join(unknown)}"
@@ -154,6 +221,7 @@ def _class_names(config: dict[str, Any]) -> Iterator[str]:
 def load(keras: Any, path: str) -> Any:
     """`load_model(path)` as any user would: no custom objects, compiled as the file says."""
     check_layers(path)
+    check_storage(path)
     try:
         return keras.models.load_model(path)
     except Exception as error:  # Keras raises whatever its layers raise
@@ -185,27 +253,75 @@ def predict(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def weights(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """``outputs`` .npz: the arrays as Keras holds them after loading, ``LAYER/INDEX`` in Keras's order."""
+    """``outputs`` .npz: the arrays as Keras holds them after loading, ``LAYER/INDEX`` in Keras's order.
+
+    The layers of a nested model are named ``MODEL/LAYER``.
+    """
     arrays = {
-        f"{layer.name}/{index}": array for layer in model.layers for index, array in enumerate(layer.get_weights())
+        f"{name}/{index}": array for name, layer in leaves(model) for index, array in enumerate(layer.get_weights())
     }
     np.savez(task["outputs"], **arrays)
     return {"count": len(arrays)}
 
 
+def leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All layers with their names; in place of a nested model those within."""
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from leaves(layer, f"{prefix}{layer.name}/")
+        else:
+            yield prefix + layer.name, layer
+
+
 def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """``inputs`` (N, H, W, 3) float64 .npy, ``names`` -> ``folder``/INDEX.npy: each layer's output, all in float64."""
+    """``inputs`` (N, H, W, 3) float64 .npy, ``names`` -> ``folder``/INDEX.npy: each layer's output, all in float64.
+
+    A layer of a nested model is named ``MODEL/LAYER``; ``fed_by`` (may be left out) then says for each nested model
+    the layer whose output goes into it, null for the images.
+    """
     usual = keras.backend.floatx()
     keras.backend.set_floatx("float64")  # Keras 2 casts what it is given to this
     try:
         twin = in_float64(keras, task["model"], Path(task["folder"]) / "float64.h5")
-        outputs = [twin.get_layer(name).output for name in task["names"]]
-        values = keras.models.Model(twin.inputs, outputs).predict_on_batch(np.load(task["inputs"], allow_pickle=False))
+        images = np.load(task["inputs"], allow_pickle=False)
+        values = layer_outputs(keras, twin, task["names"], images, task.get("fed_by", {}))
     finally:
         keras.backend.set_floatx(usual)
-    for index, value in enumerate(values):
-        np.save(str(Path(task["folder"]) / f"{index}.npy"), np.asarray(value))
-    return {"count": len(values)}
+    for index, name in enumerate(task["names"]):
+        np.save(str(Path(task["folder"]) / f"{index}.npy"), values[name])
+    return {"count": len(task["names"])}
+
+
+def layer_outputs(
+    keras: Any, model: Any, names: list[str], images: np.ndarray, fed_by: dict[str, str | None]
+) -> dict[str, np.ndarray]:
+    """Outputs of the named layers; a nested model is computed on its own, from what was computed before it."""
+    wanted = list(dict.fromkeys([*names, *(feeding for feeding in fed_by.values() if feeding)]))
+    values: dict[str, np.ndarray] = {}
+    # fed_by is in the order of computation, and the model itself feeds them or is fed by their results
+    parts: list[tuple[str, Any, str | None]] = [("", model, None)]
+    parts += [(f"{path}/", inner_model(model, path), feeding) for path, feeding in fed_by.items()]
+    for prefix, part, feeding in parts:
+        here = [name for name in wanted if name.startswith(prefix) and "/" not in name[len(prefix) :]]
+        if not here:
+            continue
+        outputs = [part.get_layer(name[len(prefix) :]).output for name in here]
+        given = part_model(keras, part, outputs).predict_on_batch(images if feeding is None else values[feeding])
+        given = given if isinstance(given, list) else [given]
+        values.update((name, np.asarray(value)) for name, value in zip(here, given, strict=True))
+    return values
+
+
+def inner_model(model: Any, path: str) -> Any:
+    """The nested model of that path."""
+    for name in path.split("/"):
+        model = model.get_layer(name)
+    return model
+
+
+def part_model(keras: Any, part: Any, outputs: list[Any]) -> Any:
+    """From the part's own input to the outputs."""
+    return keras.models.Model(part.inputs, outputs)
 
 
 def train(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
@@ -281,19 +397,28 @@ def in_float64(
         jax.config.update("jax_enable_x64", True)  # without it jax computes float64 in float32, silently
     shutil.copy(path, str(copy))
     config = read_architecture(path)
-    for layer in config["config"]["layers"]:
+    for layer in layer_configs(config):
         layer["config"]["dtype"] = "float64"
         change(layer)
     with h5py.File(str(copy), "r+") as file:
         file.attrs["model_config"] = json.dumps(config).encode()
     twin = keras.models.load_model(str(copy), compile=compiled)
-    for layer in twin.layers:
+    for _, layer in leaves(twin):
         if type(layer).__name__ == "Rescaling":
             # Python numbers would be rounded to float32 before they are cast to float64
             layer.scale, layer.offset = np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
         if type(layer).__name__ == "Activation" and getattr(layer.activation, "__name__", "") == "gelu":
             layer.activation = exact_gelu(keras)  # TensorFlow's rounds the square root of 2 to float32
     return twin
+
+
+def layer_configs(model: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """What the architecture says of each layer; in place of a nested model of those within."""
+    for layer in model["config"]["layers"]:
+        if isinstance(layer["config"].get("layers"), list):
+            yield from layer_configs(layer)
+        else:
+            yield layer
 
 
 def exact_gelu(keras: Any) -> Callable[[Any], Any]:

@@ -18,10 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from export.case import Case, Pair, read_case
-from export.checkpoint import file_digest
+from export.case import Case, Pair, image_sets, read_case
+from export.checkpoint import Checkpoint, file_digest, read_checkpoint
 from export.diagnosis import likely_cause
 from export.image_sets import ImageSet
+from export.import_proof import Import, check_imports
+from export.keras_h5 import read_keras_h5
 from export.keras_side import TRAINING_STEPS, KerasSide, keras_sides
 from export.report import PhotoDifference, Report, Rung
 from export.rungs import (
@@ -53,7 +55,16 @@ def check_parity(
         BadInput: when a file is not what it should be, or that Keras cannot load the `.h5`.
         KerasFailed: when the Keras process crashed or ran out of time.
     """
+    source = read_checkpoint(pair.checkpoint)
+    if is_import(source, pair.h5):
+        sets = image_sets(source.image_size, pair.photos, pair.photo_names)
+        return check_imports([Import(pair.checkpoint, pair.h5, sets)], torch_versions(), keras_python, progress)[0]
     return check_pairs([pair], keras_python, progress)[0]
+
+
+def is_import(source: Checkpoint, h5: Path) -> bool:
+    """Whether the Keras file came first: the checkpoint was made from it, or it was not written by us at all."""
+    return not read_keras_h5(h5).details or source.imported_from == file_digest(h5)
 
 
 def check_pairs(
@@ -79,7 +90,7 @@ def _climb(case: Case, keras_side: KerasSide) -> Report:
     network, report = case.source.network, Report(
         checkpoint={"path": str(case.source.path), "sha256": case.source.digest},
         model={"path": str(case.h5), "sha256": file_digest(case.h5), "input_range": case.input_range},
-        versions={"torch": _torch_versions(), "keras": keras_side.versions},
+        versions={"torch": torch_versions(), "keras": keras_side.versions},
         class_names=list(case.source.class_names),
     )  # fmt: skip
     report.rungs += [check_labels(case.source, case.twin), check_weights(case.graph, case.twin, keras_side.weights)]
@@ -143,6 +154,7 @@ def _worst(case: Case, images: ImageSet, from_torch: np.ndarray, from_keras: np.
     ]  # fmt: skip
 
 
-def _torch_versions() -> dict[str, str]:
+def torch_versions() -> dict[str, str]:
+    """Versions of what computes on torch's side."""
     packages = {"torch": "torch", "timm": "timm", "lightning": "lightning", "pillow": "pillow", "numpy": "numpy"}
     return {"python": platform.python_version(), **{name: version(package) for name, package in packages.items()}}

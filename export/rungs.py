@@ -60,7 +60,7 @@ def check_weights(graph: Graph, twin: KerasFile, loaded: dict[str, np.ndarray]) 
             continue
         for (role, _, array), file_array, keras_array in zip(layer.weights, in_file, in_keras, strict=True):
             compared += 1
-            if not (_same_bits(array, file_array) and _same_bits(array, keras_array)):
+            if not (same_bits(array, file_array) and same_bits(array, keras_array)):
                 different.append(f"{name}/{role}")
     different += [
         f"{name} (not in the checkpoint)" for name in twin.weights.keys() - expected_layers if twin.weights[name]
@@ -185,6 +185,6 @@ def check_files(
     return Rung("file_to_label", not reasons, len(reasons), 0, "files differ", detail, where)
 
 
-def _same_bits(left: np.ndarray, right: np.ndarray) -> bool:
-    # bytes, not values: NaN equals itself, and 0.0 does not equal -0.0
+def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
+    """Equal type, shape and bytes; not values: NaN equals itself, and 0.0 does not equal -0.0."""
     return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()

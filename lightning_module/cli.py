@@ -34,6 +34,9 @@ COMMANDS = {
     "predict": Command("Label photos with a checkpoint; writes predictions.csv.", "training:run"),
     "export": Command("Write a checkpoint as a Keras .h5.", "twin_commands:run_export"),
     "parity": Command("Prove that a .h5 computes what its checkpoint computes.", "twin_commands:run_parity"),
+    "import": Command(
+        "Read a Keras .h5 into a checkpoint that fit goes on from, and prove it.", "twin_commands:run_import"
+    ),
     "audit": Command("Find the photos that should not be trained on; set aside those you choose.", "audit:run"),
 }
 

@@ -11,7 +11,7 @@ from conftest import random_classifier, save_checkpoint
 
 from export.checkpoint import read_checkpoint
 from export.hand_over import trace_checkpoint, write_twin
-from export.keras_h5 import _same_padding, keras_layers, read_keras_h5
+from export.keras_h5 import keras_layers, read_keras_h5, same_padding
 from models.bad_input import BadInput
 
 # Keys that one of the Kerases refuses (found by experiment; see docs/twin.md).
@@ -90,7 +90,7 @@ def test_frozen_backbone_is_frozen_in_keras_too(tmp_path, small_checkpoint, twin
     [(244, 3, 2, (0, 1)), (245, 3, 2, (1, 1)), (7, 3, 1, (1, 1)), (10, 5, 2, (1, 2)), (4, 1, 2, (0, 0))],
 )
 def test_same_padding_is_tensorflows(size, kernel, stride, expected):
-    assert _same_padding(size, kernel, stride, 1) == expected
+    assert same_padding(size, kernel, stride, 1) == expected
 
 
 def test_padding_becomes_same_or_an_explicit_layer(tmp_path):
