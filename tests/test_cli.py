@@ -78,7 +78,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stderr.strip() == ""
     lines = [line.split()[0] for line in shown.stdout.splitlines() if line.startswith("  ")]
-    assert lines == ["fit", "validate", "test", "predict", "export", "parity", "audit"]
+    assert lines == ["fit", "validate", "test", "predict", "export", "parity", "import", "audit"]
 
 
 def test_module_is_the_same_command():
