@@ -170,14 +170,15 @@ def _audit(photos: Path, out: Path, features: "PhotoFeatures", validation_split:
     write_text(table, to_csv(findings))
     write_text(out / PAGE, page)
 
-    shown = Table("finding", "files", title=summary)
+    shown = Table("finding", "files")
     for kind, (title, _) in KINDS.items():
         if counts[kind]:
             shown.add_row(title, str(counts[kind]))
     console = Console()
+    console.print(summary, soft_wrap=True)
     console.print(shown)
     for note in found.notes:
-        console.print(note)
+        console.print(note, soft_wrap=True)
     marked = len({each.file for each in findings if each.action == "quarantine"})
     console.print(f"Look at {out / PAGE}; {marked} files are marked in {table}.", soft_wrap=True)
 
