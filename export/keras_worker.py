@@ -344,6 +344,7 @@ def train(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
         twin = in_float64(keras, task["model"], Path(task["copy"]), compiled=True, change=hold_still)
         inputs, targets = (np.load(task[name], allow_pickle=False) for name in ("inputs", "targets"))
         try:
+            twin.run_eagerly = True  # making a graph for a few steps takes longer than the steps
             for _ in range(task["steps"]):
                 twin.train_on_batch(inputs, targets)
         except Exception as error:  # Keras raises whatever its layers raise
