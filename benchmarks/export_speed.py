@@ -41,11 +41,10 @@ def time_ours(checkpoint: Path, h5: Path) -> tuple[float, float]:
 
 def time_onnx2tf(checkpoint: Path) -> float:
     """Seconds from the checkpoint to onnx2tf's SavedModel."""
+    from export.checkpoint import read_checkpoint
     from export.format_process import run_formats
     from export.onnx2tf_environment import onnx2tf_python
     from export.second_opinions import OPINIONS
-
-    from export.checkpoint import read_checkpoint
 
     python, source = onnx2tf_python(), read_checkpoint(checkpoint)
     with tempfile.TemporaryDirectory(prefix="onnx2tf-") as folder:

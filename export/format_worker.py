@@ -7,8 +7,8 @@ ours, `keras_worker.py` beside it, which loads the `.h5` and refuses what could 
 
 REQUEST.json: ``{"tasks": [{"task": NAME, ...}, ...]}``; `TASKS` says what each takes and gives. REPLY.json:
 ``{"versions": {...}, "results": [...]}``, a result for each task, or ``{"error": TEXT, "kind": "model" | "keras" |
-"fault"}`` with exit code 1. A result of ``{"failed": TEXT}`` says that this task failed and the others did not; what
-rests on its file fails too. Arrays travel as .npy files, images NHWC.
+"package" | "fault"}`` with exit code 1. A result of ``{"failed": TEXT}`` says that this task failed; the others are
+done all the same. Arrays travel as .npy files, images NHWC.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import keras_worker
 # isort: split
 import functools
 import json
+import os
+import shutil
 import sys
 import time
 import traceback
@@ -35,10 +37,12 @@ if TYPE_CHECKING:
 
     Run = Callable[[np.ndarray], np.ndarray]
 
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user's other work runs on: the converters take its graphs
 # The facts about the network, where a format has no attributes of its own.
 FACTS_FILE = "labels.json"
 # Old enough for the runtimes in phones and browsers, and all that these networks need.
 OPSET = 15
+ONNX2TF_SAMPLES = "calibration_image_sample_data_20x128x128x3_float32.npy"
 PACKAGES = ("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx2tf", "onnx", "onnxruntime", "numpy")
 
 
@@ -51,9 +55,17 @@ def keras_model(h5: str) -> Any:
     return keras_worker.load(keras_worker.find_keras(), h5)
 
 
+@functools.cache
+def exported(h5: str, beside: Path) -> Path:
+    """The `.h5` as Keras exports it, in a folder of its own; once for all formats that begin there."""
+    folder = beside / ".exported"
+    keras_model(h5).export(str(folder), format="tf_saved_model", verbose=False)
+    return folder
+
+
 def make_saved_model(h5: str, path: Path, task: dict[str, Any]) -> None:
     """Keras's own export, batch size free; the facts lie in ``assets.extra``, which SavedModel has for its owners."""
-    keras_model(h5).export(str(path), format="tf_saved_model", verbose=False)
+    shutil.copytree(exported(h5, path.parent), path)
     extra = path / "assets.extra"
     extra.mkdir(exist_ok=True)
     (extra / FACTS_FILE).write_text(json.dumps(task["details"], indent=2))
@@ -108,9 +120,7 @@ def tflite_converter(h5: str, path: Path) -> Any:
     """A converter of the SavedModel that Keras exports: the way from there is the one that TFLite tests most."""
     import tensorflow as tf
 
-    folder = path.with_name(f".{path.name}.saved_model")
-    keras_model(h5).export(str(folder), format="tf_saved_model", verbose=False)
-    return tf.lite.TFLiteConverter.from_saved_model(str(folder))
+    return tf.lite.TFLiteConverter.from_saved_model(str(exported(h5, path.parent)))
 
 
 def write_tflite(path: Path, content: bytes, details: dict[str, Any]) -> None:
@@ -120,7 +130,7 @@ def write_tflite(path: Path, content: bytes, details: dict[str, Any]) -> None:
         archive.writestr(FACTS_FILE, json.dumps(details, indent=2))
 
 
-# Running: a file -> function of a float32 batch (N, H, W, 3) that gives probabilities, float32 (N, C) ------------------
+# Running: a file -> function of a float32 batch (N, H, W, 3) that gives float32 (N, C) ----------------------------
 
 
 def run_keras(path: str) -> Run:
@@ -257,13 +267,21 @@ def from_onnx(task: dict[str, Any]) -> dict[str, Any]:
     """``onnx``, ``path`` -> a SavedModel folder there, by onnx2tf."""
     import onnx2tf
 
-    onnx2tf.convert(
-        input_onnx_file_path=task["onnx"],
-        output_folder_path=task["path"],
-        output_signaturedefs=True,
-        copy_onnx_input_output_names_to_tflite=True,
-        non_verbose=True,
-    )
+    # onnxsim is called by name; without it, computed paddings stay computed and land on the wrong axes.
+    os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    # It tries its operations on sample photos, which it would download if they were not in the working directory.
+    folder = Path(task["path"]).parent
+    os.chdir(folder)
+    np.save(str(folder / ONNX2TF_SAMPLES), np.random.default_rng(0).random((20, 128, 128, 3), np.float32))
+    try:
+        onnx2tf.convert(
+            input_onnx_file_path=task["onnx"],
+            output_folder_path=task["path"],
+            output_signaturedefs=True,
+            non_verbose=True,
+        )
+    except SystemExit as leaving:  # its way to say that it failed
+        raise RuntimeError(f"onnx2tf gave up on {task['onnx']} with exit code {leaving.code}") from leaving
     return {}
 
 
@@ -299,6 +317,8 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             result = TASKS[task["task"]](task)
         except keras_worker.Refused:
             raise
+        except ModuleNotFoundError as error:
+            raise keras_worker.Refused("package", f"{sys.executable} lacks a package: {error}") from error
         except Exception as error:  # whatever a converter raises
             traceback.print_exc()
             result = {"failed": (str(error).strip() or type(error).__name__).splitlines()[0]}

@@ -20,6 +20,12 @@ from models.bad_input import BadInput
 _WORKER = Path(__file__).with_name("keras_worker.py")
 # What a worker may inherit that would change what it computes or where it runs.
 _NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
+# What can be done about each kind of refusal.
+_REMEDIES = {
+    "keras": "Give an interpreter that has one with --keras-python.",
+    "model": "Export it again.",
+    "package": "Install it there.",
+}
 
 
 class KerasFailed(RuntimeError):
@@ -87,10 +93,7 @@ def run_worker(
         return answer
     if answer["kind"] == "fault":
         raise KerasFailed(f"the Keras process failed:\n{answer['error']}")
-    remedy = (
-        "Give an interpreter that has one with --keras-python." if answer["kind"] == "keras" else "Export it again."
-    )
-    raise BadInput(f"{answer['error']}. {remedy}")
+    raise BadInput(f"{answer['error']}. {_REMEDIES[answer['kind']]}")
 
 
 def _environment() -> dict[str, str]:

@@ -35,14 +35,19 @@ from export.rungs import (
     check_training,
     check_weights,
 )
+from export.second_opinions import opinion_rungs, second_opinion
 from export.torch_side import torch_layers, torch_probabilities, torch_train
+from models.bad_input import BadInput
 
 # Photos that the report shows.
 WORST_PHOTOS = 8
 
 
 def check_parity(
-    pair: Pair, keras_python: Path | None = None, progress: Callable[[str], None] = lambda text: None
+    pair: Pair,
+    keras_python: Path | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    opinions: Sequence[str] = (),
 ) -> Report:
     """Climb the ladder for one pair.
 
@@ -50,6 +55,7 @@ def check_parity(
         pair: the two files, and photos.
         keras_python: interpreter whose Keras is to load the file; None: our own.
         progress: is told what goes on.
+        opinions: further roads to the same probabilities, keys of `second_opinions.OPINIONS`.
 
     Raises:
         BadInput: when a file is not what it should be, or that Keras cannot load the `.h5`.
@@ -57,9 +63,14 @@ def check_parity(
     """
     source = read_checkpoint(pair.checkpoint)
     if is_import(source, pair.h5):
+        if opinions:
+            raise BadInput(
+                f"second opinions: expected a .h5 that `lightning export` wrote, got {pair.h5}, which was there before "
+                "its checkpoint. Leave them out, or export the checkpoint and ask about that file."
+            )
         sets = image_sets(source.image_size, pair.photos, pair.photo_names)
         return check_imports([Import(pair.checkpoint, pair.h5, sets)], torch_versions(), keras_python, progress)[0]
-    return check_pairs([pair], keras_python, progress)[0]
+    return check_pairs([pair], keras_python, progress, opinions)[0]
 
 
 def is_import(source: Checkpoint, h5: Path) -> bool:
@@ -68,7 +79,10 @@ def is_import(source: Checkpoint, h5: Path) -> bool:
 
 
 def check_pairs(
-    pairs: Sequence[Pair], keras_python: Path | None = None, progress: Callable[[str], None] = lambda text: None
+    pairs: Sequence[Pair],
+    keras_python: Path | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    opinions: Sequence[str] = (),
 ) -> list[Report]:
     """Climb the ladder for several pairs, all of them in one Keras process; otherwise as `check_parity`."""
     start = time.perf_counter()
@@ -79,26 +93,36 @@ def check_pairs(
         sides = keras_sides(cases, Path(probes), keras_python)
         progress("torch computes the same")
         for case, keras_side in zip(cases, sides, strict=True):
-            report = _climb(case, keras_side)
+            report, from_torch = _climb(case, keras_side)
+            for name in opinions:
+                progress(f"a second opinion: {name}")
+                opinion = second_opinion(name, case.source, case.h5, case.input_range, case.sets)
+                report.rungs += opinion_rungs(opinion, case.sets, from_torch)
+                report.versions[name] = opinion.versions
             report.seconds = round(time.perf_counter() - start, 2)
             reports.append(report)
     return reports
 
 
-def _climb(case: Case, keras_side: KerasSide) -> Report:
-    """Compare what Keras gave with what torch gives."""
+def _climb(case: Case, keras_side: KerasSide) -> tuple[Report, list[np.ndarray]]:
+    """Compare what Keras gave with what torch gives; torch's probabilities for each set of images come with it."""
     network, report = case.source.network, Report(
         checkpoint={"path": str(case.source.path), "sha256": case.source.digest},
         model={"path": str(case.h5), "sha256": file_digest(case.h5), "input_range": case.input_range},
         versions={"torch": torch_versions(), "keras": keras_side.versions},
         class_names=list(case.source.class_names),
     )  # fmt: skip
-    report.rungs += [check_labels(case.source, case.twin), check_weights(case.graph, case.twin, keras_side.weights)]
+    report.rungs += [
+        check_labels(case.source, case.twin.details),
+        check_weights(case.graph, case.twin, keras_side.weights),
+    ]
     torch_gave = torch_layers(network, case.graph, case.exact_images, case.exact_state)
     layers, report.layers = check_layers(case.graph, torch_gave, keras_side.layers)
     report.rungs.append(layers)
+    probabilities = []
     for images, from_keras in zip(case.sets, keras_side.probabilities, strict=True):
         from_torch = torch_probabilities(network, images.batches())
+        probabilities.append(from_torch)
         report.rungs.append(check_probabilities(images, from_torch, from_keras))
         if images.name == "photos":
             report.rungs.append(check_top1(images, from_torch, from_keras))
@@ -113,7 +137,7 @@ def _climb(case: Case, keras_side: KerasSide) -> Report:
         report.rungs.append(_check_training(case, keras_side))
     if report.failed:
         report.likely_cause = likely_cause(case, report, torch_gave, keras_side)
-    return report
+    return report, probabilities
 
 
 def _check_files(case: Case, keras_side: KerasSide) -> Rung:

@@ -6,6 +6,7 @@ Nothing is computed or run here. A rung passes only if its figure is a number an
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,15 +27,18 @@ TRAINING_THRESHOLD = 1e-6
 _FACTS = ("class_names", "image_size", "interpolation", "checkpoint_sha256")
 
 
-def check_labels(source: Checkpoint, twin: KerasFile) -> Rung:
-    """Class names in order, size, interpolation, and that the file names this very checkpoint as its origin."""
+def check_labels(source: Checkpoint, details: dict[str, Any]) -> Rung:
+    """Class names in order, size, interpolation, and that the file names this very checkpoint as its origin.
+
+    Args:
+        source: the checkpoint.
+        details: what the file says of itself.
+    """
     expected = twin_details(source, input_range="unit")
-    wrong = [fact for fact in _FACTS if twin.details.get(fact) != expected[fact]]
+    wrong = [fact for fact in _FACTS if details.get(fact) != expected[fact]]
     detail = f"{', '.join(_FACTS)} in the file equal the checkpoint's"
     if wrong:
-        shown = [
-            f"{fact} {str(twin.details.get(fact))[:80]} (checkpoint: {str(expected[fact])[:80]})" for fact in wrong
-        ]
+        shown = [f"{fact} {str(details.get(fact))[:80]} (checkpoint: {str(expected[fact])[:80]})" for fact in wrong]
         detail = f"the file says {'; '.join(shown)}"
     return Rung("labels", not wrong, len(wrong), 0, "facts differ", detail, wrong[0] if wrong else None)
 
@@ -99,32 +103,50 @@ def _relative_error(expected: np.ndarray, received: np.ndarray | None) -> float:
     return float("inf") if np.isnan(error) else error / (float(np.abs(expected).max()) or 1.0)
 
 
-def check_probabilities(images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray) -> Rung:
-    """Largest absolute difference of any probability of any image, both sides in float32."""
-    name = f"probabilities_{images.name}"
+def check_probabilities(
+    images: ImageSet,
+    torch_gave: np.ndarray,
+    keras_gave: np.ndarray,
+    road: str = "",
+    threshold: float = PROBABILITY_THRESHOLD,
+) -> Rung:
+    """Largest absolute difference of any probability of any image, both sides in float32.
+
+    Args:
+        images: what went into both sides.
+        torch_gave: probabilities, (N, C).
+        keras_gave: the same, of the other side.
+        road: name of another road to them than Keras, for the rung's name.
+        threshold: the largest difference that passes.
+    """
+    name = f"probabilities_{images.name}" + (f"_{road}" if road else "")
     unit = "max abs difference"
     if torch_gave.shape != keras_gave.shape:
-        detail = f"torch gave shape {torch_gave.shape}, Keras {keras_gave.shape}"
-        return Rung(name, False, float("inf"), PROBABILITY_THRESHOLD, unit, detail)
+        detail = f"torch gave shape {torch_gave.shape}, {road or 'Keras'} {keras_gave.shape}"
+        return Rung(name, False, float("inf"), threshold, unit, detail)
     per_image = np.abs(torch_gave.astype(np.float64) - keras_gave.astype(np.float64)).max(axis=1)
     per_image[np.isnan(per_image)] = np.inf  # not a number agrees with nothing
     worst = int(per_image.argmax())
     figure = float(per_image[worst])
-    passed = figure <= PROBABILITY_THRESHOLD
+    passed = figure <= threshold
     detail = f"{len(per_image)} images, softmax of both sides in float32; largest for {images.names[worst]}"
-    diverging = np.flatnonzero(per_image > PROBABILITY_THRESHOLD)
+    diverging = np.flatnonzero(per_image > threshold)
     first = None if passed else images.names[int(diverging[0])]
-    return Rung(name, passed, figure, PROBABILITY_THRESHOLD, unit, detail, first)
+    return Rung(name, passed, figure, threshold, unit, detail, first)
 
 
-def check_top1(images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray) -> Rung:
-    """Share of images for which both sides put the same class first."""
+def check_top1(
+    images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray, road: str = "", threshold: float = 1.0
+) -> Rung:
+    """Share of images for which both sides put the same class first; arguments as of `check_probabilities`."""
     same = torch_gave.shape == keras_gave.shape and torch_gave.argmax(axis=1) == keras_gave.argmax(axis=1)
     agreement = float(np.mean(same))
     disagreeing = np.flatnonzero(~np.atleast_1d(same))
     first = images.names[int(disagreeing[0])] if len(disagreeing) else None
     detail = f"same label for {int(np.sum(same))} of {len(torch_gave)} photos"
-    return Rung(f"top1_{images.name}", agreement >= 1.0, agreement, 1.0, "share of labels equal", detail, first, True)
+    name = f"top1_{images.name}" + (f"_{road}" if road else "")
+    passed = agreement >= threshold
+    return Rung(name, passed, agreement, threshold, "share of labels equal", detail, None if passed else first, True)
 
 
 def check_training(before: Graph, after: Graph, trained: dict[str, np.ndarray] | None, failed: str, steps: int) -> Rung:

@@ -32,7 +32,7 @@ COMMANDS = {
     "validate": Command("Measure a checkpoint on the validation photos.", "training:run"),
     "test": Command("Measure a checkpoint on the test photos.", "training:run"),
     "predict": Command("Label photos with a checkpoint; writes predictions.csv.", "training:run"),
-    "export": Command("Write a checkpoint as a Keras .h5.", "twin_commands:run_export"),
+    "export": Command("Write a checkpoint as a Keras .h5, or in other formats made of it.", "twin_commands:run_export"),
     "parity": Command("Prove that a .h5 computes what its checkpoint computes.", "twin_commands:run_parity"),
     "import": Command(
         "Read a Keras .h5 into a checkpoint that fit goes on from, and prove it.", "twin_commands:run_import"

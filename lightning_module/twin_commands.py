@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,18 +14,22 @@ from models.bad_input import BadInput
 if TYPE_CHECKING:
     import numpy as np
 
+    from export.report import Report
+
 
 _FLAGS = ("--fuse_batchnorm",)
 """Options that need no value."""
 
 
 def run_export(argv: list[str]) -> None:
-    """Parse `export CKPT OUT.h5 [--input_range unit|raw] [--fuse_batchnorm]` and do it.
+    """Parse `export CKPT OUT.h5 [--input_range unit|raw] [--fuse_batchnorm] [--format NAMES] [--photos DIR]` and do it.
 
     Raises:
         BadInput: something given cannot be used.
+        SystemExit: 1 where a format is not the network that was trained.
     """
-    export(**_parse("export", export, argv))
+    if not export(**_parse("export", export, argv)):
+        raise SystemExit(EXIT_MISMATCH)
 
 
 def run_parity(argv: list[str]) -> None:
@@ -50,19 +54,54 @@ def run_import(argv: list[str]) -> None:
         raise SystemExit(EXIT_MISMATCH)
 
 
-def export(ckpt: Path, out: Path, input_range: Literal["unit", "raw"] = "unit", fuse_batchnorm: bool = False) -> None:
-    """Write a checkpoint as one Keras .h5 that loads with a plain load_model(path).
+def export(
+    ckpt: Path,
+    out: Path,
+    input_range: Literal["unit", "raw"] = "unit",
+    fuse_batchnorm: bool = False,
+    format: str = "keras",
+    photos: Path | None = None,
+) -> bool:
+    """Write a checkpoint as one Keras .h5 that loads with a plain load_model(path), or in other formats made of it.
 
     Args:
         ckpt: checkpoint of `lightning fit`, such as RUN/best.ckpt.
-        out: the .h5 to write; an existing one is replaced once the new one is whole.
+        out: the .h5 to write; an existing one is replaced once the new one is whole. Other formats go beside it, as
+            OUT_saved_model, OUT.onnx, OUT.tflite and OUT_int8.tflite; for a single one any other name is its place.
         input_range: what the twin takes: `unit`, values 0 to 1, or `raw`, values 0 to 255.
         fuse_batchnorm: fold every BatchNorm into the convolution before it: fewer layers, for predicting only.
-    """
-    from export.hand_over import write_twin
+        format: some of keras, saved_model, onnx, tflite, tflite_int8, with commas between; or all. All but a single
+            keras are compared with torch before they are put in place.
+        photos: folder with photos, at any depth, to compare on; tflite_int8 needs it. Where its folders are the
+            classes, accuracy is compared too.
 
-    twin = write_twin(ckpt, out, input_range, fuse_batchnorm)
-    print(f"{twin.path}: {twin.layers} Keras layers, {twin.parameters:,} numbers (weights and BatchNorm statistics)")
+    Returns:
+        Whether all formats are the network that was trained.
+    """
+    from export.formats import FORMATS, Photos, print_formats, write_formats
+
+    formats = _chosen("--format", format, FORMATS)
+    if not formats:
+        raise BadInput(f"--format: expected some of {', '.join(FORMATS)}, or all, received none. Name one.")
+    if formats == ["keras"]:
+        from export.hand_over import write_twin
+
+        twin = write_twin(ckpt, out, input_range, fuse_batchnorm)
+        size = f"{twin.layers} Keras layers, {twin.parameters:,} numbers (weights and BatchNorm statistics)"
+        print(f"{twin.path}: {size}")
+        return True
+    judges = None
+    if photos:
+        from export.checkpoint import read_checkpoint
+
+        files, source = list_photo_files(photos), read_checkpoint(ckpt)
+        numbers = {name: number for number, name in enumerate(source.class_names)}
+        labels = [numbers.get(file.relative_to(photos).parts[0], -1) for file in files]
+        pixels = _pixels_of(files, source.image_size, source.interpolation)
+        judges = Photos(pixels, [str(file) for file in files], labels)
+    made, versions = write_formats(ckpt, out, formats, input_range, judges, fuse_batchnorm)
+    print_formats(made, versions)
+    return all(each.passed for each in made)
 
 
 def parity(
@@ -72,6 +111,7 @@ def parity(
     json: Path | None = None,
     html: Path | None = None,
     keras_python: list[Path] | None = None,
+    second_opinions: str = "",
 ) -> bool:
     """Prove that a .h5 computes what its checkpoint computes. The last line is the verdict.
 
@@ -82,6 +122,7 @@ def parity(
         json: file for the whole report.
         html: file for the report as one page.
         keras_python: interpreter whose Keras judges; may be given several times; without it this environment's.
+        second_opinions: further roads to the same probabilities: some of tf2onnx, onnx2tf, with commas between; or all.
 
     Returns:
         Whether all checks passed, under every Keras.
@@ -90,10 +131,12 @@ def parity(
     from export.page import write_page
     from export.parity import Pair, check_parity
     from export.report import PASS, print_report, verdict_of, write_json
+    from export.second_opinions import OPINIONS
 
     for option, place in (("--json", json), ("--html", html)):
         if place:
             _check_report_place(option, place, ckpt, model)
+    opinions = _chosen("--second_opinions", second_opinions, OPINIONS)
     files = list_photo_files(photos) if photos else []
     pixels = None
     if files:
@@ -102,10 +145,11 @@ def parity(
         source = read_checkpoint(ckpt)
         pixels = _pixels_of(files, source.image_size, source.interpolation)
     pair = Pair(ckpt, model, pixels, [str(file) for file in files], files, load_photo)
-    reports = []
+    reports: list[Report] = []
     interpreters: list[Path | None] = [*keras_python] if keras_python else [None]
     for python in interpreters:
-        reports.append(check_parity(pair, python))
+        # Other roads do not hang on which Keras judges: they are asked once.
+        reports.append(check_parity(pair, python, opinions=[] if reports else opinions))
         print_report(reports[-1])
     if json:
         write_json(reports, json)
@@ -257,6 +301,22 @@ def list_photo_files(folder: Path) -> list[Path]:
             "Name the folder that has them."
         )
     return files
+
+
+def _chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
+    """Names from a list with commas, each once; `all` stands for all of them, and nothing for none.
+
+    Raises:
+        BadInput: a name that is not known.
+    """
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    known = list(known)
+    if names == ["all"]:
+        return known
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise BadInput(f"{option}: expected some of {', '.join(known)}, or all, received {unknown[0]!r}.")
+    return names
 
 
 def _parse(name: str, function: Callable, argv: list[str]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,11 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # the rename itself
-        finally:
-            os.close(folder)
+        _flush(path.parent)  # the rename itself
     except OSError as error:
         raise BadInput(
             f"expected a place where {path} can be written, got: {error.strerror or error}. An older file there is "
@@ -51,3 +49,62 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Give the name of a temporary folder beside `path`, still to be made; otherwise as `replacing`.
+
+    Where the system can swap two names (Linux), there is no moment without a whole folder at `path`. Elsewhere the old
+    one is moved aside first, and back if the new one cannot take its place.
+
+    Args:
+        path: the folder that is to be written; an older one there goes, with all that is in it.
+
+    Raises:
+        BadInput: it cannot be written there.
+    """
+    path = path.resolve()  # of a link to a folder, the folder is replaced
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+    try:
+        yield temporary
+        for each in (*temporary.rglob("*"), temporary):
+            _flush(each)
+        if path.exists() and not _swap(temporary, path):
+            path.rename(aside)
+            try:
+                temporary.rename(path)
+            except OSError:
+                aside.rename(path)
+                raise
+        elif not path.exists():
+            temporary.rename(path)
+        _flush(path.parent)
+    except OSError as error:
+        raise BadInput(
+            f"expected a place where {path} can be written, got: {error.strerror or error}. An older folder there is "
+            "untouched. Free the disk or name another place."
+        ) from error
+    finally:
+        for left in (temporary, aside):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _swap(left: Path, right: Path) -> bool:
+    """Exchange what two names stand for, in one step; False where the system or its disk cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return rename(here, os.fsencode(left), here, os.fsencode(right), exchange) == 0

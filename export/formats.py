@@ -1,0 +1,355 @@
+"""A checkpoint in other formats than `.h5`: made of the same `.h5`, proved, and only then put in place."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.case import image_sets
+from export.checkpoint import Checkpoint, read_checkpoint
+from export.format_process import prediction_tasks, read_outputs, run_formats
+from export.hand_over import write_twin
+from export.image_sets import ImageSet
+from export.report import Rung
+from export.rungs import PROBABILITY_THRESHOLD, check_labels, check_probabilities, check_top1
+from export.torch_side import torch_probabilities
+from models.bad_input import BadInput
+from models.whole_file import replacing, replacing_folder
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format, and what it must keep of the network.
+
+    Attributes:
+        ending: what follows OUT without its ``.h5``; without a dot: a folder.
+        quantised: whether it computes with integers: then labels count, not the difference of probabilities.
+        difference: the largest difference of a probability that passes.
+        agreement: the smallest share of photos with torch's label that passes.
+        accuracy_drop: by how much its accuracy on labelled photos may be below torch's.
+    """
+
+    ending: str
+    quantised: bool = False
+    difference: float = PROBABILITY_THRESHOLD
+    agreement: float = 1.0
+    accuracy_drop: float = 0.0
+
+
+FORMATS = {
+    "keras": Format(".h5"),
+    "saved_model": Format("_saved_model"),
+    "onnx": Format(".onnx"),
+    "tflite": Format(".tflite"),
+    # Labels that differ are nearly all of photos between two classes for torch too; accuracy says what that costs.
+    "tflite_int8": Format("_int8.tflite", quantised=True, agreement=0.9, accuracy_drop=0.02),
+}
+# What tells a SavedModel from any other folder, which is never replaced.
+_SAVED_MODEL = "saved_model.pb"
+# A quantised format takes its ranges from some photos and is judged by the others.
+LEAST_PHOTOS = 20
+MOST_REPRESENTATIVE = 100
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photos that the formats are judged by.
+
+    Attributes:
+        pixels: uint8, NHWC, RGB, (N, H, W, 3) at the checkpoint's size.
+        names: N names.
+        labels: N numbers of classes; -1 where it is not known.
+    """
+
+    pixels: np.ndarray
+    names: Sequence[str]
+    labels: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Made:
+    """What became of one format.
+
+    Attributes:
+        name: of the format.
+        path: its place; the file or folder is there, new, only if all rungs passed.
+        rungs: of its ladder.
+        size: in bytes.
+        seconds: its making took.
+    """
+
+    name: str
+    path: Path
+    rungs: list[Rung]
+    size: int
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether all rungs passed, and there were some."""
+        return bool(self.rungs) and all(rung.passed for rung in self.rungs)
+
+
+def write_formats(
+    checkpoint: Path,
+    out: Path,
+    formats: Sequence[str],
+    input_range: str = "unit",
+    photos: Photos | None = None,
+    fuse_batchnorm: bool = False,
+) -> tuple[list[Made], dict[str, str]]:
+    """Make formats of a checkpoint and prove each; those that pass are put in place, each in one step.
+
+    Args:
+        checkpoint: from ``lightning fit``.
+        out: says where to, see `places_of`.
+        formats: keys of `FORMATS`.
+        input_range: ``unit``: the models take RGB in [0, 1], NHWC; ``raw``: they take 0..255.
+        photos: to judge by; a quantised format needs some, and takes its ranges from up to half of them.
+        fuse_batchnorm: fold every BatchNorm into the convolution before it.
+
+    Returns:
+        What became of each format, and the versions of all that made and ran them.
+
+    Raises:
+        BadInput: something given cannot be used, or a place cannot be written.
+        KerasFailed: when the process that makes them crashed or ran out of time.
+    """
+    places = places_of(out, formats)
+    _check_places(places, checkpoint)
+    quantised = [name for name in formats if FORMATS[name].quantised]
+    if quantised and (photos is None or len(photos.names) < LEAST_PHOTOS):
+        raise BadInput(
+            f"--format {quantised[0]}: expected at least {LEAST_PHOTOS} photos, which say what range each layer's "
+            f"numbers take, received {0 if photos is None else len(photos.names)}. Give --photos DIR."
+        )
+    with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as temporary:
+        folder = Path(temporary).resolve()
+        h5 = folder / "model.h5"
+        twin = write_twin(checkpoint, h5, input_range, fuse_batchnorm)
+        source = read_checkpoint(checkpoint)
+        judges = _judges(source, photos)
+        benches = {}
+        if len(quantised) < len(formats):
+            benches = dict.fromkeys(formats, _Bench(folder / "all", judges, input_range))
+        common: dict[str, Any] = {"h5": str(h5), "details": twin.details}
+        if quantised and photos:
+            chosen, others = _share_out(len(photos.names))
+            benches |= dict.fromkeys(quantised, _Bench(folder / "others", judges[1:], input_range, others))
+            ranges = ImageSet("representative", photos.pixels[chosen], [photos.names[index] for index in chosen])
+            common["photos"] = ranges.save(folder, input_range)
+
+        files = {name: folder / f"model{FORMATS[name].ending}" for name in formats}
+        tasks = {name: _tasks(name, path, common, benches[name]) for name, path in files.items()}
+        images = sum(len(each.images.images) for bench in benches.values() for each in bench.judges)
+        reply = run_formats([task for each in tasks.values() for task in each], images)
+        results = iter(reply["results"])
+        made = []
+        for name, path in files.items():
+            outcomes = [(task, next(results)) for task in tasks[name]]
+            rungs = _climb(FORMATS[name], source, benches[name], outcomes)
+            seconds = sum(result["seconds"] for task, result in outcomes if task["task"] == "make")
+            made.append(Made(name, places[name], rungs, _size(path), seconds))
+        for each in made:
+            if each.passed:
+                _put_in_place(files[each.name], each.path)
+    return made, reply["versions"]
+
+
+def places_of(out: Path, formats: Sequence[str]) -> dict[str, Path]:
+    """Where each format goes.
+
+    ``OUT.h5`` names all of them: OUT.h5, OUT_saved_model/, OUT.onnx, OUT.tflite, OUT_int8.tflite. Any other name is
+    the place itself, of a single format.
+
+    Raises:
+        BadInput: several formats, and a name that does not end in ``.h5``.
+    """
+    if out.suffix == ".h5":
+        return {name: out.with_name(out.stem + FORMATS[name].ending) for name in formats}
+    if len(formats) > 1:
+        raise BadInput(
+            f"expected a name that ends in .h5, after which the files of {', '.join(formats)} are named, received "
+            f"{out}. Name {out.with_suffix('.h5')}, or one format."
+        )
+    return {formats[0]: out}
+
+
+def _check_places(places: dict[str, Path], checkpoint: Path) -> None:
+    """Refuse, before anything costly, what cannot be written or would replace something else.
+
+    Raises:
+        BadInput: there is such a place.
+    """
+    for name, path in places.items():
+        if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+            raise BadInput(f"expected a folder that can be written for {path.name}, received {path.parent}. Make it.")
+        if path.exists() and path.samefile(checkpoint):
+            raise BadInput(f"expected a place for {name}, received {path}, the checkpoint itself. Name another.")
+        if name == "saved_model" and path.exists() and not (path / _SAVED_MODEL).is_file():
+            raise BadInput(
+                f"expected a place for a SavedModel, received {path}, which exists and is none, so it is not replaced. "
+                "Remove it or name another."
+            )
+        if name != "saved_model" and path.is_dir():
+            raise BadInput(f"expected a place for a file, received {path}, which is a folder. Name another.")
+
+
+# What a format is judged by -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """Images, what torch makes of them, and what they are: numbers of classes, -1 where that is not known."""
+
+    images: ImageSet
+    expected: np.ndarray
+    labels: np.ndarray
+
+    def part(self, chosen: np.ndarray) -> _Judge:
+        images = replace(
+            self.images, images=self.images.images[chosen], names=[self.images.names[index] for index in chosen]
+        )
+        return _Judge(images, self.expected[chosen], self.labels[chosen])
+
+
+def _judges(source: Checkpoint, photos: Photos | None) -> list[_Judge]:
+    """The synthetic images, and the photos where there are some."""
+    given = (photos.pixels, photos.names, photos.labels) if photos else (None, (), ())
+    judges = []
+    for images in image_sets(source.image_size, *given[:2]):
+        labels = np.asarray(given[2] if images.name == "photos" else [-1] * len(images.names))
+        judges.append(_Judge(images, torch_probabilities(source.network, images.batches()), labels))
+    return judges
+
+
+class _Bench:
+    """Judges whose images lie in a folder, for the process that runs the formats.
+
+    Args:
+        folder: to be made.
+        judges: all of them.
+        input_range: of the formats.
+        chosen: indices of the images that judge; None: all do.
+    """
+
+    def __init__(
+        self, folder: Path, judges: Sequence[_Judge], input_range: str, chosen: np.ndarray | None = None
+    ) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.judges = [each if chosen is None else each.part(chosen) for each in judges]
+        self.saved = [each.images.save(folder, input_range) for each in self.judges]
+
+
+def _share_out(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of photos that set the ranges, evenly spread, and of those that judge: no photo does both."""
+    chosen = np.linspace(0, count - 1, min(MOST_REPRESENTATIVE, count // 2)).round().astype(int)
+    return chosen, np.setdiff1d(np.arange(count), chosen)
+
+
+def _tasks(name: str, path: Path, common: dict[str, Any], bench: _Bench) -> list[dict[str, Any]]:
+    """Make a format, read its facts back, run it."""
+    made = [{"task": "make", "format": name, "path": str(path), **common}] if name != "keras" else []
+    facts = {"task": "facts", "format": name, "path": str(path)}
+    return [*made, facts, *prediction_tasks(name, path, bench.saved, bench.folder)]
+
+
+# The ladder of a format -----------------------------------------------------------------------------------------------
+
+
+def _climb(
+    of: Format, source: Checkpoint, bench: _Bench, outcomes: list[tuple[dict[str, Any], dict[str, Any]]]
+) -> list[Rung]:
+    """All rungs of one format, from its tasks and their results."""
+    failed = [f"{task['task']}: {result['failed']}" for task, result in outcomes if "failed" in result]
+    if failed:
+        return [Rung("made", False, len(failed), 0, "steps failed", failed[0], failed[0])]
+    rungs = []
+    asked = [task for task, _ in outcomes if task["task"] == "predict"]
+    rungs += [check_labels(source, result["facts"]) for _, result in outcomes if "facts" in result]
+    for judge, task in zip(bench.judges, asked, strict=True):
+        given, photos = read_outputs(task), judge.images.name == "photos"
+        if not of.quantised:
+            rungs.append(check_probabilities(judge.images, judge.expected, given, threshold=of.difference))
+        if photos:
+            rungs.append(check_top1(judge.images, judge.expected, given, threshold=of.agreement))
+        if of.quantised and (judge.labels >= 0).any():
+            rungs.append(check_accuracy(judge.labels, judge.expected, given, of.accuracy_drop))
+    return rungs
+
+
+def check_accuracy(labels: np.ndarray, torch_gave: np.ndarray, given: np.ndarray, threshold: float) -> Rung:
+    """By how much the accuracy of what was given is below torch's.
+
+    Args:
+        labels: numbers of classes, (N,); photos with a negative one do not count.
+        torch_gave: probabilities, (N, C).
+        given: the same, of the other side.
+        threshold: the largest drop that passes, as a share of the photos.
+    """
+    known = labels >= 0
+    before, after = (float(np.mean(gave.argmax(axis=1)[known] == labels[known])) for gave in (torch_gave, given))
+    drop = before - after
+    detail = f"accuracy {after:.4f}, torch {before:.4f}, on {int(known.sum())} labelled photos that set no range"
+    return Rung("accuracy_drop_photos", drop <= threshold, drop, threshold, "less than torch's accuracy", detail)
+
+
+# Files ----------------------------------------------------------------------------------------------------------------
+
+
+def _put_in_place(made: Path, place: Path) -> None:
+    """Move a file or folder to its place, in one step; an old one there is whole until then."""
+    with (replacing_folder if made.is_dir() else replacing)(place) as temporary:
+        made.rename(temporary)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 where there is nothing."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+# For a person ---------------------------------------------------------------------------------------------------------
+
+
+def print_formats(made: Sequence[Made], versions: dict[str, str]) -> None:
+    """Print all ladders as one table, what was written, the versions, and the verdict as the last line."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Are the other formats the network that was trained?", title_justify="left")
+    for heading in ("format", "check", "figure", "threshold", "", "what was compared"):
+        table.add_column(heading, overflow="fold")
+    for each in made:
+        for rung in each.rungs:
+            sign = ">=" if rung.larger_is_better else "<="
+            verdict = "[green]pass[/]" if rung.passed else "[red]FAIL[/]"
+            figure, threshold = f"{rung.figure:.3g} {rung.unit}", f"{sign} {rung.threshold:g}"
+            table.add_row(each.name, rung.name, figure, threshold, verdict, rung.detail)
+        table.add_section()
+    console = Console()
+    console.print(table)
+    for each in made:
+        what = f"{each.size / 1e6:.1f} MB, made in {each.seconds:.1f} s" if each.passed else "not written"
+        console.print(f"{each.name}: {each.path}: {what}", highlight=False, soft_wrap=True)
+    console.print(", ".join(f"{name} {number}" for name, number in versions.items()), highlight=False, soft_wrap=True)
+    console.print(last_line(made), highlight=False, soft_wrap=True)
+
+
+def last_line(made: Sequence[Made]) -> str:
+    """The verdict, with the first figure that is beyond its threshold."""
+    for each in made:
+        for rung in each.rungs:
+            if not rung.passed:
+                sign = ">=" if rung.larger_is_better else "<="
+                measured = f"{rung.figure:.3g} {rung.unit}, expected {sign} {rung.threshold:g}"
+                where = f" at {rung.first_divergence}" if rung.first_divergence else ""
+                return f"export FAIL: {each.name}: {rung.name}{where}: {measured}; {each.path} was not written"
+    return f"export PASS: {len(made)} of {len(made)} formats"
