@@ -295,9 +295,10 @@ def check_accuracy(labels: np.ndarray, torch_gave: np.ndarray, given: np.ndarray
         threshold: the largest drop that passes, as a share of the photos.
     """
     known = labels >= 0
-    before, after = (float(np.mean(gave.argmax(axis=1)[known] == labels[known])) for gave in (torch_gave, given))
-    drop = before - after
-    detail = f"accuracy {after:.4f}, torch {before:.4f}, on {int(known.sum())} labelled photos that set no range"
+    count = int(known.sum())
+    before, after = (int(np.sum(gave.argmax(axis=1)[known] == labels[known])) for gave in (torch_gave, given))
+    drop = (before - after) / count  # of whole photos: a difference of shares would be rounded
+    detail = f"accuracy {after / count:.4f}, torch {before / count:.4f}, on {count} labelled photos that set no range"
     return Rung("accuracy_drop_photos", drop <= threshold, drop, threshold, "less than torch's accuracy", detail)
 
 

@@ -50,7 +50,7 @@ def fit_head(network: TimmClassifier, photos: Photos) -> None:
         watching.remove()
         mean = seen[0].mean(dim=0)
         features = seen[0] - mean
-        wanted = 0.4 * (2 * torch.eye(len(CLASS_NAMES))[photos.labels].double() - 1)
+        wanted = 2 * torch.eye(len(CLASS_NAMES))[photos.labels].double() - 1
         products = features @ features.T
         ridge = 0.1 * products.diagonal().mean() * torch.eye(len(pixels)).double()
         weight = features.T @ torch.linalg.solve(products + ridge, wanted - wanted.mean(dim=0))
@@ -61,7 +61,7 @@ def fit_head(network: TimmClassifier, photos: Photos) -> None:
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("formats") / "photos"
-    draw_catalogue(root, per_class=15, seed=0)
+    draw_catalogue(root, per_class=30, seed=0)
     return root
 
 
@@ -173,6 +173,10 @@ def test_lower_accuracy_fails_however_small_the_difference_of_floats():
     lower = check_accuracy(labels, right, wrong, 0.02)
     assert (lower.passed, lower.figure) == (False, 0.25)
     assert check_accuracy(labels, wrong, right, 0.02).figure == -0.25
+    at_the_limit = np.zeros(50, np.int64)
+    all_right, one_wrong = np.tile([0.6, 0.4], (50, 1)), np.tile([0.6, 0.4], (50, 1))
+    one_wrong[7] = [0.4, 0.6]
+    assert check_accuracy(at_the_limit, all_right, one_wrong, 0.02).passed
 
 
 def test_last_line_states_the_figure_and_its_threshold():
