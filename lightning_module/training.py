@@ -150,6 +150,13 @@ class TrainingCLI(LightningCLI):
         if not self._get(self.config_init, "ckpt_path"):
             self.model.load_pretrained_weights()
 
+    def before_test(self) -> None:
+        """Say so where the figures to come are none of a test."""
+        if self.datamodule.test_root is None:
+            self.trainer.print(
+                "No --data.test_root: measuring the validation photos, by which the checkpoint was chosen."
+            )
+
     def after_fit(self) -> None:
         """Evaluate the best checkpoint on photos as they are, hand it over, and say where everything is.
 
@@ -197,6 +204,15 @@ def _keep_tensorflow_out() -> None:
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 
 
+_UNASKED = (
+    "litlogger", "litmodels",  # advertisements
+    "TPU available",
+    "GPU available: False",  # one that is there and not used is worth a line
+    "Restoring states from the checkpoint path", "Loaded model weights from the checkpoint at",  # said in our own words
+)  # fmt: skip
+"""What Lightning logs that nobody who runs this command needs."""
+
+
 def _quieten() -> None:
     """Silence advice that does not fit here; everything else stays."""
     for message in (
@@ -210,5 +226,5 @@ def _quieten() -> None:
     ):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: "litlogger" not in record.getMessage() and "litmodels" not in record.getMessage()
+        lambda record: not any(text in record.getMessage() for text in _UNASKED)
     )

@@ -11,6 +11,7 @@ import yaml
 
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
+from export.report import Report, Rung
 from lightning_module import cli
 from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJournal, best_epoch
 from lightning_module.classifier import ProductClassifier
@@ -202,6 +203,7 @@ def test_fit_hands_over_a_proved_twin(photos, tmp_path, capsys):
     assert fit(photos, run, "--hand_over.max_photos=3", hand_over=True) == 0
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("parity PASS")
     assert json.loads((run / "parity.json").read_text())["verdict"] == "PASS"
+    assert "Twins: PASS" in (run / "parity.html").read_text()
     assert json.loads((run / "labels.json").read_text()) == {
         "class_names": ["jeans", "sofa", "tshirt", "tv"],
         "image_size": [32, 32],
@@ -221,30 +223,31 @@ def test_export_and_parity_on_their_own_name_one_changed_weight_last_and_exit_1(
     torch.save(content, tmp_path / "other.ckpt")
     assert lightning("export", finished / "best.ckpt", tmp_path / "a.h5", "--input-range", "raw") == 0
     arguments = ["parity", tmp_path / "other.ckpt", tmp_path / "a.h5", "--photos", photos / "tv"]
-    assert lightning(*arguments, "--json", tmp_path / "p.json", "--keras-python", sys.executable) == 1
-    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("parity FAIL")
+    reports = ["--json", tmp_path / "p.json", "--html", tmp_path / "p.html"]
+    assert lightning(*arguments, *reports, "--keras-python", sys.executable, f"--keras-python={sys.executable}") == 1
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert lines[-1] == "parity FAIL: under 0 of 2 interpreters"
+    assert [line for line in lines if line.startswith("parity FAIL: labels")]
     content = json.loads((tmp_path / "p.json").read_text())
     assert content["verdict"] == "FAIL"
-    failed = {rung["name"] for rung in content["rungs"] if not rung["passed"]}
+    assert "FAIL" in (tmp_path / "p.html").read_text()
+    first, second = content["reports"]
+    assert first["versions"] == second["versions"]
+    failed = {rung["name"] for rung in first["rungs"] if not rung["passed"]}
     assert {"labels", "weights"} <= failed
 
 
-class _Refused:
-    """A report that a fit must not survive."""
-
-    verdict = "FAIL"
-
-    def write_json(self, path):
-        write_json(path, {"verdict": self.verdict})
-
-    def last_line(self):
-        return "parity FAIL: for the test"
+def refused(*_, **__) -> Report:
+    """A proof that a fit must not survive."""
+    versions = {"torch": {"torch": "0"}, "keras": {"keras": "0", "backend": "none"}}
+    rung = Rung("for the test", False, 1.0, 0.0, "faults", "planted")
+    return Report({"path": "a", "sha256": "b"}, {"path": "c", "sha256": "d", "input_range": "unit"}, [rung], versions)
 
 
 def test_fit_with_a_failed_proof_says_so_last_and_exits_1(photos, tmp_path, monkeypatch, capsys):
     import export.parity
 
-    monkeypatch.setattr(export.parity, "check_parity", lambda *_, **__: _Refused())
+    monkeypatch.setattr(export.parity, "check_parity", refused)
     assert fit(photos, tmp_path / "run", hand_over=True) == 1
     assert capsys.readouterr().out.strip().splitlines()[-1] == "parity FAIL: for the test"
     assert (tmp_path / "run" / "model.h5").is_file()
@@ -274,7 +277,7 @@ def test_python_users_get_the_twin_without_the_command(photos, tmp_path, monkeyp
 
     import export.parity
 
-    monkeypatch.setattr(export.parity, "check_parity", lambda *_, **__: _Refused())
+    monkeypatch.setattr(export.parity, "check_parity", refused)
     data = ProductPhotos(photos, image_size=32, validation_split=0.25)
     model = ProductClassifier(data.class_names, data.image_size, backbone="mobilenetv2_035", pretrained=False)
     hand_over = HandOverTwin()
