@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: help setup demo test lint format types clean
+.PHONY: help setup demo test lint format types compat compat-ci families clean
 
 help:  ## list the verbs
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: .venv/.ready  ## make .venv with everything in it
 
@@ -33,6 +33,15 @@ format: setup  ## mend style
 
 types: setup  ## check types
 	$(BIN)/mypy
+
+compat: setup  ## load one exported .h5 in every Keras generation; writes docs/compat.md (about 20 minutes, 15 GB)
+	$(BIN)/python benchmarks/compat.py
+
+compat-ci: setup  ## the same for the oldest and newest of both generations, with a small network
+	$(BIN)/python benchmarks/compat.py --ci
+
+families: setup  ## which of timm's CNN families convert; writes docs/families.md
+	$(BIN)/python benchmarks/convertible_families.py --certify
 
 clean:  ## remove the environment, caches and runs
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache runs

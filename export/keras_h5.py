@@ -82,6 +82,7 @@ class NoKerasLayer(BadInput):
     """A node that the built-in Keras layers cannot compute exactly."""
 
     def __init__(self, node: Node, why: str) -> None:
+        self.reason = f"{node.op}: {why}"
         super().__init__(
             f"{node.op} in module {node.source!r} has no exact counterpart among Keras's built-in layers: {why}. "
             "torch.onnx.export followed by onnx2tf gives a SavedModel or TFLite file, without the proof."

@@ -374,6 +374,43 @@ def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     return {"unreadable": unreadable, **predict(keras, model, {**task, "inputs": task["pixels"]})}
 
 
+def use(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
+    """``inputs``, ``scale``, ``labels`` (a class for each image), ``folder`` -> how using the model went.
+
+    What a team does with a file it is given: prints the summary, trains one step on the images as the file says, saves
+    the model in this Keras's formats and loads it again. Gives ``summary`` (lines), ``loss``, ``moved`` and
+    ``moved_though_frozen`` (layers whose weights the step changed), and ``saved``: suffix -> largest difference of a
+    probability after saving and loading.
+    """
+    count, batch = images(task["inputs"], task["scale"])
+    lines: list[str] = []
+    model.summary(print_fn=lambda line, *_, **__: lines.append(line))
+    before = {layer.name: array_digest(*layer.get_weights()) for layer in model.layers}
+    classes = np.eye(model.output_shape[-1], dtype=np.float32)[task["labels"]]
+    history = model.fit(batch(0, count), classes, batch_size=count, epochs=1, verbose=0)
+    moved = [layer for layer in model.layers if array_digest(*layer.get_weights()) != before[layer.name]]
+    trained = np.asarray(model.predict_on_batch(batch(0, count)))
+    saved = {}
+    for suffix in saving_formats(keras):
+        path = str(Path(task["folder"]) / f"again{suffix}")
+        model.save(path)
+        again = np.asarray(keras.models.load_model(path).predict_on_batch(batch(0, count)))
+        saved[suffix] = float(np.max(np.abs(again - trained)))
+    return {
+        "summary": len("\n".join(lines).splitlines()),
+        "loss": float(history.history["loss"][0]),
+        "moved": [layer.name for layer in moved],
+        "moved_though_frozen": [layer.name for layer in moved if not layer.trainable],
+        "saved": saved,
+    }
+
+
+def saving_formats(keras: Any) -> tuple[str, str]:
+    """Suffixes of this Keras's own format and of HDF5; before 2.12 the former was a SavedModel folder."""
+    major, minor = (int(part) for part in _version(keras).split(".")[:2])
+    return (".keras" if (major, minor) >= (2, 12) else ".saved_model", ".h5")
+
+
 def in_float64(
     keras: Any,
     path: str,
@@ -484,27 +521,20 @@ def _bytes(text: Any) -> bytes:
     return text if isinstance(text, bytes) else str(text).encode("utf-8", "surrogateescape")
 
 
-def verify(path: str) -> bool:
-    """Is this copy of a ShelfTwin `.h5` whole, and does this Keras compute with it what torch computed?
+def verify(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
+    """``model`` (path) -> ``passed``, ``lines``: is this copy whole, does this Keras compute with it what torch did?
 
-    Prints a line for each check. The digests find damage and edits, even of a weight's last bit; they are no signature:
-    who wants to deceive can compute them anew.
-
-    Raises:
-        Refused: the file cannot be read, has no golden images or refused layers, or there is no usable Keras.
+    The digests find damage and edits, even of a weight's last bit; they are no signature: who wants to deceive can
+    compute them anew.
     """
-    golden = read_golden(path)
-    keras = find_keras()
-    model = load(keras, path)
-    print(", ".join(f"{name} {version}" for name, version in versions(keras).items()))
+    golden = read_golden(task["model"])
     checks = {
         "contents": contents_check(golden),
         "weights": loaded_weights_check(golden, model),
         "probabilities": probabilities_check(golden, model),
     }
-    for name, (passed, text) in checks.items():
-        print(f"{'pass' if passed else 'FAIL'}  {name}: {text}")
-    return all(passed for passed, _ in checks.values())
+    lines = [f"{'pass' if passed else 'FAIL'}  {name}: {text}" for name, (passed, text) in checks.items()]
+    return {"passed": all(passed for passed, _ in checks.values()), "lines": lines}
 
 
 def contents_check(golden: GoldenData) -> tuple[bool, str]:
@@ -542,12 +572,18 @@ def probabilities_check(golden: GoldenData, model: Any) -> tuple[bool, str]:
 
 
 def verify_and_say(path: str) -> int:
-    """`verify`; the last line says PASS or FAIL. Exit code: 0, 1 (it differs), or 2 (it could not be checked)."""
+    """Load the file as any user would and `verify` it; the last line says PASS or FAIL.
+
+    Returns:
+        The exit code: 0; 1: it differs; 2: it could not be checked.
+    """
     # Proof needs exact float32, so no GPU unless asked for; set before any Keras is imported.
     for name, value in (("CUDA_VISIBLE_DEVICES", "-1"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
         os.environ.setdefault(name, value)
     try:
-        passed = verify(path)
+        read_golden(path)  # before a Keras is started in vain
+        keras = find_keras()
+        result = verify(keras, load(keras, path), {"model": path})
     except Refused as refused:
         print(f"FAIL: not checked: {refused}")
         return 2
@@ -555,11 +591,20 @@ def verify_and_say(path: str) -> int:
         traceback.print_exc()
         print(f"FAIL: not checked: {path} makes this Keras fail")
         return 2
-    print("PASS" if passed else "FAIL")
-    return 0 if passed else 1
+    print(", ".join(f"{name} {version}" for name, version in versions(keras).items()))
+    print(*result["lines"], "PASS" if result["passed"] else "FAIL", sep="\n")
+    return 0 if result["passed"] else 1
 
 
-TASKS = {"predict": predict, "weights": weights, "layers": layers, "train": train, "files": files}
+TASKS = {
+    "predict": predict,
+    "weights": weights,
+    "layers": layers,
+    "train": train,
+    "files": files,
+    "use": use,
+    "verify": verify,
+}
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:

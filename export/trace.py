@@ -25,6 +25,7 @@ class NoKerasCounterpart(BadInput):
     """The network computes something that has no counterpart among the built-in Keras layers."""
 
     def __init__(self, operation: str, module_path: str, why: str = "") -> None:
+        self.reason = f"{operation}{': ' + why if why else ''}"
         super().__init__(
             f"{operation} in module {module_path or '(root)'!r} has no counterpart here among Keras's built-in layers"
             f"{': ' + why if why else ''}. What can be converted is listed in export/trace.py; for other networks "
@@ -61,6 +62,12 @@ def trace_graph(program: ExportedProgram, layer_names: LayerNames | None = None)
         ValueError: when a parameter of the network is used never or more than once.
     """
     return _Tracer(program, layer_names).graph()
+
+
+def unknown_operations(program: ExportedProgram) -> list[str]:
+    """Names of the operations in a traced program that have no converter, such as ``aten.split``."""
+    names = {_operation_name(node) for node in program.graph.nodes if node.op == "call_function"}
+    return sorted(name for name in names if name.rstrip("_") not in CONVERTERS)
 
 
 def module_path(operation: fx.Node) -> str:

@@ -1,0 +1,400 @@
+"""One exported `.h5` in every Keras generation: load, compare, train on, save again.
+
+    python benchmarks/compat.py                  # all of them, one after another; writes docs/compat.md
+    python benchmarks/compat.py --only keras-3.6 # one of them, with the file that the last run exported
+    python benchmarks/compat.py --ci             # oldest and newest of both generations, a small network, no page
+    python benchmarks/compat.py --clean          # remove the environments
+
+Each Keras gets an environment of its own in the cache folder (some 1 to 2 GB each), made with uv, or with venv and pip
+where there is no uv. In each, the same file goes through the whole ladder of `lightning parity`, through what
+`keras_worker.py verify` checks, and through what a team does with a file it is given: summary, one more training step,
+saving, loading again. Exit code 0 only if all that ran passed; 1 if one did not; 2 if packages cannot be had.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "compat.md"
+SHARED = ROOT.parent / "shared"
+WEIGHTS = SHARED / "weights" / "mobilenetv2_100.in1k_tf_same.safetensors"
+PHOTOS = SHARED / "data" / "clothing" / "validation"
+# A model loaded again computes with the same weights, in the same Keras.
+SAVED_THRESHOLD = 1e-6
+
+
+@dataclasses.dataclass(frozen=True)
+class Environment:
+    """A Keras and what it runs on.
+
+    Attributes:
+        name: for the command line and the table.
+        python: version of the interpreter.
+        packages: requirements; those without a version are the newest that there are.
+        variables: environment variables that choose this Keras or its backend.
+    """
+
+    name: str
+    python: str
+    packages: tuple[str, ...]
+    variables: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+LEGACY = {"TF_USE_LEGACY_KERAS": "1"}
+ENVIRONMENTS = (
+    Environment("tf.keras-2.10", "3.10", ("tensorflow==2.10.1", "numpy<2")),
+    Environment("tf.keras-2.12", "3.11", ("tensorflow==2.12.1",)),
+    Environment("tf.keras-2.13", "3.11", ("tensorflow==2.13.1",)),
+    Environment("tf.keras-2.15", "3.11", ("tensorflow==2.15.1",)),
+    Environment("tf_keras-2.16", "3.11", ("tensorflow==2.16.2", "tf_keras==2.16.0"), LEGACY),
+    Environment("tf_keras-newest", "3.11", ("tensorflow", "tf_keras"), LEGACY),
+    Environment("keras-3.0", "3.11", ("tensorflow==2.16.2", "keras==3.0.5")),
+    Environment("keras-3.6", "3.11", ("tensorflow==2.18.1", "keras==3.6.0")),
+    Environment("keras-3.12", "3.11", ("tensorflow==2.20.0", "keras==3.12.0")),
+    Environment("keras-newest", "3.11", ("tensorflow", "keras")),
+    Environment("keras-newest-jax", "3.11", ("jax", "keras"), {"KERAS_BACKEND": "jax"}),
+    Environment("keras-newest-torch", "3.11", ("torch", "keras"), {"KERAS_BACKEND": "torch"}),
+)
+# Oldest and newest of both generations that run on the Python of this project.
+IN_CI = ("tf.keras-2.12", "tf_keras-newest", "keras-3.0", "keras-newest")
+
+
+class CannotInstall(Exception):
+    """The environment cannot be made; the text says why."""
+
+
+# Environments ---------------------------------------------------------------------------------------------------------
+
+
+def cache_folder() -> Path:
+    """Return the folder for environments and results."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shelftwin" / "compat"
+
+
+def find_interpreter(version: str) -> Path | None:
+    """Find a Python of that version, such as "3.10": our own, one on the path, uv's or pyenv's; None: there is none."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    candidates = [sys.executable, shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))]
+    uv = find_uv()
+    if uv:
+        managed = subprocess.run([uv, "python", "find", version], capture_output=True, text=True, check=False)
+        candidates.append(managed.stdout.strip())
+    for candidate in candidates:
+        if candidate and _version_of(str(candidate)) == version:
+            return Path(candidate)
+    return None
+
+
+def _version_of(python: str) -> str:
+    # a pyenv shim is there for versions that are not chosen too, and fails when it is run
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
+
+
+def find_uv() -> str | None:
+    """Find uv: beside our interpreter or on the path."""
+    beside = Path(sys.executable).with_name("uv")
+    return str(beside) if beside.is_file() else shutil.which("uv")
+
+
+def make_environment(environment: Environment, interpreter: Path) -> Path:
+    """Make the environment if it is not there, and return its Python.
+
+    Raises:
+        CannotInstall: with the last lines of the installer.
+    """
+    folder = cache_folder() / environment.name
+    python, stamp = folder / "bin" / "python", folder / "packages.json"
+    wanted = json.dumps([environment.python, environment.packages])
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return python
+    shutil.rmtree(folder, ignore_errors=True)
+    uv = find_uv()
+    if uv:
+        make = [uv, "venv", "--quiet", "--python", str(interpreter), str(folder)]
+        install = [uv, "pip", "install", "--quiet", "--python", str(python)]
+    else:
+        make = [str(interpreter), "-m", "venv", str(folder)]
+        install = [str(python), "-m", "pip", "install", "--quiet"]
+    # pip's setting for a folder with further wheels, under the name by which uv knows it
+    variables = {"UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", ""), **os.environ}
+    for command in (make, [*install, "h5py", *environment.packages]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
+        if done.returncode:
+            shutil.rmtree(folder, ignore_errors=True)
+            reason = "\n".join(done.stderr.strip().splitlines()[-8:])
+            raise CannotInstall(
+                f"{environment.name}: expected to install {', '.join(environment.packages)}; {Path(command[0]).name} "
+                f"said:\n{reason}\nIs a package registry within reach?"
+            )
+    stamp.write_text(wanted)
+    return python
+
+
+@contextmanager
+def variables_set(variables: dict[str, str]) -> Iterator[None]:
+    """Let child processes inherit these variables, and none of the others that choose a Keras."""
+    names = {"TF_USE_LEGACY_KERAS", "KERAS_BACKEND"}
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+# The file -------------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What every Keras is given.
+
+    Attributes:
+        checkpoint: the torch side.
+        h5: its twin.
+        photos: uint8, NHWC, (N, H, W, 3).
+        described: for the page.
+    """
+
+    checkpoint: Path
+    h5: Path
+    photos: np.ndarray
+    described: str
+
+
+def export_model(folder: Path, small: bool) -> Exported:
+    """Make a checkpoint, its twin and photos: as realistic as this machine can, or small and quick.
+
+    Args:
+        folder: where to.
+        small: a narrow network with random weights for small images.
+    """
+    import torch
+
+    from datamodule.demo_photos import DEMO_CLASSES, draw_photo
+    from datamodule.photo_store import load_photo
+    from export.hand_over import write_twin
+    from models.pretrained import load_pretrained
+    from models.timm_mobilenetv2 import TimmClassifier
+
+    torch.manual_seed(0)
+    real = PHOTOS.is_dir() and not small
+    classes = sorted(each.name for each in PHOTOS.iterdir() if each.is_dir()) if real else list(DEMO_CLASSES)
+    backbone, size = ("mobilenetv2_035", 64) if small else ("mobilenetv2_100", 244)
+    pretrained = WEIGHTS.is_file() and not small
+    # what weights trained with TensorFlow expect; otherwise timm's own
+    expected: dict[str, Any] = {"pad_type": "same", "bn_eps": 1e-3, "mean": 0.5, "std": 0.5} if pretrained else {}
+    network = TimmClassifier(len(classes), backbone=backbone, dropout=0.2, **expected).eval()
+    if pretrained:
+        load_pretrained(network, WEIGHTS)
+    if real:
+        files = [sorted((PHOTOS / name).iterdir())[0] for name in classes]
+        photos = np.stack([load_photo(file, (size, size)) for file in files])
+    else:
+        chance = np.random.default_rng(0)
+        photos = np.stack([np.asarray(draw_photo(name, chance, size)) for name in classes])
+    facts = {"class_names": classes, "image_size": [size, size], "interpolation": "nearest", "trainable": "head"}
+    hyper_parameters = {**network.architecture, **facts, "learning_rate": 1e-3}
+    state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save({"state_dict": state, "hyper_parameters": hyper_parameters}, folder / "model.ckpt")
+    write_twin(folder / "model.ckpt", folder / "model.h5")
+    described = (
+        f"{backbone} at {size} pixels, {'pretrained' if pretrained else 'random'} weights, {len(classes)} classes, "
+        f"{len(photos)} {'photos' if real else 'drawn photos'}"
+    )
+    np.save(folder / "photos.npy", photos)
+    (folder / "described.txt").write_text(described)
+    return read_exported(folder)
+
+
+def read_exported(folder: Path) -> Exported:
+    """Read what `export_model` made."""
+    photos = np.load(folder / "photos.npy", allow_pickle=False)
+    return Exported(folder / "model.ckpt", folder / "model.h5", photos, (folder / "described.txt").read_text())
+
+
+# What is asked of each Keras ------------------------------------------------------------------------------------------
+
+
+def judge(exported: Exported, python: Path) -> dict[str, Any]:
+    """Put the file through everything under one interpreter.
+
+    Returns:
+        Plain JSON types: ``versions``; ``rungs``: name -> (figure, passed); ``verify`` and ``use``: see
+        `keras_worker`; ``problems``: sentences, empty where all passed.
+    """
+    from export.image_sets import ImageSet
+    from export.keras_process import KerasFailed, run_keras
+    from export.parity import Pair, check_parity
+    from models.bad_input import BadInput
+
+    try:
+        report = check_parity(Pair(exported.checkpoint, exported.h5, exported.photos), python)
+        images = ImageSet("photos", exported.photos, ())
+        with tempfile.TemporaryDirectory(prefix="shelftwin-") as name:
+            labels = [index % len(exported.photos) for index in range(len(exported.photos))]
+            task = {"task": "use", **images.save(Path(name), "unit"), "labels": labels, "folder": name}
+            ((verified, use),) = run_keras([(exported.h5, [{"task": "verify"}, task])], python=python)["results"]
+    except (BadInput, KerasFailed) as error:
+        return {"versions": {}, "rungs": {}, "verify": {}, "use": {}, "problems": [str(error)]}
+    result = {
+        "versions": report.versions["keras"],
+        "rungs": {rung.name: [rung.figure, rung.passed] for rung in report.rungs},
+        "verify": verified,
+        "use": use,
+    }
+    problems = [f"{rung.name}: {rung.figure:.3g} at {rung.first_divergence}" for rung in report.failed]
+    return {**result, "problems": problems + problems_of(result)}
+
+
+def problems_of(result: dict[str, Any]) -> list[str]:
+    """What is wrong with the answers of `verify` and of `use`, in sentences."""
+    use, problems = result["use"], []
+    if not result["verify"]["passed"]:
+        problems += [f"verify: {line}" for line in result["verify"]["lines"]]
+    if not use["summary"]:
+        problems.append("summary() printed nothing")
+    if not math.isfinite(use["loss"]) or not use["moved"]:
+        problems.append(f"fit: loss {use['loss']}, {len(use['moved'])} layers moved")
+    if use["moved_though_frozen"]:
+        problems.append(f"fit moved frozen layers: {', '.join(use['moved_though_frozen'][:3])}")
+    problems += [
+        f"saved as {suffix} and loaded again, probabilities differ by {difference:.3g}"
+        for suffix, difference in use["saved"].items()
+        if not difference <= SAVED_THRESHOLD
+    ]
+    return problems
+
+
+# The page -------------------------------------------------------------------------------------------------------------
+
+HEADER = """# Which Keras loads the file
+
+Written by `make compat` (`benchmarks/compat.py`); not edited by hand.
+
+{described}, exported once; every Keras below loads the same file with `load_model(path)`, no custom objects, in an
+environment of its own. {date}, torch {torch}.
+
+| | Python | Keras | backend | numpy | layers, float64 | probabilities | verify | fit | save, load | |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""
+FOOTER = """
+- **layers, float64**: largest error of any layer's output relative to its largest value, both sides in float64; at most
+  1e-10.
+- **probabilities**: largest difference from torch, float32, on the photos and on synthetic images; at most 1e-5.
+- **verify**: what `keras_worker.py verify` says of the file there.
+- **fit**: loss of one more step with the stored training configuration; the head moved, the frozen layers did not.
+- **save, load**: saved as `.keras` (before 2.12 as a SavedModel) and as `.h5`, loaded again: largest difference of a
+  probability; at most 1e-6.
+- The last column says PASS only if all of that and every other check of `lightning parity` passed.
+"""
+
+
+def page(results: dict[str, dict[str, Any]], described: str, torch: str, date: str) -> str:
+    """Write the table: one row for each environment, those that were not run included."""
+    rows = [row(environment, results.get(environment.name)) for environment in ENVIRONMENTS]
+    problems = [f"- {name}: {problem}" for name, result in results.items() for problem in result.get("problems", ())]
+    text = HEADER.format(described=described, date=date, torch=torch) + "\n".join(rows) + "\n" + FOOTER
+    return text + ("\nWhat did not pass:\n\n" + "\n".join(problems) + "\n" if problems else "")
+
+
+def row(environment: Environment, result: dict[str, Any] | None) -> str:
+    """One line of the table."""
+    if result is None or "skipped" in result:
+        why = result["skipped"] if result else "not run"
+        return f"| {environment.name} | {environment.python} |" + " - |" * 8 + f" {why} |"
+    if not result["rungs"]:
+        return f"| {environment.name} | {environment.python} |" + " - |" * 8 + " FAIL |"
+    versions, rungs, use = result["versions"], result["rungs"], result["use"]
+    verified = "PASS" if result["verify"]["passed"] else "FAIL"
+    backend = " ".join([versions["backend"], versions.get(versions["backend"], "")]).strip()
+    probabilities = max(figure for name, (figure, _) in rungs.items() if name.startswith("probabilities"))
+    cells = [
+        environment.name, versions["python"], versions["keras"], backend, versions["numpy"],
+        f"{rungs['layers_float64'][0]:.1e}", f"{probabilities:.1e}", verified, f"{use['loss']:.4f}",
+        f"{max(use['saved'].values()):.1e}", "FAIL" if result["problems"] else "PASS",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def run(environment: Environment, exported: Exported) -> dict[str, Any]:
+    """Make the environment and judge the file in it.
+
+    Raises:
+        CannotInstall: packages cannot be had.
+    """
+    interpreter = find_interpreter(environment.python)
+    if interpreter is None:
+        return {"skipped": f"no interpreter: Python {environment.python} is not installed"}
+    python = make_environment(environment, interpreter)
+    with variables_set(environment.variables):
+        return judge(exported, python)
+
+
+def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    names = [environment.name for environment in ENVIRONMENTS]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
+    parser.add_argument("--ci", action="store_true", help="oldest and newest of both generations, a small network")
+    parser.add_argument("--clean", action="store_true", help="remove the environments and results, do nothing else")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Run what was asked for."""
+    arguments = read_arguments()
+    cache = cache_folder()
+    if arguments.clean:
+        shutil.rmtree(cache, ignore_errors=True)
+        return 0
+    import torch
+
+    chosen = arguments.only or (IN_CI if arguments.ci else [environment.name for environment in ENVIRONMENTS])
+    folder, store = cache / ("model-ci" if arguments.ci else "model"), cache / "results.json"
+    again = bool(arguments.only) and not arguments.ci and store.is_file()
+    exported = read_exported(folder) if again else export_model(folder, small=arguments.ci)
+    results: dict[str, dict[str, Any]] = json.loads(store.read_text()) if again else {}
+    print(exported.described)
+    for environment in ENVIRONMENTS:
+        if environment.name not in chosen:
+            continue
+        try:
+            result = run(environment, exported)
+        except CannotInstall as error:
+            print(error, file=sys.stderr)
+            return 2
+        results[environment.name] = result
+        print(row(environment, result), *result.get("problems", ()), sep="\n", flush=True)
+        if not arguments.ci:
+            store.write_text(json.dumps(results, indent=1))
+            date = datetime.date.today().isoformat()
+            PAGE.write_text(page(results, exported.described, torch.__version__.split("+")[0], date))
+    return 1 if any(results[name].get("problems") for name in chosen) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

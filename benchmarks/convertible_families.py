@@ -1,0 +1,264 @@
+"""Which of timm's CNN families become a Keras `.h5`: the smallest model of each, with random weights.
+
+    python benchmarks/convertible_families.py              # trace and translate; about 5 minutes on 2 cores
+    python benchmarks/convertible_families.py --certify    # and prove each by the ladder in a real Keras
+    python benchmarks/convertible_families.py --seconds 150  # stop then; the next call goes on
+
+A family is a module of `timm.models`; its smallest model is the one with the fewest parameters. It counts as a CNN if
+some convolution's windows overlap and no two computed values are multiplied as matrices (attention). Writes
+docs/families.md. Results are kept in the cache folder, so that a later call goes on where this one stopped; `--fresh`
+begins anew. Exit code 1 if a model that converts is not the same function in Keras.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from torch import nn
+
+from export.hand_over import write_twin
+from export.keras_h5 import NoKerasLayer
+from export.parity import Pair, check_pairs
+from export.trace import NoKerasCounterpart, export_program, unknown_operations
+from models.bad_input import BadInput
+from models.timm_mobilenetv2 import TimmClassifier
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
+CLASS_NAMES = ["jeans", "sofa", "tshirt", "tv"]
+# Pixels; the first that the network takes.
+SIZES = (64, 96, 128, 224)
+# Matrix products of two computed values: attention.
+ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
+# Loaded in one Keras process at a time.
+CERTIFIED_AT_ONCE = 4
+
+
+def cache_folder() -> Path:
+    """Return the folder for results and exported files."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shelftwin" / "families"
+
+
+def families() -> dict[str, list[str]]:
+    """Module of `timm.models` -> names of its models."""
+    return {module: timm.list_models(module=module) for module in timm.list_modules()}
+
+
+def parameters(name: str) -> float:
+    """Count a model's parameters without allocating them; infinite where timm cannot build it that way."""
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
+    except Exception:  # some models compute with values while they are built; another of the family is taken
+        return float("inf")
+
+
+def smallest(names: list[str]) -> str:
+    """Name of the model with the fewest parameters."""
+    return min(names, key=lambda name: (parameters(name), name))
+
+
+def shake(network: TimmClassifier) -> TimmClassifier:
+    """Give every weight that starts as a constant (BatchNorm, biases, layer scales) a random value."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
+            if name.endswith("running_var"):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.is_floating_point() and tensor.numel() and not name.startswith("normalise"):
+                flat = tensor.flatten()
+                if bool((flat == flat[0]).all()):
+                    tensor.add_(torch.randn_like(tensor) * 0.1)
+        # smaller logits: a deep random network amplifies torch's own float32 rounding up to the ladder's threshold
+        network.head.get_submodule("predictions").weight.mul_(0.2)
+    return network.eval()
+
+
+def save_checkpoint(network: TimmClassifier, size: int, path: Path) -> Path:
+    """Write what `lightning fit` would."""
+    facts = {"class_names": CLASS_NAMES, "image_size": [size, size], "interpolation": "nearest", "trainable": "head"}
+    state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    hyper_parameters = {**network.architecture, **facts, "learning_rate": 1e-3}
+    torch.save({"state_dict": state, "hyper_parameters": hyper_parameters}, path)
+    return path
+
+
+def usable_size(network: nn.Module) -> int:
+    """Find the smallest size that the network takes.
+
+    Raises:
+        RuntimeError: it takes none of `SIZES`.
+    """
+    reasons = []
+    for size in SIZES:
+        try:
+            with torch.inference_mode():
+                network(torch.zeros(2, 3, size, size))
+            return size
+        except Exception as error:  # whatever a network raises for a size that it cannot take
+            reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+    raise RuntimeError(f"takes none of {SIZES} pixels: {reasons[-1]}")
+
+
+def is_cnn(program: torch.export.ExportedProgram) -> bool:
+    """Whether a traced network is a CNN; see above."""
+    overlapping = False
+    for operation in program.graph.nodes:
+        if operation.op != "call_function":
+            continue
+        name = str(operation.target).split(".")[1].rstrip("_")
+        if name in ATTENTION:
+            return False
+        if name == "conv2d":
+            kernel = operation.args[1].meta["val"].shape[-1]
+            stride = operation.args[3][-1] if len(operation.args) > 3 else 1
+            overlapping = overlapping or kernel > max(stride, 1)
+    return overlapping
+
+
+def convert(name: str, folder: Path) -> dict[str, Any]:
+    """Try one model: ``model``, ``cnn``, ``size``, ``converts``, ``reason`` (why not), ``layers``."""
+    result: dict[str, Any] = {"model": name, "cnn": True, "converts": False, "layers": 0, "size": 0, "reason": ""}
+    try:
+        network = shake(TimmClassifier(len(CLASS_NAMES), backbone=name))
+        result["size"] = size = usable_size(network)
+        program = export_program(network, (size, size))
+    except Exception as error:  # timm's models raise anything; it is what the table must say
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return {**result, "reason": f"not traced: {first_line[:160]}"}
+    if not is_cnn(program):
+        return {**result, "cnn": False}
+    checkpoint = save_checkpoint(network, size, folder / f"{name}.ckpt")
+    try:
+        result["layers"] = write_twin(checkpoint, folder / f"{name}.h5").layers
+    except (NoKerasCounterpart, NoKerasLayer) as error:
+        checkpoint.unlink()
+        unknown = unknown_operations(program)
+        return {
+            **result,
+            "reason": f"no counterpart: {', '.join(unknown)}" if unknown else f"not exact: {error.reason}",
+        }
+    except (BadInput, ValueError, KeyError, AssertionError) as error:
+        checkpoint.unlink()
+        return {**result, "reason": f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"}
+    return {**result, "converts": True}
+
+
+def certify(results: list[dict[str, Any]], folder: Path) -> None:
+    """Climb the ladder for models that convert, in one Keras process; adds ``verdict``, ``layers_float64``."""
+    chance = np.random.default_rng(0)
+    pairs = []
+    for result in results:
+        photos = chance.integers(0, 256, (3, result["size"], result["size"], 3), dtype=np.uint8)
+        pairs.append(Pair(folder / f"{result['model']}.ckpt", folder / f"{result['model']}.h5", photos))
+    for result, report in zip(results, check_pairs(pairs), strict=True):
+        result["verdict"] = report.verdict
+        result["failed"] = [f"{rung.name} {rung.figure:.2g} at {rung.first_divergence}" for rung in report.failed]
+        result["rungs"] = {rung.name: rung.figure for rung in report.rungs}
+
+
+HEADER = """# Which CNN families convert
+
+Written by `make families` (`benchmarks/convertible_families.py`); not edited by hand. {date}, timm {timm}, torch
+{torch}.
+
+The smallest model of each of timm's CNN families, random weights: {converted} of {cnns} convert; {certified} of them
+are certified, which means that every check of `lightning parity` passed in a real Keras. A family is a module of
+`timm.models`; it counts as a CNN if some convolution's windows overlap and no two computed values are multiplied as
+matrices (attention): {skipped} of {all} modules do not count. Another model of a family may use other operations; the
+export says so, and names the operation.
+
+| family | model | pixels | Keras layers | result | layers, float64 | probabilities |
+|---|---|---|---|---|---|---|
+"""
+
+
+def page(results: dict[str, dict[str, Any]], date: str) -> str:
+    """Write the table, families that convert first."""
+    cnns = {family: result for family, result in results.items() if result["cnn"]}
+    order = sorted(cnns, key=lambda family: (not cnns[family]["converts"], family))
+    certified = [result for result in cnns.values() if result.get("verdict") == "PASS"]
+    text = HEADER.format(
+        date=date, timm=timm.__version__, torch=torch.__version__.split("+")[0], cnns=len(cnns), all=len(results),
+        converted=sum(result["converts"] for result in cnns.values()), certified=len(certified),
+        skipped=len(results) - len(cnns),
+    )  # fmt: skip
+    return text + "".join(row(family, cnns[family]) for family in order)
+
+
+def row(family: str, result: dict[str, Any]) -> str:
+    """One line of the table."""
+    rungs = result.get("rungs", {})
+    probabilities = max((figure for name, figure in rungs.items() if name.startswith("probabilities")), default=None)
+    said = {"PASS": "certified", "FAIL": "FAIL: " + "; ".join(result.get("failed", ()))}.get(
+        result.get("verdict", ""), "converts, not certified"
+    )
+    cells = [
+        family, result["model"], str(result["size"] or "-"), str(result["layers"] or "-"),
+        said if result["converts"] else result["reason"].replace("|", "/"),
+        f"{rungs['layers_float64']:.1e}" if rungs else "-",
+        "-" if probabilities is None else f"{probabilities:.1e}",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |\n"
+
+
+def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--certify", action="store_true", help="prove what converts, in a real Keras")
+    parser.add_argument("--only", nargs="+", metavar="FAMILY", help="modules of timm.models, done anew")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start nothing after so many")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results")
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    """Run what was asked for."""
+    arguments = read_arguments()
+    warnings.filterwarnings("ignore")  # timm's and torch.export's, one for each model
+    end = time.monotonic() + arguments.seconds
+    folder = cache_folder()
+    if arguments.fresh:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    store = folder / "results.json"
+    results: dict[str, dict[str, Any]] = json.loads(store.read_text()) if store.is_file() else {}
+    for family in arguments.only or ():
+        results.pop(family, None)
+
+    def keep() -> None:
+        store.write_text(json.dumps(results, indent=1))
+        PAGE.write_text(page(results, datetime.date.today().isoformat()))
+
+    for family, names in families().items():
+        if family in results or (arguments.only and family not in arguments.only):
+            continue
+        if time.monotonic() > end:
+            break
+        results[family] = convert(smallest(names), folder)
+        print(row(family, results[family]), end="", flush=True)
+        keep()
+    waiting = [result for result in results.values() if result["converts"] and "verdict" not in result]
+    while arguments.certify and waiting and time.monotonic() < end:
+        part, waiting = waiting[:CERTIFIED_AT_ONCE], waiting[CERTIFIED_AT_ONCE:]
+        certify(part, folder)
+        keep()
+        for result in part:
+            print(result["model"], result["verdict"], *result["failed"], flush=True)
+    keep()
+    return 1 if any(result.get("verdict") == "FAIL" for result in results.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""`make compat`: its table of environments, how it judges, what it writes. Starting the old Kerases is its own work."""
+
+import copy
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.hand_over import write_twin
+from export.image_sets import ImageSet
+from export.keras_process import run_keras
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "compat.py"
+GOOD = {
+    "versions": {"python": "3.11.7", "keras": "3.15.1", "backend": "jax", "numpy": "2.4.6", "jax": "0.9"},
+    "rungs": {"layers_float64": [1e-14, True], "probabilities_photos": [2e-7, True], "labels": [0, True]},
+    "verify": {"passed": True, "lines": ["pass  weights"]},
+    "use": {"summary": 40, "loss": 2.3, "moved": ["dense"], "moved_though_frozen": [], "saved": {".h5": 0.0}},
+    "problems": [],
+}
+
+
+@pytest.fixture(scope="module")
+def compat():
+    specification = importlib.util.spec_from_file_location("compat", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["compat"] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    return module
+
+
+def test_environments_are_named_once_and_ci_takes_both_generations(compat):
+    names = [environment.name for environment in compat.ENVIRONMENTS]
+    assert len(set(names)) == len(names)
+    assert set(compat.IN_CI) <= set(names)
+    assert sum(name.startswith("tf") for name in compat.IN_CI) == 2
+    assert all(name in compat.read_arguments(["--only", name]).only for name in names)
+
+
+def test_what_is_good_has_no_problems(compat):
+    assert compat.problems_of(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value", "says"),
+    [
+        ("verify", "passed", False, "verify: pass  weights"),
+        ("use", "loss", float("nan"), "fit: loss nan"),
+        ("use", "moved", [], "0 layers moved"),
+        ("use", "moved_though_frozen", ["bn_Conv1"], "frozen layers: bn_Conv1"),
+        ("use", "saved", {".keras": 1e-3}, "saved as .keras"),
+        ("use", "saved", {".keras": float("nan")}, "saved as .keras"),
+        ("use", "summary", 0, "summary"),
+    ],
+)
+def test_what_is_wrong_is_said(compat, where, key, value, says):
+    result = copy.deepcopy(GOOD)
+    result[where][key] = value
+    (problem,) = compat.problems_of(result)
+    assert says in problem
+
+
+def test_page_has_a_row_for_every_environment_and_names_what_failed(compat):
+    first, second, third, fourth = (environment.name for environment in compat.ENVIRONMENTS[:4])
+    results = {
+        first: GOOD,
+        second: {**GOOD, "problems": ["weights: 1 at Conv1"]},
+        third: {"versions": {}, "rungs": {}, "verify": {}, "use": {}, "problems": ["cannot load"]},
+        fourth: {"skipped": "no interpreter"},
+    }
+    text = compat.page(results, "a network", "2.15.0", "2026-11-23")
+    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert rows[first].endswith("| 2e-07 | PASS | 2.3000 | 0.0e+00 | PASS |".replace("2e-07", "2.0e-07"))
+    assert "jax 0.9" in rows[first]
+    assert rows[second].endswith("FAIL |")
+    assert rows[third].endswith("FAIL |")
+    assert rows[fourth].endswith("no interpreter |")
+    assert rows[compat.ENVIRONMENTS[5].name].endswith("not run |")
+    assert f"- {second}: weights: 1 at Conv1" in text
+
+
+def test_interpreter_is_found_or_said_to_be_missing(compat):
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert compat.find_interpreter(own) == Path(sys.executable)
+    assert compat.find_interpreter("2.6") is None
+
+
+def test_packages_that_cannot_be_had_are_named(compat, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    missing = compat.Environment("none", "3.11", ("shelftwin-no-such-package==0.0.1",))
+    with pytest.raises(compat.CannotInstall, match="shelftwin-no-such-package"):
+        compat.make_environment(missing, Path(sys.executable))
+    assert not (compat.cache_folder() / "none").exists()
+
+
+def test_variables_that_choose_a_keras_are_set_for_a_while(compat, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with compat.variables_set({"TF_USE_LEGACY_KERAS": "1"}):
+        assert "KERAS_BACKEND" not in compat.os.environ
+        assert compat.os.environ["TF_USE_LEGACY_KERAS"] == "1"
+    assert compat.os.environ["KERAS_BACKEND"] == "jax"
+    assert "TF_USE_LEGACY_KERAS" not in compat.os.environ
+
+
+@pytest.mark.keras
+def test_keras_trains_on_saves_and_loads_again(compat, small_checkpoint, tmp_path):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    photos = np.random.default_rng(0).integers(0, 256, (4, 48, 40, 3), dtype=np.uint8)
+    images = ImageSet("photos", photos, ()).save(tmp_path, "unit")
+    task = {"task": "use", **images, "labels": [0, 1, 2, 3], "folder": str(tmp_path)}
+    ((verified, use),) = run_keras([(twin, [{"task": "verify"}, task])])["results"]
+    assert compat.problems_of({"verify": verified, "use": use}) == []
+    assert {"dense", "predictions"} >= set(use["moved"])
+    assert set(use["saved"]) == {".keras", ".h5"}
