@@ -48,12 +48,16 @@ class Environment:
         python: version of the interpreter.
         packages: requirements; those without a version are the newest that there are.
         variables: environment variables that choose this Keras or its backend.
+        known: beginnings of problems that are this Keras's own and are no failure of the file.
+        because: what they come from, for the page.
     """
 
     name: str
     python: str
     packages: tuple[str, ...]
     variables: dict[str, str] = dataclasses.field(default_factory=dict)
+    known: tuple[str, ...] = ()
+    because: str = ""
 
 
 LEGACY = {"TF_USE_LEGACY_KERAS": "1"}
@@ -64,7 +68,14 @@ ENVIRONMENTS = (
     Environment("tf.keras-2.15", "3.11", ("tensorflow==2.15.1",)),
     Environment("tf_keras-2.16", "3.11", ("tensorflow==2.16.2", "tf_keras==2.16.0"), LEGACY),
     Environment("tf_keras-newest", "3.11", ("tensorflow", "tf_keras"), LEGACY),
-    Environment("keras-3.0", "3.11", ("tensorflow==2.16.2", "keras==3.0.5")),
+    Environment(
+        "keras-3.0",
+        "3.11",
+        ("tensorflow==2.16.2", "keras==3.0.5"),
+        known=("training_steps", "fit moved frozen layers"),
+        because="Keras 3.0 takes no notice of `trainable: false` in a file when it trains: weights made by a layer that "
+        "begins frozen are trainable all the same. Predictions are not touched.",
+    ),  # fmt: skip
     Environment("keras-3.6", "3.11", ("tensorflow==2.18.1", "keras==3.6.0")),
     Environment("keras-3.12", "3.11", ("tensorflow==2.20.0", "keras==3.12.0")),
     Environment("keras-newest", "3.11", ("tensorflow", "keras")),
@@ -267,6 +278,11 @@ def judge(exported: Exported, python: Path) -> dict[str, Any]:
     return {**result, "problems": problems + problems_of(result)}
 
 
+def failures_of(environment: Environment, result: dict[str, Any]) -> list[str]:
+    """Problems that are not known to be this Keras's own."""
+    return [problem for problem in result.get("problems", ()) if not problem.startswith(environment.known)]
+
+
 def problems_of(result: dict[str, Any]) -> list[str]:
     """What is wrong with the answers of `verify` and of `use`, in sentences."""
     use, problems = result["use"], []
@@ -313,9 +329,13 @@ FOOTER = """
 def page(results: dict[str, dict[str, Any]], described: str, torch: str, date: str) -> str:
     """Write the table: one row for each environment, those that were not run included."""
     rows = [row(environment, results.get(environment.name)) for environment in ENVIRONMENTS]
-    problems = [f"- {name}: {problem}" for name, result in results.items() for problem in result.get("problems", ())]
     text = HEADER.format(described=described, date=date, torch=torch) + "\n".join(rows) + "\n" + FOOTER
-    return text + ("\nWhat did not pass:\n\n" + "\n".join(problems) + "\n" if problems else "")
+    for environment in ENVIRONMENTS:
+        problems = results.get(environment.name, {}).get("problems")
+        if problems:
+            because = f" {environment.because}" if environment.because else ""
+            text += f"\n{environment.name}:{because}\n" + "".join(f"- {problem}\n" for problem in problems)
+    return text
 
 
 def row(environment: Environment, result: dict[str, Any] | None) -> str:
@@ -326,13 +346,14 @@ def row(environment: Environment, result: dict[str, Any] | None) -> str:
     if not result["rungs"]:
         return f"| {environment.name} | {environment.python} |" + " - |" * 8 + " FAIL |"
     versions, rungs, use = result["versions"], result["rungs"], result["use"]
+    verdict = "FAIL" if failures_of(environment, result) else "PASS, but see below" if result["problems"] else "PASS"
     verified = "PASS" if result["verify"]["passed"] else "FAIL"
     backend = " ".join([versions["backend"], versions.get(versions["backend"], "")]).strip()
     probabilities = max(figure for name, (figure, _) in rungs.items() if name.startswith("probabilities"))
     cells = [
         environment.name, versions["python"], versions["keras"], backend, versions["numpy"],
         f"{rungs['layers_float64'][0]:.1e}", f"{probabilities:.1e}", verified, f"{use['loss']:.4f}",
-        f"{max(use['saved'].values()):.1e}", "FAIL" if result["problems"] else "PASS",
+        f"{max(use['saved'].values()):.1e}", verdict,
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
 
@@ -393,7 +414,8 @@ def main() -> int:
             store.write_text(json.dumps(results, indent=1))
             date = datetime.date.today().isoformat()
             PAGE.write_text(page(results, exported.described, torch.__version__.split("+")[0], date))
-    return 1 if any(results[name].get("problems") for name in chosen) else 0
+    ran = [environment for environment in ENVIRONMENTS if environment.name in chosen]
+    return 1 if any(failures_of(environment, results[environment.name]) for environment in ran) else 0
 
 
 if __name__ == "__main__":

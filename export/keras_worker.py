@@ -433,6 +433,9 @@ def in_float64(
         import jax
 
         jax.config.update("jax_enable_x64", True)  # without it jax computes float64 in float32, silently
+    # Keras 3 makes float32 of every promoted float64 (in BatchNorm, for one) on all backends but TensorFlow's.
+    narrowing = getattr(sys.modules.get("keras.src.backend.common.dtypes"), "BIT64_TO_BIT32_DTYPE", {})
+    narrowing.update({"float64": "float64"})
     shutil.copy(path, str(copy))
     config = read_architecture(path)
     for layer in layer_configs(config):
