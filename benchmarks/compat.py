@@ -73,9 +73,9 @@ ENVIRONMENTS = (
         "3.11",
         ("tensorflow==2.16.2", "keras==3.0.5"),
         known=("training_steps", "fit moved frozen layers"),
-        because="Keras 3.0 takes no notice of `trainable: false` in a file when it trains: weights made by a layer that "
-        "begins frozen are trainable all the same. Predictions are not touched.",
-    ),  # fmt: skip
+        because="Keras 3.0 takes no notice of `trainable: false` in a file when it trains: weights made by a layer "
+        "that begins frozen are trainable all the same. Predictions are not touched.",
+    ),
     Environment("keras-3.6", "3.11", ("tensorflow==2.18.1", "keras==3.6.0")),
     Environment("keras-3.12", "3.11", ("tensorflow==2.20.0", "keras==3.12.0")),
     Environment("keras-newest", "3.11", ("tensorflow", "keras")),

@@ -117,10 +117,10 @@ def is_cnn(program: torch.export.ExportedProgram) -> bool:
     for operation in program.graph.nodes:
         if operation.op != "call_function":
             continue
-        name = str(operation.target).split(".")[1].rstrip("_")
-        if name in ATTENTION:
+        name = str(operation.target).split(".")[1:2]  # of aten.conv2d.default; getitem has no dots
+        if name and name[0] in ATTENTION:
             return False
-        if name == "conv2d":
+        if name == ["conv2d"]:
             kernel = operation.args[1].meta["val"].shape[-1]
             stride = operation.args[3][-1] if len(operation.args) > 3 else 1
             overlapping = overlapping or kernel > max(stride, 1)
@@ -194,7 +194,9 @@ def page(results: dict[str, dict[str, Any]], date: str) -> str:
         converted=sum(result["converts"] for result in cnns.values()), certified=len(certified),
         skipped=len(results) - len(cnns),
     )  # fmt: skip
-    return text + "".join(row(family, cnns[family]) for family in order)
+    untried = [family for family in timm.list_modules() if family not in results]
+    rest = f"\nNot tried: {', '.join(untried)}.\n" if untried else ""
+    return text + "".join(row(family, cnns[family]) for family in order) + rest
 
 
 def row(family: str, result: dict[str, Any]) -> str:
