@@ -113,7 +113,11 @@ def make_tflite_int8(h5: str, path: Path, task: dict[str, Any]) -> None:
     # Nothing may fall back to float: an accelerator for integers could not run it.
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.uint8
-    write_tflite(path, converter.convert(), task["details"])
+    content = converter.convert()
+    step, zero = tf.lite.Interpreter(model_content=content).get_input_details()[0]["quantization"]
+    if zero != 0 or not np.isclose(step * 255, white):
+        raise RuntimeError(f"a photo's bytes do not go in as they are: the input's step is {step}, its zero {zero}")
+    write_tflite(path, content, task["details"])
 
 
 def tflite_converter(h5: str, path: Path) -> Any:
