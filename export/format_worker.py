@@ -21,12 +21,13 @@ import keras_worker
 import functools
 import json
 import os
+import platform
 import shutil
 import sys
 import time
 import traceback
 import zipfile
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -331,14 +332,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of all that may have computed here."""
-    found = {"python": sys.version.split()[0]}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    """Versions of all that computed here."""
+    computed = {package: version(package) for package in PACKAGES if package in sys.modules}
+    return {"python": platform.python_version(), **computed}
 
 
 if __name__ == "__main__":
