@@ -1,6 +1,6 @@
 """Other formats: each is the network that was trained, a planted difference is not written, old files survive.
 
-The formats are made by two Keras processes for the whole file: one for the network, one for a planted difference.
+The formats are made by three Keras processes for the whole file: floats, integers, and a planted difference.
 """
 
 import json
@@ -37,10 +37,14 @@ def lightning(*arguments) -> int:
     return 0
 
 
-def fit_head(network: TimmClassifier, photos: Photos) -> None:
+def fit_head(network: TimmClassifier, photos: Photos, logit: float) -> None:
     """Train the dense head alone, by ridge regression: the labels of a random one would hang on the last bit.
 
-    Small logits, for the same reason as in `random_classifier`.
+    Args:
+        network: its head has no hidden layer.
+        photos: to train on.
+        logit: what each class's output is to be on its own photos, and minus that on the others. Small for floats, for
+            the same reason as in `random_classifier`; large for integers, whose probabilities come in steps of 1/256.
     """
     pixels = torch.from_numpy(photos.pixels).permute(0, 3, 1, 2).float() / 255
     seen: list[torch.Tensor] = []
@@ -61,7 +65,7 @@ def fit_head(network: TimmClassifier, photos: Photos) -> None:
 @pytest.fixture(scope="module")
 def catalogue(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("formats") / "photos"
-    draw_catalogue(root, per_class=30, seed=0)
+    draw_catalogue(root, per_class=15, seed=0)
     return root
 
 
@@ -74,17 +78,25 @@ def photos(catalogue) -> Photos:
     return Photos(store.photos_of(files), [str(file) for file in files], labels)
 
 
+def fitted(path: Path, photos: Photos, logit: float) -> Path:
+    network = random_classifier(backbone="mobilenetv2_035", hidden=(), pad_type="same", mean=0.5, std=0.5)
+    fit_head(network, photos, logit)
+    return save_checkpoint(path, network, SIZE)
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory, photos) -> Path:
-    network = random_classifier(backbone="mobilenetv2_035", hidden=(), pad_type="same", mean=0.5, std=0.5)
-    fit_head(network, photos)
-    return save_checkpoint(tmp_path_factory.mktemp("fitted") / "best.ckpt", network, SIZE)
+    return fitted(tmp_path_factory.mktemp("fitted") / "best.ckpt", photos, logit=0.4)
 
 
 @pytest.fixture(scope="module")
 def made(checkpoint, photos, tmp_path_factory) -> tuple[Path, list[Made], dict[str, str]]:
     folder = tmp_path_factory.mktemp("made")
-    return folder, *write_formats(checkpoint, folder / "model.h5", list(FORMATS), "raw", photos)
+    floats = [name for name, each in FORMATS.items() if not each.quantised]
+    formats, versions = write_formats(checkpoint, folder / "model.h5", floats, "raw", photos)
+    clear = fitted(tmp_path_factory.mktemp("clear") / "best.ckpt", photos, logit=2.0)
+    integers, _ = write_formats(clear, folder / "model.h5", ["tflite_int8"], "raw", photos)
+    return folder, formats + integers, versions
 
 
 @pytest.mark.keras
@@ -115,7 +127,7 @@ def test_class_names_are_where_each_format_keeps_such_things(made):
     assert json.loads(properties["class_names"]) == CLASS_NAMES
     assert properties["input_range"] == "raw"
     extra = json.loads((folder / "model_saved_model" / "assets.extra" / "labels.json").read_text())
-    with zipfile.ZipFile(folder / "model_int8.tflite") as archive:
+    with zipfile.ZipFile(folder / "model.tflite") as archive:
         assert extra == json.loads(archive.read("labels.json"))
     assert extra["class_names"] == CLASS_NAMES
 
