@@ -18,6 +18,8 @@ from models.whole_file import replacing
 _PREFIX = "network."  # ProductClassifier.network
 # Key of what `lightning import` notes; Lightning leaves it alone.
 _IMPORTED = "shelftwin_import"
+# Pixels of a side, or width of a dense layer, beyond which a checkpoint is not believed.
+_MOST = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,15 @@ def read_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     content = _read(path)
     settings = _hyper_parameters(path, content)
-    network = TimmClassifier(len(settings["class_names"]), **{name: settings[name] for name in ARCHITECTURE})
+    try:
+        network = TimmClassifier(len(settings["class_names"]), **{name: settings[name] for name in ARCHITECTURE})
+    except BadInput as error:
+        raise BadInput(f"{path}: expected settings that a network can be built from. {error}") from error
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:  # whatever timm makes of them
+        raise BadInput(
+            f"{path}: expected settings that a network can be built from, got some that raise {type(error).__name__}: "
+            f"{str(error)[:200]}. The file is damaged or was edited."
+        ) from error
     _load(path, network, content["state_dict"])
     height, width = settings["image_size"]
     imported = content.get(_IMPORTED)
@@ -146,7 +156,9 @@ def _read(path: Path) -> dict[str, Any]:
 # What a checkpoint must say besides ARCHITECTURE, and what tells that it does.
 _FACTS: dict[str, Callable[[Any], bool]] = {
     "class_names": lambda value: _is_list(value, str) and len(value) >= 2,
-    "image_size": lambda value: _is_list(value, int) and len(value) == 2 and min(value) > 0,
+    "image_size": lambda value: _is_list(value, int) and len(value) == 2 and 0 < min(value) <= max(value) <= _MOST,
+    # before anything of that size is allocated
+    "hidden": lambda value: _is_list(value, int) and all(0 < width <= _MOST for width in value),
     "interpolation": lambda value: isinstance(value, str),
     "backbone": lambda value: isinstance(value, str),
     "trainable": lambda value: isinstance(value, str),

@@ -101,6 +101,11 @@ def read_keras_classifier(path: Path, wishes: Wishes | None = None) -> KerasClas
     """
     wishes = wishes or Wishes()
     file = read_keras_h5(path)
+    if file.details.get("fused_batchnorm") is True:
+        raise BadInput(
+            f"expected a file with its BatchNorm layers, got {path}, into whose convolutions they were folded: what "
+            "they were cannot be told from it. Give the file that `lightning export` writes without --fuse_batchnorm."
+        )
     source = read_keras_graph(file, wishes.image_size)
     nodes = source.graph.nodes
     image_size = (nodes[0].shape[1], nodes[0].shape[2])
@@ -362,7 +367,9 @@ def _learning_rate(file: KerasFile, notes: list[str]) -> float:
     config = optimiser.get("config")
     rate = config.get("learning_rate") if isinstance(config, dict) else None
     if optimiser.get("class_name") in ("Adam", "Custom>Adam") and isinstance(rate, float) and 0 < rate < np.inf:
-        return rate
+        # Keras holds it as float32 and saves what that is: 0.0010000000474974513 was 0.001
+        rounded = float(np.float32(rate)) == rate
+        return _shortest(lambda short: np.float32(short) == np.float32(rate), rate) if rounded else rate
     if file.training_config:
         notes.append(f"Optimiser {optimiser.get('class_name')}: further training takes Adam at {_LEARNING_RATE:g}.")
     return _LEARNING_RATE

@@ -68,14 +68,13 @@ def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit", fuse_batch
     graph = fold_batch_norms(graph) if fuse_batchnorm else graph
     layers = keras_layers(graph, input_range)
     details = twin_details(source, input_range, fuse_batchnorm)
-    frozen = {node.name for node in graph.nodes if source.trainable == "head" and node.source.startswith(_BACKBONE)}
     write_keras_h5(
         h5,
         layers,
         model_name=source.backbone,
         details=details,
         training=training_config(source.learning_rate),
-        frozen=frozenset(frozen),
+        frozen=frozen_layers(source, graph),
         golden=_golden(source),
     )
     parameters = sum(array.size for layer in layers for _, _, array in layer.weights)
@@ -85,6 +84,12 @@ def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit", fuse_batch
 def trace_checkpoint(checkpoint: Checkpoint) -> Graph:
     """The neutral graph of a checkpoint's network, its layers named as Keras users know them."""
     return trace_network(checkpoint.network, checkpoint.backbone, checkpoint.image_size)
+
+
+def frozen_layers(checkpoint: Checkpoint, graph: Graph) -> frozenset[str]:
+    """Names of the layers that Keras must not train."""
+    frozen = checkpoint.trainable == "head"
+    return frozenset(node.name for node in graph.nodes if frozen and node.source.startswith(_BACKBONE))
 
 
 def trace_network(network: TimmClassifier, backbone: str, image_size: tuple[int, int]) -> Graph:

@@ -80,7 +80,7 @@ def read_keras_graph(file: KerasFile, image_size: tuple[int, int] | None = None)
     try:
         layers, fed_by = _flatten(file.config)
         return _Reader(layers, _weights_by_layer(file, layers), image_size, fed_by).read()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(

@@ -21,7 +21,7 @@ import numpy as np
 
 from export.golden import Golden, write_golden
 from export.graph import Graph, Node
-from export.keras_worker import Refused, check_storage, read_golden
+from export.keras_worker import GOLDEN_GROUP, Refused, check_storage, read_golden
 from models.bad_input import BadInput
 from models.whole_file import replacing
 
@@ -69,6 +69,7 @@ class KerasFile:
         details: ShelfTwin's own facts (class names, input range, ...); empty for other files.
         weights: layer name -> its arrays in Keras's order and layout.
         weight_names: layer name -> the arrays' names in the file, in the same order.
+        marks: everything else that the file says: version and backend of the Keras that saved it, further groups.
     """
 
     config: dict[str, Any]
@@ -76,6 +77,7 @@ class KerasFile:
     details: dict[str, Any]
     weights: dict[str, list[np.ndarray]]
     weight_names: dict[str, list[str]]
+    marks: dict[str, str]
 
 
 class NoKerasLayer(BadInput):
@@ -368,7 +370,7 @@ def write_keras_h5(
         BadInput: when it cannot be written there (folder, permissions, full disk).
         RuntimeError: when what was written does not read back the same.
     """
-    config = _model_config(layers, model_name, frozen)
+    config = model_config(layers, model_name, frozen)
     with replacing(path) as temporary:
         with h5py.File(temporary, "w") as file:
             file.attrs["keras_version"] = _KERAS_VERSION
@@ -385,7 +387,8 @@ def write_keras_h5(
             _verify_golden(temporary)
 
 
-def _model_config(layers: list[KerasLayer], model_name: str, frozen: frozenset[str]) -> dict[str, Any]:
+def model_config(layers: list[KerasLayer], model_name: str, frozen: frozenset[str]) -> dict[str, Any]:
+    """Keras's ``model_config``: the architecture, in the form that every Keras reads."""
     return {
         "class_name": "Functional",
         "config": {
@@ -461,10 +464,20 @@ def read_keras_h5(path: Path) -> KerasFile:
                 details=_json_attribute(file, DETAILS_ATTRIBUTE) if DETAILS_ATTRIBUTE in file.attrs else {},
                 weights=weights,
                 weight_names=names,
+                marks=_marks(file),
             )
     except Refused as refused:
         raise BadInput(f"{refused}. A Keras .h5 as Keras or this project saves it has none of this.") from refused
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError) as error:
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        RuntimeError,
+        AttributeError,
+        MemoryError,
+        AssertionError,
+    ) as error:
         # h5py raises all of these for damaged or foreign files
         raise BadInput(
             f"expected a Keras .h5 file with architecture and weights, got {path}, which cannot be read as one "
@@ -478,6 +491,28 @@ def _json_attribute(file: h5py.File, name: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{name} is no JSON object")
     return content
+
+
+# What a file written here has besides architecture, training configuration, details and weights.
+OWN_MARKS = {
+    "backend": "tensorflow",
+    "keras_version": _KERAS_VERSION.decode(),
+    "model_weights/backend": "tensorflow",
+    "model_weights/keras_version": _KERAS_VERSION.decode(),
+    "groups": f"model_weights {GOLDEN_GROUP}",
+}
+
+
+def _marks(file: h5py.File) -> dict[str, str]:
+    elsewhere = ("model_config", "training_config", DETAILS_ATTRIBUTE, "layer_names")
+    places = {"": file, "model_weights/": file["model_weights"]}
+    marks = {
+        place + name: value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        for place, group in places.items()
+        for name, value in group.attrs.items()
+        if name not in elsewhere
+    }
+    return {**marks, "groups": " ".join(sorted(file))}
 
 
 def _read_weights(group: h5py.Group) -> tuple[dict[str, list[np.ndarray]], dict[str, list[str]]]:

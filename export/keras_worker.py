@@ -448,6 +448,9 @@ def in_float64(
         if type(layer).__name__ == "Rescaling":
             # Python numbers would be rounded to float32 before they are cast to float64
             layer.scale, layer.offset = np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
+        if type(layer).__name__ == "Normalization" and layer.mean is not None:
+            # Keras 3 holds them in float32 and takes the root there
+            layer.mean, layer.variance = np.asarray(layer.mean, "float64"), np.asarray(layer.variance, "float64")
         if type(layer).__name__ == "Activation" and getattr(layer.activation, "__name__", "") == "gelu":
             layer.activation = exact_gelu(keras)  # TensorFlow's rounds the square root of 2 to float32
     return twin

@@ -20,6 +20,7 @@ import numpy as np
 
 from export.case import Case, Pair, image_sets, read_case
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
+from export.contents import check_contents
 from export.diagnosis import likely_cause
 from export.image_sets import ImageSet
 from export.import_proof import Import, check_imports
@@ -135,6 +136,7 @@ def _climb(case: Case, keras_side: KerasSide) -> tuple[Report, list[np.ndarray]]
         report.skipped["training_steps"] = "with BatchNorm folded into them, other weights are trained"
     else:
         report.rungs.append(_check_training(case, keras_side))
+    report.rungs.append(check_contents(case))
     if report.failed:
         report.likely_cause = likely_cause(case, report, torch_gave, keras_side)
     return report, probabilities

@@ -77,7 +77,7 @@ def test_every_backbone_padding_and_size_passes(matrix_reports, backbone, pad_ty
     assert report.verdict == "PASS", report.failed
     assert [rung.name for rung in report.rungs] == [
         "labels", "weights", "layers_float64", "probabilities_synthetic", "probabilities_photos", "top1_photos",
-        "training_steps",
+        "training_steps", "contents",
     ]  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def control_reports(tmp_path_factory) -> dict[str, Report]:
 @pytest.mark.parametrize("name", ["unchanged", "folded"])
 def test_the_unchanged_file_passes(control_reports, name):
     assert control_reports[name].verdict == "PASS", control_reports[name].failed
-    assert [rung.name for rung in control_reports[name].rungs][-2:] == ["file_to_label", "training_steps"]
+    assert [rung.name for rung in control_reports[name].rungs][-3:] == ["file_to_label", "training_steps", "contents"]
 
 
 @pytest.mark.parametrize("name", CONTROLS)

@@ -1,0 +1,402 @@
+"""The way back: Keras files of every make become checkpoints, proved; ours come back bit for bit."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import CLASS_NAMES, random_classifier, save_checkpoint
+
+from datamodule.demo_photos import draw_catalogue
+from export.case import image_sets
+from export.checkpoint import read_checkpoint, read_hyper_parameters
+from export.from_keras import Wishes, read_keras_classifier
+from export.hand_over import write_twin
+from export.import_proof import Import, check_imports
+from export.keras_h5 import read_keras_h5
+from export.report import Report
+from export.take_over import ImportDiffers, write_import
+from lightning_module import cli
+from models.bad_input import BadInput
+
+NAMED = Wishes(class_names=CLASS_NAMES)
+# Variants that can be imported, and what must be said of them.
+WISHES = {
+    "nested": NAMED,
+    "sequential": Wishes(class_names=CLASS_NAMES, input_range="tf"),
+    "flat": NAMED,
+    "normalised": NAMED,
+    "unsized": Wishes(class_names=CLASS_NAMES, input_range="unit", image_size=(64, 64)),
+}
+# One more Keras, such as a tf.keras 2.15: its interpreter.
+OTHER_PYTHON = os.environ.get("SHELFTWIN_KERAS2_PYTHON")
+
+
+# Our own files --------------------------------------------------------------------------------------------------------
+
+WIDTHS = ["035", "050", "075", "100", "110d", "120d", "140"]
+ROUND_TRIPS = [
+    ("035", pad, size, ("unit", "raw")[index]) for index, pad in enumerate(("", "same")) for size in (48, 33)
+]
+ROUND_TRIPS += [
+    pytest.param(width, ("", "same")[index % 2], 64, ("raw", "unit")[index % 2], marks=pytest.mark.slow)
+    for index, width in enumerate(WIDTHS[1:])
+]
+
+
+def contents(path: Path) -> dict:
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize(("width", "pad_type", "size", "input_range"), ROUND_TRIPS)
+def test_round_trip_is_bit_for_bit(tmp_path, width, pad_type, size, input_range):
+    network = random_classifier(
+        backbone=f"mobilenetv2_{width}", hidden=(8, 6), dropout=0.1, pad_type=pad_type,
+        bn_eps=1e-3 if pad_type else 1e-5, mean=(0.485, 0.4560000001, 1 / 3), std=(0.229, 0.224, 0.2250001),
+    )  # fmt: skip
+    for number, module in enumerate(each for each in network.modules() if isinstance(each, torch.nn.BatchNorm2d)):
+        module.num_batches_tracked.fill_(number)
+    facts = {"trainable": "all", "learning_rate": 0.00123, "interpolation": "bilinear"}
+    checkpoint = save_checkpoint(tmp_path / "a.ckpt", network, (size, size), **facts)
+    first = write_twin(checkpoint, tmp_path / "a.h5", input_range).path
+    back = tmp_path / "b.ckpt"
+    write_import(read_keras_classifier(first), back, check=False)
+    before, after = contents(checkpoint), contents(back)
+    assert before["state_dict"].keys() == after["state_dict"].keys()
+    for name, tensor in before["state_dict"].items():
+        assert tensor.dtype == after["state_dict"][name].dtype
+        assert tensor.numpy().tobytes() == after["state_dict"][name].numpy().tobytes(), name
+    assert before["hyper_parameters"].items() <= after["hyper_parameters"].items()
+    own, returned = (read_checkpoint(path).network.normalise for path in (checkpoint, back))
+    assert torch.equal(own.scale, returned.scale)
+    assert torch.equal(own.offset, returned.offset)
+    again = read_keras_h5(write_twin(back, tmp_path / "b.h5", input_range).path)
+    file = read_keras_h5(first)
+    assert (again.config, again.training_config) == (file.config, file.training_config)
+    assert all(
+        np.array_equal(a, b)
+        for name in file.weights
+        for a, b in zip(file.weights[name], again.weights[name], strict=True)
+    )
+
+
+def test_constants_are_recovered_without_the_details_that_keras_drops(tmp_path, small_checkpoint):
+    """A twin that Keras trained on and saved has only its layers left."""
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    with h5py.File(twin, "r+") as file:
+        del file.attrs["shelftwin"]
+    read = read_keras_classifier(twin, NAMED)
+    own = read_checkpoint(small_checkpoint).network
+    assert read.network.architecture == {**own.architecture, "pad_type": ""}
+    assert read.input_range == "unit"
+    assert torch.equal(read.network.normalise.offset, own.normalise.offset)
+
+
+def change_details(path: Path, **changes) -> None:
+    with h5py.File(path, "r+") as file:
+        details = json.loads(file.attrs["shelftwin"])
+        details["architecture"] |= changes
+        file.attrs["shelftwin"] = json.dumps(details).encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"mean": [0.1, 0.1, 0.1]}, "normalisation with offset"),
+        ({"bn_eps": 1e-3}, "bn_eps"),
+        ({"pad_type": "same"}, "padding"),
+        ({"hidden": [17]}, "hidden"),
+        ({"backbone": "mobilenetv2_050"}, "backbone"),
+    ],
+    ids=str,
+)
+def test_description_that_the_layers_belie_is_refused(tmp_path, small_checkpoint, change, said):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    change_details(twin, **change)
+    with pytest.raises(BadInput, match=said):
+        read_keras_classifier(twin)
+
+
+def change_layer(path: Path, name: str, **changes) -> None:
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        next(layer for layer in config["config"]["layers"] if layer["name"] == name)["config"].update(changes)
+        file.attrs["model_config"] = json.dumps(config).encode()
+
+
+@pytest.mark.parametrize(
+    ("layer", "change", "said"),
+    [
+        ("Conv1_pad", {"padding": [[0, 2], [0, 2]]}, "Conv1: expected the padding"),
+        ("block_4_expand_BN", {"epsilon": 1e-3}, "expected one epsilon"),
+        ("block_1_expand_relu", {"max_value": 1.0}, "block_1_expand_relu"),
+        ("block_2_depthwise", {"dilation_rate": [2, 2]}, "block_2_depthwise"),
+        ("predictions", {"activation": "sigmoid"}, "predictions: expected activation"),
+        ("dense", {"dtype": "mixed_float16"}, "dense: expected a layer that computes in float32"),
+        ("Conv1", {"filters": 24}, "Conv1/kernel: expected float32"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_layer_that_timm_does_not_have_is_named(tmp_path, small_checkpoint, layer, change, said):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    change_layer(twin, layer, **change)
+    with pytest.raises(BadInput, match=said):
+        read_keras_classifier(twin)
+
+
+def test_array_that_is_left_over_is_named(tmp_path, small_checkpoint):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    with h5py.File(twin, "r+") as file:
+        group = file["model_weights/Conv1_relu"]
+        group.create_dataset("Conv1_relu/kernel:0", data=np.zeros(3, np.float32))
+        group.attrs["weight_names"] = np.array([b"Conv1_relu/kernel:0"])
+    with pytest.raises(BadInput, match="Conv1_relu"):
+        read_keras_classifier(twin)
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a", "b", "c", "c"], ["a", "b", "c", ""]], ids=str)
+def test_class_names_must_be_as_many_as_the_outputs(tmp_path, small_checkpoint, names):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    with pytest.raises(BadInput, match="expected 4 different class names"):
+        read_keras_classifier(twin, Wishes(class_names=names))
+
+
+def test_file_with_folded_batchnorm_is_refused(tmp_path, small_checkpoint):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5", fuse_batchnorm=True).path
+    with pytest.raises(BadInput, match="folded"):
+        read_keras_classifier(twin)
+
+
+# Files of others: (folder of one Keras) -------------------------------------------------------------------------------
+
+
+def saved_by(python: str, folder: Path) -> Path:
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment.pop("PYTHONPATH", None)
+    script = Path(__file__).with_name("keras_variants.py")
+    done = subprocess.run([python, str(script), str(folder)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+GENERATIONS = [
+    pytest.param(sys.executable, id="here"),
+    pytest.param(
+        OTHER_PYTHON,
+        id="keras2",
+        marks=pytest.mark.skipif(OTHER_PYTHON is None, reason="SHELFTWIN_KERAS2_PYTHON names no other Keras"),
+    ),
+]
+
+
+@pytest.fixture(scope="module", params=GENERATIONS)
+def saved(request, tmp_path_factory) -> Path:
+    return saved_by(request.param, tmp_path_factory.mktemp("saved"))
+
+
+def one_ulp(file: h5py.File) -> None:
+    base = next(name for name in file["model_weights"] if name.startswith("mobilenetv2"))
+    kernel = _dataset(file["model_weights"][base], "block_5_expand/kernel")
+    values = kernel[()]
+    values.flat[0] = np.nextafter(values.flat[0], np.float32(np.inf))
+    kernel[...] = values
+
+
+def swapped_statistics(file: h5py.File) -> None:
+    base = next(name for name in file["model_weights"] if name.startswith("mobilenetv2"))
+    left, right = (_dataset(file["model_weights"][base], f"block_{n}_expand_BN/moving_mean") for n in (4, 5))
+    left[...], right[...] = right[()], left[()]
+
+
+def _dataset(group: h5py.Group, ending: str) -> h5py.Dataset:
+    names = [name.decode() if isinstance(name, bytes) else name for name in group.attrs["weight_names"]]
+    return group[next(name for name in names if name.partition(":")[0].endswith(ending))]
+
+
+CONTROLS = {"a weight off by one ulp": one_ulp, "statistics of two layers swapped": swapped_statistics}
+
+
+@pytest.fixture(scope="module")
+def proofs(saved, tmp_path_factory, request) -> dict[str, Report]:
+    """Of every variant, and of files that were changed after they had been read."""
+    folder = tmp_path_factory.mktemp("imported")
+    python = Path(request.node.callspec.params["saved"]) if hasattr(request.node, "callspec") else None
+    photos = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+    imports, names = [], []
+    for name, wishes in WISHES.items():
+        classifier = read_keras_classifier(saved / f"{name}.h5", wishes)
+        write_import(classifier, folder / f"{name}.ckpt", check=False)
+        fitting = photos[:, : classifier.image_size[0], : classifier.image_size[1]]
+        sets = image_sets(classifier.image_size, fitting, [])
+        imports.append(Import(folder / f"{name}.ckpt", saved / f"{name}.h5", sets))
+        names.append(name)
+    for name, change in CONTROLS.items():
+        changed = Path(shutil.copy(saved / "nested.h5", folder / f"{len(imports)}.h5"))
+        with h5py.File(changed, "r+") as file:
+            change(file)
+        imports.append(Import(folder / "nested.ckpt", changed, image_sets((64, 64), photos, [])))
+        names.append(name)
+    return dict(zip(names, check_imports(imports, {}, python), strict=True))
+
+
+EXPECTED = {
+    "nested": {"hidden": [16, 8], "dropout": 0.25, "mean": [0.5] * 3, "std": [0.5] * 3},
+    "sequential": {"hidden": [], "dropout": 0.2, "mean": [0.5] * 3, "std": [0.5] * 3},
+    "flat": {"hidden": [16], "dropout": 0.0},
+    "normalised": {"hidden": [], "dropout": 0.0},
+    "unsized": {"hidden": [], "dropout": 0.0, "mean": [0.0] * 3, "std": [1.0] * 3},
+}
+
+
+@pytest.mark.keras
+def test_architecture_is_read_from_the_layers(saved):
+    for name, expected in EXPECTED.items():
+        read = read_keras_classifier(saved / f"{name}.h5", WISHES[name])
+        architecture = read.network.architecture
+        assert {key: architecture[key] for key in expected} == expected, name
+        assert (architecture["backbone"], architecture["pad_type"], architecture["bn_eps"]) == (
+            "mobilenetv2_035", "same", 1e-3,
+        )  # fmt: skip
+        assert read.trainable == ("head" if name == "nested" else "all")
+        assert read.learning_rate == 5e-4
+        assert bool(read.notes) == (name == "flat")  # its Dropout stands before the hidden layer
+
+
+@pytest.mark.keras
+def test_every_variant_passes_the_ladder(proofs):
+    for name in WISHES:
+        assert proofs[name].verdict == "PASS", (name, proofs[name].failed)
+        assert [rung.name for rung in proofs[name].rungs] == [
+            "labels", "weights", "layers_float64", "probabilities_synthetic", "probabilities_photos", "top1_photos",
+        ]  # fmt: skip
+        assert len(proofs[name].layers) > 145
+
+
+@pytest.mark.keras
+def test_planted_differences_are_caught_and_named(proofs):
+    for name, layer in zip(CONTROLS, ("block_5_expand", "block_4_expand_BN"), strict=True):
+        failed = {rung.name: rung for rung in proofs[name].failed}
+        assert {"labels", "weights"} <= failed.keys()
+        assert failed["labels"].first_divergence == "imported_from"
+        assert layer in failed["weights"].first_divergence
+    assert "layers_float64" in {rung.name for rung in proofs["statistics of two layers swapped"].failed}
+
+
+@pytest.mark.keras
+def test_what_has_no_counterpart_is_refused_and_named(saved):
+    for name, said in {
+        "flattened": "expected GlobalAveragePooling2D",
+        "operations": "Rescaling",
+        "with_lambda": "Lambda",
+        "wide": "1.3 has none",
+    }.items():
+        with pytest.raises(BadInput, match=said):
+            read_keras_classifier(saved / f"{name}.h5", NAMED)
+
+
+@pytest.mark.keras
+def test_what_the_file_does_not_say_must_be_given(saved):
+    with pytest.raises(BadInput, match="names of the 4 classes"):
+        read_keras_classifier(saved / "nested.h5")
+    with pytest.raises(BadInput, match="--input_range"):
+        read_keras_classifier(saved / "sequential.h5", NAMED)
+    with pytest.raises(BadInput, match="--image_size"):
+        read_keras_classifier(saved / "unsized.h5", NAMED)
+    # Keras pads as if every size were even where it does not know it
+    with pytest.raises(BadInput, match="expected the padding"):
+        read_keras_classifier(
+            saved / "unsized.h5", Wishes(class_names=CLASS_NAMES, input_range="unit", image_size=(61, 61))
+        )
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def lightning(*arguments) -> int:
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    return 0
+
+
+def test_fit_goes_on_from_an_import(tmp_path, monkeypatch):
+    """The foreign settings win over the configuration's, and the first step starts from the imported weights."""
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    draw_catalogue(photos, per_class=8, seed=0)
+    network = random_classifier(
+        backbone="mobilenetv2_035", hidden=(8,), pad_type="same", bn_eps=1e-3, mean=0.5, std=0.5
+    )
+    twin = write_twin(save_checkpoint(tmp_path / "a.ckpt", network, (32, 32)), tmp_path / "a.h5").path
+    imported = tmp_path / "imported.ckpt"
+    assert lightning("import", twin, imported, "--check=false") == 0
+    started = {}
+
+    def remember(self) -> None:
+        started.update({name: tensor.clone() for name, tensor in self.network.state_dict().items()})
+
+    monkeypatch.setattr("lightning_module.classifier.ProductClassifier.on_train_start", remember)
+    monkeypatch.chdir(tmp_path)
+    code = lightning(
+        "fit", "--config", Path(__file__).parents[1] / "configs" / "mobilenetv2.yaml", "--ckpt_path", imported,
+        "--data.root", photos, "--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
+        "--trainer.default_root_dir", run, "--hand_over.enabled=false", "--model.compile=never",
+    )  # fmt: skip
+    assert code == 0
+    assert started.keys() == network.state_dict().keys()
+    assert all(torch.equal(tensor, started[name]) for name, tensor in network.state_dict().items())
+    trained = read_checkpoint(run / "best.ckpt")
+    assert trained.network.architecture == network.architecture
+    assert torch.equal(trained.network.backbone.conv_stem.weight, network.backbone.conv_stem.weight)  # frozen
+    assert not torch.equal(trained.network.head.predictions.weight, network.head.predictions.weight)
+
+
+def test_import_without_proof_says_so_and_takes_names_from_labels(tmp_path, small_checkpoint, capsys):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    (tmp_path / "labels.json").write_text(json.dumps({"class_names": list("abcd"), "interpolation": "bicubic"}))
+    out = tmp_path / "o.ckpt"
+    assert lightning("import", twin, out, "--labels", tmp_path / "labels.json", "--check", "false") == 0
+    assert "not proved" in capsys.readouterr().out.splitlines()[-1]
+    settings = read_hyper_parameters(out)
+    assert (settings["class_names"], settings["interpolation"]) == (list("abcd"), "bicubic")
+
+
+def test_mismatch_exits_1_and_leaves_no_file(tmp_path, small_checkpoint, monkeypatch):
+    """Keras is made to see another file than the one that was read."""
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    classifier = read_keras_classifier(twin)
+    out = tmp_path / "o.ckpt"
+    failing = [Report({}, {})]
+    monkeypatch.setattr("export.take_over.check_imports", lambda *given: failing)
+    with pytest.raises(ImportDiffers):
+        write_import(classifier, out)
+    assert lightning("import", twin, out) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.h5"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nowhere.h5", "o.ckpt"], "does not exist"),
+        (["m.h5", "m.h5", "--check=false"], "the Keras file itself"),
+        (["m.h5", "nowhere/o.ckpt", "--check=false"], "folder that is there"),
+        (["m.h5", "o.ckpt", "--image_size=33"], "--image_size"),
+        (["m.h5", "o.ckpt", "--image_size=big"], "--image_size"),
+        (["m.h5", "o.ckpt", "--labels=nowhere.json"], "--labels"),
+        (["m.h5", "o.ckpt", "--class_names=a,b"], "expected 4 different class names"),
+        (["m.h5", "o.ckpt", "--input_range=raw"], "--input_range"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_used_exits_2(tmp_path, small_checkpoint, monkeypatch, capsys, arguments, said):
+    write_twin(small_checkpoint, tmp_path / "m.h5")
+    monkeypatch.chdir(tmp_path)
+    assert lightning("import", *arguments) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["m.h5"]

@@ -1,0 +1,189 @@
+"""Files are somebody's: with flipped bytes they are refused, or the difference is noticed; nothing crashes or hangs.
+
+SHELFTWIN_FUZZ=5000 makes that many flips of each kind; SHELFTWIN_FUZZ_SEED another choice of them.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from conftest import random_classifier, save_checkpoint
+
+from export.from_keras import read_keras_classifier
+from export.golden import Golden, golden_images
+from export.graph import Graph, Node
+from export.hand_over import write_twin
+from export.keras_h5 import keras_layers, read_keras_h5, training_config, write_keras_h5
+from models.bad_input import BadInput
+
+COUNT = int(os.environ.get("SHELFTWIN_FUZZ", "0"))
+SEED = int(os.environ.get("SHELFTWIN_FUZZ_SEED", "0"))
+SECONDS_EACH = 5.0  # far more than a flip takes; a hang is longer
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("pair")
+    network = random_classifier(backbone="mobilenetv2_035", hidden=(), pad_type="same", bn_eps=1e-3, mean=0.5, std=0.5)
+    checkpoint = save_checkpoint(folder / "best.ckpt", network, (32, 32))
+    return write_twin(checkpoint, folder / "model.h5").path, checkpoint
+
+
+def outcomes(kind: str, original: Path, checkpoint: Path, count: int) -> Counter[str]:
+    """Read `count` flipped files in a process of its own; fails, naming the flip, where that crashes or hangs."""
+    script = Path(__file__).with_name("fuzz_reading.py")
+    command = [sys.executable, str(script), kind, str(original), str(checkpoint), str(SEED), str(count)]
+    root = str(Path(__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120 + SECONDS_EACH * count, check=False
+        )
+    except subprocess.TimeoutExpired as hang:
+        pytest.fail(f"reading hangs: {(hang.stdout or b'')[-300:]!r}")
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert done.returncode == 0, f"reading crashed ({done.returncode}) after {lines[-1:]}: {done.stderr[-1500:]}"
+    ended = [line for line in lines if "outcome" in line]
+    assert len(ended) == count
+    faults = [line for line in ended if line["outcome"].startswith(("fault", "unnoticed"))]
+    assert not faults, faults[:3]
+    return Counter(line["outcome"] for line in ended)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+    """A Keras file of one convolution, BatchNorm and dense layer, as the writer writes it."""
+    generator = np.random.default_rng(0)
+
+    def array(*shape: int) -> np.ndarray:
+        return generator.normal(size=shape).astype(np.float32)
+
+    statistics = {role: f"bn.{role}" for role in ("gamma", "beta", "moving_mean", "moving_variance")}
+    convolution = {"strides": (2, 2), "padding": (0, 1, 0, 1), "dilation": (1, 1), "groups": 1}
+    nodes = (
+        Node("image", "input", (), (3, 8, 8)),
+        Node("conv", "conv2d", ("image",), (4, 4, 4), convolution, {"kernel": "conv.kernel"}),
+        Node("bn", "batch_norm", ("conv",), (4, 4, 4), {"epsilon": 1e-3, "momentum": 0.9}, statistics),
+        Node("pool", "global_average_pool", ("bn",), (4,), {"keep_dimensions": False}),
+        Node("dense", "dense", ("pool",), (2,), {}, {"kernel": "dense.kernel", "bias": "dense.bias"}),
+        Node("probabilities", "softmax", ("dense",), (2,)),
+    )
+    tensors = {"conv.kernel": array(4, 3, 3, 3), "dense.kernel": array(2, 4), "dense.bias": array(2)}
+    tensors |= {name: array(4) for name in statistics.values()}
+    path = tmp_path_factory.mktemp("small") / "small.h5"
+    golden = Golden(golden_images((8, 8)), array(3, 2))
+    details = {"class_names": ["sofa", "tv"], "input_range": "unit"}
+    layers = keras_layers(Graph(nodes, tensors))
+    write_keras_h5(path, layers, model_name="m", details=details, training=training_config(1e-3), golden=golden)
+    return path
+
+
+def test_thousands_of_flips_of_a_small_h5_are_refused_noticed_or_nothing(small):
+    counted = outcomes("small", small, small, COUNT or 1500)
+    assert min(counted["refused"], counted["noticed: it differs"], counted["same"]) > 0
+
+
+def test_flipped_h5_is_refused_or_noticed(pair):
+    counted = outcomes("h5", *pair, COUNT or 60)
+    # the flips do reach what they should: structure, weights and texts
+    assert counted["refused"]
+    assert counted["noticed: weights"]
+    assert counted["noticed: contents"] or counted["noticed: labels"]
+
+
+def test_flipped_h5_is_imported_or_refused_without_a_fault(pair):
+    assert outcomes("import", *pair, COUNT or 20)["refused"]
+
+
+def test_flipped_checkpoint_is_refused_or_noticed(pair):
+    assert outcomes("ckpt", pair[1], pair[1], COUNT or 40)["refused"]
+
+
+@pytest.mark.slow
+@pytest.mark.keras
+def test_flipped_h5_harms_no_keras_process(pair):
+    counted = outcomes("worker", *pair, min(COUNT, 400) or 30)
+    assert counted["refused"]
+
+
+# What no random flip would make -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def twin(pair, tmp_path) -> Path:
+    path = tmp_path / "model.h5"
+    path.write_bytes(pair[0].read_bytes())
+    return path
+
+
+KERNEL = "model_weights/Conv1/Conv1/kernel:0"
+
+
+def replace_kernel(path: Path, make) -> None:
+    with h5py.File(path, "r+") as file:
+        del file[KERNEL]
+        make(file)
+
+
+MADE = {
+    "a claimed terabyte": (
+        lambda file: file.create_dataset(KERNEL, shape=(1 << 38,), dtype="f4", chunks=(1 << 20,)), "claims",
+    ),
+    "a compressed gigabyte": (
+        lambda file: file.create_dataset(
+            KERNEL, data=np.zeros(1 << 26, np.float32), chunks=(1 << 22,), compression="gzip"), "claims",
+    ),
+    "an external link": (lambda file: file.__setitem__(KERNEL, h5py.ExternalLink("other.h5", "/x")), "link"),
+    "a soft link": (lambda file: file.__setitem__(KERNEL, h5py.SoftLink("/model_weights")), "link"),
+    "a second hard link": (
+        lambda file: file.__setitem__(KERNEL, file["model_weights/bn_Conv1/bn_Conv1/gamma:0"]), "another place",
+    ),
+    "a circle": (lambda file: file.__setitem__(KERNEL, file["model_weights"]), "another place"),
+    "numbers in another file": (
+        lambda file: file.create_dataset(KERNEL, shape=(16,), dtype="f4", external=[("other.bin", 0, 64)]),
+        "another file",
+    ),
+    "a virtual array": (
+        lambda file: file.create_virtual_dataset(KERNEL, virtual_layout()), "another file",
+    ),
+    "text for numbers": (lambda file: file.create_dataset(KERNEL, data="text"), "no array of numbers"),
+}  # fmt: skip
+
+
+def virtual_layout() -> h5py.VirtualLayout:
+    layout = h5py.VirtualLayout(shape=(4,), dtype="f4")
+    layout[:] = h5py.VirtualSource("other.h5", "x", shape=(4,))
+    return layout
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_file_that_claims_or_points_beyond_itself_is_refused(twin, name):
+    make, said = MADE[name]
+    replace_kernel(twin, make)
+    with pytest.raises(BadInput, match=said):
+        read_keras_h5(twin)
+    with pytest.raises(BadInput):
+        read_keras_classifier(twin)
+
+
+def test_unlisted_array_is_refused(twin):
+    with h5py.File(twin, "r+") as file:
+        file["model_weights/Conv1/more"] = np.zeros(3, np.float32)
+    with pytest.raises(BadInput, match="Conv1/more"):
+        read_keras_h5(twin)
+
+
+@pytest.mark.parametrize(
+    "text", [b"[]", b"{", b'{"class_name": "Functional"}', b"[" * 100000, b'"x"', b"\xff"], ids=range(6)
+)
+def test_architecture_that_is_none_is_refused(twin, text):
+    with h5py.File(twin, "r+") as file:
+        file.attrs["model_config"] = np.void(text) if text == b"\xff" else text
+    with pytest.raises(BadInput):
+        read_keras_classifier(twin)
