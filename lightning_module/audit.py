@@ -32,6 +32,7 @@ def run(argv: list[str]) -> None:
 
     Raises:
         BadInput: something given cannot be used.
+        SystemExit: 1 where --apply or --undo left a file that should have been moved.
     """
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are findings
     parser = ArgumentParser(prog="lightning audit", description=COMMANDS["audit"].summary)
@@ -80,10 +81,15 @@ def audit(
     """
     if apply and undo:
         raise BadInput("expected --apply or --undo, received both. Run one, then the other.")
-    if out.resolve().is_relative_to(photos.resolve()):
+    if any(folder.resolve().is_relative_to(photos.resolve()) for folder in (out, out / QUARANTINE)):
         raise BadInput(f"--out: expected a folder outside {photos}, received {out}: it would become a class.")
+    if not photos.is_dir():
+        raise BadInput(f"expected a folder with one folder of photos per class, received {photos}, which is none.")
+    from datamodule.audit.audited_folder import check_same_folder
+
+    check_same_folder(out, photos)
     if undo:
-        _undo(out)
+        _undo(photos, out)
     elif apply:
         _apply(photos, out)
     else:
@@ -91,8 +97,6 @@ def audit(
             raise BadInput(f"--validation_split: expected a share above 0 and below 1, received {validation_split}.")
         if image_size < 32:
             raise BadInput(f"--image_size: expected at least 32 pixels, received {image_size}.")
-        if not photos.is_dir():
-            raise BadInput(f"expected a folder with one folder of photos per class, received {photos}, which is none.")
         _require_extra()
         architecture = {"backbone": backbone, "pad_type": pad_type, "bn_eps": bn_eps, "mean": mean, "std": std}
         try:
@@ -144,9 +148,8 @@ def _features(
 
 
 def _audit(photos: Path, out: Path, features: "PhotoFeatures", validation_split: float, seed: int) -> None:
-    from dataclasses import replace
-
-    from datamodule.audit.findings import KINDS, read_actions, to_csv
+    from datamodule.audit.audited_folder import write_record
+    from datamodule.audit.findings import KINDS, displayable, keep_decisions, read_actions, write_findings
     from datamodule.audit.page import render_page
     from datamodule.audit.survey import survey
 
@@ -159,15 +162,15 @@ def _audit(photos: Path, out: Path, features: "PhotoFeatures", validation_split:
     table = out / CSV
     decided = read_actions(table) if table.is_file() else {}
     found = survey(photos, lambda each: features.of(each, computing), features.size, validation_split, seed, looking)
-    # what a person decided in an earlier run stays decided
-    findings = [replace(each, action=decided.get((each.file, each.kind), each.action)) for each in found.findings]
+    findings = keep_decisions(found.findings, decided, photos)
     counts = Counter(each.kind for each in findings if each.kind != "group")
     summary = f"{found.photos} photos in {len(found.class_names)} classes: {', '.join(found.class_names)}."
     command = f"lightning audit {shlex.quote(str(photos))} --out {shlex.quote(str(out))}"
     page = render_page(photos.resolve(), findings, [summary, *found.notes], CSV, command)
     if table.is_file():
         shutil.copy2(table, out / "audit.previous.csv")
-    write_text(table, to_csv(findings))
+    write_record(out, photos, found.class_names)
+    write_findings(table, findings)
     write_text(out / PAGE, page)
 
     shown = Table("finding", "files")
@@ -175,12 +178,16 @@ def _audit(photos: Path, out: Path, features: "PhotoFeatures", validation_split:
         if counts[kind]:
             shown.add_row(title, str(counts[kind]))
     console = Console()
-    console.print(summary, soft_wrap=True)
+
+    def say(sentence: str) -> None:
+        console.print(displayable(sentence), soft_wrap=True, markup=False)
+
+    say(summary)
     console.print(shown)
     for note in found.notes:
-        console.print(note, soft_wrap=True)
+        say(note)
     marked = len({each.file for each in findings if each.action == "quarantine"})
-    console.print(f"Look at {out / PAGE}; {marked} files are marked in {table}.", soft_wrap=True)
+    say(f"Look at {out / PAGE}; {marked} files are marked in {table}.")
 
 
 def _apply(photos: Path, out: Path) -> None:
@@ -188,22 +195,24 @@ def _apply(photos: Path, out: Path) -> None:
     from datamodule.audit.findings import read_actions
     from datamodule.audit.quarantine import set_aside
 
-    if not photos.is_dir():
-        raise BadInput(f"expected the folder that was audited, received {photos}, which is not a folder.")
     marked = dict.fromkeys(file for (file, _), action in read_actions(out / CSV).items() if action == MARK)
     outcome = set_aside(photos, marked, out / QUARANTINE)
-    print(f"{len(outcome.moved)} files moved to {out / QUARANTINE}; --undo brings them back.")
-    _print_left(outcome)
+    before = f"; {len(outcome.done_before)} had been set aside before" if outcome.done_before else ""
+    _report(f"{len(outcome.moved)} files moved to {out / QUARANTINE}{before}; --undo brings them back.", outcome)
 
 
-def _undo(out: Path) -> None:
+def _undo(photos: Path, out: Path) -> None:
     from datamodule.audit.quarantine import bring_back
 
-    outcome = bring_back(out / QUARANTINE)
-    print(f"{len(outcome.moved)} files brought back.")
-    _print_left(outcome)
+    outcome = bring_back(photos, out / QUARANTINE)
+    _report(f"{len(outcome.moved)} files brought back.", outcome)
 
 
-def _print_left(outcome: "Outcome") -> None:
+def _report(summary: str, outcome: "Outcome") -> None:
+    from datamodule.audit.findings import displayable
+
+    print(displayable(summary))
     for move, reason in outcome.left:
-        print(f"left: {move.home}: {reason}")
+        print(displayable(f"left: {move.file}: {reason}"))
+    if outcome.left:
+        raise SystemExit(1)

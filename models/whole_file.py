@@ -41,14 +41,21 @@ def replacing(path: Path) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file, UTF-8.
+def write_text(path: Path, text: str, encoding: str = "utf-8", errors: str = "strict") -> None:
+    """Write a text file.
+
+    Args:
+        path: of the file.
+        text: its content.
+        encoding: Python's name of it.
+        errors: Python's name of what becomes of characters that the encoding has not; `surrogateescape` writes the
+            bytes of a file's name that is not UTF-8 as they were.
 
     Raises:
         BadInput: it cannot be written there.
     """
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding=encoding, errors=errors)
 
 
 @contextmanager

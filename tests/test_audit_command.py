@@ -1,5 +1,7 @@
 import csv
+import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -44,7 +46,7 @@ def photos(tmp_path):
 
 
 def rows(out):
-    return list(csv.DictReader((out / "audit.csv").open(newline="")))
+    return list(csv.DictReader((out / "audit.csv").open(newline="", encoding="utf-8-sig", errors="surrogateescape")))
 
 
 def write(out, table):
@@ -86,6 +88,55 @@ def test_audit_apply_undo(photos, small, tmp_path, capsys, monkeypatch):
     assert lightning("audit", photos, "--out", out, "--undo") == 0
     assert sorted(path for path in photos.rglob("*")) == before
     assert "2 files brought back" in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf8(photos, small, tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    try:
+        (photos / "tv" / name).write_bytes(b"no photo")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    out = tmp_path / "out"
+    assert lightning("audit", photos, "--out", out, *small) == 0
+    assert {row["action"] for row in rows(out) if row["file"] == f"tv/{name}"} == {"quarantine"}
+    (out / "audit.html").read_text(encoding="utf-8")
+    assert lightning("audit", photos, "--out", out, *small) == 0
+    assert lightning("audit", photos, "--out", out, "--apply") == 0
+    assert not (photos / "tv" / name).exists()
+    # a place that is taken: the name is shown, too
+    (photos / "tv" / name).write_bytes(b"another")
+    assert lightning("audit", photos, "--out", out, "--undo") == 1
+    assert "left: tv/caf?.jpg" in capsys.readouterr().out
+    (photos / "tv" / name).unlink()
+    assert lightning("audit", photos, "--out", out, "--undo") == 0
+    assert (photos / "tv" / name).read_bytes() == b"no photo"
+
+
+def test_files_that_are_left_are_exit_code_1(photos, small, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert lightning("audit", photos, "--out", out, *small) == 0
+    assert lightning("audit", photos, "--out", out, "--apply") == 0
+    capsys.readouterr()
+    assert lightning("audit", photos, "--out", out, "--apply") == 0
+    assert "2 had been set aside before" in capsys.readouterr().out
+    (photos / "tv" / "broken.jpg").write_bytes(b"a new one")
+    assert lightning("audit", photos, "--out", out, "--apply") == 1
+    assert lightning("audit", photos, "--out", out, "--undo") == 1
+
+
+def test_one_out_is_for_one_folder(photos, small, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    shutil.copytree(photos, other)
+    assert lightning("audit", photos, "--out", out, *small) == 0
+    for arguments in (["--apply"], small):
+        assert lightning("audit", other, "--out", out, *arguments) == 2
+        assert "another --out" in capsys.readouterr().err
+    assert lightning("audit", photos, "--out", out, "--apply") == 0
+    assert lightning("audit", other, "--out", out, "--undo") == 2
+    assert (other / "tv" / "broken.jpg").exists()
+    renamed = photos.rename(tmp_path / "renamed")
+    assert lightning("audit", renamed, "--out", out, "--undo") == 0
+    assert (renamed / "tv" / "broken.jpg").exists()
 
 
 def test_checkpoint_in_place_of_weights(photos, small_checkpoint, tmp_path):

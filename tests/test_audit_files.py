@@ -90,6 +90,80 @@ def test_a_second_copy_is_marked_for_quarantine_unless_the_labels_differ(found):
     assert marked == {"unreadable", "exact_duplicate"}
 
 
+def test_what_lies_in_a_class_folder_is_of_that_class(found):
+    classes = {finding.file: finding.class_name for finding in found.findings if finding.kind == "not_listed"}
+    assert classes == {"stray.png": "", "tv/modern.webp": "tv", "tv/notes.txt": "tv"}
+
+
+class TestLinks:
+    """What a link leads to is not marked by itself: once it is moved the link dangles."""
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        root = tmp_path / "photos"
+        for name in ("pants", "shirts"):
+            (root / name).mkdir(parents=True)
+            for seed in range(3):
+                drawn(seed, "sofa" if name == "pants" else "tv").save(root / name / f"{seed}.png")
+        return root
+
+    def duplicates(self, root):
+        rows = survey(root, no_features, 96, 0.2, 0, plain_progress).findings
+        return {row.file: row for row in rows if row.kind == "exact_duplicate"}
+
+    def test_link_beside_its_file(self, root):
+        (root / "pants" / "00link.png").symlink_to("1.png")
+        found = self.duplicates(root)
+        assert set(found) == {"pants/1.png"}
+        assert found["pants/1.png"].action == ""
+        assert "the same file by a link" in found["pants/1.png"].detail
+
+    def test_link_after_its_file(self, root):
+        (root / "pants" / "zlink.png").symlink_to("1.png")
+        found = self.duplicates(root)
+        assert found["pants/zlink.png"].action == ""
+        assert "the same file by a link" in found["pants/zlink.png"].detail
+
+    def test_class_folder_that_is_a_link(self, root):
+        (root / "trousers").symlink_to("pants")
+        shutil.copy(root / "pants" / "1.png", root / "pants" / "z_copy.png")
+        found = self.duplicates(root)
+        assert {each.action for each in found.values()} == {""}
+        assert "the same file by a link" in found["trousers/0.png"].detail
+        assert "a link leads to this file" in found["pants/z_copy.png"].detail
+
+    def test_copy_to_which_another_class_has_a_link(self, root):
+        shutil.copy(root / "pants" / "1.png", root / "pants" / "z_copy.png")
+        assert self.duplicates(root)["pants/z_copy.png"].action == "quarantine"
+        (root / "shirts" / "link.png").symlink_to("../pants/z_copy.png")
+        found = self.duplicates(root)
+        assert {each.action for each in found.values()} == {""}
+
+    def test_root_that_is_a_link_is_none_of_its_files(self, root, tmp_path):
+        shutil.copy(root / "pants" / "1.png", root / "pants" / "z_copy.png")
+        (tmp_path / "link").symlink_to(root)
+        assert self.duplicates(tmp_path / "link")["pants/z_copy.png"].action == "quarantine"
+
+
+def test_empty_classes_and_linked_folders_are_named(tmp_path):
+    for name in ("sofa", "tv"):
+        (tmp_path / name).mkdir()
+        drawn(1, name).save(tmp_path / name / "1.png")
+    assert not any("Classes without" in note or "Links" in note for note in survey_notes(tmp_path))
+    (tmp_path / "lamp").mkdir()
+    (tmp_path / "tv" / "more").symlink_to(tmp_path / "sofa")
+    (tmp_path / "linked_class").symlink_to(tmp_path / "sofa")
+    notes = survey_notes(tmp_path)
+    assert any("Classes without a photo" in note and "lamp" in note and "tv" not in note for note in notes)
+    (links,) = [note for note in notes if "Links to folders" in note]
+    assert "tv/more" in links
+    assert "linked_class" not in links
+
+
+def survey_notes(root):
+    return survey(root, no_features, 96, 0.2, 0, plain_progress).notes
+
+
 def test_clean_photos_have_no_finding_but_their_group(tmp_path):
     for name in ("sofa", "tv"):
         (tmp_path / name).mkdir()

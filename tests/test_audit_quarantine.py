@@ -1,11 +1,13 @@
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from datamodule.audit import quarantine
-from datamodule.audit.findings import Finding, read_actions, to_csv
+from datamodule.audit.audited_folder import RECORD, check_same_folder, write_record
+from datamodule.audit.findings import Finding, keep_decisions, read_actions, write_findings
 from datamodule.audit.quarantine import JOURNAL, bring_back, set_aside
 from models.bad_input import BadInput
 
@@ -37,10 +39,10 @@ def test_round_trip(root, tmp_path):
     }
     set_aside(root, names[2:], aside)
     assert tree(root) == {}
-    assert len(bring_back(aside).moved) == 3
+    assert len(bring_back(root, aside).moved) == 3
     assert tree(root) == before
     assert tree(aside) == {JOURNAL: b""}
-    assert bring_back(aside).moved == []
+    assert bring_back(root, aside).moved == []
 
 
 @pytest.mark.parametrize("when", ["before", "between"])
@@ -61,9 +63,9 @@ def test_interrupted_apply_is_undone(root, tmp_path, monkeypatch, when):
         with pytest.raises(KeyboardInterrupt):
             set_aside(root, list(before), aside)
     with (aside / JOURNAL).open("a") as journal:
-        journal.write('{"home": "/to')  # torn
+        journal.write('{"file": "a/to')  # torn
     set_aside(root, ["b/ö,\n'3.jpg"], aside)
-    outcome = bring_back(aside)
+    outcome = bring_back(root, aside)
     assert not outcome.left
     assert tree(root) == before
     assert list(tree(aside)) == [JOURNAL]
@@ -75,12 +77,12 @@ def test_nothing_is_overwritten_either_way(root, tmp_path):
     (root / "a" / "1.jpg").write_text("a new one")
     outcome = set_aside(root, ["a/1.jpg", "a/none.jpg"], aside)
     assert [reason for _, reason in outcome.left] == ["its place is taken by another file", "is not there (any more)"]
-    outcome = bring_back(aside)
+    outcome = bring_back(root, aside)
     assert [move.home.name for move, _ in outcome.left] == ["1.jpg"]
     assert (root / "a" / "1.jpg").read_text() == "a new one"
     assert (aside / "a" / "1.jpg").read_bytes() == b"a/1.jpg" * 100
     (root / "a" / "1.jpg").unlink()
-    assert len(bring_back(aside).moved) == 1
+    assert len(bring_back(root, aside).moved) == 1
     assert (root / "a" / "1.jpg").read_bytes() == b"a/1.jpg" * 100
 
 
@@ -94,7 +96,7 @@ def test_without_hard_links_and_for_links(root, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuses)
     set_aside(root, [*before], aside)
     assert tree(root) == {}
-    bring_back(aside)
+    bring_back(root, aside)
     assert tree(root) == before
     assert (root / "a" / "link.jpg").readlink() == Path("1.jpg")
 
@@ -109,14 +111,17 @@ def test_paths_out_of_the_folder_are_refused_before_any_move(root, tmp_path, nam
 
 def test_undo_without_journal_is_refused(tmp_path):
     with pytest.raises(BadInput, match="journal"):
-        bring_back(tmp_path)
+        bring_back(tmp_path, tmp_path)
 
 
 def test_csv_comes_back_as_written_also_from_a_spreadsheet(tmp_path):
-    findings = [Finding('a/ö, "1"\n.jpg', "a", "dark", 0.5, action="quarantine"), Finding("b.jpg", "", "tiny")]
+    findings = [Finding('a/ö, "1"\n.jpg', "a", "dark", 0.5, action="quarantine"), Finding("b\udcff.jpg", "", "tiny")]
     path = tmp_path / "audit.csv"
-    path.write_text(to_csv(findings))
-    assert read_actions(path) == {('a/ö, "1"\n.jpg', "dark"): "quarantine", ("b.jpg", "tiny"): ""}
+    write_findings(path, findings)
+    assert read_actions(path) == {('a/ö, "1"\n.jpg', "dark"): "quarantine", ("b\udcff.jpg", "tiny"): ""}
+    # what spreadsheets take for UTF-8; and the name's own byte
+    assert path.read_bytes().startswith(b"\xef\xbb\xbffile,")
+    assert b"\nb\xff.jpg," in path.read_bytes()
     path.write_text("\ufefffile;class;finding;action\na/1.jpg;a;dark; Quarantine\n")
     assert read_actions(path) == {("a/1.jpg", "dark"): "quarantine"}
     for content in ("file,finding,action\na,dark,delete\n", "name,what\na,b\n", ""):
@@ -125,7 +130,181 @@ def test_csv_comes_back_as_written_also_from_a_spreadsheet(tmp_path):
             read_actions(path)
 
 
-def test_journal_says_where_each_file_was(root, tmp_path):
+def test_a_spreadsheet_s_own_encoding_is_refused_and_not_garbled(tmp_path):
+    path = tmp_path / "audit.csv"
+    path.write_bytes("file,finding,action\na/1.jpg,dark,\na/für.jpg,dark,quarantine\n".encode("cp1252"))
+    with pytest.raises(BadInput, match=r"UTF-8.*line 3.*CSV UTF-8"):
+        read_actions(path)
+
+
+def test_of_two_rows_of_one_file_and_finding_the_marked_one_counts(tmp_path):
+    path = tmp_path / "audit.csv"
+    path.write_text("file,finding,action\na,dark,quarantine\na,dark,\nb,dark,\nb,dark,quarantine\n")
+    assert read_actions(path) == {("a", "dark"): "quarantine", ("b", "dark"): "quarantine"}
+
+
+def test_a_mark_stays_while_its_file_does(root):
+    decided = {("a/1.jpg", "suspect"): "quarantine", ("a/gone.jpg", "suspect"): "quarantine", ("a/1.jpg", "dark"): ""}
+    kept = keep_decisions([Finding("a/deep/2.jpg", "a", "dark")], decided, root)
+    assert [(each.file, each.kind, each.action) for each in kept] == [
+        ("a/1.jpg", "suspect", "quarantine"),
+        ("a/deep/2.jpg", "dark", ""),
+    ]
+
+
+def test_folders_that_were_renamed_since_are_undone(root, tmp_path):
+    before, names = tree(root), list(tree(root))
+    set_aside(root, names, tmp_path / "out" / "q")
+    root, aside = root.rename(tmp_path / "other photos"), (tmp_path / "out").rename(tmp_path / "other out") / "q"
+    assert len(bring_back(root, aside).moved) == len(names)
+    assert tree(root) == before
+
+
+class TestCopyToAnotherDisk:
+    @pytest.fixture(autouse=True)
+    def no_hard_links(self, monkeypatch):
+        def refuses(*_, **__):
+            raise OSError("no links here")
+
+        monkeypatch.setattr(os, "link", refuses)
+
+    def test_half_a_copy_never_has_the_file_s_name(self, root, tmp_path, monkeypatch):
+        before, aside = tree(root), tmp_path / "q"
+
+        def dies(reading, writing):
+            writing.write(reading.read(10))
+            writing.flush()
+            assert not (aside / "a" / "1.jpg").exists()
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(quarantine.shutil, "copyfileobj", dies)
+            with pytest.raises(KeyboardInterrupt):
+                set_aside(root, ["a/1.jpg"], aside)
+        assert tree(root) == before
+        assert not bring_back(root, aside).left
+        assert len(set_aside(root, ["a/1.jpg"], aside).moved) == 1
+        assert not bring_back(root, aside).left
+        assert tree(root) == before
+        assert list(tree(aside)) == [JOURNAL]
+
+    @pytest.mark.parametrize("where", ["home", "aside"])
+    def test_what_a_killed_copy_leaves_is_in_nobody_s_way(self, root, tmp_path, where):
+        before, aside = tree(root), tmp_path / "q"
+        folder = {"home": root, "aside": aside}[where] / "a"
+        folder.mkdir(parents=True, exist_ok=True)
+        leftover = quarantine._half_copy_of(folder / "1.jpg")
+        leftover.write_bytes(b"half")
+        assert len(set_aside(root, ["a/1.jpg"], aside).moved) == 1
+        leftover.write_bytes(b"half")
+        assert not bring_back(root, aside).left
+        assert tree(root) == before
+        assert list(tree(aside)) == [JOURNAL]
+
+    def test_the_second_of_two_whole_copies_is_left(self, root, tmp_path):
+        aside = tmp_path / "q"
+        set_aside(root, ["a/1.jpg"], aside)
+        content = (aside / "a" / "1.jpg").read_bytes()
+        (root / "a" / "1.jpg").write_bytes(content)
+        outcome = bring_back(root, aside)
+        assert ["both places" in reason for _, reason in outcome.left] == [True]
+        assert (aside / "a" / "1.jpg").read_bytes() == content  # nothing is deleted
+
+    def test_a_file_that_came_in_between_is_not_overwritten(self, root, tmp_path, monkeypatch):
+        aside, copystat = tmp_path / "q", quarantine.shutil.copystat
+
+        def slow(source, target):
+            copystat(source, target)
+            (aside / "a" / "1.jpg").write_text("another's")
+
+        monkeypatch.setattr(quarantine.shutil, "copystat", slow)
+        outcome = set_aside(root, ["a/1.jpg"], aside)
+        assert len(outcome.left) == 1
+        assert (aside / "a" / "1.jpg").read_text() == "another's"
+        assert (root / "a" / "1.jpg").exists()
+
+
+def test_one_move_that_fails_does_not_keep_the_others(root, tmp_path):
+    aside, names = tmp_path / "q", list(tree(root))
+    set_aside(root, names, aside)
+    (root / "a" / "deep").rmdir()
+    (root / "a").rmdir()
+    (root / "a").write_text("a file now")
+    outcome = bring_back(root, aside)
+    assert [move.file for move in outcome.moved] == ["b/ö,\n'3.jpg"]
+    assert {move.file for move, _ in outcome.left} == {"a/1.jpg", "a/deep/2.jpg"}
+    (root / "a").unlink()
+    assert len(bring_back(root, aside).moved) == 2
+    assert set(tree(root)) == set(names)
+
+
+def test_a_damaged_journal_is_no_crash_and_no_file_is_forgotten(root, tmp_path):
+    aside, names = tmp_path / "q", list(tree(root))
+    set_aside(root, names, aside)
+    lines = (aside / JOURNAL).read_bytes().splitlines(keepends=True)
+    (aside / JOURNAL).write_bytes(lines[0].replace(b"1.jpg", b"\xff.jpg") + b"\xfe\xff\n" + b"".join(lines[2:]))
+    outcome = bring_back(root, aside)
+    assert [move.file for move in outcome.moved] == names[2:]
+    reasons = {move.file: reason for move, reason in outcome.left}
+    assert "neither place" in reasons.pop("a/\ufffd.jpg")
+    assert set(reasons) == set(names[:2])
+    assert all("by hand" in reason for reason in reasons.values())
+
+
+@pytest.mark.parametrize("entry", [{"home": "/photos/a/1.jpg", "aside": "/q/a/1.jpg"}, {"file": "../x"}, ["a/1.jpg"]])
+def test_a_journal_that_is_not_ours_is_refused_before_any_move(root, tmp_path, entry):
+    aside = tmp_path / "q"
+    set_aside(root, ["a/1.jpg"], aside)
+    with (aside / JOURNAL).open("a") as journal:
+        journal.write(json.dumps(entry) + "\n")
+    with pytest.raises(BadInput, match="Nothing was moved"):
+        bring_back(root, aside)
+    assert (aside / "a" / "1.jpg").is_file()
+
+
+def test_what_was_set_aside_before_is_said_to_be(root, tmp_path):
     set_aside(root, ["a/1.jpg"], tmp_path / "q")
-    entry = json.loads((tmp_path / "q" / JOURNAL).read_text())
-    assert Path(entry["home"]) == (root / "a/1.jpg").resolve()
+    outcome = set_aside(root, ["a/1.jpg", "a/deep/2.jpg"], tmp_path / "q")
+    assert [move.file for move in outcome.done_before] == ["a/1.jpg"]
+    assert [move.file for move in outcome.moved] == ["a/deep/2.jpg"]
+    assert not outcome.left
+
+
+def test_journal_says_which_file_and_not_where(root, tmp_path):
+    set_aside(root, ["a/1.jpg"], tmp_path / "q")
+    assert json.loads((tmp_path / "q" / JOURNAL).read_text()) == {"file": "a/1.jpg"}
+
+
+class TestAuditedFolder:
+    @pytest.fixture
+    def out(self, root, tmp_path):
+        out = tmp_path / "out"
+        out.mkdir()
+        check_same_folder(out, root)
+        write_record(out, root, ["a", "b"])
+        return out
+
+    def test_the_same_renamed_and_moved_folder_pass(self, root, out, tmp_path):
+        check_same_folder(out, root)
+        renamed = root.rename(tmp_path / "renamed")
+        check_same_folder(out, renamed)
+        root.mkdir()  # another one at the old place
+        check_same_folder(out, renamed)
+        root.rmdir()
+        copied = Path(shutil.copytree(renamed, tmp_path / "other disk"))
+        check_same_folder(out, copied)
+
+    def test_another_folder_is_refused(self, root, out, tmp_path):
+        copied = Path(shutil.copytree(root, tmp_path / "copy"))
+        with pytest.raises(BadInput, match=r"another --out"):
+            check_same_folder(out, copied)
+        shutil.rmtree(root)
+        check_same_folder(out, copied)
+        (copied / "b").rename(copied / "c")
+        with pytest.raises(BadInput, match=r"another --out"):
+            check_same_folder(out, copied)
+
+    def test_a_record_that_cannot_be_read(self, root, out):
+        (out / RECORD).write_text("{}")
+        with pytest.raises(BadInput, match="new --out"):
+            check_same_folder(out, root)

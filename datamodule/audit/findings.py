@@ -1,13 +1,16 @@
 """What the audit can find, and the CSV in which a person decides what becomes of it."""
 
+import codecs
 import csv
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from models.bad_input import BadInput
+from models.whole_file import write_text
 
 QUARANTINE = "quarantine"
 ACTIONS = ("", "keep", QUARANTINE)
@@ -113,41 +116,88 @@ def in_order(findings: Iterable[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda each: (kinds.index(each.kind), -each.score))
 
 
-def to_csv(findings: Iterable[Finding]) -> str:
-    """Write findings as CSV with the header `COLUMNS`."""
+def write_findings(path: Path, findings: Iterable[Finding]) -> None:
+    """Write findings as CSV with the header `COLUMNS`; `read_actions` reads the same names back, whatever their bytes.
+
+    Raises:
+        BadInput: it cannot be written there.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(each.row for each in findings)
-    return text.getvalue()
+    # With the mark at its beginning spreadsheets take it for UTF-8, and not for their country's old encoding.
+    write_text(path, text.getvalue(), encoding="utf-8-sig", errors="surrogateescape")
+
+
+def keep_decisions(findings: Sequence[Finding], decided: Mapping[tuple[str, str], str], root: Path) -> list[Finding]:
+    """Let what a person decided in an earlier run stay decided.
+
+    Args:
+        findings: of this run.
+        decided: by `read_actions`.
+        root: the photos' folder.
+
+    Returns:
+        The findings in order, with the actions decided. A file that was marked for quarantine, and is still there, is
+        kept in the list though nothing is found about it any more.
+    """
+    kept = [replace(each, action=decided.get((each.file, each.kind), each.action)) for each in findings]
+    listed = {(each.file, each.kind) for each in findings}
+    for (file, kind), action in decided.items():
+        if action == QUARANTINE and (file, kind) not in listed and kind in KINDS and os.path.lexists(root / file):
+            class_name = file.partition("/")[0] if "/" in file else ""
+            kept.append(Finding(file, class_name, kind, 0.0, detail="marked earlier", action=action))
+    return in_order(kept)
+
+
+def displayable(text: str) -> str:
+    """Replace what stands for bytes of a name that is not UTF-8 by question marks: no terminal or page can show it."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_actions(path: Path) -> dict[tuple[str, str], str]:
-    """Read what a person decided: (file, kind of finding) -> action.
+    """Read what a person decided: (file, kind of finding) -> action. Of several rows of one, `quarantine` counts.
 
     Raises:
-        BadInput: no such file, not the audit's CSV, or an action that is none.
+        BadInput: no such file, not the audit's CSV, saved in another encoding than UTF-8, or an action that is none.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            first = file.readline()
-            # a spreadsheet may save with the separator of its country
-            separator = ";" if first.count(";") > first.count(",") else ","
-            file.seek(0)
-            rows = list(csv.DictReader(file, delimiter=separator))
+        rows = _read_rows(path)
     except (OSError, csv.Error) as error:
         raise BadInput(f"expected the audit's {path.name} in {path.parent}, received: {error}. Audit first.") from error
-    if not first.strip() or (rows and not {"file", "finding", "action"} <= set(rows[0])):
-        raise BadInput(
-            f"expected the columns file, finding and action in {path}, received {first.strip()[:200]!r}. "
-            "Keep the header when editing, or audit again."
-        )
-    actions = {}
+    actions: dict[tuple[str, str], str] = {}
     for number, row in enumerate(rows, start=2):
         action = (row["action"] or "").strip().lower()
         if action not in ACTIONS:
             raise BadInput(
                 f"{path}, row {number}: expected the action to be empty, keep or quarantine, received {action!r}."
             )
-        actions[row["file"], row["finding"]] = action
+        if actions.get((row["file"], row["finding"])) != QUARANTINE:
+            actions[row["file"], row["finding"]] = action
     return actions
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    content = path.read_bytes()
+    marked = content.startswith(codecs.BOM_UTF8)
+    try:
+        # Our own file has the mark, and maybe names that are not UTF-8. Without it such bytes are more likely those of
+        # a spreadsheet that saved in its country's encoding: none of the names with accents would be found.
+        text = content.decode("utf-8-sig", "surrogateescape" if marked else "strict")
+    except UnicodeDecodeError as error:
+        place = content[: error.start].count(b"\n") + 1
+        raise BadInput(
+            f"expected {path} in UTF-8, received other bytes in line {place}. Save it as 'CSV UTF-8' in the "
+            "spreadsheet, or audit again."
+        ) from error
+    first = text.partition("\n")[0]
+    # a spreadsheet may save with the separator of its country
+    separator = ";" if first.count(";") > first.count(",") else ","
+    rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=separator))
+    if not first.strip() or (rows and not {"file", "finding", "action"} <= set(rows[0])):
+        raise BadInput(
+            f"expected the columns file, finding and action in {path}, received {first.strip()[:200]!r}. "
+            "Keep the header when editing, or audit again."
+        )
+    return rows

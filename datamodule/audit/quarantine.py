@@ -12,16 +12,20 @@ from typing import NamedTuple, TextIO
 from models.bad_input import BadInput
 
 JOURNAL = "journal.jsonl"
+HALF_COPY = ".half_copy"
+"""Ending of what a copy is called until it is whole."""
 
 
 class Move(NamedTuple):
     """One file's way.
 
     Attributes:
-        home: where it was, absolute.
+        file: path below the photos' folder and below the quarantine, with forward slashes.
+        home: where it belongs, absolute.
         aside: where it is in the quarantine, absolute.
     """
 
+    file: str
     home: Path
     aside: Path
 
@@ -32,10 +36,12 @@ class Outcome(NamedTuple):
     Attributes:
         moved: done.
         left: not done, with the reason.
+        done_before: files that an earlier call had set aside.
     """
 
     moved: list[Move]
     left: list[tuple[Move, str]]
+    done_before: list[Move]
 
 
 def set_aside(root: Path, files: Iterable[str], quarantine: Path) -> Outcome:
@@ -49,34 +55,33 @@ def set_aside(root: Path, files: Iterable[str], quarantine: Path) -> Outcome:
         quarantine: folder; is made.
 
     Raises:
-        BadInput: a path leads out of `root` (nothing is moved then), or the quarantine cannot be written.
+        BadInput: a path leads out of `root` (nothing is moved then), or the journal cannot be written.
     """
-    root, quarantine = root.resolve(), quarantine.resolve()
-    moves = []
-    for file in files:
-        parts = PurePosixPath(file).parts
-        if not parts or PurePosixPath(file).is_absolute() or ".." in parts:
-            raise BadInput(
-                f"expected paths below {root} in the CSV's column file, received {file!r}. Nothing was moved."
-            )
-        moves.append(Move(root / file, quarantine / file))
-    outcome = Outcome([], [])
+    moves = [_move_of(file, root, quarantine, "the CSV's column file") for file in files]
+    outcome = Outcome([], [], [])
     try:
         quarantine.mkdir(parents=True, exist_ok=True)
-        with (quarantine / JOURNAL).open("a+", encoding="utf-8") as journal:
+        with (quarantine / JOURNAL).open("a+", encoding="ascii", errors="replace") as journal:
             _finish_last_line(journal)
             for move in moves:
+                if _is_one_file(move.home, move.aside):
+                    # interrupted between the second name and the first one's end
+                    move.home.unlink()
+                    outcome.moved.append(move)
+                    continue
+                if not os.path.lexists(move.home) and os.path.lexists(move.aside):
+                    outcome.done_before.append(move)
+                    continue
                 reason = _obstacle(move.home, move.aside)
+                if not reason:
+                    journal.write(json.dumps({"file": move.file}) + "\n")  # ASCII: bytes of a name are escaped
+                    journal.flush()
+                    os.fsync(journal.fileno())
+                    reason = _try_move(move.home, move.aside)
                 if reason:
                     outcome.left.append((move, reason))
-                    continue
-                entry = json.dumps({"home": os.fsdecode(move.home), "aside": os.fsdecode(move.aside)})
-                journal.write(entry + "\n")  # ASCII: undecodable bytes of a name are escaped
-                journal.flush()
-                os.fsync(journal.fileno())
-                move.aside.parent.mkdir(parents=True, exist_ok=True)
-                move_file(move.home, move.aside)
-                outcome.moved.append(move)
+                else:
+                    outcome.moved.append(move)
     except OSError as error:
         raise BadInput(
             f"expected a quarantine that can be written, received for {quarantine}: {error}. "
@@ -85,55 +90,50 @@ def set_aside(root: Path, files: Iterable[str], quarantine: Path) -> Outcome:
     return outcome
 
 
-def bring_back(quarantine: Path) -> Outcome:
+def bring_back(root: Path, quarantine: Path) -> Outcome:
     """Move everything in the journal back to where it was, the last move first.
 
-    A file whose place has been taken stays where it is. What could not be brought back stays in the journal.
+    A file whose place has been taken stays where it is. What could not be brought back stays in the journal; a file in
+    the quarantine that is not in the journal is named, and left alone.
+
+    Args:
+        root: the photos' folder, wherever it is by now.
+        quarantine: folder, likewise.
 
     Raises:
         BadInput: there is no journal, or it cannot be read.
     """
+    quarantine = quarantine.resolve()
     journal = quarantine / JOURNAL
-    try:
-        lines = journal.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise BadInput(f"expected the journal of an earlier --apply in {quarantine}, received: {error}.") from error
-    outcome = Outcome([], [])
-    for line in reversed(lines):
-        try:
-            entry = json.loads(line)
-            move = Move(Path(entry["home"]), Path(entry["aside"]))
-        except (ValueError, KeyError, TypeError):
-            continue  # torn while it was written: the move it announced had not begun
+    moves = [_move_of(file, root, quarantine, str(journal)) for file in _read_journal(journal)]
+    outcome = Outcome([], [], [])
+    for move in reversed(moves):
+        # of an interrupted apply; what it was to become a copy of is still at home
+        with contextlib.suppress(OSError):
+            _half_copy_of(move.aside).unlink(missing_ok=True)
         if not os.path.lexists(move.aside):
             # brought back before, or the apply was interrupted before this move
             if not os.path.lexists(move.home):
                 outcome.left.append((move, "is in neither place"))
             continue
-        if os.path.lexists(move.home) and _same_file_content(move.home, move.aside):
-            # interrupted between the second name and the first one's end: the file is at home, and whole
+        if _is_one_file(move.home, move.aside):
+            # interrupted between the second name and the first one's end: only the second name goes
             move.aside.unlink()
             outcome.moved.append(move)
             continue
-        reason = _obstacle(move.aside, move.home)
+        reason = _obstacle(move.aside, move.home) or _try_move(move.aside, move.home)
         if reason:
             outcome.left.append((move, reason))
-            continue
-        move.home.parent.mkdir(parents=True, exist_ok=True)
-        move_file(move.aside, move.home)
-        outcome.moved.append(move)
-        for folder in move.aside.parents:
-            if folder == quarantine.resolve():
-                break
-            with contextlib.suppress(OSError):  # not empty: another file is still there
-                folder.rmdir()
-    remaining = [json.dumps({"home": str(move.home), "aside": str(move.aside)}) for move, _ in reversed(outcome.left)]
-    fresh = journal.with_suffix(".new")
-    with fresh.open("w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in remaining)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(journal)
+        else:
+            outcome.moved.append(move)
+    _write_journal(journal, [move.file for move, _ in reversed(outcome.left)])
+    _remove_empty_folders(quarantine)
+    known = {move.aside for move in moves} | {journal}
+    for path in sorted(_files_below(quarantine)):
+        if path not in known and not path.name.endswith(HALF_COPY):
+            file = path.relative_to(quarantine).as_posix()
+            move = _move_of(file, root, quarantine, str(quarantine))
+            outcome.left.append((move, "is in the quarantine, but not in its journal; move it by hand"))
     return outcome
 
 
@@ -150,7 +150,7 @@ def move_file(source: Path, target: Path) -> None:
     except FileExistsError:
         raise
     except OSError:
-        # another disk, or a file system without hard links: an exclusive copy does the same
+        # another disk, or a file system without hard links
         if source.is_symlink():
             target.symlink_to(source.readlink())
         else:
@@ -159,18 +159,85 @@ def move_file(source: Path, target: Path) -> None:
 
 
 def _copy_exclusively(source: Path, target: Path) -> None:
-    with source.open("rb") as reading, target.open("xb") as writing:
-        try:
+    """Copy under another name first, so that nobody ever meets half a file under its own."""
+    half = _half_copy_of(target)
+    try:
+        with source.open("rb") as reading, half.open("wb") as writing:
             shutil.copyfileobj(reading, writing)
             writing.flush()
             os.fsync(writing.fileno())
-        except OSError:
-            target.unlink()  # the half of a copy; `x` made sure that it is ours
+        shutil.copystat(source, half)
+        if _digest(source) != _digest(half):
+            raise OSError(f"the copy of {source} is not the same as the file")
+        try:
+            os.link(half, target)
+        except FileExistsError:
             raise
-    shutil.copystat(source, target)
-    if _digest(source) != _digest(target):
-        target.unlink()
-        raise OSError(f"the copy {target} is not the same as {source}")
+        except OSError:
+            # No hard links: a rename, which would replace a file that comes into being at this very moment.
+            if os.path.lexists(target):
+                raise FileExistsError(f"{target} exists") from None
+            half.rename(target)
+    finally:
+        half.unlink(missing_ok=True)
+
+
+def _half_copy_of(target: Path) -> Path:
+    # Always the same, so that a copy that was interrupted is overwritten by the next; short, whatever the file's name.
+    name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
+    return target.with_name(f".{name}{HALF_COPY}")
+
+
+def _try_move(source: Path, target: Path) -> str:
+    """Move a file; tell why it could not be, else nothing."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        move_file(source, target)
+    except OSError as error:
+        return f"cannot be moved to {target}: {error.strerror or error}"
+    return ""
+
+
+def _move_of(file: str, root: Path, quarantine: Path, source: str) -> Move:
+    parts = PurePosixPath(file).parts
+    if not parts or PurePosixPath(file).is_absolute() or ".." in parts or "\0" in file:
+        raise BadInput(f"expected paths below {root} in {source}, received {file!r}. Nothing was moved.")
+    return Move(file, root.resolve() / file, quarantine.resolve() / file)
+
+
+def _read_journal(journal: Path) -> list[str]:
+    try:
+        lines = journal.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError as error:
+        raise BadInput(f"expected the journal of an earlier --apply in {journal.parent}, received: {error}.") from error
+    files: dict[str, None] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # torn while it was written: the move it announced had not begun
+        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
+            raise BadInput(
+                f'expected {{"file": path}} in {journal}, line {number}; received {line[:200]!r}. Nothing was moved. '
+                "Move the files back by hand: they keep their folders in the quarantine."
+            )
+        files[entry["file"]] = None
+    return list(files)
+
+
+def _write_journal(journal: Path, files: list[str]) -> None:
+    fresh = journal.with_suffix(".new")
+    try:
+        with fresh.open("w", encoding="ascii") as file:
+            file.writelines(json.dumps({"file": name}) + "\n" for name in files)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(journal)
+    except OSError as error:
+        raise BadInput(
+            f"expected a journal that can be written, received for {journal}: {error}. The files are back; "
+            "a second --undo is harmless."
+        ) from error
 
 
 def _finish_last_line(journal: TextIO) -> None:
@@ -181,12 +248,37 @@ def _finish_last_line(journal: TextIO) -> None:
         journal.write("\n")
 
 
+def _files_below(folder: Path) -> list[Path]:
+    return [Path(parent, name) for parent, _, names in os.walk(folder.resolve()) for name in names]
+
+
+def _remove_empty_folders(quarantine: Path) -> None:
+    for parent, _, _ in os.walk(quarantine.resolve(), topdown=False):
+        folder = Path(parent)
+        if folder != quarantine.resolve():
+            with contextlib.suppress(OSError):  # not empty: a file is still there
+                folder.rmdir()
+
+
 def _obstacle(source: Path, target: Path) -> str:
     if not os.path.lexists(source):
         return "is not there (any more)"
     if source.is_dir() and not source.is_symlink():
         return "is a folder"
-    return "its place is taken by another file" if os.path.lexists(target) else ""
+    if not os.path.lexists(target):
+        return ""
+    if _same_file_content(source, target):
+        return "the same file is in both places; remove one by hand"
+    return "its place is taken by another file"
+
+
+def _is_one_file(one: Path, other: Path) -> bool:
+    """Tell whether two names in different folders are of one and the same file, so that either can go."""
+    try:
+        first, second = one.lstat(), other.lstat()
+    except OSError:
+        return False
+    return first.st_nlink > 1 and os.path.samestat(first, second) and one.parent.resolve() != other.parent.resolve()
 
 
 def _same_file_content(one: Path, other: Path) -> bool:

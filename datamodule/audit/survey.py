@@ -74,7 +74,7 @@ def survey(
     findings = [teller.unreadable(each) for each in bad]
     findings += [teller.not_listed(path) for path in find_not_listed(root, set(files))]
     findings += [finding for photo in photos for finding in teller.looks(photo, network_size)]
-    notes = []
+    notes = _notes_on_folders(root, class_names, classes)
     if photos:
         features = features_of(photos)
         labels = np.array([label_of[photo.path] for photo in photos])
@@ -99,6 +99,27 @@ def survey(
     return Survey(root, class_names, len(photos), in_order(findings), notes)
 
 
+def _notes_on_folders(root: Path, class_names: Sequence[str], classes: Sequence[Sequence[Path]]) -> list[str]:
+    notes = []
+    empty = [name for name, files in zip(class_names, classes, strict=True) if not files]
+    if empty:
+        notes.append(f"Classes without a photo, which training refuses: {', '.join(empty)}.")
+    links = [path.relative_to(root).as_posix() for name in class_names for path in find_linked_folders(root / name)]
+    if links:
+        notes.append(
+            f"Links to folders inside class folders, which neither Keras nor this project follows: {', '.join(links)}. "
+            "The photos behind them are not used and were not looked at."
+        )
+    return notes
+
+
+def find_linked_folders(folder: Path) -> list[Path]:
+    """Find the links to folders below `folder`, sorted; `folder` itself may be one."""
+    return sorted(
+        path for parent, names, _ in os.walk(folder) for name in names if (path := Path(parent, name)).is_symlink()
+    )
+
+
 def find_not_listed(root: Path, listed: set[Path]) -> list[Path]:
     """Find the files below `root` that Keras does not list, hidden ones aside, sorted."""
     found = []
@@ -106,6 +127,11 @@ def find_not_listed(root: Path, listed: set[Path]) -> list[Path]:
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(parent, name) for name in names if not name.startswith(".") and Path(parent, name) not in listed]
     return sorted(found)
+
+
+def _unlinked(root: Path, path: Path) -> Path:
+    """The folder of `path` if no link were on the way from `root` to it."""
+    return root.resolve() / path.parent.relative_to(root)
 
 
 class _Teller:
@@ -120,6 +146,14 @@ class _Teller:
 
     def __init__(self, root: Path, class_names: list[str], label_of: dict[Path, int], photos: list[Inspection]) -> None:
         self.root, self.class_names, self.label_of, self.photos = root, class_names, label_of, photos
+        # Where links lead; what moves from there leaves them dangling.
+        self.real = {photo.path: photo.path.resolve() for photo in photos}
+        at_home = {folder: folder.resolve() for folder in {path.parent for path in self.real}}
+        self.linked_to = {
+            real
+            for path, real in self.real.items()
+            if path.is_symlink() or at_home[path.parent] != _unlinked(root, path)
+        }
 
     def about(
         self,
@@ -132,7 +166,8 @@ class _Teller:
         action: str = "",
     ) -> Finding:
         file = path.relative_to(self.root).as_posix()
-        name = self.class_names[self.label_of[path]] if path in self.label_of else ""
+        first = path.relative_to(self.root).parts[0]
+        name = first if first in self.class_names else ""  # a file outside has no class's name
         other = related.relative_to(self.root).as_posix() if related else ""
         return Finding(file, name, kind, min(max(score, 0.0), 1.0), suggestion, other, detail, action)
 
@@ -173,8 +208,14 @@ class _Teller:
             said.append("one is trained on, the other validates")
         elif straddling[pair.second]:
             said.append("another of the same group is on the split's other side")
-        # A second copy in the same class is of no use to anyone; of two labels somebody has to choose.
-        action = QUARANTINE if pair.exact and same_class else ""
+        one_file = self.real[first] == self.real[second]
+        if one_file:
+            said.insert(0, "the same file by a link")
+        elif self.real[second] in self.linked_to:
+            said.append("a link leads to this file")
+        # A second copy in the same class is of no use to anyone; of two labels somebody has to choose. Where a link
+        # leads, too: the link would lead nowhere.
+        action = QUARANTINE if pair.exact and same_class and self.real[second] not in self.linked_to else ""
         kind = "exact_duplicate" if pair.exact else "near_duplicate"
         score = pair.likeness if same_class else 1.0
         return self.about(second, kind, score, "; ".join(said), "", first, action)
