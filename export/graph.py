@@ -23,15 +23,20 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "batch_norm": (("epsilon", "momentum"), ("gamma", "beta", "moving_mean", "moving_variance")),
     "layer_norm": (("epsilon",), ("gamma", "beta")),  # over the channels
     "relu": (("max_value",), ()),  # max_value None: no ceiling
+    "leaky_relu": (("negative_slope",), ()),  # 0 to 1
     "activation": (("function",), ()),  # silu, sigmoid, tanh, gelu (exact)
     "hard_sigmoid": ((), ()),  # relu6(x + 3) / 6
     "hard_swish": ((), ()),  # x * relu6(x + 3) / 6
+    "mish": ((), ()),  # x * tanh(log(1 + exp(x)))
+    "upsample": (("factors",), ()),  # each pixel repeated, (rows, columns) times
+    "slice_channels": (("start", "stop"), ()),
     "pad": (("padding",), ()),  # with zeros: top, bottom, left, right
     "max_pool": (("kernel", "strides", "padding"), ()),
     "average_pool": (("kernel", "strides", "padding", "count_padding"), ()),
     "global_average_pool": (("keep_dimensions",), ()),
     "global_max_pool": (("keep_dimensions",), ()),
     "add": ((), ()),
+    "subtract": ((), ()),
     "multiply": ((), ()),
     "concatenate": ((), ()),  # of channels
     "flatten": ((), ()),  # (C, 1, 1) to (C,)

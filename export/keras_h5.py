@@ -241,6 +241,38 @@ def _hard_swish(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[K
     yield KerasLayer("Multiply", node.name, {}, (*inputs, gate.name))
 
 
+def _leaky_relu(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    # the larger of x and slope * x: LeakyReLU's argument has another name in Keras 3, and TensorFlow rounds the slope
+    # to float32 even in float64
+    scaled = f"{node.name}_slope"
+    yield KerasLayer("Rescaling", scaled, {"scale": node.attributes["negative_slope"], "offset": 0.0}, inputs)
+    yield KerasLayer("Maximum", node.name, {}, (*inputs, scaled))
+
+
+def _mish(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    # Keras 2 has no mish
+    softplus, tanh = f"{node.name}_softplus", f"{node.name}_tanh"
+    yield KerasLayer("Activation", softplus, {"activation": "softplus"}, inputs)
+    yield KerasLayer("Activation", tanh, {"activation": "tanh"}, (softplus,))
+    yield KerasLayer("Multiply", node.name, {}, (*inputs, tanh))
+
+
+def _upsample(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    config = {"size": list(node.attributes["factors"]), "interpolation": "nearest", "data_format": "channels_last"}
+    yield KerasLayer("UpSampling2D", node.name, config, inputs)
+
+
+def _slice_channels(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """No built-in layer takes some of the channels, but one crops columns: so they change places, twice."""
+    start, stop = node.attributes["start"], node.attributes["stop"]
+    channels = graph.node(node.inputs[0]).shape[0]
+    turned, cropped = f"{node.name}_turned", f"{node.name}_cropped"
+    crop = {"cropping": [[0, 0], [start, channels - stop]], "data_format": "channels_last"}
+    yield KerasLayer("Permute", turned, {"dims": [1, 3, 2]}, inputs)
+    yield KerasLayer("Cropping2D", cropped, crop, (turned,))
+    yield KerasLayer("Permute", node.name, {"dims": [1, 3, 2]}, (cropped,))
+
+
 def _pooling(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     """Max or average pooling; `valid` and `same` where they are what was stated, else zeros are padded first."""
     before = graph.node(node.inputs[0])
@@ -311,12 +343,17 @@ _LAYERS: dict[str, _Emit] = {
     "activation": _plain("Activation", lambda node: {"activation": _ACTIVATIONS[node.attributes["function"]]}),
     "hard_sigmoid": _hard_sigmoid,
     "hard_swish": _hard_swish,
+    "leaky_relu": _leaky_relu,
+    "mish": _mish,
+    "upsample": _upsample,
+    "slice_channels": _slice_channels,
     "pad": _pad,
     "max_pool": _pooling,
     "average_pool": _pooling,
     "global_average_pool": _global_pool("GlobalAveragePooling2D"),
     "global_max_pool": _global_pool("GlobalMaxPooling2D"),
     "add": _plain("Add"),
+    "subtract": _plain("Subtract"),
     "multiply": _plain("Multiply"),
     "concatenate": _plain("Concatenate", lambda node: {"axis": -1}),
     "flatten": _plain("Reshape", lambda node: {"target_shape": [node.shape[0]]}),

@@ -6,6 +6,7 @@ do nothing in inference become aliases of their input; an explicit padding in fr
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -192,7 +193,9 @@ class _Tracer:
 
 
 def _operation_name(operation: fx.Node) -> str:
-    """``aten.add_`` for ``aten.add_.Tensor``."""
+    """``aten.add_`` for ``aten.add_.Tensor``; ``getitem`` for one of an operation's several results."""
+    if operation.target is operator.getitem:
+        return "getitem"
     return ".".join(str(operation.target).split(".")[:2])
 
 
@@ -206,6 +209,8 @@ def _channels_first(shape: tuple[int, ...], channels_last: bool) -> tuple[int, .
 
 def _arguments(operation: fx.Node) -> dict[str, Any]:
     """All arguments of an ATen call by name, those left out with the schema's defaults."""
+    if operation.target is operator.getitem:
+        return {"several": operation.args[0], "index": operation.args[1]}
     schema = operation.target._schema.arguments  # type: ignore[union-attr]
     given = dict(zip((argument.name for argument in schema), operation.args, strict=False)) | operation.kwargs
     return {argument.name: given.get(argument.name, argument.default_value) for argument in schema}
@@ -285,6 +290,63 @@ def _hardtanh(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> Non
     if float(given["min_val"]) != 0.0:
         raise NoKerasCounterpart("aten.hardtanh", module_path(operation), f"lower bound {given['min_val']}, not 0")
     tracer.emit(operation, "relu", [given["self"]], {"max_value": float(given["max_val"])})
+
+
+def _leaky_relu(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    slope = float(given["negative_slope"])
+    if not 0 <= slope <= 1:
+        raise NoKerasCounterpart("aten.leaky_relu", module_path(operation), f"negative slope {slope}")
+    tracer.emit(operation, "leaky_relu", [given["self"]], {"negative_slope": slope})
+
+
+def _upsample(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    before, after = _shape(given["input"])[-2:], _shape(operation)[-2:]
+    if any(large % small for small, large in zip(before, after, strict=True)):
+        raise NoKerasCounterpart(_operation_name(operation), module_path(operation), f"from {before} to {after}")
+    factors = (after[0] // before[0], after[1] // before[1])
+    tracer.emit(operation, "upsample", [given["input"]], {"factors": factors})
+
+
+def _several(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """Parts of the channels; each part that is used becomes a node where it is taken: see `_part`."""
+    source = given["self"]
+    channels = 3 if operation_layout(tracer, source) else 1
+    if len(_shape(source)) != 3 or given["dim"] % 4 != channels:
+        raise NoKerasCounterpart(
+            _operation_name(operation), module_path(operation), f"along dimension {given['dim']}, not channels"
+        )
+
+
+def _part(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    if not operation.users:  # a split gives all parts, whether they are used or not
+        return
+    several, index = given["several"], given["index"]
+    source, sizes = several.args[0], [part.shape for part in several.meta["val"]]
+    channels = 3 if operation_layout(tracer, source) else 1
+    start = sum(size[channels] for size in sizes[:index])
+    _take_channels(tracer, operation, source, start, start + sizes[index][channels])
+
+
+def _slice(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    source, dim = given["self"], given["dim"] % (len(_shape(given["self"])) + 1)
+    if _shape(operation) == _shape(source):
+        tracer.alias(operation, source)
+        return
+    if len(_shape(source)) != 3 or dim != (3 if operation_layout(tracer, source) else 1) or given["step"] != 1:
+        raise NoKerasCounterpart("aten.slice", module_path(operation), f"along dimension {given['dim']}, not channels")
+    channels = _shape(source)[dim - 1]
+    start, stop, _ = slice(given["start"], given["end"]).indices(channels)
+    _take_channels(tracer, operation, source, start, stop)
+
+
+def _take_channels(tracer: _Tracer, operation: fx.Node, source: fx.Node, start: int, stop: int) -> None:
+    tracer.emit(operation, "slice_channels", [source], {"start": start, "stop": stop})
+
+
+def _subtract(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    if given["alpha"] != 1 or tracer.constant(given["other"]) is not None or tracer.constant(given["self"]) is not None:
+        raise NoKerasCounterpart("aten.sub", module_path(operation), "of constants")
+    tracer.emit(operation, "subtract", [given["self"], given["other"]])
 
 
 def _simple(op: str, **attributes: Any) -> Converter:
@@ -489,6 +551,15 @@ CONVERTERS: dict[str, Converter] = {
     "aten.sigmoid": _simple("activation", function="sigmoid"),
     "aten.tanh": _simple("activation", function="tanh"),
     "aten.gelu": _gelu,
+    "aten.leaky_relu": _leaky_relu,
+    "aten.mish": _simple("mish"),
+    "aten.upsample_nearest2d": _upsample,
+    "aten.split": _several,
+    "aten.split_with_sizes": _several,
+    "aten.chunk": _several,
+    "getitem": _part,
+    "aten.slice": _slice,
+    "aten.sub": _subtract,
     "aten.hardswish": _simple("hard_swish"),
     "aten.hardsigmoid": _simple("hard_sigmoid"),
     "aten.add": _add,

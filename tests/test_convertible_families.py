@@ -1,0 +1,83 @@
+"""`make families`: what counts as a CNN, which model stands for a family, what the page says."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import random_classifier
+from torch import nn
+
+from export.trace import export_program, unknown_operations
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "convertible_families.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    specification = importlib.util.spec_from_file_location("convertible_families", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+class Patches(nn.Module):
+    """Convolutions whose windows do not overlap, as before a transformer."""
+
+    def __init__(self, attention: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, stride=2 if attention else 4)
+        self.attention = attention
+
+    def forward(self, images):
+        x = self.conv(images).flatten(2)
+        return (torch.bmm(x, x.transpose(1, 2)) if self.attention else x).mean(2)
+
+
+def test_cnn_is_told_from_what_is_traced(script):
+    assert script.is_cnn(export_program(random_classifier(backbone="mobilenetv2_035"), (32, 32)))
+    assert not script.is_cnn(export_program(Patches(attention=False), (32, 32)))
+    assert not script.is_cnn(export_program(Patches(attention=True), (32, 32)))
+
+
+def test_operations_without_a_converter_are_listed():
+    assert unknown_operations(export_program(Patches(attention=True), (32, 32))) == ["aten.bmm", "aten.transpose"]
+    assert unknown_operations(export_program(random_classifier(backbone="mobilenetv2_035"), (32, 32))) == []
+
+
+def test_smallest_model_stands_for_its_family(script):
+    assert script.smallest(["resnet50", "resnet18", "resnet34"]) == "resnet18"
+    assert "mobilenetv2_035" in script.families()["efficientnet"]
+
+
+def test_model_that_converts_and_one_that_does_not(script, tmp_path):
+    good = script.convert("mobilenetv2_035", tmp_path)
+    assert (good["converts"], good["cnn"], good["size"]) == (True, True, 64)
+    assert (tmp_path / "mobilenetv2_035.h5").is_file()
+    bad = script.convert("convnextv2_atto", tmp_path)
+    assert (bad["converts"], bad["reason"]) == (
+        False,
+        "no counterpart: aten.addcmul, aten.div, aten.linalg_vector_norm",
+    )
+    assert not (tmp_path / "convnextv2_atto.ckpt").exists()
+    assert not script.convert("vit_tiny_patch16_224", tmp_path)["cnn"]
+
+
+def test_page_says_what_was_proved_what_not_and_what_was_not_tried(script):
+    base = {"model": "m", "cnn": True, "converts": True, "layers": 9, "size": 64, "reason": ""}
+    rungs = {"layers_float64": 1e-14, "probabilities_photos": 1e-7}
+    results = {
+        "a": {**base, "verdict": "PASS", "rungs": rungs},
+        "b": {**base, "verdict": "FAIL", "failed": ["weights 1 at x"], "rungs": rungs},
+        "c": base,
+        "d": {**base, "converts": False, "reason": "no counterpart: aten.erf"},
+        "e": {**base, "cnn": False},
+    }
+    text = script.page(results, "2026-11-23")
+    assert "| a | m | 64 | 9 | certified | 1.0e-14 | 1.0e-07 |" in text
+    assert "FAIL: weights 1 at x" in text
+    assert "converts, not certified" in text
+    assert "no counterpart: aten.erf" in text
+    assert "| e |" not in text
+    assert "3 of 4 convert; 1 of them" in " ".join(text.split())
+    assert "Not tried: " in text
