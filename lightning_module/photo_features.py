@@ -12,7 +12,7 @@ import torch
 
 from datamodule.audit.inspection import Inspection
 from datamodule.photo_store import load_photo
-from models.frozen_backbone import FrozenBackbone, resolve_precision
+from models.frozen_backbone import FrozenBackbone
 from models.timm_mobilenetv2 import TimmClassifier
 
 CROP = 7 / 8
@@ -35,12 +35,13 @@ class PhotoFeatures:
 
     def __init__(self, network: TimmClassifier, size: int, interpolation: str, cache: Path) -> None:
         self.size, self.interpolation, self.cache = size, interpolation, cache
-        self.backbone = FrozenBackbone(network, "auto", "never")
+        # float32 on every processor: what the audit finds does not depend on the machine
+        self.backbone = FrozenBackbone(network, "float32", "never")
         digest = hashlib.sha256()
         for name, tensor in network.backbone.state_dict().items():
             digest.update(f"{name}{tuple(tensor.shape)}".encode())
             digest.update(tensor.contiguous().numpy().tobytes())
-        facts = (network.architecture, size, interpolation, CROP, resolve_precision("auto", torch.device("cpu")))
+        facts = (network.architecture, size, interpolation, CROP, "float32")
         self.key = hashlib.sha256(f"{facts}{digest.hexdigest()}".encode()).hexdigest()
 
     def of(self, photos: Sequence[Inspection], progress: Callable[[Iterable, int], Iterable]) -> np.ndarray:

@@ -7,12 +7,16 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import random_classifier
 from safetensors.torch import save_file
 
+from datamodule.audit.inspection import inspect_all
 from datamodule.demo_photos import draw_catalogue
 from lightning_module import audit as command
 from lightning_module import cli
+from lightning_module.photo_features import PhotoFeatures
+from models.frozen_backbone import FrozenBackbone
 
 
 def lightning(*arguments) -> int:
@@ -65,7 +69,7 @@ def test_audit_apply_undo(photos, small, tmp_path, capsys, monkeypatch):
     # self-contained, and names cannot break out
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert "<b>.jpg" not in page
-    assert page.count("<script") == 2
+    assert page.count("<script") == 3
     table = rows(out)
     assert {row["finding"] for row in table if row["action"] == "quarantine"} == {"unreadable", "exact_duplicate"}
     for row in table:
@@ -145,6 +149,24 @@ def test_checkpoint_in_place_of_weights(photos, small_checkpoint, tmp_path):
     cached = np.load(tmp_path / "out" / "features.npz")
     assert cached["features"].shape == (24, 1280)
     assert np.isfinite(cached["features"]).all()
+
+
+def test_features_are_float32_on_every_processor(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("models.frozen_backbone.torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    network = random_classifier(backbone="mobilenetv2_035").eval()
+    extractor = PhotoFeatures(network, 48, "bilinear", tmp_path / "features.npz")
+    seen, _ = inspect_all(sorted((photos / "sofa").iterdir())[:2], lambda items, _: items)
+    features = extractor.of(seen, lambda items, _: items)
+    views = torch.from_numpy(np.stack([extractor._views(each) for each in seen])).permute(0, 1, 4, 2, 3) / 255
+    with torch.no_grad():
+        expected = network.features(views.flatten(0, 1)).unflatten(0, (2, 3)).mean(1).numpy()
+    error = np.linalg.norm(features - expected) / np.linalg.norm(expected)
+    assert error < 1e-5
+    # a pass in bfloat16 is noticed
+    extractor.backbone = FrozenBackbone(network, "bfloat16", "never")
+    extractor.cache = tmp_path / "other.npz"
+    rough = extractor.of(seen, lambda items, _: items)
+    assert np.linalg.norm(rough - expected) / np.linalg.norm(expected) > 1e-3
 
 
 def test_bad_input_is_one_message(photos, small, weights, tmp_path, capsys, monkeypatch):

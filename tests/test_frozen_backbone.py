@@ -105,11 +105,43 @@ def test_activations_are_joined():
         assert relative_error(joined(photos()), network.backbone(photos())) < 1e-5
 
 
-def test_a_shortcut_that_goes_wrong_is_not_taken(monkeypatch):
+def test_a_shortcut_that_goes_wrong_is_not_taken(monkeypatch, recwarn):
     """A backbone that is not what the shortcuts take it for runs as it is."""
     network = random_classifier(**MODELS["mobilenetv2_same"])
     monkeypatch.setattr(frozen_backbone, "turn_around", lambda _: True)  # the images are turned, the network is not
-    assert relative_error(FrozenBackbone(network).features(photos(), exact=True), features(network, photos())) < 1e-5
+    backbone = FrozenBackbone(network)
+    for size in ((64, 48), (48, 64)):
+        images = photos(size=size)
+        assert relative_error(backbone.features(images, exact=True), features(network, images)) < 1e-5
+    assert len([each for each in recwarn if "without shortcuts" in str(each.message)]) == 1  # said once
+
+
+def test_the_check_of_the_shortcuts_is_done_in_whole_float32(monkeypatch):
+    """TF32, which a GPU may be allowed to use, is further from float32 than the check allows."""
+
+    def settings():
+        return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+    def spy(ours, reference):
+        seen.append(settings())
+        return relative_error(ours, reference)
+
+    seen = []
+    monkeypatch.setattr(frozen_backbone, "relative_error", spy)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        before = settings()
+        FrozenBackbone(random_classifier(**MODELS["mobilenetv2_same"])).features(photos())
+        assert settings() == before == ("tf32", "tf32")
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert seen == [("ieee", "ieee")]
+
+
+def test_shortcuts_that_hold_are_no_warning(recwarn):
+    FrozenBackbone(random_classifier(**MODELS["mobilenetv2_same"])).features(photos())
+    assert not [each for each in recwarn if "shortcuts" in str(each.message)]
 
 
 def test_shared_layers_are_not_folded_twice():

@@ -3,25 +3,31 @@
 import base64
 import io
 import json
-from collections.abc import Iterable, Sequence
-from itertools import islice
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 
-from datamodule.audit.findings import COLUMNS, KINDS, QUARANTINE, Finding
+from datamodule.audit.findings import COLUMNS, KINDS, QUARANTINE, Finding, displayable
 
 THUMBNAIL = 132
 """Longest side, in pixels."""
-MOST_PER_SHEET = 60
-MOST_PER_GROUP = 8
+SMALL_THUMBNAIL = 96
+"""The same of photos that are in nothing but a group: nearly all of them, so they decide about the page's size."""
+SHOWN_OF_SHEET = 60
+"""Cards of a sheet that are open to see; the rest unfolds."""
+SHOWN_OF_GROUP = 8
 PAIRED = ("exact_duplicate", "near_duplicate")
+PARTNER = "the other of a pair"
+"""What a row says that is only there so that its file can be ticked."""
 
 
 def render_page(root: Path, findings: Sequence[Finding], facts: Sequence[str], csv_name: str, command: str) -> str:
-    """Write the page.
+    """Write the page. Every finding has its card and its picture, so that nobody ticks what cannot be looked at.
 
     Args:
         root: the photos' folder, for the thumbnails.
@@ -33,33 +39,29 @@ def render_page(root: Path, findings: Sequence[Finding], facts: Sequence[str], c
     Returns:
         HTML that needs nothing but itself.
     """
-    thumbnails = _Thumbnails(root)
-    rows = {id(finding): row for row, finding in enumerate(findings)}
+    findings = [*findings, *_of_partners(findings)]
+    row_of = {finding.file: row for row, finding in reversed(list(enumerate(findings)))}
+    small = {finding.file for finding in findings if finding.kind == "group"}
+    small -= {finding.file for finding in findings if finding.kind != "group"}
+    pictures = _make_thumbnails(root, list(row_of), small)
+    places = {file: place for place, (file, picture) in enumerate(pictures.items()) if picture}
     sheets = []
     for kind, (title, meaning) in KINDS.items():
-        own = [finding for finding in findings if finding.kind == kind]
+        own = [finding for finding in findings if finding.kind == kind and finding.detail != PARTNER]
         if not own:
             continue
-        parts = _by_detail(own) if kind == "group" else {"": own}
-        limit = MOST_PER_GROUP if kind == "group" else MOST_PER_SHEET
+        blocks = []
+        for name, members in _parts(own, lambda each: each.class_name if each.kind == "group" else "").items():
+            parts = []
+            for detail, part in _parts(members, lambda each: each.detail if each.kind == "group" else "").items():
+                cards = [_card(finding, row_of, places) for finding in part]
+                shown = SHOWN_OF_GROUP if kind == "group" else SHOWN_OF_SHEET
+                rows = [row_of[finding.file] for finding in part]
+                parts.append({"title": detail, "rows": rows, "cards": cards[:shown], "rest": cards[shown:]})
+            blocks.append({"title": name, "parts": parts})
+        layout = "group" if kind == "group" else "pairs" if kind in PAIRED else ""
         sheets.append(
-            {
-                "kind": kind,
-                "title": title,
-                "meaning": meaning,
-                "count": len(own),
-                "parts": [
-                    {
-                        "title": part,
-                        "rows": [rows[id(finding)] for finding in members],
-                        "left_out": max(0, len(members) - limit),
-                        "cards": [
-                            _card(finding, rows[id(finding)], thumbnails, kind) for finding in islice(members, limit)
-                        ],
-                    }
-                    for part, members in parts.items()
-                ],
-            }
+            {"kind": kind, "title": title, "meaning": meaning, "count": len(own), "layout": layout, "blocks": blocks}
         )
     environment = Environment(loader=PackageLoader("datamodule.audit", "."), autoescape=True, trim_blocks=True)
     html = environment.get_template("page.html").render(
@@ -71,58 +73,64 @@ def render_page(root: Path, findings: Sequence[Finding], facts: Sequence[str], c
         quarantine=QUARANTINE,
         # "<" escaped: a file's name may not end the script
         table=json.dumps({"columns": COLUMNS, "rows": [finding.row for finding in findings]}).replace("<", "\\u003c"),
+        pictures=json.dumps(list(pictures.values())),
     )
-    # names with bytes that are no UTF-8 cannot be shown as they are
-    return html.encode("utf-8", "replace").decode("utf-8")
+    return displayable(html)
 
 
-def _by_detail(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
+def _of_partners(findings: Sequence[Finding]) -> list[Finding]:
+    """Rows for files that are only ever the other of a pair, so that they can be ticked too."""
+    listed = {finding.file for finding in findings}
+    partners = {each.related_file: each for each in findings if each.kind in PAIRED and each.related_file not in listed}
+    return [
+        Finding(file, _class_of(file), each.kind, each.score, "", each.file, PARTNER)
+        for file, each in partners.items()
+        if file
+    ]
+
+
+def _parts(findings: Iterable[Finding], name_of: Callable[[Finding], str]) -> dict[str, list[Finding]]:
     parts: dict[str, list[Finding]] = {}
     for finding in findings:
-        parts.setdefault(finding.detail, []).append(finding)
-    return parts
+        parts.setdefault(name_of(finding), []).append(finding)
+    return dict(sorted(parts.items()))
 
 
-def _card(finding: Finding, row: int, thumbnails: "_Thumbnails", kind: str) -> dict[str, Any]:
+def _class_of(file: str) -> str:
+    return file.partition("/")[0] if "/" in file else ""
+
+
+def _card(finding: Finding, row_of: dict[str, int], places: dict[str, int]) -> dict[str, Any]:
+    """What a card shows: a box and a picture for the file, and for the other of a pair as well."""
+    files = {finding.file: finding.class_name}
+    if finding.kind in PAIRED and finding.related_file:
+        files[finding.related_file] = _class_of(finding.related_file)
     return {
-        "row": row,
-        "file": finding.file,
-        "class_name": finding.class_name or "no class",
+        "boxes": [
+            {"row": row_of[file], "class_name": name or "no class", "file": file, "picture": places.get(file)}
+            for file, name in files.items()
+        ],
         "suggestion": finding.suggestion,
-        "detail": "" if kind == "group" else finding.detail,
-        "related_file": finding.related_file,
-        "marked": finding.action == QUARANTINE,
-        "picture": thumbnails.of(finding.file),
-        "related_picture": thumbnails.of(finding.related_file) if kind in PAIRED else "",
+        "detail": "" if finding.kind == "group" else finding.detail,
     }
 
 
-class _Thumbnails:
-    """JPEG thumbnails as data URIs.
+def _make_thumbnails(root: Path, files: Sequence[str], small: set[str]) -> dict[str, str]:
+    """JPEG thumbnails as data URIs, one for each file however often it is shown; empty where the file is no photo."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = pool.map(lambda file: _thumbnail(root / file, SMALL_THUMBNAIL if file in small else THUMBNAIL), files)
+        return dict(zip(files, made, strict=True))
 
-    Args:
-        root: folder of the photos.
-    """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._made: dict[str, str] = {}
-
-    def of(self, file: str) -> str:
-        if file not in self._made:
-            self._made[file] = self._make(self.root / file)
-        return self._made[file]
-
-    def _make(self, path: Path) -> str:
-        """Make one; empty where the file is no photo."""
-        try:
-            with Image.open(path) as photo:
-                photo.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))
-                small = photo.convert("RGB")
-            small.thumbnail((THUMBNAIL, THUMBNAIL))
-            content = io.BytesIO()
-            small.save(content, "JPEG", quality=70)
-        # The files that cannot be read, among others, are what the page is about; their card says why.
-        except Exception:
-            return ""
-        return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
+def _thumbnail(path: Path, side: int) -> str:
+    try:
+        with Image.open(path) as photo:
+            photo.draft("RGB", (2 * side, 2 * side))
+            thumbnail = photo.convert("RGB")
+        thumbnail.thumbnail((side, side))
+        content = io.BytesIO()
+        thumbnail.save(content, "JPEG", quality=70)
+    # The files that cannot be read, among others, are what the page is about; their card says why.
+    except Exception:
+        return ""
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")

@@ -247,7 +247,8 @@ class _Teller:
                 continue
             for group in range(parts):
                 rows = np.flatnonzero(of_class & (groups == group))
-                detail = f"group {group + 1} of {parts} in {self.class_names[label]}: {len(rows)} photos"
+                photos = "1 photo" if len(rows) == 1 else f"{len(rows)} photos"
+                detail = f"group {group + 1} of {parts} in {self.class_names[label]}: {photos}"
                 # the most typical of a group first; small groups before large ones
                 for place, row in enumerate(rows[np.argsort(distances[rows], kind="stable")]):
                     score = (1 - len(rows) / of_class.sum()) * (1 - place / len(rows) / 1000)
