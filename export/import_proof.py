@@ -138,6 +138,7 @@ def _climb(case: _Case, folder: Path) -> tuple[list[Rung], list[LayerError]]:
         expected = torch_layers(
             _unrounded(source, classifier), classifier.graph, case.given.sets[-1].exact(_EXACT_IMAGES)
         )
+        gave = {node: _flat_where_pooled(value, expected[node]) for node, value in gave.items()}
         nodes = (_alone(classifier.graph.node(node)) for node in case.compared)
         rung, layer_errors = check_layers(Graph((classifier.graph.nodes[0], *nodes), {}), expected, gave)
         rungs.append(rung)
@@ -206,6 +207,11 @@ def _compared_nodes(classifier: KerasClassifier) -> dict[str, str]:
     # the normalised image comes first: nothing after it can agree if it does not
     pairs = {node: other for node, other in classifier.layer_of.items() if other in layer_with_output}
     return {node: layer_with_output[other] for node, other in pairs.items()}
+
+
+def _flat_where_pooled(value: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(N, 1, 1, C) as (N, C), where torch has it so: Keras's pooling may keep the two dimensions."""
+    return value[:, 0, 0] if value.ndim == 4 and expected.ndim == 2 and value.shape[1:3] == (1, 1) else value
 
 
 def _alone(node: Node) -> Node:

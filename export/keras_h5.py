@@ -21,7 +21,7 @@ import numpy as np
 
 from export.golden import Golden, write_golden
 from export.graph import Graph, Node
-from export.keras_worker import GOLDEN_GROUP, Refused, check_storage, read_golden
+from export.keras_worker import GOLDEN_GROUP, UNREADABLE, Refused, check_storage, read_golden
 from models.bad_input import BadInput
 from models.whole_file import replacing
 
@@ -505,17 +505,7 @@ def read_keras_h5(path: Path) -> KerasFile:
             )
     except Refused as refused:
         raise BadInput(f"{refused}. A Keras .h5 as Keras or this project saves it has none of this.") from refused
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-        AttributeError,
-        MemoryError,
-        AssertionError,
-    ) as error:
-        # h5py raises all of these for damaged or foreign files
+    except UNREADABLE as error:
         raise BadInput(
             f"expected a Keras .h5 file with architecture and weights, got {path}, which cannot be read as one "
             f"({type(error).__name__}: {error}). Export it again with: lightning export CKPT {path.name}"

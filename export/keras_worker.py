@@ -20,6 +20,7 @@ run code.
 
 from __future__ import annotations
 
+import faulthandler
 import hashlib
 import json
 import math
@@ -27,6 +28,7 @@ import os
 import platform
 import shutil
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -58,6 +60,11 @@ DIGESTED_ATTRIBUTES = ("model_config", "training_config", "shelftwin")
 GOLDEN_THRESHOLD = 1e-5
 COMPRESSED_LIMIT = 1 << 26  # bytes of an array in memory that is compressed in the file
 GOLDEN_LIMIT = 1 << 26  # numbers; more than a few images have, and few enough to be read
+
+
+READING_SECONDS = 60  # of a file of some hundred megabytes, from a slow disk
+# What h5py raises for damaged or foreign files.
+UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError, AssertionError)
 
 
 class Refused(Exception):
@@ -121,11 +128,47 @@ def _version(module: Any) -> str:
 
 
 def check_storage(path: str) -> None:
-    """Refuse an `.h5` that points out of itself, or claims arrays that it does not hold; nothing is allocated by then.
+    """Refuse an `.h5` that points out of itself, claims arrays that it does not hold, or is damaged.
 
     Every object must hang in one place, on a plain link; every array's bytes must lie in this file, whole. So what is
     read is never more than the file is long, and `COMPRESSED_LIMIT` where arrays are compressed: no claimed terabyte.
+
+    All of it is read by a child process first: HDF5's library itself crashes on some damaged files, or never ends.
     """
+    if hasattr(os, "fork"):  # everywhere but on Windows
+        ending = _ending_of_child(lambda: _read_all(path))
+        if ending:
+            raise Refused("model", f"{path} is damaged: reading it {ending}")
+    try:
+        _read_all(path)
+    except UNREADABLE as error:
+        raise Refused("model", f"{path} is damaged or no HDF5 file: {error}") from error
+
+
+def _ending_of_child(work: Callable[[], None]) -> str:
+    """Do something in a child process; says how that ended if it crashed or took too long, else nothing."""
+    child = os.fork()
+    if not child:
+        try:
+            faulthandler.disable()  # a crash here is an answer
+            work()
+        except BaseException:
+            os._exit(0)  # what is raised will be raised in the parent, too
+        os._exit(0)
+    deadline = time.monotonic() + READING_SECONDS
+    while True:
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return f"ends by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else ""
+        if time.monotonic() > deadline:
+            os.kill(child, 9)
+            os.waitpid(child, 0)
+            return f"does not end within {READING_SECONDS} s"
+        time.sleep(0.002)
+
+
+def _read_all(path: str) -> None:
+    """Walk through the file and read each array once; Refused as `check_storage` says."""
     import h5py
 
     claimed, length = 0, Path(path).stat().st_size
@@ -146,13 +189,14 @@ def check_storage(path: str) -> None:
                         "model", f"{path}: {where} is an object that has another place, too, which is refused"
                     )
                 seen.add(address)
+                check_attributes(path, where, item, length)
                 if isinstance(item, h5py.Group):
                     groups.append((where, item))
-                else:
-                    claimed += checked_size(path, where, item)
-                check_attributes(path, where, item, length)
+                    continue
+                claimed += checked_size(path, where, item)
                 if claimed > most:
                     raise Refused("model", f"{path}: its arrays claim {claimed} bytes and more, the file has {length}")
+                item[()]
 
 
 def check_attributes(path: str, where: str, item: Any, length: int) -> None:
@@ -163,6 +207,7 @@ def check_attributes(path: str, where: str, item: Any, length: int) -> None:
         attribute = h5py.h5a.open(item.id, name.encode())
         if math.prod(attribute.shape) * attribute.dtype.itemsize > length:
             raise Refused("model", f"{path}: attribute {name} of {where} claims more than the file has")
+        item.attrs[name]
 
 
 def checked_size(path: str, where: str, dataset: Any) -> int:
@@ -192,7 +237,7 @@ def read_architecture(path: str) -> dict[str, Any]:
         with h5py.File(path, "r") as file:
             config = file.attrs["model_config"]
             return json.loads(config.decode() if isinstance(config, bytes) else config)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise Refused("model", f"{path} is not a Keras .h5 with an architecture: {error}") from error
 
 
@@ -515,7 +560,7 @@ def read_golden(path: str) -> GoldenData:
             stored = json.loads(_bytes(group.attrs["sha256"]))
             texts = {name: _bytes(file.attrs[name]) for name in DIGESTED_ATTRIBUTES}
         raw = json.loads(texts["shelftwin"]).get("input_range") == "raw"
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
+    except UNREADABLE as error:
         raise Refused("model", f"{path} has golden images that cannot be read: {error}") from error
     actual = {name: array_digest(np.frombuffer(text, np.uint8)) for name, text in texts.items()}
     actual = {**actual, "inputs": array_digest(inputs), "outputs": array_digest(outputs)}

@@ -7,12 +7,16 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import NamedTuple, NoReturn
 
+from export.keras_process import KerasFailed
 from models.bad_input import BadInput
 
 EXIT_MISMATCH = 1
 """The twins do not agree."""
 EXIT_BAD_INPUT = 2
 """Something was given that cannot be used; argparse's own code for a wrong command line, too."""
+
+EXIT_KERAS_FAILED = 3
+"""The Keras process crashed or ran out of time: nothing is known of the twins."""
 
 
 class Command(NamedTuple):
@@ -48,8 +52,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the arguments after the command's name; None for the process's own.
 
     Raises:
-        SystemExit: 1 where the twins do not agree, 2 for input that cannot be used; anything else that goes wrong
-            keeps its traceback.
+        SystemExit: 1 where the twins do not agree, 2 for input that cannot be used, 3 where the Keras process failed;
+            anything else that goes wrong keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = arguments[0] if arguments else "--help"
@@ -67,6 +71,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _function(COMMANDS[first].place)(arguments)
     except BadInput as error:
         refuse(str(error))
+    except KerasFailed as error:
+        print(f"lightning: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_KERAS_FAILED) from error
 
 
 def help_text() -> str:

@@ -60,7 +60,11 @@ def judge_h5(original: Path, checkpoint: Path) -> Callable[[Path], str]:
             return "noticed: input_range"
         changed = replace(case, pair=replace(pair, h5=path), twin=twin)
         loaded = {f"{name}/{index}": each for name, arrays in twin.weights.items() for index, each in enumerate(arrays)}
-        rungs = [check_labels(case.source, twin), check_weights(case.graph, twin, loaded), check_contents(changed)]
+        rungs = [
+            check_labels(case.source, twin.details),
+            check_weights(case.graph, twin, loaded),
+            check_contents(changed),
+        ]
         for rung in rungs:
             if not rung.passed:
                 return f"noticed: {rung.name}"
