@@ -97,8 +97,12 @@ class PhotoStore:
     Args:
         image_size: (height, width) in pixels.
         interpolation: one of `INTERPOLATIONS`.
-        ram_share: of this machine's (or container's) memory, 0 to 1: what would take more goes to the file.
+        ram_share: of this machine's (or container's) memory, 0 to 1: what would take more goes to the file. Where
+            several processes train on this machine, each may use its part of the share (`processes`).
         folder: for the file; None: `default_store_dir()`.
+
+    Attributes:
+        processes: how many on this machine have such a store, and share the memory.
     """
 
     def __init__(
@@ -112,6 +116,7 @@ class PhotoStore:
         self.interpolation = interpolation
         self.ram_share = ram_share
         self.folder = folder if folder is not None else default_store_dir()
+        self.processes = local_processes()
         self._seen: dict[Path, tuple[Signature, bytes]] = {}
         self._memory: dict[bytes, np.ndarray] = {}
         self._file: PixelFile | None = None
@@ -143,7 +148,7 @@ class PhotoStore:
         missing = [file for file in dict.fromkeys(files) if not self._is_current(file)]
         if not missing:
             return []
-        if (len(self._memory) + len(missing)) * self.photo_bytes <= self.ram_share * memory_size():
+        if (len(self._memory) + len(missing)) * self.photo_bytes <= self.ram_share * memory_size() / self.processes:
             return self._fill(missing, self._remember, progress)
         pixel_file = self._open_file()
         with pixel_file.locked():
@@ -267,6 +272,12 @@ def memory_size() -> float:
         if limit.is_file() and (text := limit.read_text().strip()).isdigit():
             sizes.append(int(text))
     return min(sizes)
+
+
+def local_processes() -> int:
+    """How many processes of one training run on this machine, by torchrun's word; 1 where it says nothing."""
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    return max(1, int(count)) if count.isdigit() else 1
 
 
 def default_store_dir() -> Path:

@@ -148,7 +148,8 @@ class ProductPhotos(L.LightningDataModule):
             is done on the device.
         seed: of the stratified and the grouped split, the order and the augmentation.
         demo: draw a small catalogue (jeans, sofa, tshirt, tv) in `root`, or in runs/demo_photos, and use that.
-        store_ram_share: decoded photos stay in memory up to this share of it, 0 to 1; more go to a mapped file.
+        store_ram_share: decoded photos stay in memory up to this share of it, 0 to 1; more go to a mapped file. All
+            processes of a training on this machine have it together.
         store_dir: folder of that file, which is kept for the next run; by default in the user's cache folder.
         kaggle: owner/dataset on Kaggle, in place of `root`: downloaded once, by kagglehub into its cache.
 
@@ -311,6 +312,8 @@ class ProductPhotos(L.LightningDataModule):
                 "test",
             )  # a fit ends with the test: what is wrong with its photos must not wait till then
         listed = self._list_sets(wanted)
+        if self.trainer is not None:  # Lightning starts processes itself, without torchrun's variables
+            self.store.processes = max(self.store.processes, self.trainer.num_devices)
         bad_photos = self.store.add(
             [file for labelled in listed.values() for file in labelled.files], show_progress("decoding photos")
         )

@@ -213,7 +213,7 @@ class _Tracer(fx.Tracer):
 @contextmanager
 def _without_tf32() -> Iterator[None]:
     """Compute float32 as float32 on GPUs whose convolutions and products would otherwise keep 10 bits of it."""
-    places = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    places = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     for place in places:
         place.fp32_precision = "ieee"

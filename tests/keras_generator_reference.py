@@ -39,8 +39,8 @@ def load(paths, image_size, interpolation):
     return answer
 
 
-def batch(root, image_size, interpolation, validation_split, subset):
-    generator = ImageDataGenerator(rescale=1 / 255, validation_split=validation_split)
+def batch(root, image_size, interpolation, validation_split, subset, augmentation=None):
+    generator = ImageDataGenerator(rescale=1 / 255, validation_split=validation_split, **augmentation or {})
     flow = generator.flow_from_directory(
         root, subset=subset, shuffle=False, class_mode="sparse", target_size=image_size, interpolation=interpolation
     )

@@ -1,6 +1,7 @@
 """The batched augmentation does what Keras's `apply_transform` does, for the same parameters."""
 
 from dataclasses import fields, replace
+from itertools import combinations
 from pathlib import Path
 from typing import get_args
 
@@ -165,6 +166,24 @@ class TestAgainstKeras:
             ours = Augmentation(fill_mode=other).apply(photos, parameters).numpy()
             assert np.mean(np.abs(ours - keras) / 255 <= 1e-4) < 0.99, other
 
+    @pytest.mark.parametrize(
+        ("keras_settings", "wrong"),
+        [
+            ({"interpolation_order": 0}, {"interpolation_order": 1}),
+            ({"interpolation_order": 1}, {"interpolation_order": 0}),
+            ({"fill_mode": "constant", "cval": 77.0}, {"cval": 0.0}),
+            ({"fill_mode": "constant", "cval": 77.0}, {"cval": 78.0}),
+        ],
+    )
+    def test_other_interpolation_or_fill_value_is_noticed(self, tmp_path, keras_settings, wrong):
+        """Negative control."""
+        photos = draw_photos(8, 61, 61)
+        parameters = Augmentation(**GEOMETRY).draw_parameters(torch.Generator().manual_seed(3), 8, 61, 61)
+        keras = keras_transform(tmp_path, photos, parameters, keras_settings)
+        for settings, same in ((keras_settings, True), (keras_settings | wrong, False)):
+            difference = np.abs(Augmentation(**settings).apply(photos, parameters).numpy() - keras) / 255
+            assert (np.mean(difference <= 1e-4) >= 0.999) == same, settings
+
 
 def compare_with_keras(tmp_path, case, settings, photos) -> None:
     augmentation = Augmentation(**settings)
@@ -188,6 +207,9 @@ def test_every_setting_is_offered_or_accounted_for():
     assert ours <= keras
 
 
+ONE_FOR_TWO = [("zy", "zx"), ("flip_vertical", "flip_horizontal")]
+
+
 class TestDrawnParameters:
     pytestmark = needs_keras
 
@@ -207,12 +229,43 @@ class TestDrawnParameters:
         count, height, width = 20_000, 30, 50
         keras = ask_keras("draw", settings=settings, image_shape=[height, width, 3], count=count, seed=5)
         ours = Augmentation(**settings).draw_parameters(torch.Generator().manual_seed(5), count, height, width)
-        for name, theirs in keras.items():
-            drawn = getattr(ours, name)
-            if drawn is None:
-                assert np.isnan(theirs).all(), name
-                continue
-            assert kolmogorov_smirnov(drawn.double().numpy(), theirs) < 2.23 * np.sqrt(2 / count), name
+        distances = distances_of(ours, keras)
+        assert max(distances.values()) < 2.23 * np.sqrt(2 / count), distances
+
+    @pytest.mark.parametrize("wrong", ONE_FOR_TWO)
+    def test_one_draw_for_two_parameters_is_noticed(self, wrong):
+        """Negative control: each parameter's own distribution is right, the two together are not."""
+        count, height, width = 20_000, 30, 50
+        keras = ask_keras("draw", settings=GEOMETRY, image_shape=[height, width, 3], count=count, seed=5)
+        ours = Augmentation(**GEOMETRY).draw_parameters(torch.Generator().manual_seed(5), count, height, width)
+        wrong_ours = replace(ours, **{wrong[0]: getattr(ours, wrong[1])})
+        distances = distances_of(wrong_ours, keras)
+        assert distances[wrong[0],] < 2.23 * np.sqrt(2 / count)
+        assert max(distances, key=distances.get) in (wrong, wrong[::-1])
+        assert max(distances.values()) > 0.1
+
+
+def distances_of(ours, keras: dict[str, np.ndarray]) -> dict[tuple[str, ...], float]:
+    """Kolmogorov-Smirnov's distances: of each parameter, and of the difference of every two.
+
+    Two parameters that hang together where Keras draws them apart have the right distribution each; their difference
+    has not. Differences are of parameters on one scale.
+    """
+    drawn = {}
+    for name, theirs in keras.items():
+        values = getattr(ours, name)
+        if values is None:
+            assert np.isnan(theirs).all(), name
+        elif (scale := theirs.std()) > 0:
+            drawn[name] = (values.double().numpy() - theirs.mean()) / scale, (theirs - theirs.mean()) / scale
+        else:
+            assert np.array_equal(values.double().numpy(), theirs), name
+    distances: dict[tuple[str, ...], float] = {(name,): kolmogorov_smirnov(*pair) for name, pair in drawn.items()}
+    for first, second in combinations(drawn, 2):
+        differences = [one - other for one, other in zip(drawn[first], drawn[second], strict=True)]
+        # Equal values of two scales differ by rounding, which the distance would take for an order.
+        distances[first, second] = kolmogorov_smirnov(*(difference.round(9) for difference in differences))
+    return distances
 
 
 def kolmogorov_smirnov(first: np.ndarray, second: np.ndarray) -> float:

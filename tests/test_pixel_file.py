@@ -124,6 +124,29 @@ def test_equal_photos_are_kept_once(tmp_path, ram_share):
     assert rows_written(tmp_path / "store") == (0 if ram_share else 2)
 
 
+@pytest.mark.parametrize("processes", ["", "1", "2", "many"])
+def test_processes_on_one_machine_share_the_memory(tmp_path, monkeypatch, processes):
+    files = draw(tmp_path / "photos", 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.setattr(photo_store, "memory_size", lambda: 4 * SIZE[0] * SIZE[1] * 3)
+    store = PhotoStore(SIZE, ram_share=1, folder=tmp_path / "store")
+    store.add(files)
+    check(store, files)
+    assert len(store._memory) == (0 if processes == "2" else 4)
+
+
+def test_processes_that_lightning_starts_count(tmp_path, monkeypatch):
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    for name in ("sofa", "tv"):
+        draw(tmp_path / "photos" / name, 5)
+    photos = ProductPhotos(str(tmp_path / "photos"), image_size=8, store_dir=str(tmp_path / "store"))
+    photos.setup("fit")
+    assert photos.store.processes == 1
+    photos.trainer = SimpleNamespace(num_devices=3)
+    photos.setup("fit")
+    assert photos.store.processes == 3
+
+
 def test_size_and_interpolation_are_kept_apart(tmp_path):
     files = draw(tmp_path / "photos", 2)
     for size, interpolation in ((SIZE, "nearest"), (SIZE, "bilinear"), ((7, 9), "nearest")):

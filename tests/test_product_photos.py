@@ -14,6 +14,7 @@ from PIL import Image
 from datamodule.augment import Augmentation
 from datamodule.photo_store import load_photo
 from datamodule.product_photos import ProductPhotos, parse_image_size
+from datamodule.split import find_class_names
 from models.bad_input import BadInput
 
 TURN = Augmentation(rotation_range=90.0, horizontal_flip=True)
@@ -136,6 +137,43 @@ def test_batches_of_a_fit(root, tmp_path):
     assert orders[0] != sorted(orders[0])
 
 
+def scale_twice(monkeypatch):
+    transferred = ProductPhotos.on_after_batch_transfer
+
+    def twice(self, batch, dataloader_idx):
+        images, labels = transferred(self, batch, dataloader_idx)
+        return images / 255, labels
+
+    monkeypatch.setattr(ProductPhotos, "on_after_batch_transfer", twice)
+    return False, True
+
+
+def load_bgr(monkeypatch):
+    monkeypatch.setattr(
+        "datamodule.photo_store.load_photo", lambda *arguments: load_photo(*arguments)[..., ::-1].copy()
+    )
+    return False, True
+
+
+def load_squeezed_otherwise(monkeypatch):
+    monkeypatch.setattr("datamodule.photo_store.load_photo", lambda file, size, _: load_photo(file, size, "nearest"))
+    return False, True
+
+
+def reverse_classes(monkeypatch):
+    monkeypatch.setattr("datamodule.product_photos.find_class_names", lambda root: find_class_names(root)[::-1])
+    return False, False
+
+
+# Each plants one fault, and says whether images and labels are the same nevertheless.
+WRONG_ARRAYS = {
+    "divided_by_255_twice": scale_twice,
+    "bgr": load_bgr,
+    "other_interpolation": load_squeezed_otherwise,
+    "other_class_order": reverse_classes,
+}
+
+
 class TestAgainstKeras:
     pytestmark = needs_keras
 
@@ -147,16 +185,47 @@ class TestAgainstKeras:
         loader = photos.train_dataloader() if subset == "training" else photos.val_dataloader()[0]
         batch = loader.dataset.__getitems__(list(range(len(loader.dataset))))
         images, labels = photos.on_after_batch_transfer(batch, 0)
-        keras = ask_keras(
-            "batch",
-            root=str(root),
-            image_size=[9, 14],
-            interpolation="bilinear",
-            validation_split=0.2,
-            subset=subset,
-        )
+        keras = ask_batch(root, subset)
         np.testing.assert_array_equal(images.permute(0, 2, 3, 1).numpy(), keras["images"])
         np.testing.assert_array_equal(labels.numpy(), keras["labels"])
+
+    @pytest.mark.parametrize("wrong", WRONG_ARRAYS)
+    def test_other_arrays_are_noticed(self, root, wrong, monkeypatch):
+        """Negative control: what is often done wrong between a file and the network is not the same array."""
+        same_images, same_labels = WRONG_ARRAYS[wrong](monkeypatch)
+        photos = ProductPhotos(str(root), image_size=[9, 14], batch_size=99, interpolation="bilinear")
+        photos.setup("fit")
+        loader = photos.val_dataloader()[0]
+        images, labels = photos.on_after_batch_transfer(
+            loader.dataset.__getitems__(list(range(len(loader.dataset)))), 0
+        )
+        keras = ask_batch(root, "validation")
+        assert np.array_equal(images.permute(0, 2, 3, 1).numpy(), keras["images"]) == same_images
+        assert np.array_equal(labels.numpy(), keras["labels"]) == same_labels
+
+    def test_one_generator_for_both_subsets_augments_the_validation_photos(self, root):
+        """Keras's habit that `augment_validation` mirrors: asked of Keras itself."""
+        photos = ProductPhotos(str(root), image_size=[9, 14], interpolation="bilinear")
+        photos.setup("validate")
+        clean = unchanged(photos, photos.val_files).permute(0, 2, 3, 1).numpy()
+        np.testing.assert_array_equal(ask_batch(root, "validation")["images"], clean)
+        changed = ask_batch(root, "validation", {"rotation_range": 90.0, "horizontal_flip": True})["images"]
+        assert changed.shape == clean.shape
+        same = [np.array_equal(one, other) for one, other in zip(changed, clean, strict=True)]
+        assert not all(same)
+
+
+def ask_batch(root: Path, subset: str, augmentation: dict | None = None) -> dict[str, np.ndarray]:
+    """The arrays of Keras's generator."""
+    return ask_keras(
+        "batch",
+        root=str(root),
+        image_size=[9, 14],
+        interpolation="bilinear",
+        validation_split=0.2,
+        subset=subset,
+        augmentation=augmentation,
+    )
 
 
 @pytest.mark.parametrize("augment_validation", [False, True])
