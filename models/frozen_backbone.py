@@ -42,7 +42,8 @@ class FrozenBackbone:
 
     BatchNorm is folded into the convolutions, padding and activations are joined to them, weights are channels-last
     and, where wanted, bfloat16, and all may be compiled. Copies are made when first needed, and made anew when the
-    network's weights are replaced, changed in place, or moved to another device.
+    network's weights are replaced, changed in place, or moved to another device. A backbone for which that is not
+    the same function runs as it is; a warning says so, once.
 
     Args:
         network: stays as it is, and is not held by any list of submodules through this.

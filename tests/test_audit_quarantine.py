@@ -270,6 +270,26 @@ def test_what_was_set_aside_before_is_said_to_be(root, tmp_path):
     assert not outcome.left
 
 
+def test_an_apply_that_stopped_between_two_names_is_finished_by_the_next(root, tmp_path):
+    aside = tmp_path / "q" / "a" / "1.jpg"
+    aside.parent.mkdir(parents=True)
+    os.link(root / "a" / "1.jpg", aside)
+    (tmp_path / "q" / JOURNAL).write_text('{"file": "a/1.jpg"}\n')
+    assert len(set_aside(root, ["a/1.jpg"], tmp_path / "q").moved) == 1
+    assert not (root / "a" / "1.jpg").exists()
+    assert aside.read_bytes() == b"a/1.jpg" * 100
+    assert len(bring_back(root, tmp_path / "q").moved) == 1
+
+
+def test_a_quarantine_that_is_the_photos_folder_loses_nothing(root, tmp_path):
+    (tmp_path / "q").symlink_to(root)
+    os.link(root / "a" / "1.jpg", tmp_path / "third name")
+    before = tree(root)
+    assert not set_aside(root, ["a/1.jpg"], tmp_path / "q").moved
+    assert not bring_back(root, tmp_path / "q").moved
+    assert {name: content for name, content in tree(root).items() if name != JOURNAL} == before
+
+
 def test_journal_says_which_file_and_not_where(root, tmp_path):
     set_aside(root, ["a/1.jpg"], tmp_path / "q")
     assert json.loads((tmp_path / "q" / JOURNAL).read_text()) == {"file": "a/1.jpg"}

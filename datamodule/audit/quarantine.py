@@ -149,8 +149,8 @@ def move_file(source: Path, target: Path) -> None:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
         raise
-    except OSError:
-        # another disk, or a file system without hard links
+    except (OSError, NotImplementedError):
+        # another disk, a file system without hard links, or Windows, which cannot make one of a link
         if source.is_symlink():
             target.symlink_to(source.readlink())
         else:
