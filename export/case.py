@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -143,9 +144,16 @@ def image_sets(image_size: tuple[int, int], photos: np.ndarray | None, photo_nam
 
 
 def _check_input_shape(source: Checkpoint, twin: KerasFile, h5: Path) -> None:
-    """A file that takes other images cannot be compared at all."""
-    layers = twin.config.get("config", {}).get("layers", [])
-    first = layers[0].get("config", {}) if layers else {}
+    """A file that is no model of one input and one output, or takes other images, cannot be compared at all."""
+    model = twin.config.get("config")
+    model = model if isinstance(model, dict) else {}
+    layers = model.get("layers")
+    if not isinstance(layers, list) or not layers or not all(map(_is_layer, layers)):
+        raise BadInput(f"expected the architecture of a Keras model, a list of named layers; {h5} has none. {_AGAIN}")
+    for ends in ("input_layers", "output_layers"):
+        if not _is_one_end(model.get(ends)):
+            raise BadInput(f"expected a model of one input and one output, got {h5} with others. {_AGAIN}")
+    first = layers[0]["config"]
     shape = first.get("batch_input_shape", first.get("batch_shape"))
     expected = [None, *source.image_size, 3]
     if shape != expected:
@@ -153,3 +161,18 @@ def _check_input_shape(source: Checkpoint, twin: KerasFile, h5: Path) -> None:
             f"expected a model whose input is {expected} (NHWC), the checkpoint's, got {h5} with input {shape}. "
             "Is it the twin of another checkpoint?"
         )
+
+
+_AGAIN = "Export it again with `lightning export`."
+
+
+def _is_layer(layer: Any) -> bool:
+    config = layer.get("config") if isinstance(layer, dict) else None
+    return isinstance(config, dict) and isinstance(config.get("name"), str)
+
+
+def _is_one_end(ends: Any) -> bool:
+    """``[["x", 0, 0]]`` as we and Keras 2 write it, or ``["x", 0, 0]``, Keras 3's."""
+    if isinstance(ends, list) and len(ends) == 1:
+        ends = ends[0]
+    return isinstance(ends, list) and len(ends) == 3 and isinstance(ends[0], str)

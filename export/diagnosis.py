@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from export.case import Case
 from export.graph import Graph, Node
-from export.keras_h5 import keras_layers
+from export.keras_h5 import keras_layers, training_config
 from export.keras_side import KerasSide
 from export.report import Report
 from models.bad_input import BadInput
@@ -44,7 +44,20 @@ def likely_cause(case: Case, report: Report, torch_gave: dict[str, np.ndarray], 
     if first.name == "file_to_label":
         return _of_files(case, keras_side)
     if first.name == "training_steps":
+        return _of_training(case, first.first_divergence)
+    return None
+
+
+def _of_training(case: Case, first: str | None) -> str | None:
+    stated = case.twin.training_config
+    if stated is None:
+        return None  # the check itself says so
+    if stated.get("optimizer_config") != training_config(case.source.learning_rate)["optimizer_config"]:
         return "The file's training configuration is not Adam at the checkpoint's learning rate with Keras's epsilon."
+    layer = (first or "").partition("/")[0]
+    frozen = [node.name for node in case.graph.nodes if not node.source.startswith("head")]
+    if case.source.trainable == "head" and layer in frozen:
+        return f"{layer} is frozen in the checkpoint, and this Keras trains it."
     return None
 
 
@@ -60,6 +73,9 @@ def _of_labels(case: Case) -> str | None:
 
 def _of_weights(case: Case) -> str | None:
     """Find the first array that differs among the others, as it is or transposed."""
+    has_norms = any(layer.get("class_name") == "BatchNormalization" for layer in case.twin.config["config"]["layers"])
+    if case.folded and has_norms:
+        return "The file says that its BatchNorms are folded, and has BatchNorms."
     expected = [
         (f"{layer.name}/{role}", array) for layer in keras_layers(case.graph) for role, _, array in layer.weights
     ]
@@ -173,6 +189,7 @@ def _normalisations(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> 
     yield "its channels are in reverse order (preprocessing: BGR for RGB)", lambda: image * scale[::-1] + offset[::-1]
     yield "it does nothing (preprocessing is missing)", lambda: image
     yield "it takes 0 to 255, not 0 to 1 (preprocessing)", lambda: image / 255 * scale + offset
+    yield "it takes 0 to 1 where the file says 0 to 255 (preprocessing)", lambda: image * 255 * scale + offset
     yield "it gives -1 to 1 (preprocessing of keras.applications.mobilenet_v2)", lambda: image * 2 - 1
     yield "it adds no offset (preprocessing)", lambda: image * scale
 
@@ -201,5 +218,5 @@ def _of_files(case: Case, keras_side: KerasSide) -> str | None:
                 continue
             if np.array_equal(other, loaded.pixels[index]):
                 return f"Keras resizes with {interpolation}, the network was trained with {case.source.interpolation}."
-        return f"Keras decodes {path.name} to other pixels: another Pillow or JPEG decoder."
+        return f"Keras decodes {path.name} to other pixels; another version of Pillow may."
     return None

@@ -508,7 +508,7 @@ def read_keras_h5(path: Path) -> KerasFile:
     except UNREADABLE as error:
         raise BadInput(
             f"expected a Keras .h5 file with architecture and weights, got {path}, which cannot be read as one "
-            f"({type(error).__name__}: {error}). Export it again with: lightning export CKPT {path.name}"
+            f"({type(error).__name__}: {error}). Name another, or export it again with: lightning export CKPT OUT.h5"
         ) from error
 
 

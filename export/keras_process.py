@@ -27,6 +27,9 @@ _REMEDIES = {
     "package": "Install it there.",
 }
 
+GPU_VARIABLE = "SHELFTWIN_KERAS_GPU"
+"""Environment variable: the GPUs that Keras may use, as CUDA_VISIBLE_DEVICES names them."""
+
 
 class KerasFailed(RuntimeError):
     """The worker crashed, ran out of time, or failed in a way that is neither the model's nor the caller's fault."""
@@ -72,7 +75,7 @@ def run_worker(
         try:
             done = subprocess.run(
                 command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
-                timeout=time_limit, check=False,
+                errors="replace", timeout=time_limit, check=False,
             )  # fmt: skip
         except FileNotFoundError as error:
             raise BadInput(
@@ -88,7 +91,10 @@ def run_worker(
             ) from error
         if not reply.is_file():
             raise KerasFailed(f"the Keras process ended without a reply ({_ending(done)}).\n{_last_lines(done.stderr)}")
-        answer = json.loads(reply.read_text())
+        try:
+            answer = json.loads(reply.read_text())
+        except ValueError as error:
+            raise KerasFailed(f"the Keras process ended while it wrote its reply ({_ending(done)}).") from error
     if "error" not in answer:
         return answer
     if answer["kind"] == "fault":
@@ -98,8 +104,8 @@ def run_worker(
 
 def _environment() -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    # No GPU: the proof must not compete with training for it, nor depend on its rounding.
-    return {**inherited, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # No GPU unless asked: the proof must not compete with training for it, nor depend on its rounding.
+    return {**inherited, "CUDA_VISIBLE_DEVICES": os.environ.get(GPU_VARIABLE, "-1"), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def _ending(done: subprocess.CompletedProcess[str]) -> str:

@@ -26,6 +26,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import sys
 import time
@@ -53,6 +54,22 @@ KNOWN_LAYERS = frozenset(
     MaxPooling2D Dropout SpatialDropout2D Flatten Reshape Permute
     """.split()  # noqa: SIM905
 )
+# What else a file may name for Keras to build: settings of layers and of training.
+KNOWN_SETTINGS = frozenset(
+    """
+    GlorotUniform GlorotNormal HeNormal HeUniform LecunNormal LecunUniform Zeros Ones Constant RandomNormal
+    RandomUniform TruncatedNormal VarianceScaling Orthogonal Identity L1 L2 L1L2 MaxNorm NonNeg UnitNorm MinMaxNorm
+    DTypePolicy Policy
+    FloatDTypePolicy __keras_tensor__ __tuple__ __numpy__ TensorShape function
+    Adam Custom>Adam AdamW Custom>AdamW SGD Custom>SGD RMSprop Custom>RMSprop Nadam Adagrad Adadelta Adamax Ftrl
+    ExponentialDecay CosineDecay CosineDecayRestarts PiecewiseConstantDecay PolynomialDecay InverseTimeDecay
+    CategoricalCrossentropy SparseCategoricalCrossentropy BinaryCrossentropy MeanSquaredError KLDivergence
+    Accuracy CategoricalAccuracy SparseCategoricalAccuracy BinaryAccuracy TopKCategoricalAccuracy Precision Recall AUC
+    Mean MeanMetricWrapper F1Score
+    """.split()  # noqa: SIM905
+)
+# Modules that a file may name: others would be imported, and importing runs code.
+KNOWN_MODULES = re.compile(r"builtins|(tensorflow\.|tensorflow\.python\.)?(tf_)?keras(\.[\w.]*)?")
 # Where ShelfTwin keeps a few images, torch's answers and digests inside the file; every Keras leaves it alone.
 GOLDEN_GROUP = "shelftwin_golden"
 DIGESTED_ATTRIBUTES = ("model_config", "training_config", "shelftwin")
@@ -135,6 +152,8 @@ def check_storage(path: str) -> None:
 
     All of it is read by a child process first: HDF5's library itself crashes on some damaged files, or never ends.
     """
+    if not Path(path).is_file():
+        raise Refused("model", f"{path} is no file")
     if hasattr(os, "fork"):  # everywhere but on Windows
         ending = _ending_of_child(lambda: _read_all(path))
         if ending:
@@ -229,44 +248,65 @@ def checked_size(path: str, where: str, dataset: Any) -> int:
 
 def read_architecture(path: str) -> dict[str, Any]:
     """The file's ``model_config``, read without Keras."""
+    return _json_attribute(path, "model_config")
+
+
+def _json_attribute(path: str, name: str, default: Any = None) -> Any:
+    """A JSON attribute of the file; Refused if it is none, or is not there and there is no default."""
     import h5py
 
     if not Path(path).is_file():
         raise Refused("model", f"{path} is no file")
     try:
         with h5py.File(path, "r") as file:
-            config = file.attrs["model_config"]
-            return json.loads(config.decode() if isinstance(config, bytes) else config)
+            if name not in file.attrs and default is not None:
+                return default
+            return json.loads(_bytes(file.attrs[name]))
     except UNREADABLE as error:
         raise Refused("model", f"{path} is not a Keras .h5 with an architecture: {error}") from error
 
 
 def check_layers(path: str) -> None:
-    """Refuse a file with layers that are not known; nothing in the file has been run by then."""
+    """Refuse a file that names anything for Keras to build but what is known; nothing in it has been run by then.
+
+    Looked at is everything in ``model_config`` and ``training_config``: layers, models in models, and what stands in
+    their settings, such as an activation or a loss, for Keras builds those, too.
+    """
     try:
-        unknown = sorted(set(_class_names(read_architecture(path))) - KNOWN_LAYERS)
+        named = list(_built(read_architecture(path)))
+        named += _built(_json_attribute(path, "training_config", {}))
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Refused("model", f"{path} is not a Keras .h5 with an architecture: {error!r}") from error
+    unknown = sorted({name for name in named if name not in KNOWN_LAYERS | KNOWN_SETTINGS})
     if unknown:
         raise Refused(
             "model", f"{path} holds layers that are refused because they could run code: {', '.join(unknown)}"
         )
 
 
-def _class_names(config: dict[str, Any]) -> Iterator[str]:
-    """Class names of a model and of all layers in it, nested models included."""
-    yield config["class_name"]
-    inner = config.get("config", {})
-    for layer in inner.get("layers", []) if isinstance(inner, dict) else []:
-        yield from _class_names(layer)
-    if isinstance(inner, dict) and isinstance(inner.get("layer"), dict):
-        yield from _class_names(inner["layer"])
+def _built(value: Any) -> Iterator[str]:
+    """Names of all that Keras would build from a piece of configuration, foreign modules and registered names too."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _built(each)
+    if not isinstance(value, dict):
+        return
+    if "class_name" in value:
+        name, module, registered = (value.get(key) for key in ("class_name", "module", "registered_name"))
+        yield str(name)
+        if module is not None and not KNOWN_MODULES.fullmatch(str(module)):
+            yield f"{module}.{name}"
+        # Keras's own have none, or their name; functions that of the function
+        if registered not in (None, name) and not (name == "function" and registered == value.get("config")):
+            yield f"{registered} ({name})"
+    for each in value.values():
+        yield from _built(each)
 
 
 def load(keras: Any, path: str) -> Any:
     """`load_model(path)` as any user would: no custom objects, compiled as the file says."""
-    check_layers(path)
     check_storage(path)
+    check_layers(path)
     try:
         return keras.models.load_model(path)
     except Exception as error:  # Keras raises whatever its layers raise
@@ -554,8 +594,9 @@ def read_golden(path: str) -> GoldenData:
             if GOLDEN_GROUP not in file:
                 raise Refused("model", f"{path} has no golden images: not ShelfTwin's, or saved again by Keras")
             group = file[GOLDEN_GROUP]
-            if max(group["inputs"].size, group["outputs"].size) > GOLDEN_LIMIT:
-                raise Refused("model", f"{path} has golden images of more than {GOLDEN_LIMIT:,} numbers")
+            for name, dtype in (("inputs", np.uint8), ("outputs", np.float32)):
+                if group[name].dtype != dtype or group[name].size > GOLDEN_LIMIT:
+                    raise Refused("model", f"{path} has golden {name} that are no or too many {dtype.__name__}")
             inputs, outputs = group["inputs"][()], group["outputs"][()]
             stored = json.loads(_bytes(group.attrs["sha256"]))
             texts = {name: _bytes(file.attrs[name]) for name in DIGESTED_ATTRIBUTES}
@@ -632,6 +673,7 @@ def verify_and_say(path: str) -> int:
     for name, value in (("CUDA_VISIBLE_DEVICES", "-1"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
         os.environ.setdefault(name, value)
     try:
+        check_storage(path)
         read_golden(path)  # before a Keras is started in vain
         keras = find_keras()
         result = verify(keras, load(keras, path), {"model": path})

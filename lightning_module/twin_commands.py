@@ -1,7 +1,6 @@
 """`lightning export`, `import` and `parity`: the hand-over, the way back and the proof, on their own."""
 
 import os
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -39,7 +38,7 @@ def run_parity(argv: list[str]) -> None:
         BadInput: something given cannot be used.
         SystemExit: 1 where the twins do not agree.
     """
-    if not parity(**_parse("parity", parity, argv)):
+    if not parity(**_parse("parity", parity, argv, repeatable=["--keras_python"])):
         raise SystemExit(EXIT_MISMATCH)
 
 
@@ -133,6 +132,8 @@ def parity(
     from export.report import PASS, print_report, verdict_of, write_json
     from export.second_opinions import OPINIONS
 
+    if json is not None and json == html:
+        raise BadInput(f"--json and --html: expected two files, received {json} twice. Name another.")
     for option, place in (("--json", json), ("--html", html)):
         if place:
             _check_report_place(option, place, ckpt, model)
@@ -319,14 +320,22 @@ def _chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
     return names
 
 
-def _parse(name: str, function: Callable, argv: list[str]) -> dict[str, Any]:
+def _parse(name: str, function: Callable, argv: list[str], repeatable: Iterable[str] = ()) -> dict[str, Any]:
+    """Parse a function's arguments; options in `repeatable` may be given several times."""
     parser = ArgumentParser(prog=f"lightning {name}", description=COMMANDS[name].summary)
     parser.add_function_arguments(function, as_positional=True)
-    # --keras-python is --keras_python: both spellings are in use; and once more means one more
-    spelled = [underscored(each) for each in argv[1:]]
-    spelled = [f"{each}=true" if each in _FLAGS else each for each in spelled]
-    repeated = [re.sub(r"^--keras_python(?=$|=)", "--keras_python+", each) for each in spelled]
-    settings: dict[str, Any] = parser.parse_args(repeated).as_dict()
+    spelled = [underscored(each) for each in argv[1:]]  # --keras-python is --keras_python: both are in use
+    given: list[str] = []
+    for each in spelled:
+        if given and given[-1] in _FLAGS:  # a flag may have a value, and needs none
+            given[-1] += f"={each}" if each in ("true", "false") else "=true"
+            if each in ("true", "false"):
+                continue
+        option, equals, value = each.partition("=")
+        given.append(f"{option}+{equals}{value}" if option in repeatable else each)
+    if given and given[-1] in _FLAGS:
+        given[-1] += "=true"
+    settings: dict[str, Any] = parser.parse_args(given).as_dict()
     return settings
 
 

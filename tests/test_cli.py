@@ -253,6 +253,18 @@ def test_fit_with_a_failed_proof_says_so_last_and_exits_1(photos, tmp_path, monk
     assert (tmp_path / "run" / "model.h5").is_file()
 
 
+def test_a_crashing_keras_is_a_message_and_no_mismatch(finished, tmp_path, capsys):
+    assert lightning("export", finished / "best.ckpt", tmp_path / "a.h5", "--fuse-batchnorm", "false") == 0
+    arguments = [finished / "best.ckpt", tmp_path / "a.h5", "--keras-python", "/bin/false"]
+    assert lightning("parity", *arguments) == 3
+    error = capsys.readouterr().err
+    assert "ended without a reply" in error
+    assert "Traceback" not in error
+    arguments = [tmp_path / "a.h5", tmp_path / "b.ckpt", "--keras-python", "/bin/false"]
+    assert lightning("import", *arguments) == 3
+    assert not (tmp_path / "b.ckpt").exists()
+
+
 def test_keras_failing_costs_no_figure(photos, tmp_path, monkeypatch, capsys):
     import export.parity
 
@@ -333,6 +345,12 @@ def test_evaluation_without_checkpoint_or_with_another_file_is_refused(photos, t
     ):
         assert lightning("validate", *TINY, f"--data.root={photos}", *given) == 2
         assert words in capsys.readouterr().err
+
+
+def test_two_reports_need_two_files(finished, tmp_path, capsys):
+    both = ["--json", tmp_path / "p", "--html", tmp_path / "p"]
+    assert lightning("parity", finished / "best.ckpt", tmp_path / "x.h5", *both) == 2
+    assert "expected two files" in capsys.readouterr().err
 
 
 def test_export_and_parity_refuse_bad_input(finished, tmp_path, capsys):

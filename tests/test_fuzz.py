@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from conftest import random_classifier, save_checkpoint
 
+from export.case import Pair, read_case
 from export.from_keras import read_keras_classifier
 from export.golden import Golden, golden_images
 from export.graph import Graph, Node
 from export.hand_over import write_twin
 from export.keras_h5 import keras_layers, read_keras_h5, training_config, write_keras_h5
+from export.keras_worker import Refused, check_layers, verify_and_say
 from models.bad_input import BadInput
 
 COUNT = int(os.environ.get("SHELFTWIN_FUZZ", "0"))
@@ -187,3 +189,79 @@ def test_architecture_that_is_none_is_refused(twin, text):
         file.attrs["model_config"] = np.void(text) if text == b"\xff" else text
     with pytest.raises(BadInput):
         read_keras_classifier(twin)
+
+
+def in_architecture(change):
+    def make(content: dict) -> None:
+        change(content["config"]["layers"])
+
+    return "model_config", make
+
+
+LAMBDA = {"module": "keras.layers", "class_name": "Lambda", "config": {"function": {"class_name": "__lambda__"}}}
+REFUSED_CODE = {
+    "a Lambda as an activation": in_architecture(lambda layers: layers[2]["config"].update(activation=LAMBDA)),
+    "a Lambda as an initialiser": in_architecture(lambda layers: layers[2]["config"].update(kernel_initializer=LAMBDA)),
+    "a foreign module": in_architecture(lambda layers: layers[2].update(module="this")),
+    "a foreign registered name": in_architecture(lambda layers: layers[2].update(registered_name="mine>Conv2D")),
+    "a Lambda as the loss": ("training_config", lambda content: content.update(loss=LAMBDA)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_CODE)
+def test_whatever_could_run_code_is_refused_before_keras_sees_it(twin, name):
+    attribute, change = REFUSED_CODE[name]
+    check_layers(str(twin))
+    change_attribute(twin, attribute, change)
+    with pytest.raises(Refused, match="could run code"):
+        check_layers(str(twin))
+
+
+def change_attribute(path: Path, attribute: str, change) -> None:
+    with h5py.File(path, "r+") as file:
+        content = json.loads(file.attrs[attribute])
+        change(content)
+        file.attrs[attribute] = json.dumps(content).encode()
+
+
+def of_model(**changes):
+    return lambda content: content["config"].update(changes)
+
+
+BROKEN_ARCHITECTURES = {
+    "no model": lambda content: content.update(config=[]),
+    "a layer that is text": in_architecture(lambda layers: layers.__setitem__(0, "x"))[1],
+    "the last layer is text": in_architecture(lambda layers: layers.__setitem__(-1, "x"))[1],
+    "a configuration that is a list": in_architecture(lambda layers: layers[0].update(config=[]))[1],
+    "a configuration that is nothing": in_architecture(lambda layers: layers[3].update(config=None))[1],
+    "a layer without a name": in_architecture(lambda layers: layers[3]["config"].pop("name"))[1],
+    "no layers": of_model(layers=[]),
+    "two outputs": of_model(output_layers=[["probabilities", 0, 0], ["image", 0, 0]]),
+    "no input": of_model(input_layers=None),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_ARCHITECTURES)
+def test_architecture_of_another_shape_is_refused_by_parity(pair, twin, name):
+    change_attribute(twin, "model_config", BROKEN_ARCHITECTURES[name])
+    with pytest.raises(BadInput):
+        read_case(Pair(pair[1], twin))
+
+
+def golden_of_long_texts(group) -> None:
+    del group["inputs"]
+    group.create_dataset("inputs", shape=(1500,), dtype="S100000")
+
+
+def golden_elsewhere(group) -> None:
+    del group["inputs"]
+    group.create_dataset("inputs", shape=(3, 2, 2, 3), dtype="u1", external=[("other.bin", 0, 36)])
+
+
+@pytest.mark.parametrize("change", [golden_of_long_texts, golden_elsewhere])
+def test_golden_images_are_checked_before_they_are_read(twin, change, capsys):
+    with h5py.File(twin, "r+") as file:
+        change(file["shelftwin_golden"])
+    assert verify_and_say(str(twin)) == 2  # without a Keras having been started
+    assert "keras" not in sys.modules
+    assert "FAIL: not checked" in capsys.readouterr().out
