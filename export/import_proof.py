@@ -24,7 +24,7 @@ from export.from_keras import INPUT_RANGES, KerasClassifier, Wishes, read_keras_
 from export.graph import Graph, Node
 from export.image_sets import ImageSet
 from export.keras_process import run_keras
-from export.report import LayerError, Report, Rung
+from export.report import LayerError, PhotoDifference, Report, Rung, worst_photos
 from export.rungs import check_layers, check_probabilities, check_top1, same_bits
 from export.torch_side import torch_layers, torch_probabilities
 
@@ -33,6 +33,11 @@ _EXACT_IMAGES = 2
 # torch's layout -> Keras's
 _TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 _TO_KERAS_DEPTHWISE = (2, 3, 0, 1)
+# Rungs that a twin's ladder has, and why this one has not.
+_SKIPPED = {
+    "file_to_label": "an import is compared on the same pixels: a foreign file does not say how its photos are loaded",
+    "training_steps": "an import is compared as it predicts: it is trained on with Adam, anew, whatever the file says",
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,7 @@ def check_imports(
         reply = run_keras(jobs, python=keras_python, time_limit=600 + 5 * images)
         progress("torch computes the same")
         for case, folder in zip(cases, folders, strict=True):
-            rungs, layer_errors = _climb(case, folder)
+            rungs, layer_errors, photos = _climb(case, folder)
             report = Report(
                 checkpoint={"path": str(case.given.checkpoint), "sha256": case.source.digest},
                 model={
@@ -109,6 +114,9 @@ def check_imports(
                 rungs=rungs,
                 versions={"torch": versions, "keras": reply["versions"]},
                 layers=layer_errors,
+                class_names=list(case.source.class_names),
+                photos=photos,
+                skipped=dict(_SKIPPED),
             )
             report.seconds = round(time.perf_counter() - start, 2)
             reports.append(report)
@@ -123,10 +131,11 @@ def _read(given: Import) -> _Case:
     return _Case(given, source, classifier, _check_facts(source, classifier), _compared_nodes(classifier))
 
 
-def _climb(case: _Case, folder: Path) -> tuple[list[Rung], list[LayerError]]:
+def _climb(case: _Case, folder: Path) -> tuple[list[Rung], list[LayerError], list[PhotoDifference]]:
     source, classifier = case.source, case.classifier
     rungs = [case.facts]
     layer_errors: list[LayerError] = []
+    photos: list[PhotoDifference] = []
     if source.network.architecture == classifier.network.architecture:  # else there is nothing to hold side by side
         with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
             rungs.append(_check_weights(source, classifier, dict(arrays)))
@@ -146,9 +155,10 @@ def _climb(case: _Case, folder: Path) -> tuple[list[Rung], list[LayerError]]:
         keras_gave = np.load(folder / f"{images.name}_probabilities.npy", allow_pickle=False)
         torch_gave = torch_probabilities(source.network, images.batches())
         rungs.append(check_probabilities(images, torch_gave, keras_gave))
+        rungs.append(check_top1(images, torch_gave, keras_gave))
         if images.name == "photos":
-            rungs.append(check_top1(images, torch_gave, keras_gave))
-    return rungs, layer_errors
+            photos = worst_photos(images, torch_gave, keras_gave)
+    return rungs, layer_errors, photos
 
 
 def _check_facts(source: Checkpoint, classifier: KerasClassifier) -> Rung:

@@ -3,8 +3,8 @@
 Every rung compares what torch computes from the checkpoint with what a real Keras, in a process of its own, computes
 from the file. A rung passes only if its figure is a number and within its threshold; one failed rung is a FAIL.
 
-The rungs: labels, weights, every layer in float64, probabilities on synthetic images and on photos, top-1 on photos,
-photos from file to label, and steps of training.
+The rungs: labels, weights, every layer in float64, probabilities and top-1 on synthetic images and on photos, photos
+from file to label, steps of training, and everything else in the file.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from export.image_sets import ImageSet
 from export.import_proof import Import, check_imports
 from export.keras_h5 import read_keras_h5
 from export.keras_side import TRAINING_STEPS, KerasSide, keras_sides
-from export.report import PhotoDifference, Report, Rung
+from export.report import Report, Rung, worst_photos
 from export.rungs import (
     check_files,
     check_labels,
@@ -39,9 +39,6 @@ from export.rungs import (
 from export.second_opinions import opinion_rungs, second_opinion
 from export.torch_side import torch_layers, torch_probabilities, torch_train
 from models.bad_input import BadInput
-
-# Photos that the report shows.
-WORST_PHOTOS = 8
 
 
 def check_parity(
@@ -125,9 +122,9 @@ def _climb(case: Case, keras_side: KerasSide) -> tuple[Report, list[np.ndarray]]
         from_torch = torch_probabilities(network, images.batches())
         probabilities.append(from_torch)
         report.rungs.append(check_probabilities(images, from_torch, from_keras))
+        report.rungs.append(check_top1(images, from_torch, from_keras))
         if images.name == "photos":
-            report.rungs.append(check_top1(images, from_torch, from_keras))
-            report.photos = _worst(case, images, from_torch, from_keras)
+            report.photos = worst_photos(images, from_torch, from_keras)
     if keras_side.loaded is not None:
         report.rungs.append(_check_files(case, keras_side))
     elif keras_side.loading_skipped:
@@ -163,21 +160,6 @@ def _check_training(case: Case, keras_side: KerasSide) -> Rung:
     )  # fmt: skip
     after = case.graph_with(learned)
     return check_training(case.graph, after, keras_side.trained, keras_side.training_failed, TRAINING_STEPS)
-
-
-def _worst(case: Case, images: ImageSet, from_torch: np.ndarray, from_keras: np.ndarray) -> list[PhotoDifference]:
-    """The photos whose probabilities differ most, the worst first."""
-    if from_torch.shape != from_keras.shape:
-        return []
-    apart = np.abs(from_torch.astype(np.float64) - from_keras.astype(np.float64)).max(axis=1)
-    apart[np.isnan(apart)] = np.inf
-    return [
-        PhotoDifference(
-            images.names[index], float(apart[index]), [float(p) for p in from_torch[index]],
-            [float(p) for p in from_keras[index]], images.images[index],
-        )
-        for index in np.argsort(-apart, kind="stable")[:WORST_PHOTOS]
-    ]  # fmt: skip
 
 
 def torch_versions() -> dict[str, str]:

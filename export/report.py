@@ -11,10 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from export.image_sets import ImageSet
 from models.whole_file import write_text
 
 SCHEMA = 2
 PASS, FAIL = "PASS", "FAIL"
+# The rung that names a layer.
+LAYERS_RUNG = "layers_float64"
+# Photos that the report shows.
+WORST_PHOTOS = 8
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,10 @@ class LayerError:
     source: str
     relative_error: float
 
+    def stated(self) -> str:
+        """The error, for people."""
+        return f"relative error {self.relative_error:.2g}"
+
 
 @dataclass(frozen=True)
 class PhotoDifference:
@@ -76,6 +85,27 @@ class PhotoDifference:
     torch: list[float]
     keras: list[float]
     pixels: np.ndarray
+
+
+def worst_photos(images: ImageSet, from_torch: np.ndarray, from_keras: np.ndarray) -> list[PhotoDifference]:
+    """The photos whose probabilities differ most, the worst first.
+
+    Args:
+        images: N photos.
+        from_torch: probabilities, (N, C).
+        from_keras: the same; of another shape, there is nothing to show.
+    """
+    if from_torch.shape != from_keras.shape:
+        return []
+    apart = np.abs(from_torch.astype(np.float64) - from_keras.astype(np.float64)).max(axis=1)
+    apart[np.isnan(apart)] = np.inf
+    return [
+        PhotoDifference(
+            images.names[index], float(apart[index]), [float(p) for p in from_torch[index]],
+            [float(p) for p in from_keras[index]], images.images[index],
+        )
+        for index in np.argsort(-apart, kind="stable")[:WORST_PHOTOS]
+    ]  # fmt: skip
 
 
 @dataclass
@@ -130,6 +160,9 @@ class Report:
             return f"parity PASS: {len(self.rungs)} of {len(self.rungs)} checks{skipped}, {self.seconds:.0f} s"
         first = self.failed[0] if self.failed else None
         where = f" at {first.first_divergence}" if first and first.first_divergence else ""
+        if first and first.name == LAYERS_RUNG:
+            # its figure is the largest of all layers; what counts is that of the first
+            where += "".join(f": {each.stated()}" for each in self.layers if each.name == first.first_divergence)
         cause = f". {self.likely_cause}" if self.likely_cause else ""
         return f"parity FAIL: {first.name + where if first else 'nothing was checked'}{cause}"
 

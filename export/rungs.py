@@ -15,7 +15,7 @@ from export.graph import Graph
 from export.hand_over import twin_details
 from export.image_sets import ImageSet
 from export.keras_h5 import KerasFile, keras_layers
-from export.report import LayerError, Rung
+from export.report import LAYERS_RUNG, LayerError, Rung
 
 # Largest difference of a probability, both sides float32: each side's own rounding gives about a tenth of it.
 PROBABILITY_THRESHOLD = 1e-5
@@ -90,10 +90,14 @@ def check_layers(
     ]
     diverging = [each for each in errors if not each.relative_error <= LAYER_THRESHOLD]
     figure = max(each.relative_error for each in errors)
-    detail = f"outputs of {len(errors)} layers, both sides in float64"
+    count = max(len(each) for each in torch_gave.values())
+    images = "the first and the last image" if count > 1 else "one image"
+    detail = f"outputs of {len(errors)} layers for {images}, both sides in float64"
     first = diverging[0].name if diverging else None
+    if diverging:
+        detail += f"; {first}: {diverging[0].stated()}"
     unit = "max relative error"
-    return Rung("layers_float64", not diverging, figure, LAYER_THRESHOLD, unit, detail, first), errors
+    return Rung(LAYERS_RUNG, not diverging, figure, LAYER_THRESHOLD, unit, detail, first), errors
 
 
 def _relative_error(expected: np.ndarray, received: np.ndarray | None) -> float:
@@ -138,12 +142,28 @@ def check_probabilities(
 def check_top1(
     images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray, road: str = "", threshold: float = 1.0
 ) -> Rung:
-    """Share of images for which both sides put the same class first; arguments as of `check_probabilities`."""
-    same = torch_gave.shape == keras_gave.shape and torch_gave.argmax(axis=1) == keras_gave.argmax(axis=1)
+    """Share of images for which both sides put the same class first, or one as likely.
+
+    Where two classes are equally likely, as for an image of one colour, rounding decides. So another label counts as
+    the same if its probability, by torch, is within `PROBABILITY_THRESHOLD` of the largest.
+
+    Args:
+        images: what went into both sides.
+        torch_gave: probabilities, (N, C).
+        keras_gave: the same, of the other side.
+        road: name of another road to them than Keras, for the rung's name.
+        threshold: the smallest share that passes.
+    """
+    same = np.zeros(len(torch_gave), bool)
+    if torch_gave.shape == keras_gave.shape:
+        exact = torch_gave.astype(np.float64)
+        of_label = np.take_along_axis(exact, keras_gave.argmax(axis=1)[:, None], axis=1)[:, 0]
+        # not a number is no label
+        same = (exact.max(axis=1) - of_label <= PROBABILITY_THRESHOLD) & np.isfinite(keras_gave).all(axis=1)
     agreement = float(np.mean(same))
-    disagreeing = np.flatnonzero(~np.atleast_1d(same))
+    disagreeing = np.flatnonzero(~same)
     first = images.names[int(disagreeing[0])] if len(disagreeing) else None
-    detail = f"same label for {int(np.sum(same))} of {len(torch_gave)} photos"
+    detail = f"the same label, or one as likely, for {int(np.sum(same))} of {len(torch_gave)} images"
     name = f"top1_{images.name}" + (f"_{road}" if road else "")
     passed = agreement >= threshold
     return Rung(name, passed, agreement, threshold, "share of labels equal", detail, None if passed else first, True)

@@ -273,9 +273,14 @@ def test_every_variant_passes_the_ladder(proofs):
     for name in WISHES:
         assert proofs[name].verdict == "PASS", (name, proofs[name].failed)
         assert [rung.name for rung in proofs[name].rungs] == [
-            "labels", "weights", "layers_float64", "probabilities_synthetic", "probabilities_photos", "top1_photos",
+            "labels", "weights", "layers_float64", "probabilities_synthetic", "top1_synthetic", "probabilities_photos",
+            "top1_photos",
         ]  # fmt: skip
         assert len(proofs[name].layers) > 145
+        assert proofs[name].skipped.keys() == {"file_to_label", "training_steps"}
+        assert "2 skipped" in proofs[name].last_line()
+        assert len(proofs[name].photos) == 3
+        assert len(proofs[name].class_names) == len(proofs[name].photos[0].torch)
 
 
 @pytest.mark.keras

@@ -76,8 +76,8 @@ def test_every_backbone_padding_and_size_passes(matrix_reports, backbone, pad_ty
     report = matrix_reports[backbone, pad_type, size]
     assert report.verdict == "PASS", report.failed
     assert [rung.name for rung in report.rungs] == [
-        "labels", "weights", "layers_float64", "probabilities_synthetic", "probabilities_photos", "top1_photos",
-        "training_steps", "contents",
+        "labels", "weights", "layers_float64", "probabilities_synthetic", "top1_synthetic", "probabilities_photos",
+        "top1_photos", "training_steps", "contents",
     ]  # fmt: skip
 
 
