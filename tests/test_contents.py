@@ -108,11 +108,14 @@ COVERED = {
     "classes reversed": (replaced("outputs", lambda array: array[:, ::-1]), "golden outputs"),
     "an answer off by 2e-5": (replaced("outputs", lambda array: array + np.float32(2e-5)), "golden outputs"),
     "answers that are no numbers": (replaced("outputs", lambda array: array * np.float32(np.nan)), "golden outputs"),
-    "answers in float64": (replaced("outputs", lambda array: array.astype(np.float64)), "golden outputs"),
+    "answers in float64": (replaced("outputs", lambda array: array.astype(np.float64)), "golden images"),
     "black images": (replaced("inputs", np.zeros_like), "golden inputs"),
-    "images in another type": (replaced("inputs", lambda array: array.astype(np.int16)), "golden inputs"),
+    "images in another type": (replaced("inputs", lambda array: array.astype(np.int16)), "golden images"),
     "images and answers of another network": (
-        both(replaced("inputs", lambda array: array[:1, :2, :2]), replaced("outputs", lambda array: np.ones((1, 9)))),
+        both(
+            replaced("inputs", lambda array: array[:1, :2, :2]),
+            replaced("outputs", lambda array: np.ones((1, 9), np.float32)),
+        ),
         "golden inputs",
     ),
     "a version that is no text": (
