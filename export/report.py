@@ -197,6 +197,7 @@ def _finite(value: Any) -> Any:
 def print_report(report: Report) -> None:
     """Print the rungs as a table, the versions, and the verdict as the last line."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="Is the Keras file the network that was trained?", title_justify="left")
@@ -207,11 +208,12 @@ def print_report(report: Report) -> None:
         verdict = "[green]pass[/]" if rung.passed else "[red]FAIL[/]"
         where = f". First: {rung.first_divergence}" if rung.first_divergence else ""
         figure, threshold = f"{rung.figure:.3g} {rung.unit}", f"{sign} {rung.threshold:g}"
-        table.add_row(rung.name, figure, threshold, verdict, rung.detail + where)
+        # a file's own names are in it; they are no markup
+        table.add_row(rung.name, figure, threshold, verdict, escape(rung.detail + where))
     console = Console()
     console.print(table)
     for name, reason in report.skipped.items():
-        console.print(f"{name} skipped: {reason}", highlight=False)
+        console.print(f"{name} skipped: {reason}", highlight=False, markup=False)
     for side, versions in report.versions.items():
         console.print(f"{side}: {', '.join(f'{name} {number}' for name, number in versions.items())}", highlight=False)
-    console.print(report.last_line(), highlight=False, soft_wrap=True)
+    console.print(report.last_line(), highlight=False, soft_wrap=True, markup=False)

@@ -5,7 +5,7 @@ import pytest
 
 from export.graph import Graph, Node
 from export.image_sets import ImageSet
-from export.report import LayerError, Report, Rung, worst_photos
+from export.report import LayerError, Report, Rung, print_report, worst_photos
 from export.rungs import check_layers, check_top1
 
 
@@ -83,6 +83,14 @@ def test_last_line_of_another_rung_states_no_layer():
     failed = Rung("weights", False, 1, 0, "arrays differ", "", "second")
     report = Report({}, {}, [failed], layers=[LayerError("second", "relu", "", 0.25)])
     assert report.last_line() == "parity FAIL: weights at second"
+
+
+def test_name_from_a_file_is_printed_as_it_is_and_not_taken_for_markup(capsys):
+    failed = Rung("contents", False, 1, 0, "parts differ", "not written: group [/x]", "group [/x]")
+    print_report(Report({}, {}, [failed], skipped={"file_to_label": "no [/y]"}))
+    printed = capsys.readouterr().out
+    assert "no [/y]" in printed
+    assert printed.splitlines()[-1] == "parity FAIL: contents at group [/x]"
 
 
 # Photos ------------------------------------------------------------------------------------------
