@@ -30,7 +30,7 @@ class Golden:
 
 
 def golden_images(image_size: tuple[int, int]) -> np.ndarray:
-    """Draw three images, always the same for a size: noise, smooth waves of colour, and noise at the bottom right only.
+    """Draw three images, always the same for a size: noise, waves of colour, and noise at the bottom right only.
 
     Noise excites every channel, waves are what photos are like, and the bottom-right corner is where TensorFlow's SAME
     and torch's symmetric padding differ.
@@ -43,11 +43,13 @@ def golden_images(image_size: tuple[int, int]) -> np.ndarray:
     """
     height, width = image_size
     noise = np.random.RandomState(0).randint(0, 256, (height, width, 3))  # the legacy generator never changes its bits
-    rows, columns = np.arange(height)[:, None, None] / height, np.arange(width)[None, :, None] / width
-    waves = 127.5 + 127.5 * np.sin(2 * np.pi * (rows * [1, 2, 3] + columns * [3, 1, 2]))
+    # Triangles, in whole numbers: another numpy's sine may be rounded otherwise.
+    rows, columns = np.arange(height)[:, None, None] * 512 // height, np.arange(width)[None, :, None] * 512 // width
+    phase = (rows * [1, 2, 3] + columns * [3, 1, 2]) % 512
+    waves = np.minimum(phase, 511 - phase)
     corner = np.zeros_like(noise)
     corner[-(height // 4 + 1) :, -(width // 4 + 1) :] = noise[-(height // 4 + 1) :, -(width // 4 + 1) :]
-    return np.stack([noise, waves.round(), corner]).astype(np.uint8)
+    return np.stack([noise, waves, corner]).astype(np.uint8)
 
 
 def write_golden(file: h5py.File, golden: Golden, weights: dict[str, list[np.ndarray]]) -> None:

@@ -44,4 +44,4 @@ def print_closing_table(run: RunFolder, evaluations: dict[str, dict[str, Any]], 
             soft_wrap=True,
         )
     if report is not None:
-        console.print(report.last_line(), highlight=False, soft_wrap=True)
+        console.print(report.last_line(), markup=False, highlight=False, soft_wrap=True)
