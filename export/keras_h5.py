@@ -504,7 +504,9 @@ def read_keras_h5(path: Path) -> KerasFile:
                 marks=_marks(file),
             )
     except Refused as refused:
-        raise BadInput(f"{refused}. A Keras .h5 as Keras or this project saves it has none of this.") from refused
+        raise BadInput(
+            f"expected a Keras .h5 as Keras or this project saves it, got one that is refused: {refused}."
+        ) from refused
     except UNREADABLE as error:
         raise BadInput(
             f"expected a Keras .h5 file with architecture and weights, got {path}, which cannot be read as one "

@@ -161,7 +161,7 @@ def check_storage(path: str) -> None:
     try:
         _read_all(path)
     except UNREADABLE as error:
-        raise Refused("model", f"{path} is damaged or no HDF5 file: {error}") from error
+        raise Refused("model", f"{path} is not a Keras .h5, or a damaged one: {error}") from error
 
 
 def _ending_of_child(work: Callable[[], None]) -> str:
@@ -596,7 +596,7 @@ def read_golden(path: str) -> GoldenData:
             group = file[GOLDEN_GROUP]
             for name, dtype in (("inputs", np.uint8), ("outputs", np.float32)):
                 if group[name].dtype != dtype or group[name].size > GOLDEN_LIMIT:
-                    raise Refused("model", f"{path} has golden {name} that are no or too many {dtype.__name__}")
+                    raise Refused("model", f"{path} has golden {name} of another type, or more than there can be")
             inputs, outputs = group["inputs"][()], group["outputs"][()]
             stored = json.loads(_bytes(group.attrs["sha256"]))
             texts = {name: _bytes(file.attrs[name]) for name in DIGESTED_ATTRIBUTES}
