@@ -464,8 +464,8 @@ def use(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 
     What a team does with a file it is given: prints the summary, trains one step on the images as the file says, saves
     the model in this Keras's formats and loads it again. Gives ``summary`` (lines), ``loss``, ``moved`` and
-    ``moved_though_frozen`` (layers whose weights the step changed), and ``saved``: suffix -> largest difference of a
-    probability after saving and loading.
+    ``moved_though_frozen`` (layers whose weights the step changed), ``saved``: suffix -> largest difference of a
+    probability after saving and loading, and ``not_loaded``: suffix -> why it could not be loaded again.
     """
     count, batch = images(task["inputs"], task["scale"])
     lines: list[str] = []
@@ -475,18 +475,23 @@ def use(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     history = model.fit(batch(0, count), classes, batch_size=count, epochs=1, verbose=0)
     moved = [layer for layer in model.layers if array_digest(*layer.get_weights()) != before[layer.name]]
     trained = np.asarray(model.predict_on_batch(batch(0, count)))
-    saved = {}
+    saved, not_loaded = {}, {}
     for suffix in saving_formats(keras):
         path = str(Path(task["folder"]) / f"again{suffix}")
         model.save(path)
-        again = np.asarray(keras.models.load_model(path).predict_on_batch(batch(0, count)))
-        saved[suffix] = float(np.max(np.abs(again - trained)))
+        try:
+            again = keras.models.load_model(path)
+        except Exception as error:  # Keras raises whatever its layers raise
+            not_loaded[suffix] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            continue
+        saved[suffix] = float(np.max(np.abs(np.asarray(again.predict_on_batch(batch(0, count))) - trained)))
     return {
         "summary": len("\n".join(lines).splitlines()),
         "loss": float(history.history["loss"][0]),
         "moved": [layer.name for layer in moved],
         "moved_though_frozen": [layer.name for layer in moved if not layer.trainable],
         "saved": saved,
+        "not_loaded": not_loaded,
     }
 
 

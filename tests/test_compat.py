@@ -17,7 +17,14 @@ GOOD = {
     "versions": {"python": "3.11.7", "keras": "3.15.1", "backend": "jax", "numpy": "2.4.6", "jax": "0.9"},
     "rungs": {"layers_float64": [1e-14, True], "probabilities_photos": [2e-7, True], "labels": [0, True]},
     "verify": {"passed": True, "lines": ["pass  weights"]},
-    "use": {"summary": 40, "loss": 2.3, "moved": ["dense"], "moved_though_frozen": [], "saved": {".h5": 0.0}},
+    "use": {
+        "summary": 40,
+        "loss": 2.3,
+        "moved": ["dense"],
+        "moved_though_frozen": [],
+        "saved": {".h5": 0.0},
+        "not_loaded": {},
+    },
     "problems": [],
 }
 
@@ -52,6 +59,7 @@ def test_what_is_good_has_no_problems(compat):
         ("use", "moved_though_frozen", ["bn_Conv1"], "frozen layers: bn_Conv1"),
         ("use", "saved", {".keras": 1e-3}, "saved as .keras"),
         ("use", "saved", {".keras": float("nan")}, "saved as .keras"),
+        ("use", "not_loaded", {".keras": "no build"}, "cannot be loaded again: no build"),
         ("use", "summary", 0, "summary"),
     ],
 )
