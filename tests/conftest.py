@@ -1,14 +1,36 @@
 """What several test files need: checkpoints of random networks, without training one."""
 
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
+from lightning_module import cli
 from models.timm_mobilenetv2 import TimmClassifier
 
 CLASS_NAMES = ["jeans", "sofa", "tshirt", "tv"]
+
+
+def lightning(*arguments: Any) -> int:
+    """Run the command in this process; return its exit code."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+    except SystemExit as leaving:
+        return int(leaving.code or 0)
+    return 0
+
+
+def load_script(path: Path) -> ModuleType:
+    """Import a script that is in no package, such as a benchmark."""
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules[path.stem] = module  # dataclasses look their module up
+    specification.loader.exec_module(module)
+    return module
 
 
 def random_classifier(seed: int = 0, **settings: Any) -> TimmClassifier:

@@ -8,23 +8,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import random_classifier
+from conftest import lightning, random_classifier
 from safetensors.torch import save_file
 
 from datamodule.audit.inspection import inspect_all
 from datamodule.demo_photos import draw_catalogue
 from lightning_module import audit as command
-from lightning_module import cli
 from lightning_module.photo_features import PhotoFeatures
 from models.frozen_backbone import FrozenBackbone
-
-
-def lightning(*arguments) -> int:
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-    return 0
 
 
 @pytest.fixture(scope="module")

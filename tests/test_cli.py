@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import lightning
 
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
@@ -40,15 +41,6 @@ def photos(tmp_path_factory) -> Path:
 def _elsewhere(tmp_path_factory, monkeypatch):
     """Whatever a command leaves in the working directory is seen there."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
-
-
-def lightning(*arguments) -> int:
-    """Run the command in this process; return its exit code."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-    return 0
 
 
 def fit(photos: Path, run: Path, *more, epochs: int = 1, hand_over: bool = False) -> int:

@@ -1,12 +1,12 @@
 """`make compat`: its table of environments, how it judges, what it writes. Starting the old Kerases is its own work."""
 
 import copy
-import importlib.util
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_script
 
 from export.hand_over import write_twin
 from export.image_sets import ImageSet
@@ -31,11 +31,7 @@ GOOD = {
 
 @pytest.fixture(scope="module")
 def compat():
-    specification = importlib.util.spec_from_file_location("compat", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["compat"] = module  # dataclasses look their module up
-    specification.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_environments_are_named_once_and_ci_takes_both_generations(compat):

@@ -1,11 +1,10 @@
 """`make families`: what counts as a CNN, which model stands for a family, what the page says."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_classifier
+from conftest import load_script, random_classifier
 from torch import nn
 
 from export.trace import export_program, unknown_operations
@@ -15,10 +14,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "convertible_families.py"
 
 @pytest.fixture(scope="module")
 def script():
-    specification = importlib.util.spec_from_file_location("convertible_families", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 class Patches(nn.Module):

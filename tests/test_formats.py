@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLASS_NAMES, random_classifier, save_checkpoint
+from conftest import CLASS_NAMES, lightning, random_classifier, save_checkpoint
 
 import export.formats
 from datamodule.demo_photos import draw_catalogue
@@ -19,7 +19,6 @@ from datamodule.split import list_photos
 from export.formats import FORMATS, Made, Photos, check_accuracy, last_line, places_of, print_formats, write_formats
 from export.hand_over import write_twin
 from export.report import Rung
-from lightning_module import cli
 from models import whole_file
 from models.bad_input import BadInput
 from models.timm_mobilenetv2 import TimmClassifier
@@ -27,14 +26,6 @@ from models.whole_file import replacing_folder
 
 SIZE = (64, 64)
 PLACES = ["model.h5", "model.onnx", "model.tflite", "model_int8.tflite", "model_saved_model"]
-
-
-def lightning(*arguments) -> int:
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-    return 0
 
 
 def fit_head(network: TimmClassifier, photos: Photos, logit: float) -> None:

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from conftest import CLASS_NAMES, random_classifier, save_checkpoint
+from conftest import CLASS_NAMES, lightning, random_classifier, save_checkpoint
 
 from datamodule.demo_photos import draw_catalogue
 from export.case import image_sets
@@ -22,7 +22,6 @@ from export.import_proof import Import, check_imports
 from export.keras_h5 import read_keras_h5
 from export.report import Report
 from export.take_over import ImportDiffers, write_import
-from lightning_module import cli
 from models.bad_input import BadInput
 
 NAMED = Wishes(class_names=CLASS_NAMES)
@@ -321,14 +320,6 @@ def test_what_the_file_does_not_say_must_be_given(saved):
 
 
 # The command ----------------------------------------------------------------------------------------------------------
-
-
-def lightning(*arguments) -> int:
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as leaving:
-        return int(leaving.code or 0)
-    return 0
 
 
 def test_fit_goes_on_from_an_import(tmp_path, monkeypatch):

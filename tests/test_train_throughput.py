@@ -1,12 +1,12 @@
 """The throughput benchmark: its arithmetic, and that it runs on what is drawn."""
 
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import load_script
 from keras_generator import needs_keras
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "train_throughput.py"
@@ -14,10 +14,7 @@ SCRIPT = Path(__file__).parents[1] / "benchmarks" / "train_throughput.py"
 
 @pytest.fixture(scope="module")
 def benchmark():
-    specification = importlib.util.spec_from_file_location("train_throughput", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def epoch(seconds: float, accuracy: float = 0.0) -> dict:
