@@ -156,29 +156,37 @@ def check_storage(path: str) -> None:
         raise Refused("model", f"{path} is no file")
     if hasattr(os, "fork"):  # everywhere but on Windows
         ending = _ending_of_child(lambda: _read_all(path))
-        if ending:
+        if ending == _SOUND:
+            return
+        if ending != _RAISED:
             raise Refused("model", f"{path} is damaged: reading it {ending}")
     try:
-        _read_all(path)
+        _read_all(path)  # without a child, or once more for what it raised
     except UNREADABLE as error:
         raise Refused("model", f"{path} is not a Keras .h5, or a damaged one: {error}") from error
 
 
+_SOUND, _RAISED = "ends well", "raises"
+
+
 def _ending_of_child(work: Callable[[], None]) -> str:
-    """Do something in a child process; says how that ended if it crashed or took too long, else nothing."""
+    """Do something in a child process; says how that ended: `_SOUND`, `_RAISED`, or in words a crash or no end."""
     child = os.fork()
     if not child:
+        code = 1
         try:
             faulthandler.disable()  # a crash here is an answer
             work()
-        except BaseException:
-            os._exit(0)  # what is raised will be raised in the parent, too
-        os._exit(0)
+            code = 0
+        finally:
+            os._exit(code)  # what is raised will be raised in the parent, too
     deadline = time.monotonic() + READING_SECONDS
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
+        if ended and os.WIFSIGNALED(status):
+            return f"ends by signal {os.WTERMSIG(status)}"
         if ended:
-            return f"ends by signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else ""
+            return _RAISED if os.WEXITSTATUS(status) else _SOUND
         if time.monotonic() > deadline:
             os.kill(child, 9)
             os.waitpid(child, 0)
