@@ -1,5 +1,7 @@
 """Which photos come in which batch: for any number of processes, and from any batch on."""
 
+from itertools import chain
+
 import pytest
 import torch
 
@@ -23,7 +25,7 @@ def test_processes_together_see_what_one_sees(photos, processes):
     assert len({len(share) for share in shares}) == 1
     if photos % (4 * processes) in range(1, processes):
         alone.pop()  # too few for all processes to have one
-    assert [sorted(sum(step, [])) for step in zip(*shares, strict=True)] == [sorted(step) for step in alone]
+    assert [sorted(chain(*step)) for step in zip(*shares, strict=True)] == [sorted(step) for step in alone]
 
 
 def test_means_of_uneven_shares_are_weighed():
@@ -43,7 +45,7 @@ def test_means_of_uneven_shares_are_weighed():
 def test_order_changes_with_epoch_and_seed_alone():
     assert batches_of(20, 4, epoch=0) == batches_of(20, 4, epoch=0)
     assert batches_of(20, 4, epoch=0) != batches_of(20, 4, epoch=1)
-    assert sum(batches_of(20, 4, epoch=5), []) == sum(batches_of(20, 7, epoch=5), [])
+    assert list(chain(*batches_of(20, 4, epoch=5))) == list(chain(*batches_of(20, 7, epoch=5)))
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -88,7 +90,7 @@ def test_middle_of_an_epoch_of_other_batches_is_refused(changed):
 @pytest.mark.parametrize("batch_size", [1, 2, 8, 16])
 def test_measured_photos_are_shared_out_once_in_as_many_batches(photos, processes, batch_size):
     shares = [list(OwnShare(range(photos), processes, rank)) for rank in range(processes)]
-    assert sorted(sum(shares, [])) == list(range(photos))
+    assert sorted(chain(*shares)) == list(range(photos))
     size = even_batch_size(photos, batch_size, processes)
     assert size >= batch_size
     assert len({-(-len(share) // size) for share in shares}) == 1
