@@ -2,7 +2,6 @@
 
 import math
 import random
-import signal
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +17,7 @@ from torchmetrics.utilities import dim_zero_sum
 
 from datamodule.photo_order import mix_seed
 from lightning_module.run_folder import BEST_CHECKPOINT, run_folder_of
-from lightning_module.stop_signals import StopSignals, leave, requeue_job
+from lightning_module.stop_signals import REQUEUE, StopSignals, leave, requeue_job
 from models.bad_input import BadInput
 
 KEY = "shelftwin_resume"
@@ -238,7 +237,7 @@ class LastCheckpoint(Checkpoint):
 
     def _leave(self, trainer: L.Trainer, number: int) -> None:
         """Leave at the end of a step, in all processes together."""
-        if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
+        if number == REQUEUE and trainer.is_global_zero:
             requeue_job()
         last = run_folder_of(trainer).last_checkpoint
         leave(number, f"{last} is of {self._place}." if self._place else "nothing new was trained.")
