@@ -5,8 +5,9 @@
     python benchmarks/ablation.py --table                  # what there is so far, as docs/accuracy.md shows it
 
 Every run is a `lightning fit` of the real command. The small ones hold out half of the training photos and are measured
-on those; the full ones are measured on the validation folder. Rows go to a file as they come; a run that is in it already is not made again, so the script may be stopped and started. Runs are
-made seed by seed, so that what there is can be compared whenever it stops. The test photos play no part.
+on those; the full ones are measured on the validation folder. Rows go to a file as they come; a run that is in it
+already is not made again, so the script may be stopped and started. Runs are made seed by seed, so that what there is
+can be compared whenever it stops. The test photos play no part.
 """
 
 import argparse
@@ -37,9 +38,9 @@ NO_EMA = ["--trainer.callbacks=null"]
 STAGES: dict[str, dict[str, tuple[str, list[str]]]] = {
     "small": {
         "as it is": (FINETUNE, []),
-        "without label smoothing": (FINETUNE, ["--model.regularisation.label_smoothing=0"]),
+        "with label smoothing": (FINETUNE, ["--model.regularisation.label_smoothing=0.1"]),
         "without weight EMA": (FINETUNE, NO_EMA),
-        "BatchNorm frozen": (FINETUNE, ["--model.schedule.batch_norm=frozen"]),
+        "BatchNorm trained": (FINETUNE, ["--model.schedule.batch_norm=train"]),
         "backbone as fast as the head": (FINETUNE, ["--model.schedule.backbone_factor=1"]),
         "backbone a tenth as fast": (FINETUNE, ["--model.schedule.backbone_factor=0.1"]),
         "with mixup or cutmix": (

@@ -359,8 +359,8 @@ def _check_fine_tuning(image_size: Sequence[int], trainable: str, train_size: in
         )
     if trainable == "head" and schedule.head_epochs:
         raise BadInput(
-            f"--model.schedule.head_epochs: expected 0 where only the head is trained, received {schedule.head_epochs}. "
-            "Give --model.trainable all as well, or leave it out."
+            "--model.schedule.head_epochs: expected 0 where only the head is trained, received "
+            f"{schedule.head_epochs}. Give --model.trainable all as well, or leave it out."
         )
 
 

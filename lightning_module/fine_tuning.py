@@ -106,7 +106,11 @@ class Regularisation:
             ("cutmix", "0 or more", 0 <= self.cutmix < math.inf),
             ("mix_share", "a share from 0 to 1", 0 <= self.mix_share <= 1),
             ("random_erasing", "a share from 0 to 1", 0 <= self.random_erasing <= 1),
-            ("class_weights", f"one of {', '.join(get_args(ClassWeights))}", self.class_weights in ("none", "balanced")),
+            (
+                "class_weights",
+                f"one of {', '.join(get_args(ClassWeights))}",
+                self.class_weights in ("none", "balanced"),
+            ),
         ):
             _check("regularisation", name, getattr(self, name), expected, fits)
 
