@@ -38,7 +38,7 @@ NO_EMA = ["--trainer.callbacks=null"]
 STAGES: dict[str, dict[str, tuple[str, list[str]]]] = {
     "small": {
         "as it is": (FINETUNE, []),
-        "with label smoothing": (FINETUNE, ["--model.regularisation.label_smoothing=0.1"]),
+        "without label smoothing": (FINETUNE, ["--model.regularisation.label_smoothing=0"]),
         "without weight EMA": (FINETUNE, NO_EMA),
         "BatchNorm trained": (FINETUNE, ["--model.schedule.batch_norm=train"]),
         "backbone as fast as the head": (FINETUNE, ["--model.schedule.backbone_factor=1"]),
