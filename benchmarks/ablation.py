@@ -78,15 +78,9 @@ STAGES: dict[str, dict[str, tuple[str, list[str]]]] = {
 def main() -> None:
     """Make the runs that are missing, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    clothing = SHARED / "data" / "clothing"
     parser.add_argument("--stage", choices=STAGES, default="small")
     parser.add_argument("--only", default="", help="names of variants, with commas between; by default all")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1, help="of torch; 1 where other work shares the machine")
-    parser.add_argument("--root", type=Path, default=clothing / "train")
-    parser.add_argument("--val_root", type=Path, default=clothing / "validation")
-    parser.add_argument("--weights", type=Path, default=SHARED / "weights" / "mobilenetv2_100.in1k_tf_same.safetensors")
-    parser.add_argument("--out", type=Path, default=REPO / "runs" / "ablation")
+    add_sources(parser)
     parser.add_argument("--table", action="store_true", help="print what there is, and make no runs")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -107,6 +101,17 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
     for stage in STAGES:
         print(table([row for row in done if row["stage"] == stage], stage), end="")
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Options of every script that trains with `run`."""
+    clothing = SHARED / "data" / "clothing"
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; 1 where other work shares the machine")
+    parser.add_argument("--root", type=Path, default=clothing / "train")
+    parser.add_argument("--val_root", type=Path, default=clothing / "validation")
+    parser.add_argument("--weights", type=Path, default=SHARED / "weights" / "mobilenetv2_100.in1k_tf_same.safetensors")
+    parser.add_argument("--out", type=Path, default=REPO / "runs" / "ablation")
 
 
 def read(journal: Path) -> list[dict[str, Any]]:
