@@ -114,6 +114,9 @@ class _Tracer:
         converter = CONVERTERS.get(name.rstrip("_"))
         if converter is None:
             raise NoKerasCounterpart(name, module_path(operation))
+        weights = all(value.name in {**self.tensor_of, **self.constant_of} for value in operation.all_input_nodes)
+        if weights and converter is not _view:  # a weight seen in another shape is still that weight
+            raise _of_weights(operation)
         converter(self, operation, _arguments(operation))
 
     # What the converters call -------------------------------------------------------------------------------------
@@ -128,6 +131,8 @@ class _Tracer:
         shape: tuple[int, ...] | None = None,
     ) -> None:
         inputs = list(inputs)
+        if not all(isinstance(value, fx.Node) and value.name in self.node_of for value in inputs):
+            raise _of_weights(operation)
         layouts = {value.name in self.channels_last for value in inputs if len(_shape(value)) == 3}
         if len(layouts) > 1:
             raise NoKerasCounterpart(_operation_name(operation), module_path(operation), "of two layouts at once")
@@ -190,6 +195,11 @@ class _Tracer:
             number += 1
             candidate = f"{name}_{number}"
         return candidate
+
+
+def _of_weights(operation: fx.Node) -> NoKerasCounterpart:
+    """Keras's layers take what layers give, not weights or constants."""
+    return NoKerasCounterpart(_operation_name(operation), module_path(operation), "of a weight or a constant")
 
 
 def _operation_name(operation: fx.Node) -> str:

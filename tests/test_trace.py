@@ -74,6 +74,28 @@ def test_operation_without_counterpart_is_named_with_the_way_out(operation, name
     assert "onnx2tf" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "standardise",
+    [
+        lambda kernel: 0.5 * kernel,
+        lambda kernel: kernel * kernel,
+        lambda kernel: nn.functional.batch_norm(kernel.reshape(1, 4, -1), None, None, training=True).view_as(kernel),
+        lambda kernel: torch.relu(kernel),
+        lambda kernel: kernel.flatten().reshape(4, 3, 3, 3),
+    ],
+    ids=["by a number", "by itself", "batch_norm", "relu", "flatten"],
+)
+def test_weight_that_is_computed_with_is_refused(standardise):
+    """As networks with standardised kernels do."""
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            return nn.functional.conv2d(x, standardise(self.weight), self.bias).mean((2, 3))
+
+    with pytest.raises(NoKerasCounterpart, match="weight"):
+        trace(Standardised(3, 4, 3))
+
+
 def test_value_changed_in_place_is_read_as_changed():
     class Reuse(nn.Module):
         def __init__(self):
