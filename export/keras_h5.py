@@ -113,7 +113,7 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
         layers.append(KerasLayer("Rescaling", "rescale_raw", rescale, (image.name,)))
         renamed[image.name] = "rescale_raw"
     elif input_range != "unit":
-        raise BadInput(f"input_range must be 'unit' ([0, 1]) or 'raw' (0..255), got {input_range!r}.")
+        raise BadInput(f"expected input_range 'unit' ([0, 1]) or 'raw' (0..255), got {input_range!r}. Name one.")
     for node in graph.nodes[1:]:
         inputs = tuple(renamed[name] for name in node.inputs)
         layers.extend(_LAYERS[node.op](graph, node, inputs))
@@ -505,7 +505,8 @@ def read_keras_h5(path: Path) -> KerasFile:
             )
     except Refused as refused:
         raise BadInput(
-            f"expected a Keras .h5 as Keras or this project saves it, got one that is refused: {refused}."
+            f"expected a Keras .h5 as Keras or this project saves it, got one that is refused: {refused}. Save it "
+            "again in the Keras that it comes from, or export it again with: lightning export CKPT OUT.h5"
         ) from refused
     except UNREADABLE as error:
         raise BadInput(
