@@ -30,6 +30,7 @@ from torch import nn
 
 from export.hand_over import write_twin
 from export.keras_h5 import NoKerasLayer
+from export.keras_process import KerasFailed
 from export.parity import Pair, check_pairs
 from export.trace import NoKerasCounterpart, export_program, unknown_operations
 from models.bad_input import BadInput
@@ -160,13 +161,22 @@ def convert(name: str, folder: Path) -> dict[str, Any]:
 
 
 def certify(results: list[dict[str, Any]], folder: Path) -> None:
-    """Climb the ladder for models that convert, in one Keras process; adds ``verdict``, ``layers_float64``."""
+    """Climb the ladder for models that convert, in one Keras process; adds ``verdict``, ``failed``, ``rungs``."""
     chance = np.random.default_rng(0)
     pairs = []
     for result in results:
         photos = chance.integers(0, 256, (3, result["size"], result["size"], 3), dtype=np.uint8)
         pairs.append(Pair(folder / f"{result['model']}.ckpt", folder / f"{result['model']}.h5", photos))
-    for result, report in zip(results, check_pairs(pairs), strict=True):
+    try:
+        reports = check_pairs(pairs)
+    except (BadInput, KerasFailed) as error:
+        if len(results) > 1:  # one of them: each by itself tells which
+            for result in results:
+                certify([result], folder)
+        else:
+            results[0].update(verdict="FAIL", failed=[str(error).splitlines()[0][:160]])
+        return
+    for result, report in zip(results, reports, strict=True):
         result["verdict"] = report.verdict
         result["failed"] = [f"{rung.name} {rung.figure:.2g} at {rung.first_divergence}" for rung in report.failed]
         result["rungs"] = {rung.name: rung.figure for rung in report.rungs}

@@ -232,8 +232,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _conv2d(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    rows, columns = _pair(given["padding"])
-    padding = [rows, rows, columns, columns]
+    padding = _conv_padding(given)
     source = given["input"]
     # timm's pad_type="same" and every explicit zero padding: part of the convolution, as TensorFlow's SAME is.
     if source.op == "call_function" and _operation_name(source) == "aten.pad" and len(source.users) == 1:
@@ -252,6 +251,18 @@ def _conv2d(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         },
         {"kernel": given["weight"], "bias": given["bias"]},
     )
+
+
+def _conv_padding(given: dict[str, Any]) -> list[int]:
+    """Top, bottom, left, right of a convolution; ``same`` and ``valid`` in numbers (torch's same takes no stride)."""
+    if given["padding"] == "valid":
+        return [0, 0, 0, 0]
+    if given["padding"] == "same":
+        kernel, dilation = _shape(given["weight"])[-2:], _pair(given["dilation"])
+        totals = [dilation[axis] * (kernel[axis] - 1) for axis in (0, 1)]
+        return [part for total in totals for part in (total // 2, total - total // 2)]
+    rows, columns = _pair(given["padding"])
+    return [rows, rows, columns, columns]
 
 
 def _zero_padding(operation: fx.Node) -> tuple[int, int, int, int]:

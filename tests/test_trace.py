@@ -36,6 +36,35 @@ def test_symmetric_padding_of_timm_is_kept():
     assert graph.node("backbone_conv_stem").attributes["padding"] == (1, 1, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "padding", "stated"),
+    [
+        (3, 1, "same", (1, 1, 1, 1)),
+        ((4, 3), 1, "same", (1, 2, 1, 1)),
+        (2, 3, "same", (1, 2, 1, 2)),
+        (3, 1, "valid", (0, 0, 0, 0)),
+        (3, 1, (2, 1), (2, 2, 1, 1)),
+    ],
+)
+def test_padding_by_name_is_stated_in_numbers(kernel, dilation, padding, stated):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, kernel, dilation=dilation, padding=padding)
+
+        def forward(self, x):
+            return self.conv(x).mean((2, 3))
+
+    network = Padded()
+    node = next(node for node in trace(network).nodes if node.op == "conv2d")
+    assert node.attributes["padding"] == stated
+    top, bottom, left, right = stated
+    image = torch.rand(1, 3, 48, 40)
+    padded = nn.functional.pad(image, (left, right, top, bottom))
+    again = nn.functional.conv2d(padded, network.conv.weight, network.conv.bias, dilation=dilation)
+    torch.testing.assert_close(again, network.conv(image))
+
+
 def test_normalisation_is_one_affine_node_with_exact_constants():
     network = random_classifier(backbone="mobilenetv2_035", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     affine = [node for node in trace(network).nodes if node.op == "affine"]
