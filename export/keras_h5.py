@@ -463,7 +463,8 @@ def _fixed_bytes(names: list[str]) -> np.ndarray:
 
 
 def _verify(path: Path, config: dict[str, Any], layers: list[KerasLayer]) -> None:
-    written = read_keras_h5(path)
+    with h5py.File(path, "r") as file:  # without `check_storage`: it is ours, written a moment ago
+        written = _contents(file)
     if written.config != config:
         raise RuntimeError(f"{path}: the architecture does not read back as it was written; the disk may be failing.")
     for layer in layers:
@@ -494,15 +495,7 @@ def read_keras_h5(path: Path) -> KerasFile:
     try:
         check_storage(str(path))
         with h5py.File(path, "r") as file:
-            weights, names = _read_weights(file["model_weights"])
-            return KerasFile(
-                config=_json_attribute(file, "model_config"),
-                training_config=_json_attribute(file, "training_config") if "training_config" in file.attrs else None,
-                details=_json_attribute(file, DETAILS_ATTRIBUTE) if DETAILS_ATTRIBUTE in file.attrs else {},
-                weights=weights,
-                weight_names=names,
-                marks=_marks(file),
-            )
+            return _contents(file)
     except Refused as refused:
         raise BadInput(
             f"expected a Keras .h5 as Keras or this project saves it, got one that is refused: {refused}. Save it "
@@ -513,6 +506,18 @@ def read_keras_h5(path: Path) -> KerasFile:
             f"expected a Keras .h5 file with architecture and weights, got {path}, which cannot be read as one "
             f"({type(error).__name__}: {error}). Name another, or export it again with: lightning export CKPT OUT.h5"
         ) from error
+
+
+def _contents(file: h5py.File) -> KerasFile:
+    weights, names = _read_weights(file["model_weights"])
+    return KerasFile(
+        config=_json_attribute(file, "model_config"),
+        training_config=_json_attribute(file, "training_config") if "training_config" in file.attrs else None,
+        details=_json_attribute(file, DETAILS_ATTRIBUTE) if DETAILS_ATTRIBUTE in file.attrs else {},
+        weights=weights,
+        weight_names=names,
+        marks=_marks(file),
+    )
 
 
 def _json_attribute(file: h5py.File, name: str) -> dict[str, Any]:

@@ -142,6 +142,12 @@ def test_value_changed_in_place_is_read_as_changed():
     assert [graph.node(name).op for name in add.inputs] == ["relu", "relu"]
 
 
+def test_concatenation_of_one_value_is_that_value():
+    graph = trace(Odd(lambda x: torch.cat([torch.relu(torch.cat([x], 1)), x], 1)))
+    assert [node.op for node in graph.nodes][1:4] == ["conv2d", "relu", "concatenate"]
+    assert graph.node(graph.nodes[3].inputs[1]).op == "conv2d"
+
+
 def test_unpooled_flatten_is_refused_because_its_order_differs():
     class Flat(nn.Module):
         def __init__(self):
