@@ -42,6 +42,8 @@ CLASS_NAMES = ["jeans", "sofa", "tshirt", "tv"]
 SIZES = (64, 96, 128, 224)
 # Matrix products of two computed values: attention.
 ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
+# Standard deviation of an image's logits: more lets torch's own float32 rounding come near the ladder's threshold.
+SPREAD = 0.3
 # Loaded in one Keras process at a time.
 CERTIFIED_AT_ONCE = 4
 
@@ -75,7 +77,7 @@ def smallest(names: list[str]) -> str:
 
 
 def shake(network: TimmClassifier) -> TimmClassifier:
-    """Give every weight that starts as a constant (BatchNorm, biases, layer scales) a random value."""
+    """Give every weight that starts as a constant (BatchNorm, biases, layer scales) a random value; in eval mode."""
     torch.manual_seed(0)
     with torch.no_grad():
         for name, tensor in [*network.named_parameters(), *network.named_buffers()]:
@@ -85,9 +87,17 @@ def shake(network: TimmClassifier) -> TimmClassifier:
                 flat = tensor.flatten()
                 if bool((flat == flat[0]).all()):
                     tensor.add_(torch.randn_like(tensor) * 0.1)
-        # smaller logits: a deep random network amplifies torch's own float32 rounding up to the ladder's threshold
-        network.head.get_submodule("predictions").weight.mul_(0.2)
     return network.eval()
+
+
+def settle(network: TimmClassifier, size: int) -> None:
+    """Scale the last layer so that logits spread by about `SPREAD`: neither all alike nor one probability of 1.
+
+    Both would hide differences before them, and a deep random network can give logits of any size.
+    """
+    with torch.inference_mode():
+        logits = network(torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0)))
+        network.head.get_submodule("predictions").weight.mul_(SPREAD / float(logits.std(dim=1).mean()))
 
 
 def save_checkpoint(network: TimmClassifier, size: int, path: Path) -> Path:
@@ -138,6 +148,7 @@ def convert(name: str, folder: Path) -> dict[str, Any]:
     try:
         network = shake(TimmClassifier(len(CLASS_NAMES), backbone=name))
         result["size"] = size = usable_size(network)
+        settle(network, size)
         program = export_program(network, (size, size))
     except Exception as error:  # timm's models raise anything; it is what the table must say
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]

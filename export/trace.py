@@ -177,7 +177,7 @@ class _Tracer:
     def constant(self, value: Any) -> np.ndarray | None:
         """Value of a constant (buffer outside the state dict, or a number); None for a computed value."""
         if isinstance(value, int | float):
-            return np.asarray(value, dtype=np.float32)
+            return np.asarray(value, dtype=np.float64)  # each side rounds a number itself, to what it computes in
         if not isinstance(value, fx.Node):
             return None
         name = self.constant_of.get(value.name) or self.tensor_of.get(value.name)
@@ -436,7 +436,7 @@ def operation_layout(tracer: _Tracer, value: fx.Node) -> bool:
 
 
 def _per_channel(operation: fx.Node, constant: np.ndarray) -> tuple[float, ...]:
-    """A constant of shape (1, C, 1, 1), (C, 1, 1) or () as C floats, each the float32's exact value."""
+    """A constant of shape (1, C, 1, 1), (C, 1, 1) or () as C floats, each its exact value."""
     channels = _shape(operation)[0]
     shape = (1,) * (4 - constant.ndim) + constant.shape
     if shape not in ((1, channels, 1, 1), (1, 1, 1, 1)):
