@@ -18,6 +18,7 @@ from conftest import random_classifier, save_checkpoint
 from odd_photos import draw_odd_photos
 
 from datamodule.photo_store import load_photo
+from export.case import read_case
 from export.hand_over import write_twin
 from export.image_sets import ImageSet
 from export.keras_process import KerasFailed, run_keras
@@ -213,18 +214,43 @@ def control_reports(tmp_path_factory) -> dict[str, Report]:
         return Pair(checkpoint, h5, photos_of((64, 64)), photo_files=odd, load_photo=load_photo)
 
     folded = write_twin(checkpoint, folder / "folded.h5", fuse_batchnorm=True).path
-    pairs = [pair_with(twin), pair_with(folded)]
+    with torch.no_grad():
+        network.head.predictions.bias[0] += 60
+    certain = save_checkpoint(folder / "certain.ckpt", network, (64, 64))
+    certain_twin = write_twin(certain, folder / "certain.h5").path
+    pairs = [pair_with(twin), pair_with(folded), Pair(certain, certain_twin, photos_of((64, 64)))]
     for number, (change, *_) in enumerate(CONTROLS.values()):
         changed = Path(shutil.copy(twin, folder / f"{number}.h5"))
         change(changed)
         pairs.append(pair_with(changed))
-    return dict(zip(["unchanged", "folded", *CONTROLS], check_pairs(pairs), strict=True))
+    return dict(zip(["unchanged", "folded", "certain", *CONTROLS], check_pairs(pairs), strict=True))
 
 
 @pytest.mark.parametrize("name", ["unchanged", "folded"])
 def test_the_unchanged_file_passes(control_reports, name):
     assert control_reports[name].verdict == "PASS", control_reports[name].failed
     assert [rung.name for rung in control_reports[name].rungs][-3:] == ["file_to_label", "training_steps", "contents"]
+
+
+def test_network_that_is_certain_of_everything_passes_and_is_not_trained(control_reports):
+    """Keras cuts probabilities at 1e-7, so its gradient is nothing where torch's is something."""
+    report = control_reports["certain"]
+    assert report.verdict == "PASS", report.failed
+    assert list(report.skipped) == ["training_steps"]
+    assert "1 skipped" in report.last_line()
+
+
+def test_network_that_is_certain_of_a_photo_learns_from_another_image(small_checkpoint, tmp_path, monkeypatch):
+    given = np.full((2 + 8, 4), 0.25, np.float32)
+    given[0] = (1 - 3e-6, 1e-6, 1e-6, 1e-6)  # the first photo
+    given[1] = (0.9, 0.1, 0, 0)
+    monkeypatch.setattr("export.case.torch_probabilities", lambda network, batches: given)
+    case = read_case(Pair(small_checkpoint, write_twin(small_checkpoint, tmp_path / "m.h5").path, photos_of((48, 40))))
+    assert np.array_equal(case.lesson.images, [case.exact_images[1], case.sets[0].images[0]])
+    assert case.lesson.targets.argmax(axis=1).tolist() == [0, 0]
+    given[1:] = given[0]
+    del case.__dict__["lesson"]
+    assert case.lesson is None
 
 
 @pytest.mark.parametrize("name", CONTROLS)
