@@ -296,7 +296,7 @@ def _backbone(graph: Graph, body: list[Node]) -> str:
     raise BadInput(
         f"expected the channels of a MobileNetV2 that timm has ({', '.join(names)}), got {len(kernels)} convolutions, "
         f"the first with {stem} channels, the last with {kernels[-1][0] if kernels else 0}. Of keras.applications, "
-        "alpha 0.35, 0.5, 0.75, 1.0 and 1.4 have a counterpart in timm; 1.3 has none."
+        "alpha 0.35, 0.5, 0.75, 1.0 and 1.4 have a counterpart in timm; 1.3 has none. Train one of those."
     )
 
 

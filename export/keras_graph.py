@@ -269,7 +269,7 @@ def _refused(path: tuple[str, ...], class_name: str, why: str = "") -> BadInput:
         )
     return BadInput(
         f"{name}: expected a layer of a MobileNetV2 classifier, got {class_name}{': ' if why else ''}{why}. "
-        f"Layers that are read: {', '.join(sorted(_READERS))}. {'' if why else REBUILD}"
+        f"Layers that are read: {', '.join(sorted(_READERS))}.{'' if why else f' {REBUILD}'}"
     )
 
 
