@@ -65,11 +65,6 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
-    def predictions(self) -> Path:
-        """What `lightning predict` says of each photo."""
-        return self.path / "predictions.csv"
-
-    @property
     def logs(self) -> Path:
         """CSV and TensorBoard logs."""
         return self.path / "logs"

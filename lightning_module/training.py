@@ -1,7 +1,5 @@
-"""`lightning fit|validate|test|predict`: LightningCLI with this project's model, data, callbacks and run folder."""
+"""`lightning fit|validate|test`: LightningCLI with this project's model, data, callbacks and run folder."""
 
-import csv
-import io
 import logging
 import sys
 import warnings
@@ -75,6 +73,11 @@ class KeepConfig(SaveConfigCallback):
 class TrainingCLI(LightningCLI):
     """LightningCLI whose `fit` ends with an evaluation, the Keras twin and its proof."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """LightningCLI's, but `predict`, which is a command of its own."""
+        return {name: options for name, options in LightningCLI.subcommands().items() if name != "predict"}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the model know the data's classes and size; give the callbacks settings of their own."""
         parser.add_argument(
@@ -117,7 +120,7 @@ class TrainingCLI(LightningCLI):
         """Refuse a folder that cannot be written before anything is read; set the threads."""
         if threads := self._get(self.config, "num_threads"):
             torch.set_num_threads(threads)
-        if self.subcommand in ("fit", "predict"):
+        if self.subcommand == "fit":
             RunFolder(Path(self._get(self.config, "trainer").default_root_dir)).check_writable()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -177,22 +180,6 @@ class TrainingCLI(LightningCLI):
         if self.trainer.is_global_zero:
             journal: MetricsJournal = self._get(self.config_init, "journal")
             print_closing_table(run_folder_of(self.trainer), journal.evaluations, self.hand_over.report)
-
-    def predict(self, **settings: Any) -> None:
-        """Predict, and write file, label and probability of each photo to `predictions.csv`."""
-        settings["return_predictions"] = True
-        batches = self.trainer.predict(**settings)
-        if not self.trainer.is_global_zero:
-            return
-        rows = io.StringIO()
-        writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(["file", "label", "probability"])
-        probabilities, labels = torch.cat(batches).max(dim=1)  # type: ignore[arg-type]
-        for file, label, probability in zip(self.datamodule.predict_files, labels, probabilities, strict=True):
-            writer.writerow([file, self.model.class_names[label], f"{probability:.6f}"])
-        path = run_folder_of(self.trainer).predictions
-        write_text(path, rows.getvalue())
-        print(f"{len(labels)} photos labelled: {path}")
 
 
 def _keep_tensorflow_out() -> None:

@@ -136,7 +136,7 @@ def parity(
         raise BadInput(f"--json and --html: expected two files, received {json} twice. Name another.")
     for option, place in (("--json", json), ("--html", html)):
         if place:
-            _check_report_place(option, place, ckpt, model)
+            check_report_place(option, place, ckpt, model)
     opinions = _chosen("--second_opinions", second_opinions, OPINIONS)
     files = list_photo_files(photos) if photos else []
     pixels = None
@@ -222,8 +222,8 @@ def import_(
     from export.take_over import ImportDiffers, write_import
 
     if json:
-        _check_report_place("--json", json, model, out)
-    stated = _read_labels(labels) if labels else {}
+        check_report_place("--json", json, model, out)
+    stated = read_labels(labels) if labels else {}
     names = class_names.split(",") if class_names else stated.get("class_names")
     if photos_root and not names:
         names = _folder_names(photos_root)
@@ -255,7 +255,12 @@ def import_(
     return report.verdict == PASS
 
 
-def _read_labels(path: Path) -> dict[str, Any]:
+def read_labels(path: Path) -> dict[str, Any]:
+    """What a labels.json says, `class_names` at least; a plain list of names will do.
+
+    Raises:
+        BadInput: it cannot be read, or has no names.
+    """
     from json import loads
 
     try:
@@ -339,7 +344,7 @@ def _parse(name: str, function: Callable, argv: list[str], repeatable: Iterable[
     return settings
 
 
-def _check_report_place(option: str, place: Path, *inputs: Path) -> None:
+def check_report_place(option: str, place: Path, *inputs: Path) -> None:
     """Refuse, before anything costly, a report that could not be written or would replace what it reports on.
 
     Raises:

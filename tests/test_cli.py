@@ -177,17 +177,6 @@ def test_checkpoint_settings_win_over_the_command_line(finished, photos, capsys)
     assert f"{final['accuracy']:.4g}"[:4] in capsys.readouterr().out
 
 
-def test_predict_labels_every_photo(finished, photos, tmp_path, capsys):
-    config, checkpoint = finished / "config.yaml", finished / "best.ckpt"
-    run = tmp_path / "out"
-    arguments = ["--config", config, "--ckpt_path", checkpoint, f"--trainer.default_root_dir={run}"]
-    assert lightning("predict", *arguments, f"--data.predict_root={photos / 'sofa'}") == 0
-    rows = list(csv.DictReader((run / "predictions.csv").open()))
-    assert [Path(row["file"]).parent.name for row in rows] == ["sofa"] * 8
-    assert all(row["label"] in ("jeans", "sofa", "tshirt", "tv") for row in rows)
-    assert all(0.25 <= float(row["probability"]) <= 1 for row in rows)
-
-
 @pytest.mark.keras
 @pytest.mark.slow
 def test_fit_hands_over_a_proved_twin(photos, tmp_path, capsys):
