@@ -11,7 +11,9 @@ from models.bad_input import BadInput
 from models.whole_file import write_text
 
 BEST_CHECKPOINT = "best.ckpt"
-HANDED_OVER = ("model.h5", "parity.json", "parity.html", "labels.json", "metrics.json")
+HANDED_OVER = (
+    "model.h5", "calibrated.ckpt", "parity.json", "parity.html", "labels.json", "metrics.json", "report.html",
+)  # fmt: skip
 """What belongs to one finished run, and must never be taken for another's."""
 
 
@@ -48,6 +50,21 @@ class RunFolder:
     def parity_page(self) -> Path:
         """The proof, for people."""
         return self.path / "parity.html"
+
+    @property
+    def calibrated_checkpoint(self) -> Path:
+        """The best checkpoint with the fitted temperature in its last layer; only with `hand_over.temperature`."""
+        return self.path / "calibrated.ckpt"
+
+    @property
+    def report(self) -> Path:
+        """How good the best checkpoint is, for people."""
+        return self.path / "report.html"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the report's pictures, and of each measured photo's logits."""
+        return self.path / "evaluation"
 
     @property
     def labels(self) -> Path:
@@ -98,10 +115,13 @@ class RunFolder:
             for name in (BEST_CHECKPOINT, "config.yaml", *HANDED_OVER):
                 if (self.path / name).is_file():
                     shutil.copy2(self.path / name, fresh / name)
+            if self.evaluation.is_dir():
+                shutil.copytree(self.evaluation, fresh / self.evaluation.name)
             shutil.rmtree(previous, ignore_errors=True)
             fresh.replace(previous)
         for name in HANDED_OVER:
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.evaluation, ignore_errors=True)
         return previous if finished else None
 
 

@@ -20,6 +20,8 @@ from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJour
 from lightning_module.classifier import ProductClassifier
 from lightning_module.cli import EXIT_MISMATCH
 from lightning_module.closing_table import print_closing_table
+from lightning_module.measured_photos import KeepLogits
+from lightning_module.report import report_fit, report_test
 from lightning_module.run_folder import RunFolder
 from models.bad_input import BadInput
 from models.whole_file import write_text
@@ -93,6 +95,7 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(MetricsJournal, "journal")
         parser.add_lightning_class_args(HandOverTwin, "hand_over")
+        parser.add_lightning_class_args(KeepLogits, "logits")
         parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 5})
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -120,7 +123,7 @@ class TrainingCLI(LightningCLI):
         """Refuse a folder that cannot be written before anything is read; set the threads."""
         if threads := self._get(self.config, "num_threads"):
             torch.set_num_threads(threads)
-        if self.subcommand == "fit":
+        if self.subcommand in ("fit", "test"):
             RunFolder(Path(self._get(self.config, "trainer").default_root_dir)).check_writable()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -160,6 +163,11 @@ class TrainingCLI(LightningCLI):
                 "No --data.test_root: measuring the validation photos, by which the checkpoint was chosen."
             )
 
+    def after_test(self) -> None:
+        """Write the report, and say where it is."""
+        if page := report_test(self.trainer, self._get(self.config_init, "logits")):
+            self.trainer.print(f"How good it is, and how sure that is: {page}")
+
     def after_fit(self) -> None:
         """Evaluate the best checkpoint on photos as they are, hand it over, and say where everything is.
 
@@ -172,6 +180,7 @@ class TrainingCLI(LightningCLI):
         try:
             if self.datamodule.test_root is not None:
                 self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+            report_fit(self.trainer, self._get(self.config_init, "journal"), self._get(self.config_init, "logits"))
             self.hand_over.hand_over(self.trainer, self.model)
         finally:
             self._close()
