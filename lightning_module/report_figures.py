@@ -57,6 +57,26 @@ def curves_png(epochs: Sequence[dict[str, Any]], best: int | None) -> bytes:
     return _png(figure)
 
 
+def learning_rate_png(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray, suggestion: float | None) -> bytes:
+    """Training loss while the learning rate grew, and the rate that is suggested."""
+    figure = _figure(8, 4)
+    panel = figure.subplots()
+    panel.plot(rates, losses, ".", color=GREY, markersize=4, label="a step")
+    panel.plot(rates, smooth, color=BLUE, label="mean of its neighbours")
+    panel.set_xscale("log")
+    if suggestion is not None:
+        panel.axvline(suggestion, color=RED, linewidth=1, linestyle="--", label=f"suggested: {suggestion:.2g}")
+    panel.legend(frameon=False, fontsize=8)
+    known = losses[np.isfinite(losses)]
+    if len(known):  # the end, where it diverges, would flatten all the rest
+        low, high = known.min(), known[: max(1, len(known) // 2)].max()
+        panel.set_ylim(low - 0.1 * (high - low + 0.01), high + 0.2 * (high - low + 0.01))
+    panel.set_xlabel("learning rate")
+    panel.set_ylabel("training loss")
+    panel.grid(color="#e6eaee")
+    return _png(figure)
+
+
 def confusion_png(evaluation: Evaluation) -> bytes:
     """Counts, and shares of each true class, side by side."""
     counts, names = evaluation.confusion, evaluation.measured.class_names

@@ -62,6 +62,11 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def learning_rates(self) -> Path:
+        """The loss against the learning rate; only with `--find_lr`."""
+        return self.path / "learning_rates.png"
+
+    @property
     def evaluation(self) -> Path:
         """Folder of the report's pictures, and of each measured photo's logits."""
         return self.path / "evaluation"

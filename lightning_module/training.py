@@ -5,9 +5,10 @@ import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jsonargparse import ActionYesNo
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
@@ -24,9 +25,17 @@ from lightning_module.measured_photos import KeepLogits
 from lightning_module.report import report_fit, report_test
 from lightning_module.run_folder import RunFolder
 from models.bad_input import BadInput
-from models.whole_file import write_text
+from models.whole_file import replacing, write_text
+
+if TYPE_CHECKING:
+    from lightning_module.finders import FoundRate
 
 DEFAULT_RUN = "runs/latest"
+FINDERS = {
+    "find_batch_size": "look for the largest data.batch_size that fits into memory, and use it",
+    "find_lr": "look for the model.learning_rate at which the loss falls most steeply, and use it",
+}
+"""Flags of `fit`, in the order in which they are followed: the rate depends on the size."""
 LINKED = ("class_names", "image_size", "interpolation")
 """What the model takes from the data."""
 
@@ -98,6 +107,14 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(KeepLogits, "logits")
         parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 5})
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Give `fit` its flags."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            for flag, text in FINDERS.items():
+                parser.add_argument(f"--{flag}", action=ActionYesNo, nargs="?", default=False, help=text)
+        return parser
+
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse what `main` was given; LightningCLI would warn that the process has arguments as well."""
         self.config = parser.parse_args(args)  # type: ignore[arg-type]
@@ -155,6 +172,48 @@ class TrainingCLI(LightningCLI):
         self.hand_over.at_fit_end = False  # after_fit does it
         if not self._get(self.config_init, "ckpt_path"):
             self.model.load_pretrained_weights()
+        self._find_settings()
+
+    def _find_settings(self) -> None:
+        """Look for the batch size and the learning rate, if asked; set them in this fit and in the kept settings.
+
+        Raises:
+            BadInput: the fit goes on from a checkpoint, whose optimiser has its learning rate.
+        """
+        wanted = [flag for flag in FINDERS if self._get(self.config_init, flag)]
+        run = RunFolder(Path(self._get(self.config_init, "trainer").default_root_dir))
+        run.learning_rates.unlink(missing_ok=True)
+        if not wanted or getattr(self.trainer, "fast_dev_run", False):
+            return
+        if self._get(self.config_init, "ckpt_path"):
+            raise BadInput(f"--{wanted[0]}: expected a fit from the beginning, received --ckpt_path. Leave one out.")
+        from lightning_module.finders import find_batch_size, find_learning_rate
+
+        kept = self.config[self.subcommand]
+        settings = dict(self._get(self.config_init, "trainer"))
+        for flag in wanted:
+            kept[flag] = False  # config.yaml runs this fit again, without looking
+        if "find_batch_size" in wanted:
+            size = find_batch_size(self.model, self.datamodule, settings)
+            self.trainer.print(f"--data.batch_size {size}: the largest that fits; the learning rate may want to follow")
+            kept["data"]["batch_size"] = self.datamodule.batch_size = size
+        if "find_lr" in wanted:
+            self._use_rate(run, find_learning_rate(self.model, self.datamodule, settings))
+
+    def _use_rate(self, run: RunFolder, found: "FoundRate") -> None:
+        from lightning_module.report_figures import learning_rate_png
+
+        rate, picture = found.suggestion, run.learning_rates
+        with replacing(picture) as temporary:
+            temporary.write_bytes(learning_rate_png(*found))
+        if rate is None:
+            given = self.model.hparams["learning_rate"]
+            self.trainer.print(
+                f"--model.learning_rate {given:g} stays: the loss did not clearly fall at any ({picture})"
+            )
+            return
+        self.trainer.print(f"--model.learning_rate {rate:g}: where the loss falls most steeply ({picture})")
+        self.config[self.subcommand]["model"]["learning_rate"] = self.model.hparams["learning_rate"] = rate
 
     def before_test(self) -> None:
         """Say so where the figures to come are none of a test."""
