@@ -41,7 +41,7 @@ COMMANDS = {
     "fit": Command("Train on a folder of photos, hand over the Keras twin and prove it.", "training:run"),
     "validate": Command("Measure a checkpoint on the validation photos.", "training:run"),
     "test": Command("Measure a checkpoint on the test photos.", "training:run"),
-    "predict": Command("Label photos with a checkpoint; writes predictions.csv.", "training:run"),
+    "predict": Command("Label photos with a checkpoint or a Keras .h5; writes predictions.csv.", "predict:run"),
     "export": Command("Write a checkpoint as a Keras .h5, or in other formats made of it.", "twin_commands:run_export"),
     "parity": Command("Prove that a .h5 computes what its checkpoint computes.", "twin_commands:run_parity"),
     "import": Command(

@@ -11,7 +11,9 @@ from models.bad_input import BadInput
 from models.whole_file import write_text
 
 BEST_CHECKPOINT = "best.ckpt"
-HANDED_OVER = ("model.h5", "parity.json", "parity.html", "labels.json", "metrics.json")
+HANDED_OVER = (
+    "model.h5", "calibrated.ckpt", "parity.json", "parity.html", "labels.json", "metrics.json", "report.html",
+)  # fmt: skip
 """What belongs to one finished run, and must never be taken for another's."""
 
 
@@ -50,6 +52,26 @@ class RunFolder:
         return self.path / "parity.html"
 
     @property
+    def calibrated_checkpoint(self) -> Path:
+        """The best checkpoint with the fitted temperature in its last layer; only with `hand_over.temperature`."""
+        return self.path / "calibrated.ckpt"
+
+    @property
+    def report(self) -> Path:
+        """How good the best checkpoint is, for people."""
+        return self.path / "report.html"
+
+    @property
+    def learning_rates(self) -> Path:
+        """The loss against the learning rate; only with `--find_lr`."""
+        return self.path / "learning_rates.png"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the report's pictures, and of each measured photo's logits."""
+        return self.path / "evaluation"
+
+    @property
     def labels(self) -> Path:
         """What a user of the twin must know: class names, size, interpolation, range."""
         return self.path / "labels.json"
@@ -63,11 +85,6 @@ class RunFolder:
     def config(self) -> Path:
         """All settings, for `lightning fit --config`."""
         return self.path / "config.yaml"
-
-    @property
-    def predictions(self) -> Path:
-        """What `lightning predict` says of each photo."""
-        return self.path / "predictions.csv"
 
     @property
     def logs(self) -> Path:
@@ -103,10 +120,13 @@ class RunFolder:
             for name in (BEST_CHECKPOINT, "config.yaml", *HANDED_OVER):
                 if (self.path / name).is_file():
                     shutil.copy2(self.path / name, fresh / name)
+            if self.evaluation.is_dir():
+                shutil.copytree(self.evaluation, fresh / self.evaluation.name)
             shutil.rmtree(previous, ignore_errors=True)
             fresh.replace(previous)
         for name in HANDED_OVER:
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.evaluation, ignore_errors=True)
         return previous if finished else None
 
 

@@ -1,15 +1,14 @@
-"""`lightning fit|validate|test|predict`: LightningCLI with this project's model, data, callbacks and run folder."""
+"""`lightning fit|validate|test`: LightningCLI with this project's model, data, callbacks and run folder."""
 
-import csv
-import io
 import logging
 import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jsonargparse import ActionYesNo
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
@@ -22,11 +21,21 @@ from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJour
 from lightning_module.classifier import ProductClassifier
 from lightning_module.cli import EXIT_MISMATCH
 from lightning_module.closing_table import print_closing_table
+from lightning_module.measured_photos import KeepLogits
+from lightning_module.report import report_fit, report_test
 from lightning_module.run_folder import RunFolder
 from models.bad_input import BadInput
-from models.whole_file import write_text
+from models.whole_file import replacing, write_text
+
+if TYPE_CHECKING:
+    from lightning_module.finders import FoundRate
 
 DEFAULT_RUN = "runs/latest"
+FINDERS = {
+    "find_batch_size": "look for the largest data.batch_size that fits into memory, and use it",
+    "find_lr": "look for the model.learning_rate at which the loss falls most steeply, and use it",
+}
+"""Flags of `fit`, in the order in which they are followed: the rate depends on the size."""
 LINKED = ("class_names", "image_size", "interpolation")
 """What the model takes from the data."""
 
@@ -75,6 +84,11 @@ class KeepConfig(SaveConfigCallback):
 class TrainingCLI(LightningCLI):
     """LightningCLI whose `fit` ends with an evaluation, the Keras twin and its proof."""
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """LightningCLI's, but `predict`, which is a command of its own."""
+        return {name: options for name, options in LightningCLI.subcommands().items() if name != "predict"}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the model know the data's classes and size; give the callbacks settings of their own."""
         parser.add_argument(
@@ -90,7 +104,16 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(MetricsJournal, "journal")
         parser.add_lightning_class_args(HandOverTwin, "hand_over")
+        parser.add_lightning_class_args(KeepLogits, "logits")
         parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 5})
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Give `fit` its flags."""
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            for flag, text in FINDERS.items():
+                parser.add_argument(f"--{flag}", action=ActionYesNo, nargs="?", default=False, help=text)
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse what `main` was given; LightningCLI would warn that the process has arguments as well."""
@@ -117,7 +140,7 @@ class TrainingCLI(LightningCLI):
         """Refuse a folder that cannot be written before anything is read; set the threads."""
         if threads := self._get(self.config, "num_threads"):
             torch.set_num_threads(threads)
-        if self.subcommand in ("fit", "predict"):
+        if self.subcommand in ("fit", "test"):
             RunFolder(Path(self._get(self.config, "trainer").default_root_dir)).check_writable()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -149,6 +172,48 @@ class TrainingCLI(LightningCLI):
         self.hand_over.at_fit_end = False  # after_fit does it
         if not self._get(self.config_init, "ckpt_path"):
             self.model.load_pretrained_weights()
+        self._find_settings()
+
+    def _find_settings(self) -> None:
+        """Look for the batch size and the learning rate, if asked; set them in this fit and in the kept settings.
+
+        Raises:
+            BadInput: the fit goes on from a checkpoint, whose optimiser has its learning rate.
+        """
+        wanted = [flag for flag in FINDERS if self._get(self.config_init, flag)]
+        run = RunFolder(Path(self._get(self.config_init, "trainer").default_root_dir))
+        run.learning_rates.unlink(missing_ok=True)
+        if not wanted or getattr(self.trainer, "fast_dev_run", False):
+            return
+        if self._get(self.config_init, "ckpt_path"):
+            raise BadInput(f"--{wanted[0]}: expected a fit from the beginning, received --ckpt_path. Leave one out.")
+        from lightning_module.finders import find_batch_size, find_learning_rate
+
+        kept = self.config[self.subcommand]
+        settings = dict(self._get(self.config_init, "trainer"))
+        for flag in wanted:
+            kept[flag] = False  # config.yaml runs this fit again, without looking
+        if "find_batch_size" in wanted:
+            size = find_batch_size(self.model, self.datamodule, settings)
+            self.trainer.print(f"--data.batch_size {size}: the largest that fits; the learning rate may want to follow")
+            kept["data"]["batch_size"] = self.datamodule.batch_size = size
+        if "find_lr" in wanted:
+            self._use_rate(run, find_learning_rate(self.model, self.datamodule, settings))
+
+    def _use_rate(self, run: RunFolder, found: "FoundRate") -> None:
+        from lightning_module.report_figures import learning_rate_png
+
+        rate, picture = found.suggestion, run.learning_rates
+        with replacing(picture) as temporary:
+            temporary.write_bytes(learning_rate_png(*found))
+        if rate is None:
+            given = self.model.hparams["learning_rate"]
+            self.trainer.print(
+                f"--model.learning_rate {given:g} stays: the loss did not clearly fall at any ({picture})"
+            )
+            return
+        self.trainer.print(f"--model.learning_rate {rate:g}: where the loss falls most steeply ({picture})")
+        self.config[self.subcommand]["model"]["learning_rate"] = self.model.hparams["learning_rate"] = rate
 
     def before_test(self) -> None:
         """Say so where the figures to come are none of a test."""
@@ -156,6 +221,11 @@ class TrainingCLI(LightningCLI):
             self.trainer.print(
                 "No --data.test_root: measuring the validation photos, by which the checkpoint was chosen."
             )
+
+    def after_test(self) -> None:
+        """Write the report, and say where it is."""
+        if page := report_test(self.trainer, self._get(self.config_init, "logits")):
+            self.trainer.print(f"How good it is, and how sure that is: {page}")
 
     def after_fit(self) -> None:
         """Evaluate the best checkpoint on photos as they are, hand it over, and say where everything is.
@@ -169,6 +239,7 @@ class TrainingCLI(LightningCLI):
         try:
             if self.datamodule.test_root is not None:
                 self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+            report_fit(self.trainer, self._get(self.config_init, "journal"), self._get(self.config_init, "logits"))
             self.hand_over.hand_over(self.trainer, self.model)
         finally:
             self._close()
@@ -177,22 +248,6 @@ class TrainingCLI(LightningCLI):
         if self.trainer.is_global_zero:
             journal: MetricsJournal = self._get(self.config_init, "journal")
             print_closing_table(run_folder_of(self.trainer), journal.evaluations, self.hand_over.report)
-
-    def predict(self, **settings: Any) -> None:
-        """Predict, and write file, label and probability of each photo to `predictions.csv`."""
-        settings["return_predictions"] = True
-        batches = self.trainer.predict(**settings)
-        if not self.trainer.is_global_zero:
-            return
-        rows = io.StringIO()
-        writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(["file", "label", "probability"])
-        probabilities, labels = torch.cat(batches).max(dim=1)  # type: ignore[arg-type]
-        for file, label, probability in zip(self.datamodule.predict_files, labels, probabilities, strict=True):
-            writer.writerow([file, self.model.class_names[label], f"{probability:.6f}"])
-        path = run_folder_of(self.trainer).predictions
-        write_text(path, rows.getvalue())
-        print(f"{len(labels)} photos labelled: {path}")
 
 
 def _keep_tensorflow_out() -> None:
