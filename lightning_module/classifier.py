@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Schedule, balanced_weights, shrink
@@ -125,6 +125,8 @@ class ProductClassifier(L.LightningModule):
         # the keys have a slash because a ModuleDict takes no name that a module's own attributes have, such as train
         self.metrics = nn.ModuleDict({f"{name}/": _metrics(name, len(class_names)) for name in SETS})
         self.confusion = nn.ModuleDict({f"{name}/": MulticlassConfusionMatrix(len(class_names)) for name in SETS[1:]})
+        # Lightning's own mean over processes rounds the number of photos that each has
+        self.mean_losses = nn.ModuleDict({f"{name}/": MeanMetric(nan_strategy="disable") for name in SETS})
         self.confusion_counts: dict[str, list[list[int]]] = {}
         self.weights_report: WeightsReport | None = None
         self._has_trained_weights = not pretrained
@@ -177,6 +179,13 @@ class ProductClassifier(L.LightningModule):
         """Loss, a scalar, of images (B, 3, H, W) and labels (B,)."""
         return self._shared_step(batch, "train")
 
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's. Several processes average their gradients: each counts for its share of a step's photos."""
+        weight_of_share = getattr(self.datamodule, "weight_of_share", None)
+        if self.trainer.world_size > 1 and weight_of_share is not None:
+            loss = loss * weight_of_share(self.trainer.fit_loop.batch_idx)
+        super().backward(loss, *args, **kwargs)
+
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure images (B, 3, H, W) against labels (B,); the loader's place tells the set."""
         self._shared_step(batch, self.validation_sets[dataloader_idx])
@@ -205,15 +214,16 @@ class ProductClassifier(L.LightningModule):
         metrics.update(logits, labels)
         if name != "train":
             self._confusion_of(name).update(logits, labels)
+        mean_loss = cast(MeanMetric, self.mean_losses[f"{name}/"])
+        mean_loss.update(loss.detach(), weight=len(labels))
         self.log(
             f"{name}/loss",
-            loss,
+            mean_loss,
             on_step=False,
             on_epoch=True,
             prog_bar=name != "val_clean",
             batch_size=len(labels),
             add_dataloader_idx=False,
-            sync_dist=name != "train",
         )
         self.log_dict(metrics, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return loss

@@ -264,7 +264,10 @@ def test_keras_failing_costs_no_figure(photos, tmp_path, monkeypatch, capsys):
 
 def test_diverged_training_is_named_and_handed_over_to_nobody(photos, tmp_path, capsys):
     assert fit(photos, tmp_path / "run", "--model.learning_rate=1e30", hand_over=True) == 2
-    assert "no epoch ended with a finite val/loss" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "expected a finite loss, received one that is none in epoch 1, step 2 of 3" in said
+    assert "Nothing was written" in said
+    assert not list((tmp_path / "run").glob("*.ckpt"))
     assert not (tmp_path / "run" / "model.h5").exists()
 
 
