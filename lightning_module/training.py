@@ -127,9 +127,10 @@ class KeepConfig(SaveConfigCallback):
 
 
 def settings_text(parser: LightningArgumentParser, settings: Any) -> str:
-    """Return all settings of a fit as YAML, but `resume`: it is none of what is learnt, and other commands lack it."""
+    """Return all settings of a fit as YAML, but its flags: they are none of what is learnt; other commands lack them."""
     settings = settings.clone()
-    settings.pop("resume", None)
+    for flag in ("resume", *FINDERS):
+        settings.pop(flag, None)
     return parser.dump(settings, skip_none=False)
 
 
@@ -314,8 +315,6 @@ class TrainingCLI(LightningCLI):
 
         kept = self.config[self.subcommand]
         settings = dict(self._get(self.config_init, "trainer"))
-        for flag in wanted:
-            kept[flag] = False  # config.yaml runs this fit again, without looking
         if "find_batch_size" in wanted:
             size = find_batch_size(self.model, self.datamodule, settings)
             self.trainer.print(f"--data.batch_size {size}: the largest that fits; the learning rate may want to follow")
