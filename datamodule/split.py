@@ -6,6 +6,7 @@ Source mirrored: `keras/src/legacy/preprocessing/image.py` (`DirectoryIterator`,
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,14 +44,16 @@ def list_photos(folder: Path) -> list[Path]:
     Folders are ordered by their whole path as a string, files by name within each. Links to files are listed; links
     to folders are not followed (`follow_links=False`), except that `folder` itself may be one.
     """
+    return list(each_photo(folder))
+
+
+def each_photo(folder: Path) -> Iterator[Path]:
+    """`list_photos` one after the other: names of one folder at a time are in memory, however many photos there are."""
     # os.walk and not Path.walk or glob: which files it yields, broken links included, is what Keras sees.
-    folders = sorted(os.walk(folder, followlinks=False), key=lambda entry: entry[0])
-    return [
-        Path(parent, name)
-        for parent, _, names in folders
-        for name in sorted(names)
-        if name.lower().endswith(LISTED_ENDINGS)
-    ]
+    for parent in sorted(entry[0] for entry in os.walk(folder, followlinks=False)):
+        # a folder that has gone meanwhile has no photos
+        _, _, names = next(os.walk(parent), (parent, [], []))
+        yield from (Path(parent, name) for name in sorted(names) if name.lower().endswith(LISTED_ENDINGS))
 
 
 def count_unlisted(folder: Path) -> Counter[str]:

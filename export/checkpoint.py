@@ -60,7 +60,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         BadInput: if the file is missing, is no checkpoint, is of another model, or its weights do not fit.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_content(path)
     settings = _hyper_parameters(path, content)
     try:
         network = TimmClassifier(len(settings["class_names"]), **{name: settings[name] for name in ARCHITECTURE})
@@ -127,7 +127,7 @@ def read_hyper_parameters(path: Path) -> dict[str, Any]:
         BadInput: if the file is missing, is no checkpoint, or is of another model.
     """
     path = Path(path)
-    return _hyper_parameters(path, _read(path))
+    return _hyper_parameters(path, read_content(path))
 
 
 def file_digest(path: Path) -> str:
@@ -136,7 +136,12 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
+    """All that a checkpoint's file holds; nothing is unpickled.
+
+    Raises:
+        BadInput: if the file is missing, is no checkpoint, or is of another model.
+    """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise BadInput(f"expected a checkpoint file, got {path}, which {what}. `lightning fit` writes RUN/best.ckpt.")

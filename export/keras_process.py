@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from models.bad_input import BadInput
@@ -23,7 +25,7 @@ _NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
 # What can be done about each kind of refusal.
 _REMEDIES = {
     "keras": "Give an interpreter that has one with --keras-python.",
-    "model": "Export it again.",
+    "model": "Export it again, or save it again in the Keras that it comes from.",
     "package": "Install it there.",
 }
 
@@ -77,24 +79,123 @@ def run_worker(
                 command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
                 errors="replace", timeout=time_limit, check=False,
             )  # fmt: skip
-        except FileNotFoundError as error:
-            raise BadInput(
-                f"expected a Python interpreter with Keras, got {interpreter}, which does not exist. Check the path."
-            ) from error
-        except (PermissionError, OSError) as error:
-            raise BadInput(
-                f"expected a Python interpreter with Keras, got {interpreter}: {error.strerror}. Name another."
-            ) from error
+        except OSError as error:
+            raise _no_interpreter(interpreter, error) from error
         except subprocess.TimeoutExpired as error:
             raise KerasFailed(
                 f"the Keras process ran longer than its limit of {time_limit:.0f} s and was ended."
             ) from error
         if not reply.is_file():
-            raise KerasFailed(f"the Keras process ended without a reply ({_ending(done)}).\n{_last_lines(done.stderr)}")
+            ending = _ending(done.returncode)
+            raise KerasFailed(f"the Keras process ended without a reply ({ending}).\n{_last_lines(done.stderr)}")
         try:
             answer = json.loads(reply.read_text())
         except ValueError as error:
-            raise KerasFailed(f"the Keras process ended while it wrote its reply ({_ending(done)}).") from error
+            ending = _ending(done.returncode)
+            raise KerasFailed(f"the Keras process ended while it wrote its reply ({ending}).") from error
+    return _without_error(answer)
+
+
+class KerasStream:
+    """A Keras process that has loaded one model and does tasks with it as they come; a context manager.
+
+    Args:
+        h5: the model.
+        python: interpreter that has a Keras; None: the one that runs us.
+        time_limit: seconds for loading.
+
+    Attributes:
+        input_shape: NHWC, as Keras tells it, None for what may vary; None where there are several inputs.
+        output_shape: likewise.
+
+    Raises:
+        BadInput: when the interpreter has no Keras, or its Keras cannot load the model.
+        KerasFailed: when the process crashed or ran out of time.
+    """
+
+    def __init__(self, h5: Path, python: Path | None = None, time_limit: float = 600.0) -> None:
+        interpreter = Path(python or sys.executable)
+        # a pipe that nobody reads would fill up, and stop the process
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        try:
+            self._process = subprocess.Popen(
+                [str(interpreter), str(_WORKER), "stream", str(h5.resolve())], env=_environment(),
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
+            )  # fmt: skip
+        except OSError as error:
+            self._said.close()
+            raise _no_interpreter(interpreter, error) from error
+        try:
+            loaded = self._reply(time_limit)
+        except BaseException:
+            self.close()
+            raise
+        self.input_shape: list[int | None] | None = loaded["input_shape"]
+        self.output_shape: list[int | None] | None = loaded["output_shape"]
+
+    def __enter__(self) -> KerasStream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._said.close()
+
+    def ask(self, task: dict[str, Any], time_limit: float) -> dict[str, Any]:
+        """Have a task done (see `keras_worker.TASKS`) and return its result.
+
+        Args:
+            task: paths in it must be absolute.
+            time_limit: seconds after which the process is ended.
+
+        Raises:
+            KerasFailed: when it crashed or ran out of time.
+        """
+        try:
+            assert self._process.stdin is not None
+            self._process.stdin.write(json.dumps(task) + "\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it is gone, which its reply will tell
+        return self._reply(time_limit)
+
+    def _reply(self, time_limit: float) -> dict[str, Any]:
+        ran_out = threading.Event()
+
+        def end() -> None:
+            ran_out.set()
+            self._process.kill()
+
+        timer = threading.Timer(time_limit, end)
+        timer.start()
+        try:
+            assert self._process.stdout is not None
+            line = self._process.stdout.readline()
+        finally:
+            timer.cancel()
+        if line.endswith("\n"):
+            return _without_error(json.loads(line))
+        if ran_out.is_set():
+            raise KerasFailed(f"the Keras process ran longer than its limit of {time_limit:.0f} s and was ended.")
+        self._process.wait()
+        self._said.seek(0)
+        said, ending = self._said.read().decode(errors="replace"), _ending(self._process.returncode)
+        raise KerasFailed(f"the Keras process ended without a reply ({ending}).\n{_last_lines(said)}")
+
+
+def _no_interpreter(interpreter: Path, error: OSError) -> BadInput:
+    if isinstance(error, FileNotFoundError):
+        return BadInput(
+            f"expected a Python interpreter with Keras, got {interpreter}, which does not exist. Check the path."
+        )
+    return BadInput(f"expected a Python interpreter with Keras, got {interpreter}: {error.strerror}. Name another.")
+
+
+def _without_error(answer: dict[str, Any]) -> dict[str, Any]:
     if "error" not in answer:
         return answer
     if answer["kind"] == "fault":
@@ -108,10 +209,10 @@ def _environment() -> dict[str, str]:
     return {**inherited, "CUDA_VISIBLE_DEVICES": os.environ.get(GPU_VARIABLE, "-1"), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
-def _ending(done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode < 0:
-        return f"killed by signal {signal.Signals(-done.returncode).name}"
-    return f"exit code {done.returncode}"
+def _ending(code: int) -> str:
+    if code < 0:
+        return f"killed by signal {signal.Signals(-code).name}"
+    return f"exit code {code}"
 
 
 def _last_lines(text: str, count: int = 15) -> str:

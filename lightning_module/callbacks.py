@@ -172,6 +172,11 @@ class MetricsJournal(Callback):
         if self.epochs:  # an evaluation on its own has no journal to write into
             self._write(trainer)
 
+    def add(self, trainer: L.Trainer, key: str, figures: dict[str, Any]) -> None:
+        """Add figures to the evaluation `final` or `test`."""
+        self.evaluations[key] |= figures
+        self._write(trainer)
+
     def _write(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero:
             return
@@ -215,6 +220,9 @@ class HandOverTwin(Callback):
         input_range: `unit`: the twin takes values 0 to 1; `raw`: 0 to 255.
         max_photos: how many validation photos at most, evenly spread over them, go through both twins.
         keras_python: interpreter whose Keras judges; null for this environment's.
+        temperature: `fitted`: what is handed over is `calibrated.ckpt`, the best checkpoint with the temperature that
+            metrics.json has in its last layer, so that both twins give calibrated probabilities; `none`: the best
+            checkpoint as it was trained.
 
     Attributes:
         report: the outcome; None until there is one.
@@ -228,6 +236,7 @@ class HandOverTwin(Callback):
         input_range: Literal["unit", "raw"] = "unit",
         max_photos: int = 1000,
         keras_python: str | None = None,
+        temperature: Literal["none", "fitted"] = "none",
     ) -> None:
         if max_photos < 0:
             raise BadInput(f"--hand_over.max_photos: expected 0 or more, received {max_photos}.")
@@ -235,6 +244,7 @@ class HandOverTwin(Callback):
         self.input_range = input_range
         self.max_photos = max_photos
         self.keras_python = Path(keras_python) if keras_python else None
+        self.temperature = temperature
         self.report: Report | None = None
         self.at_fit_end = True
 
@@ -267,6 +277,7 @@ class HandOverTwin(Callback):
         if not self.enabled or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
             return
         from datamodule.photo_store import load_photo
+        from export.calibrated import fitted_temperature, write_calibrated
         from export.hand_over import write_twin  # only training that ends needs them
         from export.page import write_page
         from export.parity import Pair, check_parity
@@ -276,6 +287,9 @@ class HandOverTwin(Callback):
         best = best_checkpoint_of(trainer)
         module = cast(ProductClassifier, pl_module)
         trainer.print("Writing the Keras twin of the best checkpoint ...")
+        if self.temperature == "fitted":
+            write_calibrated(best, run.calibrated_checkpoint, fitted_temperature(best))
+            best = run.calibrated_checkpoint
         write_twin(best, run.model_h5, self.input_range)
         write_json(
             run.labels,

@@ -1,7 +1,7 @@
 """ProductClassifier: loss, metrics, steps and optimiser around the network."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -60,7 +60,7 @@ class ProductClassifier(L.LightningModule):
         schedule: which part learns how fast, and when.
         regularisation: what is done to training batches and their loss.
         compile: the frozen backbone's pass with torch.compile. `auto`: on a CPU, where there is a C++ compiler and
-            enough to train on to earn the half minute back.
+            enough to train on to earn the half minute back. `always` compiles training steps of all weights, too.
 
     Raises:
         BadInput: a setting is out of its range, or the backbone is unknown.
@@ -101,6 +101,8 @@ class ProductClassifier(L.LightningModule):
         self.network: TimmClassifier = network.to(memory_format=torch.channels_last)
         # How fast the steps are is no property of what is learnt: neither setting goes into the checkpoint.
         self._frozen_backbone = FrozenBackbone(self.network, frozen_precision, compile)
+        self._compile: Compile = compile
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         self.class_names = class_names
         self.trainable = trainable
         self.train_size, self.schedule, self.regularisation = train_size, schedule, regularisation
@@ -156,8 +158,8 @@ class ProductClassifier(L.LightningModule):
             features = self.network.features(images)
         return self.network.head(features)
 
-    def _logits_while_fitting(self, images: Tensor, exact: bool) -> Tensor:
-        """As `forward`, by the frozen backbone's fast pass where there is one.
+    def logits_while_fitting(self, images: Tensor, exact: bool) -> Tensor:
+        """As `forward`, by the frozen backbone's fast pass where there is one, compiled where that is wanted.
 
         Args:
             images: as in `forward`.
@@ -165,9 +167,13 @@ class ProductClassifier(L.LightningModule):
         """
         # Another precision of the trainer (64-true, bf16-mixed, ...) is the user's own choice of how to compute.
         plain = images.dtype == torch.float32 and not torch.is_autocast_enabled(images.device.type)
-        if not self.backbone_is_frozen or not plain:
+        if self.backbone_is_frozen and plain:
+            return self.network.head(self._frozen_backbone.features(images, exact))
+        if self.backbone_is_frozen or exact or self._compile != "always":
             return self(images)
-        return self.network.head(self._frozen_backbone.features(images, exact))
+        if self._compiled is None:  # the bound function: a compiled module would be a second copy in the state dict
+            self._compiled = torch.compile(self.network.forward)
+        return self._compiled(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss, a scalar, of images (B, 3, H, W) and labels (B,)."""
@@ -202,7 +208,7 @@ class ProductClassifier(L.LightningModule):
                 images = shrink(images, self.train_shape)
             if self.regularisation != Regularisation():
                 images, targets = self._regularise(images, labels)
-        logits = self._logits_while_fitting(images, exact=name != "train") if fitting else self(images)
+        logits = self.logits_while_fitting(images, exact=name != "train") if fitting else self(images)
         loss = nn.functional.cross_entropy(logits, targets, self._class_weights if name == "train" else None)
         metrics = cast(MetricCollection, self.metrics[f"{name}/"])
         metrics.update(logits, labels)
@@ -279,7 +285,8 @@ class ProductClassifier(L.LightningModule):
         if self.trainable == "all":
             backbone = list(self.network.backbone.parameters())
             groups.append({"params": backbone, "lr": rate * schedule.backbone_factor})
-        optimizer = KerasAdam(groups, rate)
+        fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        optimizer = KerasAdam(groups, rate, fused=fused)
         if not (schedule.head_epochs or schedule.warmup_epochs or schedule.cosine):
             return optimizer
         total = self.trainer.estimated_stepping_batches
@@ -369,8 +376,8 @@ def _check_fine_tuning(image_size: Sequence[int], trainable: str, train_size: in
         )
     if trainable == "head" and schedule.head_epochs:
         raise BadInput(
-            f"--model.schedule.head_epochs: expected 0 where only the head is trained, received {schedule.head_epochs}. "
-            "Give --model.trainable all as well, or leave it out."
+            "--model.schedule.head_epochs: expected 0 where only the head is trained, received "
+            f"{schedule.head_epochs}. Give --model.trainable all as well, or leave it out."
         )
 
 

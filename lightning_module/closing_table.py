@@ -25,6 +25,8 @@ def print_closing_table(run: RunFolder, evaluations: dict[str, dict[str, Any]], 
     table.add_column("where", overflow="fold")
     for what, path in (
         ("best checkpoint (PyTorch)", run.best_checkpoint),
+        ("the same, calibrated", run.calibrated_checkpoint),
+        ("how good it is", run.report),
         ("Keras twin", run.model_h5),
         ("proof that both agree", run.parity_page),
         ("classes, size, range", run.labels),
@@ -37,8 +39,10 @@ def print_closing_table(run: RunFolder, evaluations: dict[str, dict[str, Any]], 
     console.print(table)
     for name, figures in evaluations.items():
         photos = {"test": "test photos"}.get(name, "validation photos")
+        interval = figures.get("accuracy_interval")
+        sure = f" (95%: {interval[0]:.4f} to {interval[1]:.4f})" if interval else ""
         console.print(
-            f"best checkpoint on {figures['photos']} {photos}: accuracy {figures['accuracy']:.4f}, "
+            f"best checkpoint on {figures['photos']} {photos}: accuracy {figures['accuracy']:.4f}{sure}, "
             f"macro F1 {figures['f1_macro']:.4f}, loss {figures['loss']:.4f}",
             highlight=False,
             soft_wrap=True,

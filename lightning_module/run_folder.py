@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from lightning import Trainer
 
 BEST_CHECKPOINT, LAST_CHECKPOINT = "best.ckpt", "last.ckpt"
-HANDED_OVER = ("model.h5", "parity.json", "parity.html", "labels.json", "metrics.json")
+HANDED_OVER = (
+    "model.h5", "calibrated.ckpt", "parity.json", "parity.html", "labels.json", "metrics.json", "report.html",
+)  # fmt: skip
 """What belongs to one finished run, and must never be taken for another's."""
 
 
@@ -64,6 +66,26 @@ class RunFolder:
         return self.path / "parity.html"
 
     @property
+    def calibrated_checkpoint(self) -> Path:
+        """The best checkpoint with the fitted temperature in its last layer; only with `hand_over.temperature`."""
+        return self.path / "calibrated.ckpt"
+
+    @property
+    def report(self) -> Path:
+        """How good the best checkpoint is, for people."""
+        return self.path / "report.html"
+
+    @property
+    def learning_rates(self) -> Path:
+        """The loss against the learning rate; only with `--find_lr`."""
+        return self.path / "learning_rates.png"
+
+    @property
+    def evaluation(self) -> Path:
+        """Folder of the report's pictures, and of each measured photo's logits."""
+        return self.path / "evaluation"
+
+    @property
     def labels(self) -> Path:
         """What a user of the twin must know: class names, size, interpolation, range."""
         return self.path / "labels.json"
@@ -77,11 +99,6 @@ class RunFolder:
     def config(self) -> Path:
         """All settings, for `lightning fit --config`."""
         return self.path / "config.yaml"
-
-    @property
-    def predictions(self) -> Path:
-        """What `lightning predict` says of each photo."""
-        return self.path / "predictions.csv"
 
     @property
     def logs(self) -> Path:
@@ -119,11 +136,14 @@ class RunFolder:
             for name in (BEST_CHECKPOINT, LAST_CHECKPOINT, "config.yaml", "environment.json", *HANDED_OVER):
                 if (self.path / name).is_file():
                     shutil.copy2(self.path / name, fresh / name)
+            if self.evaluation.is_dir():
+                shutil.copytree(self.evaluation, fresh / self.evaluation.name)
             shutil.rmtree(shelf, ignore_errors=True)
             fresh.replace(shelf)
         # The last checkpoint first: without it, nothing could be gone on with that is no longer whole.
         for name in (LAST_CHECKPOINT, "environment.json", *HANDED_OVER):
             (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.evaluation, ignore_errors=True)
         self.sweep()
         return shelf if found else None
 

@@ -1,14 +1,12 @@
-"""`lightning fit|validate|test|predict`: LightningCLI with this project's model, data, callbacks and run folder."""
+"""`lightning fit|validate|test`: LightningCLI with this project's model, data, callbacks and run folder."""
 
-import csv
 import errno
-import io
 import logging
 import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
@@ -30,6 +28,7 @@ from lightning_module.classifier import ProductClassifier
 from lightning_module.cli import EXIT_MISMATCH
 from lightning_module.closing_table import print_closing_table
 from lightning_module.environment import describe_environment, note_finish, note_resumption
+from lightning_module.measured_photos import KeepLogits
 from lightning_module.own_run import (
     ContinuedCSVLogger,
     changed_settings,
@@ -39,13 +38,24 @@ from lightning_module.own_run import (
     last_checkpoint,
     progress_of,
 )
+from lightning_module.report import report_fit, report_test
 from lightning_module.resume import BatchSeed, LastCheckpoint, continues
 from lightning_module.run_folder import RunFolder, run_folder_of, write_json
 from lightning_module.stop_signals import requeued
 from models.bad_input import BadInput
-from models.whole_file import write_text
+from models.whole_file import replacing, write_text
+
+if TYPE_CHECKING:
+    from lightning_module.finders import FoundRate
 
 DEFAULT_RUN = "runs/latest"
+FINDERS = {
+    "find_batch_size": "look for the largest data.batch_size that fits into memory, and use it",
+    "find_lr": "look for the model.learning_rate at which the loss falls most steeply, and use it",
+}
+"""Flags of `fit`, in the order in which they are followed: the rate depends on the size."""
+FOUND = {"find_batch_size": ("data", "batch_size"), "find_lr": ("model", "learning_rate")}
+"""The setting that each of them finds."""
 LINKED = ("class_names", "image_size", "interpolation")
 """What the model takes from the data."""
 
@@ -118,9 +128,10 @@ class KeepConfig(SaveConfigCallback):
 
 
 def settings_text(parser: LightningArgumentParser, settings: Any) -> str:
-    """Return all settings of a fit as YAML, but `resume`: it is none of what is learnt, and other commands lack it."""
+    """Return all settings of a fit as YAML, but its flags: they are none of what is learnt; other commands lack them."""
     settings = settings.clone()
-    settings.pop("resume", None)
+    for flag in ("resume", *FINDERS):
+        settings.pop(flag, None)
     return parser.dump(settings, skip_none=False)
 
 
@@ -135,6 +146,11 @@ class TrainingCLI(LightningCLI):
     exit_code = 0
     resumes_from: Path | None = None
     _steps_done = 0
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """LightningCLI's, but `predict`, which is a command of its own."""
+        return {name: options for name, options in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Let the model know the data's classes and size; give the callbacks settings of their own."""
@@ -152,12 +168,15 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(MetricsJournal, "journal")
         parser.add_lightning_class_args(HandOverTwin, "hand_over")
+        parser.add_lightning_class_args(KeepLogits, "logits")
         parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 5})
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Give `fit` its flag."""
+        """Give `fit` its flags."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
+            for flag, text in FINDERS.items():
+                parser.add_argument(f"--{flag}", action=ActionYesNo, nargs="?", default=False, help=text)
             parser.add_argument(
                 "--resume",
                 action=ActionYesNo,
@@ -193,7 +212,7 @@ class TrainingCLI(LightningCLI):
         """Refuse a folder that cannot be written before anything is read; set the threads."""
         if threads := self._get(self.config, "num_threads"):
             torch.set_num_threads(threads)
-        if self.subcommand in ("fit", "predict"):
+        if self.subcommand in ("fit", "test"):
             run = RunFolder(Path(self._get(self.config, "trainer").default_root_dir))
             run.check_writable()
             if self.subcommand == "fit" and (self._get(self.config, "resume") or requeued()):
@@ -209,6 +228,7 @@ class TrainingCLI(LightningCLI):
         last = last_checkpoint(run)
         if last is None:
             return
+        self._take_found(run)
         changed = changed_settings(run, yaml.safe_load(settings_text(self._parser("fit"), self.config["fit"])))
         check_settings(run, changed)
         epochs, steps = progress_of(last)
@@ -220,6 +240,16 @@ class TrainingCLI(LightningCLI):
                 raise SystemExit(outcome.get("exit_code", 0))
         print(f"Going on with the run in {run.path}: {epochs} epochs are done, {steps} steps in all.")
         self.resumes_from, self._steps_done = last, steps
+
+    def _take_found(self, run: RunFolder) -> None:
+        """Let a run keep what it found when it began, though the same command asks to look for it again."""
+        own = self.config["fit"]
+        wanted = [flag for flag in FINDERS if own.get(flag)]
+        if wanted and run.config.is_file():
+            kept = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+            for flag in wanted:
+                group, name = FOUND[flag]
+                own[flag], own[group][name] = False, kept[group][name]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Send logs to the run's folder, and show a progress bar only to a person."""
@@ -271,6 +301,46 @@ class TrainingCLI(LightningCLI):
         self.hand_over.at_fit_end = False  # after_fit does it
         if not self._get(self.config_init, "ckpt_path") and not self.resumes_from:
             self.model.load_pretrained_weights()
+        self._find_settings()
+
+    def _find_settings(self) -> None:
+        """Look for the batch size and the learning rate, if asked; set them in this fit and in the kept settings.
+
+        Raises:
+            BadInput: the fit goes on from a checkpoint, whose optimiser has its learning rate.
+        """
+        wanted = [flag for flag in FINDERS if self._get(self.config_init, flag)]
+        run = RunFolder(Path(self._get(self.config_init, "trainer").default_root_dir))
+        run.learning_rates.unlink(missing_ok=True)
+        if not wanted or getattr(self.trainer, "fast_dev_run", False):
+            return
+        if self._get(self.config_init, "ckpt_path"):
+            raise BadInput(f"--{wanted[0]}: expected a fit from the beginning, received --ckpt_path. Leave one out.")
+        from lightning_module.finders import find_batch_size, find_learning_rate
+
+        kept = self.config[self.subcommand]
+        settings = dict(self._get(self.config_init, "trainer"))
+        if "find_batch_size" in wanted:
+            size = find_batch_size(self.model, self.datamodule, settings)
+            self.trainer.print(f"--data.batch_size {size}: the largest that fits; the learning rate may want to follow")
+            kept["data"]["batch_size"] = self.datamodule.batch_size = size
+        if "find_lr" in wanted:
+            self._use_rate(run, find_learning_rate(self.model, self.datamodule, settings))
+
+    def _use_rate(self, run: RunFolder, found: "FoundRate") -> None:
+        from lightning_module.report_figures import learning_rate_png
+
+        rate, picture = found.suggestion, run.learning_rates
+        with replacing(picture) as temporary:
+            temporary.write_bytes(learning_rate_png(*found))
+        if rate is None:
+            given = self.model.hparams["learning_rate"]
+            self.trainer.print(
+                f"--model.learning_rate {given:g} stays: the loss did not clearly fall at any ({picture})"
+            )
+            return
+        self.trainer.print(f"--model.learning_rate {rate:g}: where the loss falls most steeply ({picture})")
+        self.config[self.subcommand]["model"]["learning_rate"] = self.model.hparams["learning_rate"] = rate
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Leave in an orderly way when the cluster wants the machine back, whatever a fit is at."""
@@ -292,6 +362,11 @@ class TrainingCLI(LightningCLI):
                 "No --data.test_root: measuring the validation photos, by which the checkpoint was chosen."
             )
 
+    def after_test(self) -> None:
+        """Write the report, and say where it is."""
+        if page := report_test(self.trainer, self._get(self.config_init, "logits")):
+            self.trainer.print(f"How good it is, and how sure that is: {page}")
+
     def after_fit(self) -> None:
         """Evaluate the best checkpoint on photos as they are, hand it over, and say where everything is.
 
@@ -304,6 +379,7 @@ class TrainingCLI(LightningCLI):
         try:
             if self.datamodule.test_root is not None:
                 self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+            report_fit(self.trainer, self._get(self.config_init, "journal"), self._get(self.config_init, "logits"))
             self.hand_over.hand_over(self.trainer, self.model)
         finally:
             self._close()
@@ -317,22 +393,6 @@ class TrainingCLI(LightningCLI):
             journal: MetricsJournal = self._get(self.config_init, "journal")
             print_closing_table(run_folder_of(self.trainer), journal.evaluations, self.hand_over.report)
 
-    def predict(self, **settings: Any) -> None:
-        """Predict, and write file, label and probability of each photo to `predictions.csv`."""
-        settings["return_predictions"] = True
-        batches = self.trainer.predict(**settings)
-        if not self.trainer.is_global_zero:
-            return
-        rows = io.StringIO()
-        writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(["file", "label", "probability"])
-        probabilities, labels = torch.cat(batches).max(dim=1)  # type: ignore[arg-type]
-        for file, label, probability in zip(self.datamodule.predict_files, labels, probabilities, strict=True):
-            writer.writerow([file, self.model.class_names[label], f"{probability:.6f}"])
-        path = run_folder_of(self.trainer).predictions
-        write_text(path, rows.getvalue())
-        print(f"{len(labels)} photos labelled: {path}")
-
 
 def _keep_tensorflow_out() -> None:
     """Let TensorBoard's writer use its own stub, though TensorFlow is installed for the Keras process.
@@ -345,7 +405,7 @@ def _keep_tensorflow_out() -> None:
 
 _UNASKED = (
     "litlogger", "litmodels",  # advertisements
-    "TPU available",
+    "TPU available", "to estimate number of stepping batches", "Found current_model_state in the checkpoint",
     "GPU available: False",  # one that is there and not used is worth a line
     "Restoring states from the checkpoint path", "Loaded model weights from the checkpoint at",  # said in our own words
 )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from lightning_module.cli import COMMANDS, EXIT_MISMATCH, underscored
+from lightning_module.cli import COMMANDS, EXIT_CODES, EXIT_MISMATCH, underscored
 from models.bad_input import BadInput
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _FLAGS = ("--fuse_batchnorm",)
 
 
 def run_export(argv: list[str]) -> None:
-    """Parse `export CKPT OUT.h5 [--input_range unit|raw] [--fuse_batchnorm] [--format NAMES] [--photos DIR]` and do it.
+    """Parse `export CKPT OUT.h5 [--input_range unit|raw] [--temperature fitted|NUMBER] [...]` and do it.
 
     Raises:
         BadInput: something given cannot be used.
@@ -60,6 +60,7 @@ def export(
     fuse_batchnorm: bool = False,
     format: str = "keras",
     photos: Path | None = None,
+    temperature: float | Literal["none", "fitted"] = "none",
 ) -> bool:
     """Write a checkpoint as one Keras .h5 that loads with a plain load_model(path), or in other formats made of it.
 
@@ -71,8 +72,10 @@ def export(
         fuse_batchnorm: fold every BatchNorm into the convolution before it: fewer layers, for predicting only.
         format: some of keras, saved_model, onnx, tflite, tflite_int8, with commas between; or all. All but a single
             keras are compared with torch before they are put in place.
-        photos: folder with photos, at any depth, to compare on; tflite_int8 needs it. Where its folders are the
-            classes, accuracy is compared too.
+        photos: folder with photos, at any depth, to compare formats other than a single keras on (for that one there
+            is `lightning parity`); tflite_int8 needs it. Where its folders are the classes, accuracy is compared too.
+        temperature: divide the logits by a number, or by the one that `lightning fit` fitted: `fitted`. What is
+            exported is then OUT_calibrated.ckpt, written beside: its last layer has the temperature in it. Labels stay.
 
     Returns:
         Whether all formats are the network that was trained.
@@ -82,7 +85,14 @@ def export(
     formats = _chosen("--format", format, FORMATS)
     if not formats:
         raise BadInput(f"--format: expected some of {', '.join(FORMATS)}, or all, received none. Name one.")
+    if temperature != "none":
+        ckpt = _calibrated(ckpt, out, temperature)
     if formats == ["keras"]:
+        if photos:
+            raise BadInput(
+                f"--photos: expected formats besides keras to compare on them, received {photos} with keras alone. "
+                "Leave it out; `lightning parity CKPT OUT.h5 --photos DIR` proves the .h5 on photos."
+            )
         from export.hand_over import write_twin
 
         twin = write_twin(ckpt, out, input_range, fuse_batchnorm)
@@ -101,6 +111,17 @@ def export(
     made, versions = write_formats(ckpt, out, formats, input_range, judges, fuse_batchnorm)
     print_formats(made, versions)
     return all(each.passed for each in made)
+
+
+def _calibrated(ckpt: Path, out: Path, temperature: float | str) -> Path:
+    """Write the checkpoint with the temperature in it beside what is to be exported; return its place."""
+    from export.calibrated import fitted_temperature, write_calibrated
+
+    divisor = fitted_temperature(ckpt) if isinstance(temperature, str) else float(temperature)
+    place = out.with_name(f"{out.stem}_calibrated.ckpt")
+    write_calibrated(ckpt, place, divisor)
+    print(f"{place}: logits divided by {divisor:.4f}; what follows is its twin")
+    return place
 
 
 def parity(
@@ -136,7 +157,7 @@ def parity(
         raise BadInput(f"--json and --html: expected two files, received {json} twice. Name another.")
     for option, place in (("--json", json), ("--html", html)):
         if place:
-            _check_report_place(option, place, ckpt, model)
+            check_report_place(option, place, ckpt, model)
     opinions = _chosen("--second_opinions", second_opinions, OPINIONS)
     files = list_photo_files(photos) if photos else []
     pixels = None
@@ -222,8 +243,8 @@ def import_(
     from export.take_over import ImportDiffers, write_import
 
     if json:
-        _check_report_place("--json", json, model, out)
-    stated = _read_labels(labels) if labels else {}
+        check_report_place("--json", json, model, out)
+    stated = read_labels(labels) if labels else {}
     names = class_names.split(",") if class_names else stated.get("class_names")
     if photos_root and not names:
         names = _folder_names(photos_root)
@@ -255,16 +276,26 @@ def import_(
     return report.verdict == PASS
 
 
-def _read_labels(path: Path) -> dict[str, Any]:
+def read_labels(path: Path) -> dict[str, Any]:
+    """What a labels.json says, `class_names` at least; a plain list of names will do.
+
+    Raises:
+        BadInput: it cannot be read, or has no names.
+    """
     from json import loads
 
     try:
         content = loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"--labels: expected a labels.json, received {path}, which cannot be read: {error}.") from error
+        raise BadInput(
+            f"--labels: expected a labels.json, received {path}, which cannot be read: {error}. Check the file."
+        ) from error
     names = content.get("class_names") if isinstance(content, dict) else content
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadInput(f"--labels: expected class_names in {path}, a list of names, received {str(names)[:80]}.")
+        raise BadInput(
+            f"--labels: expected class_names in {path}, a list of names, received {str(names)[:80]}. Give the "
+            "labels.json of a run, or --class_names."
+        )
     return {**content, "class_names": names} if isinstance(content, dict) else {"class_names": names}
 
 
@@ -280,7 +311,7 @@ def _height_and_width(text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.strip("[]() ").split(",")
     if len(parts) not in (1, 2) or not all(part.strip().isdigit() and int(part) for part in parts):
-        raise BadInput(f"--image_size: expected one number of pixels or h,w, received {text!r}.")
+        raise BadInput(f"--image_size: expected one number of pixels or h,w, received {text!r}. Give --image_size 224.")
     sides = [int(part) for part in parts]
     return sides[0], sides[-1]
 
@@ -316,13 +347,13 @@ def _chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
         return known
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise BadInput(f"{option}: expected some of {', '.join(known)}, or all, received {unknown[0]!r}.")
+        raise BadInput(f"{option}: expected some of {', '.join(known)}, or all, received {unknown[0]!r}. Name those.")
     return names
 
 
 def _parse(name: str, function: Callable, argv: list[str], repeatable: Iterable[str] = ()) -> dict[str, Any]:
     """Parse a function's arguments; options in `repeatable` may be given several times."""
-    parser = ArgumentParser(prog=f"lightning {name}", description=COMMANDS[name].summary)
+    parser = ArgumentParser(prog=f"lightning {name}", description=COMMANDS[name].summary, epilog=EXIT_CODES)
     parser.add_function_arguments(function, as_positional=True)
     spelled = [underscored(each) for each in argv[1:]]  # --keras-python is --keras_python: both are in use
     given: list[str] = []
@@ -339,7 +370,7 @@ def _parse(name: str, function: Callable, argv: list[str], repeatable: Iterable[
     return settings
 
 
-def _check_report_place(option: str, place: Path, *inputs: Path) -> None:
+def check_report_place(option: str, place: Path, *inputs: Path) -> None:
     """Refuse, before anything costly, a report that could not be written or would replace what it reports on.
 
     Raises:

@@ -119,7 +119,7 @@ class FrozenBackbone:
         if on_cpu and not compiles:  # compiled code has its own way of doing that
             join_activations(backbone)
         frozen = _FrozenPass(copy.deepcopy(network.normalise), backbone, turned)
-        with _without_tf32():
+        with without_tf32():
             error = relative_error(frozen(example), network.features(example))
         if not error < SAME_FUNCTION:
             # A backbone with something in it that the shortcuts do not foresee: run it as it is.
@@ -212,7 +212,7 @@ class _Tracer(fx.Tracer):
 
 
 @contextmanager
-def _without_tf32() -> Iterator[None]:
+def without_tf32() -> Iterator[None]:
     """Compute float32 as float32 on GPUs whose convolutions and products would otherwise keep 10 bits of it."""
     places = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]

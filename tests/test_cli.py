@@ -66,12 +66,15 @@ def finished(photos, tmp_path_factory) -> Path:
 def test_help_lists_every_command_and_imports_nothing_heavy():
     code = (
         "import sys; from lightning_module.cli import main; main(['--help']); "
-        "print(*sorted({'torch', 'lightning', 'timm', 'tensorflow', 'keras'} & sys.modules.keys()), file=sys.stderr)"
+        "heavy = {'torch', 'lightning', 'timm', 'tensorflow', 'keras', 'matplotlib'}; "
+        "print(*sorted(heavy & sys.modules.keys()), file=sys.stderr)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stderr.strip() == ""
     lines = [line.split()[0] for line in shown.stdout.splitlines() if line.startswith("  ")]
     assert lines == ["fit", "validate", "test", "predict", "export", "parity", "import", "audit"]
+    assert "1 they differ; 2 bad input; 3 Keras itself crashed" in shown.stdout
+    assert shown.stdout.strip() in (Path(__file__).parents[1] / "README.md").read_text()
 
 
 def test_module_is_the_same_command():
@@ -87,9 +90,10 @@ def test_unknown_command_names_the_nearest(capsys):
 @pytest.mark.parametrize("command", ["fit", "export", "parity"])
 def test_each_command_has_help(command, capsys):
     assert lightning(command, "--help") == 0
-    assert {"fit": "--model.weights", "export": "--input_range", "parity": "--keras_python"}[command] in (
-        capsys.readouterr().out
-    )
+    shown = capsys.readouterr().out
+    assert {"fit": "--model.weights", "export": "--input_range", "parity": "--keras_python"}[command] in shown
+    # argparse breaks the lines where they fit
+    assert command == "fit" or cli.EXIT_CODES in " ".join(shown.split())
 
 
 def test_fit_leaves_its_files_in_the_run_and_none_elsewhere(finished):
@@ -159,11 +163,10 @@ def test_config_of_the_run_runs_again(finished, tmp_path):
     assert [row["val/loss"] for row in a] == [row["val/loss"] for row in b]
 
 
-@pytest.mark.parametrize("command", ["validate", "test"])
-def test_evaluation_from_the_runs_own_config(finished, command, capsys):
+def test_evaluation_from_the_runs_own_config(finished, capsys):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     config, checkpoint = finished / "config.yaml", finished / "best.ckpt"
-    assert lightning(command, "--config", config, "--ckpt_path", checkpoint) == 0
+    assert lightning("validate", "--config", config, "--ckpt_path", checkpoint) == 0
     assert "accuracy" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
     assert not list(Path.cwd().iterdir())
@@ -175,17 +178,6 @@ def test_checkpoint_settings_win_over_the_command_line(finished, photos, capsys)
     assert lightning("validate", *shape, "--data.validation_split=0.25", "--ckpt_path", checkpoint) == 0
     final = json.loads((finished / "metrics.json").read_text())["final"]
     assert f"{final['accuracy']:.4g}"[:4] in capsys.readouterr().out
-
-
-def test_predict_labels_every_photo(finished, photos, tmp_path, capsys):
-    config, checkpoint = finished / "config.yaml", finished / "best.ckpt"
-    run = tmp_path / "out"
-    arguments = ["--config", config, "--ckpt_path", checkpoint, f"--trainer.default_root_dir={run}"]
-    assert lightning("predict", *arguments, f"--data.predict_root={photos / 'sofa'}") == 0
-    rows = list(csv.DictReader((run / "predictions.csv").open()))
-    assert [Path(row["file"]).parent.name for row in rows] == ["sofa"] * 8
-    assert all(row["label"] in ("jeans", "sofa", "tshirt", "tv") for row in rows)
-    assert all(0.25 <= float(row["probability"]) <= 1 for row in rows)
 
 
 @pytest.mark.keras
