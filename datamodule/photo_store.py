@@ -153,16 +153,16 @@ class PhotoStore:
             return self._fill(missing, self._remember, progress)
         pixel_file = self._open_file()
         with pixel_file.locked():
-            seen = pixel_file.read_seen()
+            seen = pixel_file.read_seen({str(file.absolute()) for file in missing})
             for file in missing:
-                signature, digest = seen.get(file.absolute(), (None, b""))
-                if digest in pixel_file and signature == signature_of(file):
-                    self._seen[file] = seen[file.absolute()]
+                signature, digest = seen.get(str(file.absolute()), (None, b""))
+                if digest in pixel_file and signature is not None and signature == signature_of(file):
+                    self._seen[file] = signature, digest
             still_missing = [file for file in missing if not self._is_current(file)]
             self._check_room(len(still_missing))
             bad_photos = self._fill(still_missing, pixel_file.append, progress)
             if still_missing:
-                pixel_file.write_seen(seen | {file.absolute(): known for file, known in self._seen.items()})
+                pixel_file.write_seen({str(file.absolute()): known for file, known in self._seen.items()})
         return bad_photos
 
     def _is_current(self, file: Path) -> bool:

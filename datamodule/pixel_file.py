@@ -1,9 +1,10 @@
 """Decoded photos in a memory-mapped file that several processes may fill and read at once."""
 
+import itertools
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -108,20 +109,28 @@ class PixelFile:
             file.flush()
             os.fsync(file.fileno())
 
-    def read_seen(self) -> dict[Path, tuple[Signature, bytes]]:
-        """Return signature and digest of each path when it was last seen; nothing, where that was never written."""
-        try:
-            seen = json.loads((self.folder / "seen.json").read_text())
-            return {
-                Path(path): ((size, modified, changed), bytes.fromhex(digest))
-                for path, (size, modified, changed, digest) in seen.items()
-            }
-        except (FileNotFoundError, ValueError):
-            return {}
+    def read_seen(self, wanted: Container[str]) -> dict[str, tuple[Signature, bytes]]:
+        """Return signature and digest of those paths that are wanted, when they were last seen."""
+        return {path: known for path, known in self._stored() if path in wanted}
 
-    def write_seen(self, seen: Mapping[Path, tuple[Signature, bytes]]) -> None:
-        """Replace what `read_seen` returns, whole or not at all; only while `locked`."""
-        content = json.dumps({str(path): [*signature, digest.hex()] for path, (signature, digest) in seen.items()})
+    def write_seen(self, seen: Mapping[str, tuple[Signature, bytes]]) -> None:
+        """Add to what `read_seen` returns, whole or not at all; only while `locked`."""
+        # Path by path: all of them at once would take many times the memory that they take afterwards.
         with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix="seen.", delete=False) as file:
-            file.write(content)
+            others = ((path, known) for path, known in self._stored() if path not in seen)
+            file.write("{")
+            for number, (path, (signature, digest)) in enumerate(itertools.chain(others, seen.items())):
+                file.write(f"{',' if number else ''}\n{json.dumps(path)}: {json.dumps([*signature, digest.hex()])}")
+            file.write("\n}\n")
         Path(file.name).replace(self.folder / "seen.json")
+
+    def _stored(self) -> Iterator[tuple[str, tuple[Signature, bytes]]]:
+        """What was written, a path on each line (older versions: all on one); as much of it as can be read."""
+        try:
+            with (self.folder / "seen.json").open() as lines:
+                for line in lines:
+                    entries = json.loads("{" + line.strip().lstrip("{").rstrip(",}") + "}")
+                    for path, (size, modified, changed, digest) in entries.items():
+                        yield path, ((size, modified, changed), bytes.fromhex(digest))
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
+            return

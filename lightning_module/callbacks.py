@@ -254,10 +254,7 @@ class HandOverTwin(Callback):
         if trainer.is_global_zero:
             run = run_folder_of(trainer)
             run.check_writable()
-            if continues(trainer):  # what is there is this run's own
-                run.sweep()
-                return
-            previous = run.shelve_previous()
+            previous = run.shelve_previous(goes_on=continues(trainer))
             if previous:
                 what = "finished run" if previous.name == "previous" else "run"
                 rank_zero_info(f"The {what} in {run.path} was copied to {previous}.")

@@ -121,8 +121,12 @@ class RunFolder:
                 f"({error.strerror or error}). Choose another, or mend its permissions or the disk's space."
             ) from error
 
-    def shelve_previous(self) -> Path | None:
+    def shelve_previous(self, goes_on: bool = False) -> Path | None:
         """Clear the way for a new run: see the class.
+
+        Args:
+            goes_on: whether it is the same run, which keeps what it goes on from; if it had finished, it is to be
+                trained for longer.
 
         Returns:
             The folder that holds the previous run now: `previous`, or `interrupted` if it had not finished; None where
@@ -130,7 +134,7 @@ class RunFolder:
         """
         finished = self.model_h5.is_file() and self.parity.is_file()
         shelf = self.path / ("previous" if finished else "interrupted")
-        found = finished or self.last_checkpoint.is_file()
+        found = finished or (self.last_checkpoint.is_file() and not goes_on)
         if found:
             fresh = Path(tempfile.mkdtemp(prefix=f".{shelf.name}-", dir=self.path))
             for name in (BEST_CHECKPOINT, LAST_CHECKPOINT, "config.yaml", "environment.json", *HANDED_OVER):
@@ -140,10 +144,11 @@ class RunFolder:
                 shutil.copytree(self.evaluation, fresh / self.evaluation.name)
             shutil.rmtree(shelf, ignore_errors=True)
             fresh.replace(shelf)
-        # The last checkpoint first: without it, nothing could be gone on with that is no longer whole.
-        for name in (LAST_CHECKPOINT, "environment.json", *HANDED_OVER):
-            (self.path / name).unlink(missing_ok=True)
-        shutil.rmtree(self.evaluation, ignore_errors=True)
+        if found or not goes_on:
+            # The last checkpoint first: without it, nothing could be gone on with that is no longer whole.
+            for name in (*(() if goes_on else (LAST_CHECKPOINT, "environment.json")), *HANDED_OVER):
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.evaluation, ignore_errors=True)
         self.sweep()
         return shelf if found else None
 

@@ -225,6 +225,9 @@ class TrainingCLI(LightningCLI):
             BadInput: the run in the folder cannot be gone on with under these settings.
             SystemExit: it has finished; with the exit code that it had.
         """
+        if self._get(self.config, "trainer").max_steps != -1:
+            # Lightning would end the epoch of such a checkpoint once more.
+            raise BadInput("--resume: expected a fit of --trainer.max_epochs, received --trainer.max_steps as well.")
         last = last_checkpoint(run)
         if last is None:
             return

@@ -318,3 +318,21 @@ def test_settings_of_the_data_module(tmp_path):
     np.testing.assert_array_equal(in_file.photos_of(in_file.train_files), in_memory.photos_of(in_memory.train_files))
     with pytest.raises(BadInput, match=r"store_ram_share: expected .* received 2"):
         ProductPhotos(str(tmp_path / "photos"), store_ram_share=2)
+
+
+def test_what_was_seen_is_kept_path_by_path_and_read_from_older_versions(tmp_path):
+    known = {f'/photos/{{odd}} "{number}",.jpg': ((number, 2, 3), bytes([number]) * 32) for number in range(3)}
+    pixels = PixelFile(tmp_path / "store", (2, 2, 3))
+    pixels.write_seen(known)
+    assert pixels.read_seen(known) == known
+    assert len(json.loads((tmp_path / "store" / "seen.json").read_text())) == 3
+    first, second, third = known
+    changed = {second: ((9, 9, 9), b"b" * 32)}
+    pixels.write_seen(changed)
+    assert pixels.read_seen(known) == known | changed
+    assert pixels.read_seen({third}) == {third: known[third]}
+    on_one_line = json.dumps({path: [*signature, digest.hex()] for path, (signature, digest) in known.items()})
+    (tmp_path / "store" / "seen.json").write_text(on_one_line)
+    assert pixels.read_seen(known) == known
+    (tmp_path / "store" / "seen.json").write_text('{\n"/photos/a": [1, 2')
+    assert pixels.read_seen(known) == {}

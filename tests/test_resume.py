@@ -212,8 +212,14 @@ def test_other_settings_are_refused_and_those_of_the_machine_are_not(photos, who
 
 def test_more_epochs_for_a_finished_run(photos, whole, tmp_path):
     run = shutil.copytree(whole, tmp_path / "run")
+    for name in ("model.h5", "parity.json"):
+        (run / name).write_text("of three epochs")
     assert fit(photos, run, "--resume", "--trainer.max_epochs=4") == 0
     assert len(json.loads((run / "metrics.json").read_text())["epochs"]) == 4
+    assert not (run / "model.h5").exists()
+    assert (run / "previous" / "model.h5").read_text() == "of three epochs"
+    assert progress(run / "previous") == (3, 3 * STEPS)
+    assert progress(run) == (4, 4 * STEPS)
 
 
 def test_other_photos_are_refused(photos, tmp_path, interrupt, capsys):
