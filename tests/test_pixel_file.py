@@ -1,5 +1,6 @@
 """The mapped store: shared by processes, whole after a kill, aware of changed photos, and not held in memory."""
 
+import json
 import os
 import pickle
 import signal
