@@ -127,7 +127,7 @@ class KeepConfig(SaveConfigCallback):
 
 
 def settings_text(parser: LightningArgumentParser, settings: Any) -> str:
-    """Return all settings of a fit as YAML, but its flags: they are none of what is learnt; other commands lack them."""
+    """Return all settings of a fit as YAML, but its flags: they are none of what is learnt, nor other commands'."""
     settings = settings.clone()
     for flag in ("resume", *FINDERS):
         settings.pop(flag, None)
