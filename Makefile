@@ -20,8 +20,9 @@ setup: .venv/.ready  ## make .venv with everything in it
 demo: setup  ## draw a small catalogue, train on it, hand over the Keras twin and prove it
 	$(BIN)/lightning fit --config configs/demo.yaml --trainer.default_root_dir $(RUN)
 
-test: setup  ## run the tests
-	$(BIN)/python -m pytest
+# A file's tests share fixtures that take minutes, so a file stays together.
+test: setup  ## run the tests, on up to four cores
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup  ## check style
 	$(BIN)/ruff check .

@@ -92,17 +92,17 @@ class PhotoStore:
     changed. Decoding is done by a thread for each core (Pillow releases the interpreter lock while it works).
 
     The mapped file outlives the process and is shared: of several processes one decodes and the others wait; what a
-    killed one had finished is kept. It never shrinks; its folder may be deleted between runs.
+    killed one had finished is kept. It never shrinks; its folder may be deleted between runs. Where several processes
+    train on this machine it is always the file: they would decode and hold every photo once each.
 
     Args:
         image_size: (height, width) in pixels.
         interpolation: one of `INTERPOLATIONS`.
-        ram_share: of this machine's (or container's) memory, 0 to 1: what would take more goes to the file. Where
-            several processes train on this machine, each may use its part of the share (`processes`).
+        ram_share: of this machine's (or container's) memory, 0 to 1: what would take more goes to the file.
         folder: for the file; None: `default_store_dir()`.
 
     Attributes:
-        processes: how many on this machine have such a store, and share the memory.
+        processes: how many on this machine have such a store.
     """
 
     def __init__(
@@ -148,7 +148,8 @@ class PhotoStore:
         missing = [file for file in dict.fromkeys(files) if not self._is_current(file)]
         if not missing:
             return []
-        if (len(self._memory) + len(missing)) * self.photo_bytes <= self.ram_share * memory_size() / self.processes:
+        needed = (len(self._memory) + len(missing)) * self.photo_bytes
+        if self.processes == 1 and needed <= self.ram_share * memory_size():
             return self._fill(missing, self._remember, progress)
         pixel_file = self._open_file()
         with pixel_file.locked():
@@ -233,6 +234,14 @@ class PhotoStore:
         if signature is None or signature_of(file) != signature:
             return BadPhoto(file, "cannot be read: it is being written to; wait until that is done")
         return signature, digest, pixels
+
+    def digest_of(self, file: Path) -> bytes:
+        """SHA-256 of the content of a file that is in the store.
+
+        Raises:
+            KeyError: it is not.
+        """
+        return self._seen[file][1]
 
     def photos_of(self, files: Sequence[Path]) -> np.ndarray:
         """Return the pixels of `files`, in their order.

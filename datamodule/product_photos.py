@@ -1,7 +1,9 @@
 """The LightningDataModule: product photos in class folders, as batches on the device."""
 
+import hashlib
+import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -11,12 +13,13 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from torch.utils.data import DataLoader, Dataset
 
 from datamodule.augment import Augmentation, TransformParameters
 from datamodule.demo_photos import DEMO_CLASSES, draw_catalogue
 from datamodule.kaggle_photos import download_photos
 from datamodule.near_duplicates import group_near_duplicates
+from datamodule.photo_order import EpochShuffle, OwnShare, ResumableLoader, even_batch_size, mix_seed
 from datamodule.photo_store import INTERPOLATIONS, BadPhoto, Interpolation, PhotoStore
 from datamodule.split import (
     LabelledFiles,
@@ -94,31 +97,6 @@ def keep_batch(batch: Any) -> Any:
     return batch
 
 
-class EpochShuffle(RandomSampler):
-    """A random order that depends on the seed and the epoch alone, so that a resumed run continues as it would have.
-
-    Lightning calls `set_epoch`; under DDP it puts a DistributedSampler in this one's place.
-    """
-
-    def __init__(self, data_source: Sized, seed: int) -> None:
-        super().__init__(data_source, generator=torch.Generator())
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(mix_seed(self.seed, self.epoch))
-        return super().__iter__()
-
-
-def mix_seed(*numbers: int) -> int:
-    """Make one well-mixed seed of several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
 class ProductPhotos(L.LightningDataModule):
     """Product photos in class folders, read as Keras's `flow_from_directory` reads them.
 
@@ -148,8 +126,8 @@ class ProductPhotos(L.LightningDataModule):
             is done on the device.
         seed: of the stratified and the grouped split, the order and the augmentation.
         demo: draw a small catalogue (jeans, sofa, tshirt, tv) in `root`, or in runs/demo_photos, and use that.
-        store_ram_share: decoded photos stay in memory up to this share of it, 0 to 1; more go to a mapped file. All
-            processes of a training on this machine have it together.
+        store_ram_share: decoded photos stay in memory up to this share of it, 0 to 1; more go to a mapped file, as all
+            do where several processes train on this machine.
         store_dir: folder of that file, which is kept for the next run; by default in the user's cache folder.
         kaggle: owner/dataset on Kaggle, in place of `root`: downloaded once, by kagglehub into its cache.
 
@@ -248,6 +226,7 @@ class ProductPhotos(L.LightningDataModule):
         self._grouped_files: list[Path] = []
         self._groups: list[int] = []
         self._drawn: dict[SetName, tuple[int, TransformParameters]] = {}
+        self._order: EpochShuffle | None = None
 
     @property
     def train_files(self) -> list[Path]:
@@ -433,15 +412,39 @@ class ProductPhotos(L.LightningDataModule):
 
     def _loader(self, name: SetName) -> DataLoader:
         photos = PhotoSet(name, self.store, self._set("val" if name == "val_clean" else name))
-        return DataLoader(
-            photos,
-            batch_size=self.batch_size,
-            sampler=EpochShuffle(photos, self.seed) if name == "train" else None,
-            collate_fn=keep_batch,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        processes, rank = self._processes()
+        settings: dict[str, Any] = {
+            "collate_fn": keep_batch,
+            "num_workers": self.num_workers,
+            "persistent_workers": self.num_workers > 0,
+            "pin_memory": torch.cuda.is_available(),
+        }
+        if name == "train":
+            if len(photos) < processes:
+                raise BadInput(
+                    f"expected at least as many training photos as processes, {processes}; received {len(photos)}. "
+                    "Give more photos or fewer devices."
+                )
+            self._order = EpochShuffle(photos, self.seed, self.batch_size, processes, rank)
+            settings |= {"batch_size": self.batch_size, "sampler": self._order}
+            return ResumableLoader(photos, self._epoch_that_begins, **settings)
+        if processes == 1 or name == "predict":  # Lightning shares out what is predicted
+            return DataLoader(photos, batch_size=self.batch_size, **settings)
+        settings["batch_size"] = even_batch_size(len(photos), self.batch_size, processes)
+        return DataLoader(photos, sampler=OwnShare(photos, processes, rank), **settings)
+
+    def _processes(self) -> tuple[int, int]:
+        """How many processes train together, and which of them this is."""
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def _epoch_that_begins(self) -> int | None:
+        # As Lightning itself counts when it tells samplers; its `current_epoch` is one behind when a run is resumed.
+        progress: Any = None if self.trainer is None else self.trainer.fit_loop.epoch_progress.current
+        return None if progress is None else progress.processed
+
+    def weight_of_share(self, step: int) -> float:
+        """What the mean loss of this process counts for in a step of an epoch: 1 where all have as many photos."""
+        return 1.0 if self._order is None else self._order.weight_of_share(step)
 
     def on_after_batch_transfer(self, batch: PhotoBatch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Make the network's input of a batch that has arrived on the device.
@@ -485,6 +488,22 @@ class ProductPhotos(L.LightningDataModule):
             drawn = epoch, self.augmentation.draw_parameters(generator, count, *self.image_size)
             self._drawn[set_name] = drawn
         return drawn[1]
+
+    def describe_sets(self) -> dict[str, dict[str, Any]]:
+        """Return for each set that is set up how many photos it has, and the SHA-256 of their names and contents.
+
+        The names are relative to the set's folder: the same photos elsewhere are the same.
+        """
+        return {name: {"photos": len(each.files), "sha256": self._digest(name)} for name, each in self._sets.items()}
+
+    def _digest(self, name: SetName) -> str:
+        roots = {"val": self.val_root, "test": self.test_root or self.val_root, "predict": self.predict_root}
+        root = roots.get(name) or self.root
+        digest = hashlib.sha256()
+        for file in self._set(name).files:
+            relative = file.relative_to(root) if file.is_relative_to(root) else file
+            digest.update(os.fsencode(relative.as_posix()) + b"\0" + self.store.digest_of(file))
+        return digest.hexdigest()
 
     def photos_of(self, files: list[Path]) -> np.ndarray:
         """Return the pixels of files, decoding those that no set has.

@@ -22,6 +22,8 @@ from models.bad_input import BadInput
 
 # Every layer of one of them is some 100 MB in float64.
 EXACT_IMAGES = 2
+# A probability at least so far from 0 and from 1 is one to learn from.
+UNCERTAIN = 1e-4
 
 LoadPhoto = Callable[[Path, tuple[int, int], str], np.ndarray]
 """(file, (height, width), interpolation) -> uint8, (H, W, 3), RGB: `datamodule.photo_store.load_photo`."""
@@ -46,6 +48,19 @@ class Pair:
     photo_names: Sequence[str] = ()
     photo_files: Sequence[Path] = ()
     load_photo: LoadPhoto | None = None
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What both sides are trained on for a few steps.
+
+    Attributes:
+        images: float64 in [0, 1], NHWC.
+        targets: float64, (B, C), one class for each image.
+    """
+
+    images: np.ndarray
+    targets: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -99,14 +114,20 @@ class Case:
         return self.sets[-1].exact(EXACT_IMAGES)
 
     @cached_property
-    def targets(self) -> np.ndarray:
-        """For a training step: one class for each of the exact images, float64 (B, C).
+    def lesson(self) -> Lesson | None:
+        """For a few steps of training; None where the network is certain of every image at hand.
 
-        Not the likeliest, from which there is little to learn, nor one so unlikely that Keras, which cuts
-        probabilities at 1e-7, has no gradient: the one whose probability is nearest to a half.
+        The class to be learnt is not the likeliest, from which there is little to learn, nor one so unlikely that
+        Keras, which cuts probabilities at 1e-7, has no gradient: the one whose probability is nearest to a half. A
+        network that is certain of a photo learns from another image.
         """
-        probabilities = torch_probabilities(self.source.network, [self.exact_images.astype(np.float32)])
-        return np.eye(probabilities.shape[1])[np.abs(probabilities - 0.5).argmin(axis=1)]
+        images = np.concatenate([self.exact_images, self.sets[0].exact(len(self.sets[0].images))])
+        probabilities = torch_probabilities(self.source.network, [images.astype(np.float32)])
+        wanted = np.abs(probabilities - 0.5).argmin(axis=1)
+        likely = np.take_along_axis(probabilities, wanted[:, None], axis=1)[:, 0]
+        usable = np.flatnonzero(np.minimum(likely, 1 - likely) >= UNCERTAIN)[:EXACT_IMAGES]
+        targets = np.eye(probabilities.shape[1])[wanted]
+        return Lesson(images[usable], targets[usable]) if len(usable) else None
 
 
 def read_case(pair: Pair) -> Case:

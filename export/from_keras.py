@@ -20,7 +20,7 @@ import torch
 
 from export.graph import Graph, Node
 from export.hand_over import trace_network
-from export.keras_graph import KerasGraph, read_keras_graph
+from export.keras_graph import DAMAGED, REBUILD, KerasGraph, read_keras_graph
 from export.keras_h5 import KerasFile, read_keras_h5, same_padding
 from models.bad_input import BadInput
 from models.timm_mobilenetv2 import ARCHITECTURE, Normalise, TimmClassifier
@@ -155,7 +155,7 @@ def _preprocessing(graph: Graph) -> list[Node]:
 def _input_range(file: KerasFile, preprocessing: list[Node], given: str | None) -> str:
     stated = _stated(file, "input_range", str)
     if given is not None and given not in INPUT_RANGES:
-        raise BadInput(f"--input_range: expected one of {', '.join(INPUT_RANGES)}, received {given!r}.")
+        raise BadInput(f"--input_range: expected one of {', '.join(INPUT_RANGES)}, received {given!r}. Name one.")
     if stated in ("unit", "raw"):
         if given not in (None, stated):
             raise BadInput(f"--input_range {given}: expected the file's own, {stated!r}. Leave it out.")
@@ -193,7 +193,7 @@ def _check_constants(normalise: Normalise, constants: tuple[np.ndarray, np.ndarr
         if not np.array_equal(own, wanted.astype(np.float32)):
             raise BadInput(
                 f"expected normalisation with {name} {wanted.tolist()}, as the file's layers have it, got "
-                f"{own.tolist()} from its own description. The file was edited; correct or remove its attribute."
+                f"{own.tolist()} from its own description. {DAMAGED}"
             )
 
 
@@ -211,7 +211,7 @@ def _mean_and_std(constants: tuple[np.ndarray, np.ndarray]) -> tuple[list[float]
     means, stds = [], []
     for scale, offset in zip(*(each.astype(np.float32) for each in constants), strict=True):
         if not scale > 0 or not np.isfinite(offset):
-            raise BadInput(f"expected a Rescaling by a number above zero, got {scale}.")
+            raise BadInput(f"expected a Rescaling by a number above zero, got {scale}. {REBUILD}")
         std = _shortest(lambda std, scale=scale: std > 0 and np.float32(1.0 / std) == scale, 1.0 / float(scale))
         mean = _shortest(lambda mean, offset=offset, std=std: np.float32(-mean / std) == offset, -float(offset) * std)
         means.append(mean if mean else 0.0)
@@ -265,12 +265,14 @@ def _settings(
     # Our own file says it in its own words, which may tell apart what computes the same here (padding of odd sizes,
     # digits of the mean beyond float32). What must not differ is compared with the layers.
     if set(stated) != set(ARCHITECTURE):
-        raise BadInput(f"expected the file to describe {', '.join(ARCHITECTURE)}, got {', '.join(map(str, stated))}.")
+        raise BadInput(
+            f"expected the file to describe {', '.join(ARCHITECTURE)}, got {', '.join(map(str, stated))}. {DAMAGED}"
+        )
     for name in ("backbone", "hidden", "bn_eps"):
         if stated[name] != inferred[name]:
             raise BadInput(
                 f"expected the file's description and its layers to agree, got {name} {str(stated[name])[:80]} and "
-                f"{inferred[name]}. The file was edited."
+                f"{inferred[name]}. {DAMAGED}"
             )
     return dict(stated)
 
@@ -294,7 +296,7 @@ def _backbone(graph: Graph, body: list[Node]) -> str:
     raise BadInput(
         f"expected the channels of a MobileNetV2 that timm has ({', '.join(names)}), got {len(kernels)} convolutions, "
         f"the first with {stem} channels, the last with {kernels[-1][0] if kernels else 0}. Of keras.applications, "
-        "alpha 0.35, 0.5, 0.75, 1.0 and 1.4 have a counterpart in timm; 1.3 has none."
+        "alpha 0.35, 0.5, 0.75, 1.0 and 1.4 have a counterpart in timm; 1.3 has none. Train one of those."
     )
 
 
@@ -302,7 +304,9 @@ def _epsilon(body: list[Node]) -> float:
     epsilons = {node.attributes["epsilon"]: node.source for node in body if node.op == "batch_norm"}
     if len(epsilons) != 1:
         shown = ", ".join(f"{epsilon:g} at {name}" for epsilon, name in epsilons.items())
-        raise BadInput(f"expected one epsilon in all BatchNormalization layers, got {shown or 'no such layer'}.")
+        raise BadInput(
+            f"expected one epsilon in all BatchNormalization layers, got {shown or 'no such layer'}. {REBUILD}"
+        )
     return float(next(iter(epsilons)))
 
 
@@ -387,7 +391,7 @@ def _class_names(file: KerasFile, given: Sequence[str] | None, count: int) -> tu
     if len(names) != count or len(set(names)) != count or not all(isinstance(name, str) and name for name in names):
         raise BadInput(
             f"expected {count} different class names, as many as the model has outputs, received {len(names)}: "
-            f"{', '.join(map(str, names))[:200]}."
+            f"{', '.join(map(str, names))[:200]}. Name each class once, in the order of the outputs."
         )
     return tuple(names)
 
@@ -422,18 +426,18 @@ def _match(ours: list[Node], theirs: list[Node]) -> dict[str, str]:
             raise BadInput(
                 f"expected {_described(node)} after {' and '.join(inputs)}, got "
                 f"{'several' if candidates else _what_follows(theirs, inputs)}. This is not the MobileNetV2 classifier "
-                "that timm builds with these channels."
+                f"that timm builds with these channels. {REBUILD}"
             )
         other = candidates.pop()
         wanted, got = _facts(node), _facts(other)
         differing = [name for name in wanted if wanted[name] != got.get(name)] + sorted(got.keys() - wanted.keys())
         if differing:
             shown = "; ".join(f"{name} {got.get(name)}, not {wanted.get(name)}" for name in differing)
-            raise BadInput(f"{other.source}: expected {_described(node)} as timm builds it, got {shown}.")
+            raise BadInput(f"{other.source}: expected {_described(node)} as timm builds it, got {shown}. {REBUILD}")
         found[node.name] = other.name
     left = [node.source for nodes in waiting.values() for node in nodes]
     if left:
-        raise BadInput(f"expected only layers of a MobileNetV2 classifier, got {left[0]} besides.")
+        raise BadInput(f"expected only layers of a MobileNetV2 classifier, got {left[0]} besides. {REBUILD}")
     return {name: other for name, other in found.items() if name != start_ours}
 
 
@@ -471,17 +475,21 @@ def _copy_weights(
     }
     unused = sorted(source.tensors.keys() - set(tensor_of.values()))
     if unused or len(set(tensor_of.values())) != len(tensor_of):
-        raise BadInput(f"expected every array to be used exactly once, got {', '.join(unused) or 'one used twice'}.")
+        raise BadInput(
+            f"expected every array to be used exactly once, got {', '.join(unused) or 'one used twice'}. {REBUILD}"
+        )
     state = network.state_dict()
     counters = [name for name in state if name.endswith("num_batches_tracked")]
     missing = sorted(state.keys() - tensor_of.keys() - set(counters))
     if missing:
-        raise BadInput(f"expected an array for every tensor, got none for {', '.join(missing)}.")
+        raise BadInput(f"expected an array for every tensor, got none for {', '.join(missing)}. {REBUILD}")
     filled = dict(zip(counters, _counts(details, len(counters)), strict=True))
     for tensor, name in tensor_of.items():
         array = source.tensors[name]
         if array.shape != tuple(state[tensor].shape):
-            raise BadInput(f"{name}: expected shape {tuple(state[tensor].shape)}, got {array.shape} (torch's layout).")
+            raise BadInput(
+                f"{name}: expected shape {tuple(state[tensor].shape)}, got {array.shape} (torch's layout). {REBUILD}"
+            )
         filled[tensor] = torch.from_numpy(array.copy())
     network.load_state_dict(filled)
     return tensor_of
@@ -492,7 +500,5 @@ def _counts(details: dict[str, Any], count: int) -> list[torch.Tensor]:
     stated = details.get("batches_tracked", 0)
     numbers = stated if isinstance(stated, list) else [stated] * count
     if len(numbers) != count or not all(isinstance(each, int) and 0 <= each < 1 << 62 for each in numbers):
-        raise BadInput(
-            f"expected batches_tracked as {count} whole numbers, got {str(stated)[:80]}. The file was edited."
-        )
+        raise BadInput(f"expected batches_tracked as {count} whole numbers, got {str(stated)[:80]}. {DAMAGED}")
     return [torch.tensor(each, dtype=torch.int64) for each in numbers]

@@ -55,7 +55,7 @@ def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit", fuse_batch
             a network with an operation that Keras's built-in layers do not have.
     """
     if input_range not in INPUT_RANGES:
-        raise BadInput(f"expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}.")
+        raise BadInput(f"expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}. Name one.")
     h5 = Path(h5)
     if not h5.parent.is_dir():
         raise BadInput(

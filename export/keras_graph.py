@@ -18,6 +18,13 @@ from export.graph import Graph, Node
 from export.keras_h5 import KerasFile, same_padding
 from models.bad_input import BadInput
 
+# What can be done about a file that contradicts itself, and about a model that has no counterpart here.
+DAMAGED = "The file is damaged or was edited: save or export it again."
+REBUILD = (
+    "Rebuild the model as keras.applications.MobileNetV2 with pooling and dense layers, "
+    "set_weights(old.get_weights()), and save that."
+)
+
 _MODELS = ("Functional", "Model", "Sequential")
 # More layers than this no classifier of ours has; a file that claims more is not read.
 _MOST_LAYERS = 5000
@@ -85,7 +92,7 @@ def read_keras_graph(file: KerasFile, image_size: tuple[int, int] | None = None)
             raise
         raise BadInput(
             f"expected the architecture of a Keras model, got one that cannot be read ({type(error).__name__}: "
-            f"{str(error)[:120]}). The file is damaged, or of a Keras that is not known here."
+            f"{str(error)[:120]}). {DAMAGED}"
         ) from error
 
 
@@ -109,12 +116,14 @@ class _Flattener:
     def add_model(self, config: dict[str, Any], path: tuple[str, ...], fed: str | None, class_name: str) -> str:
         """Add a model's layers; `fed` is the key of what goes into it, None for the outermost. Gives its output."""
         if len(path) > _DEEPEST_NESTING or len(config["layers"]) + len(self.layers) > _MOST_LAYERS:
-            raise BadInput(f"{'/'.join(path)}: expected a classifier, got models nested or layers too many to be one.")
+            raise BadInput(
+                f"{'/'.join(path)}: expected a classifier, got models nested or layers too many to be one. {REBUILD}"
+            )
         given = config["layers"]
         names = [_name(layer) for layer in given]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise BadInput(f"expected each layer's name once in a model, got {', '.join(repeated)} more than once.")
+            raise BadInput(f"expected each layer's name once in a model, got {', '.join(repeated)} twice. {DAMAGED}")
         if class_name == "Sequential":
             reads = {name: names[max(index - 1, 0) : index] for index, name in enumerate(names)}
             first, last = names[0], names[-1]
@@ -123,7 +132,9 @@ class _Flattener:
             first, last = _only(config["input_layers"], "input"), _only(config["output_layers"], "output")
         unknown = sorted({name for inputs in reads.values() for name in inputs} - set(names))
         if unknown or first not in names or last not in names:
-            raise BadInput(f"expected layers that read layers of the same model, got {', '.join(unknown) or first}.")
+            raise BadInput(
+                f"expected layers that read layers of the same model, got {', '.join(unknown) or first}. {DAMAGED}"
+            )
         output: dict[str, str] = {}  # layer name -> key of what computes its output
         order = _ordered(reads, last)
         for name in order:
@@ -143,7 +154,7 @@ class _Flattener:
         if kind in _MODELS:
             inside = inputs[0] if inputs else fed
             if len(inputs) > 1:
-                raise BadInput(f"{key}: expected a nested model with one input, got {len(inputs)}.")
+                raise BadInput(f"{key}: expected a nested model with one input, got {len(inputs)}. {REBUILD}")
             self.fed_by[path] = inside
             return self.add_model(layer["config"], path, inside, kind)
         if kind == "InputLayer" and fed is not None:
@@ -157,7 +168,7 @@ class _Flattener:
 def _name(layer: dict[str, Any]) -> str:
     name = layer.get("name") or layer["config"]["name"]
     if not isinstance(name, str):
-        raise BadInput(f"expected layers with names, got {str(name)[:40]!r}.")
+        raise BadInput(f"expected layers with names, got {str(name)[:40]!r}. {DAMAGED}")
     return name
 
 
@@ -167,7 +178,8 @@ def _only(ends: Any, what: str) -> str:
         ends = ends[0]
     if not (isinstance(ends, list) and len(ends) == 3 and isinstance(ends[0], str)):
         raise BadInput(
-            f"expected a model with one {what}, got {str(ends)[:80]}. Only classifiers of one photo fit here."
+            f"expected a model with one {what}, got {str(ends)[:80]}: only classifiers of one photo fit here. "
+            "Save keras.Model(model.inputs[0], model.outputs[0])."
         )
     return ends[0]
 
@@ -176,7 +188,9 @@ def _inbound(layer: dict[str, Any], name: str) -> list[str]:
     """Names of the layers that a layer reads, in either generation's form."""
     calls = layer.get("inbound_nodes") or []
     if len(calls) > 1:
-        raise BadInput(f"{name}: expected a layer that is called once, got {len(calls)} calls: its weights are shared.")
+        raise BadInput(
+            f"{name}: expected a layer that is called once, got {len(calls)} calls: its weights are shared. {REBUILD}"
+        )
     if not calls:
         return []
     call = calls[0]
@@ -204,7 +218,7 @@ def _ordered(reads: dict[str, list[str]], last: str) -> list[str]:
             open_.discard(name)
             stack.pop()
         elif name in open_:
-            raise BadInput(f"{name}: expected layers in one direction, got a circle.")
+            raise BadInput(f"{name}: expected layers in one direction, got a circle. {DAMAGED}")
         else:
             open_.add(name)
             stack.extend(waiting)
@@ -227,7 +241,9 @@ def _weights_by_layer(file: KerasFile, layers: dict[str, FlatLayer]) -> dict[str
             role = {"depthwise_kernel": "kernel"}.get(parts[-1], parts[-1])
             if key is None or role in found[key]:
                 what = "belongs to no layer of the architecture" if key is None else "is there twice"
-                raise BadInput(f"{group}/{weight}: expected each array to belong to one layer, got one that {what}.")
+                raise BadInput(
+                    f"{group}/{weight}: expected each array to belong to one layer, got one that {what}. {DAMAGED}"
+                )
             found[key][role] = array
     return found
 
@@ -253,7 +269,7 @@ def _refused(path: tuple[str, ...], class_name: str, why: str = "") -> BadInput:
         )
     return BadInput(
         f"{name}: expected a layer of a MobileNetV2 classifier, got {class_name}{': ' if why else ''}{why}. "
-        f"Layers that are read: {', '.join(sorted(_READERS))}."
+        f"Layers that are read: {', '.join(sorted(_READERS))}.{'' if why else f' {REBUILD}'}"
     )
 
 
@@ -286,14 +302,16 @@ class _Reader:
             reader(self, layer)
             if self.weights[key]:
                 left = ", ".join(sorted(self.weights[key]))
-                raise BadInput(f"{key}: expected weights that a {layer.class_name} has, got {left} besides.")
+                raise BadInput(f"{key}: expected weights that a {layer.class_name} has, got {left} besides. {DAMAGED}")
         graph = Graph(_fold_padding(self.nodes), self.tensors)
         return KerasGraph(graph, self.layers, self.rates, self.node_of, self.fed_by)
 
     def before(self, layer: FlatLayer, count: int = 1) -> list[Node]:
         """The nodes that a layer reads."""
         if len(layer.inputs) != count:
-            raise BadInput(f"{layer.key}: expected a {layer.class_name} of {count} inputs, got {len(layer.inputs)}.")
+            raise BadInput(
+                f"{layer.key}: expected a {layer.class_name} of {count} inputs, got {len(layer.inputs)}. {REBUILD}"
+            )
         return [self.nodes[self.node_of[key]] for key in layer.inputs]
 
     def emit(
@@ -320,11 +338,11 @@ class _Reader:
         """An array of the layer, once."""
         array = self.weights[layer.key].pop(role, None)
         if array is None:
-            raise BadInput(f"{layer.key}: expected {role} of shape {shape}, got a file without it.")
+            raise BadInput(f"{layer.key}: expected {role} of shape {shape}, got a file without it. {DAMAGED}")
         if array.shape != shape or array.dtype != np.float32:
             raise BadInput(
-                f"{layer.key}/{role}: expected float32 {shape}, got {array.dtype} {array.shape}. The file's weights "
-                "do not fit its architecture, or were saved in another precision."
+                f"{layer.key}/{role}: expected float32 {shape}, got {array.dtype} {array.shape}: the weights do not "
+                "fit the architecture, or were saved in another precision. Save the model again, in float32."
             )
         return array
 
@@ -344,40 +362,42 @@ def _expect(layer: FlatLayer, **allowed: tuple[Any, ...]) -> None:
         value = tuple(value) if isinstance(value, list) else value
         if value not in values:
             shown = " or ".join(map(str, values))
-            raise BadInput(f"{layer.key}: expected a {layer.class_name} with {name} {shown}, got {value}.")
+            raise BadInput(f"{layer.key}: expected a {layer.class_name} with {name} {shown}, got {value}. {REBUILD}")
 
 
 def _whole(value: Any, layer: FlatLayer, what: str, lowest: int = 1) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not lowest <= value <= 1 << 16:
-        raise BadInput(f"{layer.key}: expected {what} as a whole number from {lowest}, got {str(value)[:40]}.")
+        raise BadInput(
+            f"{layer.key}: expected {what} as a whole number from {lowest}, got {str(value)[:40]}. {DAMAGED}"
+        )
     return value
 
 
 def _two(value: Any, layer: FlatLayer, what: str) -> tuple[int, int]:
     values = list(value) if isinstance(value, list | tuple) else [value, value]
     if len(values) != 2:
-        raise BadInput(f"{layer.key}: expected {what} for height and width, got {str(value)[:40]}.")
+        raise BadInput(f"{layer.key}: expected {what} for height and width, got {str(value)[:40]}. {DAMAGED}")
     return _whole(values[0], layer, what), _whole(values[1], layer, what)
 
 
 def _number(value: Any, layer: FlatLayer, what: str) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not np.isfinite(value):
-        raise BadInput(f"{layer.key}: expected {what} as a finite number, got {str(value)[:40]}.")
+        raise BadInput(f"{layer.key}: expected {what} as a finite number, got {str(value)[:40]}. {DAMAGED}")
     return float(value)
 
 
 def _image(node: Node, layer: FlatLayer) -> tuple[int, int, int]:
     if len(node.shape) != 3:
-        raise BadInput(f"{layer.key}: expected a {layer.class_name} on images, got it on shape {node.shape}.")
+        raise BadInput(f"{layer.key}: expected a {layer.class_name} on images, got it on shape {node.shape}. {REBUILD}")
     return node.shape[0], node.shape[1], node.shape[2]
 
 
 def _input(reader: _Reader, layer: FlatLayer) -> None:
     if reader.nodes:
-        raise BadInput(f"{layer.key}: expected a model with one input, got another.")
+        raise BadInput(f"{layer.key}: expected a model with one input, got another. {REBUILD}")
     shape = layer.config.get("batch_input_shape") or layer.config.get("batch_shape")
     if not (isinstance(shape, list) and len(shape) == 4 and shape[3] == 3):
-        raise BadInput(f"{layer.key}: expected an input of shape [None, height, width, 3], got {shape}.")
+        raise BadInput(f"{layer.key}: expected an input of shape [None, height, width, 3], got {shape}. {REBUILD}")
     given = reader.image_size or (None, None)
     sides = [own if own is not None else size for own, size in zip(shape[1:3], given, strict=True)]
     if None in sides:
@@ -391,7 +411,7 @@ def _input(reader: _Reader, layer: FlatLayer) -> None:
 def _per_channel(value: Any, layer: FlatLayer, what: str) -> list[float]:
     values = np.asarray(value, np.float64).reshape(-1)
     if values.size not in (1, 3) or not np.isfinite(values).all():
-        raise BadInput(f"{layer.key}: expected {what} as one finite number or three, got {str(value)[:80]}.")
+        raise BadInput(f"{layer.key}: expected {what} as one finite number or three, got {str(value)[:80]}. {REBUILD}")
     return [float(each) for each in np.broadcast_to(values, 3)]
 
 
@@ -509,7 +529,7 @@ def _activation_of(reader: _Reader, layer: FlatLayer, node: Node) -> None:
         return
     if not isinstance(name, str) or name not in _FUNCTIONS:
         shown = name if isinstance(name, str) else str(name)[:80]
-        raise BadInput(f"{layer.key}: expected activation linear, {', '.join(_FUNCTIONS)}, got {shown}.")
+        raise BadInput(f"{layer.key}: expected activation linear, {', '.join(_FUNCTIONS)}, got {shown}. {REBUILD}")
     op, attributes = _FUNCTIONS[name]
     suffix = "" if node.name != layer.key else f"/{name}"
     reader.emit(layer, op, node.shape, attributes, inputs=[node], suffix=suffix)
@@ -518,7 +538,7 @@ def _activation_of(reader: _Reader, layer: FlatLayer, node: Node) -> None:
 def _add(reader: _Reader, layer: FlatLayer) -> None:
     left, right = reader.before(layer, 2)
     if left.shape != right.shape:
-        raise BadInput(f"{layer.key}: expected to add equal shapes, got {left.shape} and {right.shape}.")
+        raise BadInput(f"{layer.key}: expected to add equal shapes, got {left.shape} and {right.shape}. {REBUILD}")
     reader.emit(layer, "add", left.shape, inputs=[left, right])
 
 
@@ -542,7 +562,7 @@ def _flat(reader: _Reader, layer: FlatLayer) -> None:
         )
     target = layer.config.get("target_shape")
     if target is not None and [each for each in target if each != 1] not in ([before.shape[0]], [-1]):
-        raise BadInput(f"{layer.key}: expected a Reshape to {before.shape[:1]}, got {target}.")
+        raise BadInput(f"{layer.key}: expected a Reshape to {before.shape[:1]}, got {target}. {REBUILD}")
     reader.node_of[layer.key] = before.name
     if len(before.shape) == 3:
         reader.emit(layer, "flatten", before.shape[:1], inputs=[before])
@@ -557,7 +577,9 @@ def _dropout(reader: _Reader, layer: FlatLayer) -> None:
 def _dense(reader: _Reader, layer: FlatLayer) -> None:
     (before,) = reader.before(layer)
     if len(before.shape) != 1:
-        raise BadInput(f"{layer.key}: expected a Dense layer on pooled features, got it on shape {before.shape}.")
+        raise BadInput(
+            f"{layer.key}: expected a Dense layer on pooled features, got it on shape {before.shape}. {REBUILD}"
+        )
     units = _whole(layer.config["units"], layer, "units")
     # Keras (in, out) -> torch (out, in)
     weights = {"kernel": reader.take(layer, "kernel", (before.shape[0], units)).T}

@@ -113,7 +113,7 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
         layers.append(KerasLayer("Rescaling", "rescale_raw", rescale, (image.name,)))
         renamed[image.name] = "rescale_raw"
     elif input_range != "unit":
-        raise BadInput(f"input_range must be 'unit' ([0, 1]) or 'raw' (0..255), got {input_range!r}.")
+        raise BadInput(f"expected input_range 'unit' ([0, 1]) or 'raw' (0..255), got {input_range!r}. Name one.")
     for node in graph.nodes[1:]:
         inputs = tuple(renamed[name] for name in node.inputs)
         layers.extend(_LAYERS[node.op](graph, node, inputs))
@@ -463,7 +463,8 @@ def _fixed_bytes(names: list[str]) -> np.ndarray:
 
 
 def _verify(path: Path, config: dict[str, Any], layers: list[KerasLayer]) -> None:
-    written = read_keras_h5(path)
+    with h5py.File(path, "r") as file:  # without `check_storage`: it is ours, written a moment ago
+        written = _contents(file)
     if written.config != config:
         raise RuntimeError(f"{path}: the architecture does not read back as it was written; the disk may be failing.")
     for layer in layers:
@@ -494,24 +495,29 @@ def read_keras_h5(path: Path) -> KerasFile:
     try:
         check_storage(str(path))
         with h5py.File(path, "r") as file:
-            weights, names = _read_weights(file["model_weights"])
-            return KerasFile(
-                config=_json_attribute(file, "model_config"),
-                training_config=_json_attribute(file, "training_config") if "training_config" in file.attrs else None,
-                details=_json_attribute(file, DETAILS_ATTRIBUTE) if DETAILS_ATTRIBUTE in file.attrs else {},
-                weights=weights,
-                weight_names=names,
-                marks=_marks(file),
-            )
+            return _contents(file)
     except Refused as refused:
         raise BadInput(
-            f"expected a Keras .h5 as Keras or this project saves it, got one that is refused: {refused}."
+            f"expected a Keras .h5 as Keras or this project saves it, got one that is refused: {refused}. Save it "
+            "again in the Keras that it comes from, or export it again with: lightning export CKPT OUT.h5"
         ) from refused
     except UNREADABLE as error:
         raise BadInput(
             f"expected a Keras .h5 file with architecture and weights, got {path}, which cannot be read as one "
             f"({type(error).__name__}: {error}). Name another, or export it again with: lightning export CKPT OUT.h5"
         ) from error
+
+
+def _contents(file: h5py.File) -> KerasFile:
+    weights, names = _read_weights(file["model_weights"])
+    return KerasFile(
+        config=_json_attribute(file, "model_config"),
+        training_config=_json_attribute(file, "training_config") if "training_config" in file.attrs else None,
+        details=_json_attribute(file, DETAILS_ATTRIBUTE) if DETAILS_ATTRIBUTE in file.attrs else {},
+        weights=weights,
+        weight_names=names,
+        marks=_marks(file),
+    )
 
 
 def _json_attribute(file: h5py.File, name: str) -> dict[str, Any]:

@@ -109,11 +109,12 @@ def _tasks(case: Case, folder: Path, probes: Path) -> dict[str, Task]:
     for each in case.sets:
         inputs = each.save(folder, case.input_range)
         tasks[each.name] = {"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")}
-    if case.twin.training_config is not None:
-        np.save(folder / "targets.npy", case.targets)
+    if case.twin.training_config is not None and case.lesson is not None:
+        np.save(folder / "lesson.npy", case.lesson.images * 255 if raw else case.lesson.images)
+        np.save(folder / "targets.npy", case.lesson.targets)
         tasks["train"] = {
             "task": "train",
-            "inputs": str(exact),
+            "inputs": str(folder / "lesson.npy"),
             "targets": str(folder / "targets.npy"),
             "steps": TRAINING_STEPS,
             "copy": str(folder / "training.h5"),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.case import Case, Pair, image_sets, read_case
+from export.case import Case, Lesson, Pair, image_sets, read_case
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
 from export.contents import check_contents
 from export.diagnosis import likely_cause
@@ -131,8 +131,12 @@ def _climb(case: Case, keras_side: KerasSide) -> tuple[Report, list[np.ndarray]]
         report.skipped["file_to_label"] = f"this Keras cannot load photos: {keras_side.loading_skipped}"
     if case.folded and case.source.trainable == "all":
         report.skipped["training_steps"] = "with BatchNorm folded into them, other weights are trained"
+    elif case.lesson is None:
+        report.skipped["training_steps"] = (
+            "the network is certain of every image here: it would learn nothing from them"
+        )
     else:
-        report.rungs.append(_check_training(case, keras_side))
+        report.rungs.append(_check_training(case, case.lesson, keras_side))
     report.rungs.append(check_contents(case))
     if report.failed:
         report.likely_cause = likely_cause(case, report, torch_gave, keras_side)
@@ -151,11 +155,11 @@ def _check_files(case: Case, keras_side: KerasSide) -> Rung:
     return check_files(names, (pixels, loaded.pixels), (probabilities, loaded.probabilities), loaded.unreadable)
 
 
-def _check_training(case: Case, keras_side: KerasSide) -> Rung:
+def _check_training(case: Case, lesson: Lesson, keras_side: KerasSide) -> Rung:
     """Train a little, and compare."""
     source = case.source
     learned = torch_train(
-        source.network, source.trainable, source.learning_rate, case.exact_images, case.targets, TRAINING_STEPS,
+        source.network, source.trainable, source.learning_rate, lesson.images, lesson.targets, TRAINING_STEPS,
         case.exact_state,
     )  # fmt: skip
     after = case.graph_with(learned)

@@ -15,6 +15,7 @@ from export.graph import Graph
 from export.hand_over import twin_details
 from export.image_sets import ImageSet
 from export.keras_h5 import KerasFile, keras_layers
+from export.keras_worker import same_labels
 from export.report import LAYERS_RUNG, LayerError, Rung
 
 # Largest difference of a probability, both sides float32: each side's own rounding gives about a tenth of it.
@@ -142,10 +143,7 @@ def check_probabilities(
 def check_top1(
     images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray, road: str = "", threshold: float = 1.0
 ) -> Rung:
-    """Share of images for which both sides put the same class first, or one as likely.
-
-    Where two classes are equally likely, as for an image of one colour, rounding decides. So another label counts as
-    the same if its probability, by torch, is within `PROBABILITY_THRESHOLD` of the largest.
+    """Share of images for which both sides put the same class first, or one as likely: see `keras_worker.same_labels`.
 
     Args:
         images: what went into both sides.
@@ -154,12 +152,7 @@ def check_top1(
         road: name of another road to them than Keras, for the rung's name.
         threshold: the smallest share that passes.
     """
-    same = np.zeros(len(torch_gave), bool)
-    if torch_gave.shape == keras_gave.shape:
-        exact = torch_gave.astype(np.float64)
-        of_label = np.take_along_axis(exact, keras_gave.argmax(axis=1)[:, None], axis=1)[:, 0]
-        # not a number is no label
-        same = (exact.max(axis=1) - of_label <= PROBABILITY_THRESHOLD) & np.isfinite(keras_gave).all(axis=1)
+    same = same_labels(torch_gave, keras_gave, PROBABILITY_THRESHOLD)
     agreement = float(np.mean(same))
     disagreeing = np.flatnonzero(~same)
     first = images.names[int(disagreeing[0])] if len(disagreeing) else None
@@ -213,10 +206,10 @@ def check_files(
         unreadable: index -> why Keras cannot read the file; torch's side has read all.
     """
     apart = np.abs(pixels[0].astype(np.int16) - pixels[1].astype(np.int16)).reshape(len(names), -1).max(axis=1)
-    labels = probabilities[0].argmax(axis=1) != probabilities[1].argmax(axis=1)
+    others = ~same_labels(*probabilities, PROBABILITY_THRESHOLD)
     reasons = {index: f"pixels differ by up to {apart[index]} of 255" for index in map(int, np.flatnonzero(apart))}
     reasons |= {
-        index: f"{reasons.get(index, 'same pixels')}, another label" for index in map(int, np.flatnonzero(labels))
+        index: f"{reasons.get(index, 'same pixels')}, another label" for index in map(int, np.flatnonzero(others))
     }
     reasons |= {index: f"Keras cannot read it: {reason}" for index, reason in unreadable.items()}
     detail = f"{len(names)} photos, loaded from file by each side: pixels and label"

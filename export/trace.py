@@ -48,7 +48,8 @@ def export_program(network: nn.Module, image_size: tuple[int, int], batch: int =
     # The graph keeps the batch apart, so a fixed batch loses nothing and spares the symbolic shapes.
     parameter = next(network.parameters())
     photos = torch.zeros((batch, 3, *image_size), dtype=parameter.dtype, device=parameter.device)
-    return torch.export.export(network.eval(), (photos,))
+    with torch.no_grad():  # the same program, a tenth sooner
+        return torch.export.export(network.eval(), (photos,))
 
 
 def trace_graph(program: ExportedProgram, layer_names: LayerNames | None = None) -> Graph:
@@ -114,6 +115,9 @@ class _Tracer:
         converter = CONVERTERS.get(name.rstrip("_"))
         if converter is None:
             raise NoKerasCounterpart(name, module_path(operation))
+        weights = all(value.name in {**self.tensor_of, **self.constant_of} for value in operation.all_input_nodes)
+        if weights and converter is not _view:  # a weight seen in another shape is still that weight
+            raise _of_weights(operation)
         converter(self, operation, _arguments(operation))
 
     # What the converters call -------------------------------------------------------------------------------------
@@ -128,6 +132,8 @@ class _Tracer:
         shape: tuple[int, ...] | None = None,
     ) -> None:
         inputs = list(inputs)
+        if not all(isinstance(value, fx.Node) and value.name in self.node_of for value in inputs):
+            raise _of_weights(operation)
         layouts = {value.name in self.channels_last for value in inputs if len(_shape(value)) == 3}
         if len(layouts) > 1:
             raise NoKerasCounterpart(_operation_name(operation), module_path(operation), "of two layouts at once")
@@ -171,7 +177,7 @@ class _Tracer:
     def constant(self, value: Any) -> np.ndarray | None:
         """Value of a constant (buffer outside the state dict, or a number); None for a computed value."""
         if isinstance(value, int | float):
-            return np.asarray(value, dtype=np.float32)
+            return np.asarray(value, dtype=np.float64)  # each side rounds a number itself, to what it computes in
         if not isinstance(value, fx.Node):
             return None
         name = self.constant_of.get(value.name) or self.tensor_of.get(value.name)
@@ -190,6 +196,11 @@ class _Tracer:
             number += 1
             candidate = f"{name}_{number}"
         return candidate
+
+
+def _of_weights(operation: fx.Node) -> NoKerasCounterpart:
+    """Keras's layers take what layers give, not weights or constants."""
+    return NoKerasCounterpart(_operation_name(operation), module_path(operation), "of a weight or a constant")
 
 
 def _operation_name(operation: fx.Node) -> str:
@@ -222,8 +233,7 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 def _conv2d(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    rows, columns = _pair(given["padding"])
-    padding = [rows, rows, columns, columns]
+    padding = _conv_padding(given)
     source = given["input"]
     # timm's pad_type="same" and every explicit zero padding: part of the convolution, as TensorFlow's SAME is.
     if source.op == "call_function" and _operation_name(source) == "aten.pad" and len(source.users) == 1:
@@ -242,6 +252,18 @@ def _conv2d(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         },
         {"kernel": given["weight"], "bias": given["bias"]},
     )
+
+
+def _conv_padding(given: dict[str, Any]) -> list[int]:
+    """Top, bottom, left, right of a convolution; ``same`` and ``valid`` in numbers (torch's same takes no stride)."""
+    if given["padding"] == "valid":
+        return [0, 0, 0, 0]
+    if given["padding"] == "same":
+        kernel, dilation = _shape(given["weight"])[-2:], _pair(given["dilation"])
+        totals = [dilation[axis] * (kernel[axis] - 1) for axis in (0, 1)]
+        return [part for total in totals for part in (total // 2, total - total // 2)]
+    rows, columns = _pair(given["padding"])
+    return [rows, rows, columns, columns]
 
 
 def _zero_padding(operation: fx.Node) -> tuple[int, int, int, int]:
@@ -414,7 +436,7 @@ def operation_layout(tracer: _Tracer, value: fx.Node) -> bool:
 
 
 def _per_channel(operation: fx.Node, constant: np.ndarray) -> tuple[float, ...]:
-    """A constant of shape (1, C, 1, 1), (C, 1, 1) or () as C floats, each the float32's exact value."""
+    """A constant of shape (1, C, 1, 1), (C, 1, 1) or () as C floats, each its exact value."""
     channels = _shape(operation)[0]
     shape = (1,) * (4 - constant.ndim) + constant.shape
     if shape not in ((1, channels, 1, 1), (1, 1, 1, 1)):
@@ -477,6 +499,9 @@ def _window(operation: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
 
 def _concatenate(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     values = list(given["tensors"])
+    if len(values) == 1:  # as the first layer of a DenseNet's block does; Keras concatenates two and more
+        tracer.alias(operation, values[0])
+        return
     channels = len(_shape(operation)) if operation_layout(tracer, values[0]) else 1
     if given["dim"] % (len(_shape(operation)) + 1) != channels:
         raise NoKerasCounterpart("aten.cat", module_path(operation), f"along dimension {given['dim']}, not channels")

@@ -12,18 +12,14 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_module.classifier import ProductClassifier
 from lightning_module.evaluation import finite, per_class
-from lightning_module.run_folder import BEST_CHECKPOINT, RunFolder, write_json
+from lightning_module.resume import continues
+from lightning_module.run_folder import BEST_CHECKPOINT, run_folder_of, write_json
 from models.bad_input import BadInput
 
 if TYPE_CHECKING:
     from export.report import Report
 
 METRICS_SCHEMA = 1
-
-
-def run_folder_of(trainer: L.Trainer) -> RunFolder:
-    """Return the folder that `--trainer.default_root_dir` names."""
-    return RunFolder(Path(trainer.default_root_dir))
 
 
 def best_checkpoint_of(trainer: L.Trainer) -> Path:
@@ -83,6 +79,7 @@ class MetricsJournal(Callback):
         self.evaluations: dict[str, dict[str, Any]] = {}
         self._epoch_start = self._train_end = 0.0
         self._images = 0
+        self._begun = {"seconds": 0.0, "train_seconds": 0.0, "images": 0}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin anew, after the epochs that a resumed checkpoint brought along; say what is trained on what."""
@@ -100,11 +97,24 @@ class MetricsJournal(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far travel in the checkpoint, so that a resumed run's journal is whole."""
-        return {"epochs": self.epochs}
+        begun = {
+            "seconds": time.perf_counter() - self._epoch_start,
+            "train_seconds": self._train_end - self._epoch_start,
+            "images": self._images,
+        }
+        return {"epochs": list(self.epochs), "begun": begun}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the epochs before the interruption until fitting starts; an evaluation must not take them up."""
         self._earlier_epochs = list(state_dict["epochs"])
+        self._begun = state_dict.get("begun", self._begun)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the clock of an epoch that was interrupted run on, without the time between."""
+        if trainer.fit_loop.restarted_mid_epoch:
+            self._epoch_start = time.perf_counter() - self._begun["seconds"]
+            self._train_end = self._epoch_start + self._begun["train_seconds"]
+            self._images = int(self._begun["images"])
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
@@ -239,9 +249,13 @@ class HandOverTwin(Callback):
         if trainer.is_global_zero:
             run = run_folder_of(trainer)
             run.check_writable()
+            if continues(trainer):  # what is there is this run's own
+                run.sweep()
+                return
             previous = run.shelve_previous()
             if previous:
-                rank_zero_info(f"The finished run in {run.path} was copied to {previous}.")
+                what = "finished run" if previous.name == "previous" else "run"
+                rank_zero_info(f"The {what} in {run.path} was copied to {previous}.")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hand over, unless somebody else does it in a moment."""

@@ -1,7 +1,8 @@
 """ProductClassifier: loss, metrics, steps and optimiser around the network."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -10,9 +11,10 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
+from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Schedule, balanced_weights, shrink
 from models.bad_input import BadInput
 from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision
 from models.keras_adam import KerasAdam
@@ -52,8 +54,12 @@ class ProductClassifier(L.LightningModule):
         std: one number or three above zero, divides what is left; null for timm's own.
         frozen_precision: of the frozen backbone's pass in training steps. `auto`: bfloat16 where the processor computes
             in it, otherwise float32. All measuring is in float32.
+        train_size: pixels of a side in training steps, smaller than `image_size`; null for `image_size`. Cheaper, and
+            what is trained small does well on larger photos (Touvron et al. 2019), which all measuring is done on.
+        schedule: which part learns how fast, and when.
+        regularisation: what is done to training batches and their loss.
         compile: the frozen backbone's pass with torch.compile. `auto`: on a CPU, where there is a C++ compiler and
-            enough to train on to earn the half minute back.
+            enough to train on to earn the half minute back. `always` compiles training steps of all weights, too.
 
     Raises:
         BadInput: a setting is out of its range, or the backbone is unknown.
@@ -77,17 +83,30 @@ class ProductClassifier(L.LightningModule):
         std: float | list[float] | str | None = None,
         frozen_precision: FrozenPrecision = "auto",
         compile: Compile = "auto",
+        train_size: int | None = None,
+        schedule: Schedule = Schedule(),  # noqa: B008  frozen, so that sharing it is no harm
+        regularisation: Regularisation = Regularisation(),  # noqa: B008
     ) -> None:
         super().__init__()
+        if isinstance(schedule, dict):  # out of a checkpoint, which holds plain types alone
+            schedule = Schedule(**schedule)
+        if isinstance(regularisation, dict):
+            regularisation = Regularisation(**regularisation)
         class_names, image_size = [str(name) for name in class_names], [int(side) for side in image_size]
         _check_settings(class_names, image_size, trainable, learning_rate, pretrained, weights)
+        _check_fine_tuning(image_size, trainable, train_size, schedule)
         network = TimmClassifier(len(class_names), backbone, hidden, dropout, pad_type, bn_eps, mean, std)
         # As the data module holds its photos: a narrow MobileNetV2 trains about twice as fast so on a CPU.
         self.network: TimmClassifier = network.to(memory_format=torch.channels_last)
         # How fast the steps are is no property of what is learnt: neither setting goes into the checkpoint.
         self._frozen_backbone = FrozenBackbone(self.network, frozen_precision, compile)
+        self._compile: Compile = compile
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         self.class_names = class_names
         self.trainable = trainable
+        self.train_size, self.schedule, self.regularisation = train_size, schedule, regularisation
+        self._regularise = BatchRegulariser(regularisation, len(class_names))
+        self._class_weights: Tensor | None = None
         self.save_hyperparameters(
             {
                 "class_names": class_names,
@@ -97,12 +116,17 @@ class ProductClassifier(L.LightningModule):
                 "weights": None if weights is None else str(weights),
                 "trainable": trainable,
                 "learning_rate": float(learning_rate),
+                "train_size": train_size,
+                "schedule": asdict(schedule),
+                "regularisation": asdict(regularisation),
                 **self.network.architecture,
             }
         )
         # the keys have a slash because a ModuleDict takes no name that a module's own attributes have, such as train
         self.metrics = nn.ModuleDict({f"{name}/": _metrics(name, len(class_names)) for name in SETS})
         self.confusion = nn.ModuleDict({f"{name}/": MulticlassConfusionMatrix(len(class_names)) for name in SETS[1:]})
+        # Lightning's own mean over processes rounds the number of photos that each has
+        self.mean_losses = nn.ModuleDict({f"{name}/": MeanMetric(nan_strategy="disable") for name in SETS})
         self.confusion_counts: dict[str, list[list[int]]] = {}
         self.weights_report: WeightsReport | None = None
         self._has_trained_weights = not pretrained
@@ -113,19 +137,29 @@ class ProductClassifier(L.LightningModule):
     def train(self, mode: bool = True) -> "ProductClassifier":
         """Switch training mode on or off; a frozen backbone stays in inference mode, its BatchNorm statistics too."""
         super().train(mode)
-        if self.trainable == "head":
+        if self.backbone_is_frozen:
             self.network.backbone.eval()
+        elif self.schedule.batch_norm == "frozen":
+            for module in self.network.backbone.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
         return self
+
+    @property
+    def backbone_is_frozen(self) -> bool:
+        """Whether only the head learns, for good or in this epoch."""
+        epoch = 0 if self._trainer is None else self.trainer.current_epoch
+        return self.trainable == "head" or epoch < self.schedule.head_epochs
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, shape (B, C), of RGB images, float32 (B, 3, H, W) with values 0 to 1."""
         # No graph is kept for a frozen backbone: that is most of the memory and half of the time.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable == "all"):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_is_frozen):
             features = self.network.features(images)
         return self.network.head(features)
 
-    def _logits_while_fitting(self, images: Tensor, exact: bool) -> Tensor:
-        """As `forward`, by the frozen backbone's fast pass where there is one.
+    def logits_while_fitting(self, images: Tensor, exact: bool) -> Tensor:
+        """As `forward`, by the frozen backbone's fast pass where there is one, compiled where that is wanted.
 
         Args:
             images: as in `forward`.
@@ -133,13 +167,24 @@ class ProductClassifier(L.LightningModule):
         """
         # Another precision of the trainer (64-true, bf16-mixed, ...) is the user's own choice of how to compute.
         plain = images.dtype == torch.float32 and not torch.is_autocast_enabled(images.device.type)
-        if self.trainable == "all" or not plain:
+        if self.backbone_is_frozen and plain:
+            return self.network.head(self._frozen_backbone.features(images, exact))
+        if self.backbone_is_frozen or exact or self._compile != "always":
             return self(images)
-        return self.network.head(self._frozen_backbone.features(images, exact))
+        if self._compiled is None:  # the bound function: a compiled module would be a second copy in the state dict
+            self._compiled = torch.compile(self.network.forward)
+        return self._compiled(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss, a scalar, of images (B, 3, H, W) and labels (B,)."""
         return self._shared_step(batch, "train")
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """As Lightning's. Several processes average their gradients: each counts for its share of a step's photos."""
+        weight_of_share = getattr(self.datamodule, "weight_of_share", None)
+        if self.trainer.world_size > 1 and weight_of_share is not None:
+            loss = loss * weight_of_share(self.trainer.fit_loop.batch_idx)
+        super().backward(loss, *args, **kwargs)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Measure images (B, 3, H, W) against labels (B,); the loader's place tells the set."""
@@ -157,24 +202,38 @@ class ProductClassifier(L.LightningModule):
         images, labels = batch
         # After the fit, in validate, test and predict, it is the network itself that is measured, layer by layer.
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
-        logits = self._logits_while_fitting(images, exact=name != "train") if fitting else self(images)
-        loss = nn.functional.cross_entropy(logits, labels)
+        targets = labels
+        if name == "train":
+            if self.train_size is not None:
+                images = shrink(images, self.train_shape)
+            if self.regularisation != Regularisation():
+                images, targets = self._regularise(images, labels)
+        logits = self.logits_while_fitting(images, exact=name != "train") if fitting else self(images)
+        loss = nn.functional.cross_entropy(logits, targets, self._class_weights if name == "train" else None)
         metrics = cast(MetricCollection, self.metrics[f"{name}/"])
         metrics.update(logits, labels)
         if name != "train":
             self._confusion_of(name).update(logits, labels)
+        mean_loss = cast(MeanMetric, self.mean_losses[f"{name}/"])
+        mean_loss.update(loss.detach(), weight=len(labels))
         self.log(
             f"{name}/loss",
-            loss,
+            mean_loss,
             on_step=False,
             on_epoch=True,
             prog_bar=name != "val_clean",
             batch_size=len(labels),
             add_dataloader_idx=False,
-            sync_dist=name != "train",
         )
         self.log_dict(metrics, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return loss
+
+    @property
+    def train_shape(self) -> tuple[int, int]:
+        """(height, width) of the photos in training steps: `image_size`, its longer side made `train_size`."""
+        height, width = self.hparams["image_size"]
+        share = 1.0 if self.train_size is None else self.train_size / max(height, width)
+        return max(1, round(share * height)), max(1, round(share * width))
 
     @property
     def validation_sets(self) -> list[str]:
@@ -214,10 +273,36 @@ class ProductClassifier(L.LightningModule):
         for name in names:
             self.confusion_counts[name] = self._confusion_of(name).compute().tolist()
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam, as Keras computes it, over what is trainable."""
-        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        return KerasAdam(parameters, self.hparams["learning_rate"])
+    def configure_optimizers(self) -> Any:
+        """Adam, as Keras computes it, over what is trainable, at the rates of the schedule.
+
+        Raises:
+            BadInput: the rates are to fall by the last epoch, and there is none.
+        """
+        rate, schedule = self.hparams["learning_rate"], self.schedule
+        head = list(self.network.head.parameters())
+        groups: list[dict[str, Any]] = [{"params": head, "lr": rate}]
+        if self.trainable == "all":
+            backbone = list(self.network.backbone.parameters())
+            groups.append({"params": backbone, "lr": rate * schedule.backbone_factor})
+        fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        optimizer = KerasAdam(groups, rate, fused=fused)
+        if not (schedule.head_epochs or schedule.warmup_epochs or schedule.cosine):
+            return optimizer
+        total = self.trainer.estimated_stepping_batches
+        epochs = self.trainer.max_epochs
+        if schedule.cosine and not (math.isfinite(total) and epochs and epochs > 0):
+            raise BadInput(
+                "--model.schedule.cosine: expected a last epoch for the learning rate to fall to, received "
+                f"--trainer.max_epochs {epochs}. Give a number."
+            )
+        per_epoch = max(1, math.ceil(total / epochs)) if epochs and epochs > 0 else 1
+        factors = [
+            lambda step, backbone=index > 0: schedule.rate(step, per_epoch, total, backbone)
+            for index in range(len(groups))
+        ]
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def load_pretrained_weights(self) -> WeightsReport | None:
         """Read the pretrained weights that the settings ask for, once; say which tensors were used.
@@ -242,8 +327,19 @@ class ProductClassifier(L.LightningModule):
     def on_train_start(self) -> None:
         """Tell the fast pass how much there is to do, which is known by now."""
         epochs = self.trainer.max_epochs
-        batches = self.trainer.num_training_batches * (math.inf if epochs is None or epochs < 0 else epochs)
+        frozen_epochs = math.inf if epochs is None or epochs < 0 else float(epochs)
+        if self.trainable == "all":
+            frozen_epochs = min(frozen_epochs, self.schedule.head_epochs)
+        batches = self.trainer.num_training_batches * frozen_epochs
         self._frozen_backbone.expect(batches * getattr(self.datamodule, "batch_size", 1), self.device)
+
+        labels = getattr(self.datamodule, "train_labels", None)
+        if self.regularisation.class_weights == "balanced" and labels is not None:
+            self._class_weights = balanced_weights(labels, len(self.class_names)).to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        """Put layers into the modes of this epoch: the head's own epochs may be over."""
+        self.train()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take a checkpoint's weights for trained, and refuse one that was trained for something else.
@@ -270,6 +366,19 @@ def _metrics(name: str, num_classes: int) -> MetricCollection:
     if name != "train":
         metrics["f1_macro"] = MulticlassF1Score(num_classes, average="macro")
     return MetricCollection(metrics, prefix=f"{name}/")
+
+
+def _check_fine_tuning(image_size: Sequence[int], trainable: str, train_size: int | None, schedule: Schedule) -> None:
+    if train_size is not None and not 1 <= train_size <= max(image_size):
+        raise BadInput(
+            f"--model.train_size: expected 1 to {max(image_size)} pixels, the longer side of image_size, received "
+            f"{train_size}. Leave it out to train at the full size."
+        )
+    if trainable == "head" and schedule.head_epochs:
+        raise BadInput(
+            "--model.schedule.head_epochs: expected 0 where only the head is trained, received "
+            f"{schedule.head_epochs}. Give --model.trainable all as well, or leave it out."
+        )
 
 
 def _check_settings(

@@ -18,6 +18,12 @@ EXIT_BAD_INPUT = 2
 EXIT_KERAS_FAILED = 3
 """The Keras process crashed or ran out of time: nothing is known of the twins."""
 
+EXIT_CODES = (
+    f"Exit codes: 0 done, and the twins are the same network; {EXIT_MISMATCH} they differ; {EXIT_BAD_INPUT} bad input; "
+    f"{EXIT_KERAS_FAILED} Keras itself crashed."
+)
+"""For the help texts."""
+
 
 class Command(NamedTuple):
     """A subcommand.
@@ -82,7 +88,7 @@ def help_text() -> str:
     return (
         "usage: lightning <command> [arguments]\n\n"
         "Train a product-photo classifier; hand over a Keras .h5 that is proved to compute the same function.\n\n"
-        f"commands:\n{rows}\n\n"
+        f"commands:\n{rows}\n\n{EXIT_CODES}\n\n"
         "Each has its own help: lightning fit --help. Settings can come from YAML: lightning fit --config FILE."
     )
 

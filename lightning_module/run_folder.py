@@ -5,12 +5,15 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.bad_input import BadInput
 from models.whole_file import write_text
 
-BEST_CHECKPOINT = "best.ckpt"
+if TYPE_CHECKING:
+    from lightning import Trainer
+
+BEST_CHECKPOINT, LAST_CHECKPOINT = "best.ckpt", "last.ckpt"
 HANDED_OVER = (
     "model.h5", "calibrated.ckpt", "parity.json", "parity.html", "labels.json", "metrics.json", "report.html",
 )  # fmt: skip
@@ -23,7 +26,8 @@ class RunFolder:
 
     A run that is begun anew in the folder of a finished one first copies that one's files to `previous/`, and then
     takes away those that say what a run's result was (`HANDED_OVER`). So a run that dies half way leaves no verdict
-    that seems to be its own, and the last finished run is whole in `previous/` until the next one has finished.
+    that seems to be its own, and the last finished run is whole in `previous/` until the next one has finished. What a
+    run that has not finished had come to goes to `interrupted/`, should another be begun in its place.
 
     Attributes:
         path: the folder.
@@ -35,6 +39,16 @@ class RunFolder:
     def best_checkpoint(self) -> Path:
         """The epoch with the lowest validation loss."""
         return self.path / BEST_CHECKPOINT
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """Where an interrupted run goes on."""
+        return self.path / LAST_CHECKPOINT
+
+    @property
+    def environment(self) -> Path:
+        """What the run was made with, and whether it has finished."""
+        return self.path / "environment.json"
 
     @property
     def model_h5(self) -> Path:
@@ -111,23 +125,40 @@ class RunFolder:
         """Clear the way for a new run: see the class.
 
         Returns:
-            The folder that holds the previous, finished run now; None where there was none.
+            The folder that holds the previous run now: `previous`, or `interrupted` if it had not finished; None where
+            there was none.
         """
-        previous = self.path / "previous"
         finished = self.model_h5.is_file() and self.parity.is_file()
-        if finished:
-            fresh = Path(tempfile.mkdtemp(prefix=".previous-", dir=self.path))
-            for name in (BEST_CHECKPOINT, "config.yaml", *HANDED_OVER):
+        shelf = self.path / ("previous" if finished else "interrupted")
+        found = finished or self.last_checkpoint.is_file()
+        if found:
+            fresh = Path(tempfile.mkdtemp(prefix=f".{shelf.name}-", dir=self.path))
+            for name in (BEST_CHECKPOINT, LAST_CHECKPOINT, "config.yaml", "environment.json", *HANDED_OVER):
                 if (self.path / name).is_file():
                     shutil.copy2(self.path / name, fresh / name)
             if self.evaluation.is_dir():
                 shutil.copytree(self.evaluation, fresh / self.evaluation.name)
-            shutil.rmtree(previous, ignore_errors=True)
-            fresh.replace(previous)
-        for name in HANDED_OVER:
+            shutil.rmtree(shelf, ignore_errors=True)
+            fresh.replace(shelf)
+        # The last checkpoint first: without it, nothing could be gone on with that is no longer whole.
+        for name in (LAST_CHECKPOINT, "environment.json", *HANDED_OVER):
             (self.path / name).unlink(missing_ok=True)
         shutil.rmtree(self.evaluation, ignore_errors=True)
-        return previous if finished else None
+        self.sweep()
+        return shelf if found else None
+
+    def sweep(self) -> None:
+        """Remove what a killed process had half written."""
+        for each in self.path.glob(".*.tmp"):
+            if each.is_file():
+                each.unlink(missing_ok=True)
+        for folder in (*self.path.glob(".previous-*"), *self.path.glob(".interrupted-*")):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_folder_of(trainer: "Trainer") -> RunFolder:
+    """Return the folder that `--trainer.default_root_dir` names."""
+    return RunFolder(Path(trainer.default_root_dir))
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

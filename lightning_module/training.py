@@ -1,5 +1,6 @@
 """`lightning fit|validate|test`: LightningCLI with this project's model, data, callbacks and run folder."""
 
+import errno
 import logging
 import sys
 import warnings
@@ -8,22 +9,38 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
+import yaml
 from jsonargparse import ActionYesNo
 from jsonargparse.typing import PositiveInt
+from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodule.product_photos import ProductPhotos
 from export.checkpoint import read_hyper_parameters
-from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJournal, best_checkpoint_of, run_folder_of
+from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJournal, best_checkpoint_of
+from lightning_module.checkpoint_file import WholeCheckpoints
 from lightning_module.classifier import ProductClassifier
 from lightning_module.cli import EXIT_MISMATCH
 from lightning_module.closing_table import print_closing_table
+from lightning_module.environment import describe_environment, note_finish, note_resumption
 from lightning_module.measured_photos import KeepLogits
+from lightning_module.own_run import (
+    ContinuedCSVLogger,
+    changed_settings,
+    check_photos,
+    check_settings,
+    finished,
+    last_checkpoint,
+    progress_of,
+)
 from lightning_module.report import report_fit, report_test
-from lightning_module.run_folder import RunFolder
+from lightning_module.resume import BatchSeed, LastCheckpoint, continues
+from lightning_module.run_folder import RunFolder, run_folder_of, write_json
+from lightning_module.stop_signals import requeued
 from models.bad_input import BadInput
 from models.whole_file import replacing, write_text
 
@@ -36,6 +53,8 @@ FINDERS = {
     "find_lr": "look for the model.learning_rate at which the loss falls most steeply, and use it",
 }
 """Flags of `fit`, in the order in which they are followed: the rate depends on the size."""
+FOUND = {"find_batch_size": ("data", "batch_size"), "find_lr": ("model", "learning_rate")}
+"""The setting that each of them finds."""
 LINKED = ("class_names", "image_size", "interpolation")
 """What the model takes from the data."""
 
@@ -52,37 +71,80 @@ def run(argv: list[str]) -> None:
     """
     _quieten()
     _keep_tensorflow_out()
-    cli = TrainingCLI(
-        ProductClassifier,
-        ProductPhotos,
-        save_config_callback=KeepConfig,
-        # MetricsJournal says in a line what Lightning's model summary would in a table
-        trainer_defaults={"default_root_dir": DEFAULT_RUN, "max_epochs": 30, "enable_model_summary": False},
-        seed_everything_default=0,
-        parser_kwargs={"prog": "lightning"},
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,  # the module saves plain hyperparameters itself
-        args=argv,
-    )
-    if cli.hand_over.report is not None and cli.hand_over.report.verdict != "PASS":
-        raise SystemExit(EXIT_MISMATCH)
+    try:
+        cli = TrainingCLI(
+            ProductClassifier,
+            ProductPhotos,
+            save_config_callback=KeepConfig,
+            # MetricsJournal says in a line what Lightning's model summary would in a table
+            trainer_defaults={"default_root_dir": DEFAULT_RUN, "max_epochs": 30, "enable_model_summary": False},
+            seed_everything_default=0,
+            parser_kwargs={"prog": "lightning"},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # the module saves plain hyperparameters itself
+            args=argv,
+        )
+    except OSError as error:
+        # Such as a logger's, which writes in its own way.
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        raise BadInput(
+            f"expected to write {error.filename or 'to the run folder'}; received: {error.strerror}. What was written "
+            "before is whole. Make room or mend the permissions; the same command with --resume continues."
+        ) from error
+    if cli.exit_code:
+        raise SystemExit(cli.exit_code)
+
+
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
+"""What the system says of a disk that is full, a folder that must not be written, or a disk that is broken."""
 
 
 class KeepConfig(SaveConfigCallback):
-    """Writes all settings of a fit to the run's `config.yaml`, from which the same fit can be run again."""
+    """Writes what it takes to run a fit again: all settings to `config.yaml`, all else to `environment.json`."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Write nothing yet: the data may prove unusable, and an earlier run's file is still worth something."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write the file whole."""
-        if trainer.is_global_zero:
-            run_folder = run_folder_of(trainer)
-            write_text(run_folder.config, self.parser.dump(self.config, skip_none=False))
+        """Write both files whole.
+
+        Raises:
+            BadInput: the run goes on, but not with the photos that it began with; or a file cannot be written.
+        """
+        if not trainer.is_global_zero:
+            return
+        run, text = run_folder_of(trainer), settings_text(self.parser, self.config)
+        settings, weights = yaml.safe_load(text), pl_module.hparams.get("weights")
+        environment = describe_environment(trainer, settings, None if weights is None else Path(weights))
+        if continues(trainer):
+            check_photos(run, environment["data"])
+            if changed := note_resumption(run, environment, run.last_checkpoint.name):
+                trainer.print(f"Not as when the run began, so its weights may differ: {', '.join(changed)}.")
+        else:
+            write_json(run.environment, environment)
+        write_text(run.config, text)
+
+
+def settings_text(parser: LightningArgumentParser, settings: Any) -> str:
+    """Return all settings of a fit as YAML, but its flags: they are none of what is learnt; other commands lack them."""
+    settings = settings.clone()
+    for flag in ("resume", *FINDERS):
+        settings.pop(flag, None)
+    return parser.dump(settings, skip_none=False)
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI whose `fit` ends with an evaluation, the Keras twin and its proof."""
+    """LightningCLI whose `fit` survives, and ends with an evaluation, the Keras twin and its proof.
+
+    Attributes:
+        exit_code: 1 where the twin does not agree with its checkpoint.
+        resumes_from: the run's own last.ckpt, where it goes on.
+    """
+
+    exit_code = 0
+    resumes_from: Path | None = None
+    _steps_done = 0
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -102,6 +164,7 @@ class TrainingCLI(LightningCLI):
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(MetricsJournal, "journal")
         parser.add_lightning_class_args(HandOverTwin, "hand_over")
         parser.add_lightning_class_args(KeepLogits, "logits")
@@ -113,6 +176,14 @@ class TrainingCLI(LightningCLI):
         if subcommand == "fit":
             for flag, text in FINDERS.items():
                 parser.add_argument(f"--{flag}", action=ActionYesNo, nargs="?", default=False, help=text)
+            parser.add_argument(
+                "--resume",
+                action=ActionYesNo,
+                nargs="?",
+                default=False,
+                help="go on with the run in --trainer.default_root_dir from its last.ckpt; begin it where there is "
+                "none, and do nothing where it has finished. The same command can be given until it has.",
+            )
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
@@ -141,7 +212,43 @@ class TrainingCLI(LightningCLI):
         if threads := self._get(self.config, "num_threads"):
             torch.set_num_threads(threads)
         if self.subcommand in ("fit", "test"):
-            RunFolder(Path(self._get(self.config, "trainer").default_root_dir)).check_writable()
+            run = RunFolder(Path(self._get(self.config, "trainer").default_root_dir))
+            run.check_writable()
+            if self.subcommand == "fit" and (self._get(self.config, "resume") or requeued()):
+                self._find_own_run(run)
+
+    def _find_own_run(self, run: RunFolder) -> None:
+        """Decide where a fit with --resume goes on.
+
+        Raises:
+            BadInput: the run in the folder cannot be gone on with under these settings.
+            SystemExit: it has finished; with the exit code that it had.
+        """
+        last = last_checkpoint(run)
+        if last is None:
+            return
+        self._take_found(run)
+        changed = changed_settings(run, yaml.safe_load(settings_text(self._parser("fit"), self.config["fit"])))
+        check_settings(run, changed)
+        epochs, steps = progress_of(last)
+        if outcome := finished(run):
+            longer = "trainer.max_epochs" in changed
+            if not longer:
+                verdict = f"; parity {outcome['parity']}" if outcome.get("parity") else ""
+                print(f"The run in {run.path} has finished already, after {epochs} epochs{verdict}.")
+                raise SystemExit(outcome.get("exit_code", 0))
+        print(f"Going on with the run in {run.path}: {epochs} epochs are done, {steps} steps in all.")
+        self.resumes_from, self._steps_done = last, steps
+
+    def _take_found(self, run: RunFolder) -> None:
+        """Let a run keep what it found when it began, though the same command asks to look for it again."""
+        own = self.config["fit"]
+        wanted = [flag for flag in FINDERS if own.get(flag)]
+        if wanted and run.config.is_file():
+            kept = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+            for flag in wanted:
+                group, name = FOUND[flag]
+                own[flag], own[group][name] = False, kept[group][name]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Send logs to the run's folder, and show a progress bar only to a person."""
@@ -150,16 +257,33 @@ class TrainingCLI(LightningCLI):
         if settings.logger is None or settings.logger is True:
             # One place for each, without versions: a new run in the same folder begins new logs.
             csv_logger, tensorboard = (
-                CSVLogger(logs, name="", version="csv"),
-                TensorBoardLogger(logs, name="", version="tensorboard", default_hp_metric=False),
+                ContinuedCSVLogger(logs, "", "csv", steps=self._steps_done),
+                TensorBoardLogger(
+                    logs, "", "tensorboard", default_hp_metric=False, purge_step=self._steps_done or None
+                ),
             )
             kwargs["logger"] = [csv_logger, tensorboard] if self.subcommand == "fit" else False
         callbacks = settings.callbacks or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
+        if self.subcommand == "fit":
+            callbacks = kwargs["callbacks"] = [BatchSeed(), *callbacks]  # before whatever draws
         if settings.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in callbacks):
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
             kwargs["callbacks"] = [*callbacks, RichProgressBar()] if sys.stdout.isatty() else callbacks
-        return super().instantiate_trainer(**kwargs)
+        plugins = settings.plugins or []
+        plugins = list(plugins) if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(each, CheckpointIO) for each in plugins):
+            kwargs["plugins"] = [*plugins, WholeCheckpoints()]
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, TypeError, ValueError) as error:  # such as a GPU that is not there
+            raise BadInput(f"--trainer: expected settings that fit together and this machine: {error}") from error
+
+    @property
+    def last_checkpoint(self) -> LastCheckpoint:
+        """The callback that keeps last.ckpt and answers signals."""
+        callback: LastCheckpoint = self._get(self.config_init, "last_checkpoint")
+        return callback
 
     @property
     def hand_over(self) -> HandOverTwin:
@@ -170,7 +294,7 @@ class TrainingCLI(LightningCLI):
     def before_fit(self) -> None:
         """Read the pretrained weights before the photos: that fails sooner. A resumed run has its own."""
         self.hand_over.at_fit_end = False  # after_fit does it
-        if not self._get(self.config_init, "ckpt_path"):
+        if not self._get(self.config_init, "ckpt_path") and not self.resumes_from:
             self.model.load_pretrained_weights()
         self._find_settings()
 
@@ -191,8 +315,6 @@ class TrainingCLI(LightningCLI):
 
         kept = self.config[self.subcommand]
         settings = dict(self._get(self.config_init, "trainer"))
-        for flag in wanted:
-            kept[flag] = False  # config.yaml runs this fit again, without looking
         if "find_batch_size" in wanted:
             size = find_batch_size(self.model, self.datamodule, settings)
             self.trainer.print(f"--data.batch_size {size}: the largest that fits; the learning rate may want to follow")
@@ -214,6 +336,19 @@ class TrainingCLI(LightningCLI):
             return
         self.trainer.print(f"--model.learning_rate {rate:g}: where the loss falls most steeply ({picture})")
         self.config[self.subcommand]["model"]["learning_rate"] = self.model.hparams["learning_rate"] = rate
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave in an orderly way when the cluster wants the machine back, whatever a fit is at."""
+        if subcommand != "fit":
+            return super()._run_subcommand(subcommand)
+        with self.last_checkpoint.signals.answered():
+            return super()._run_subcommand(subcommand)
+
+    def fit(self, **settings: Any) -> None:
+        """Train, from the run's own last checkpoint if it goes on."""
+        if self.resumes_from:
+            settings["ckpt_path"] = str(self.resumes_from)
+        self.trainer.fit(**settings)
 
     def before_test(self) -> None:
         """Say so where the figures to come are none of a test."""
@@ -243,6 +378,10 @@ class TrainingCLI(LightningCLI):
             self.hand_over.hand_over(self.trainer, self.model)
         finally:
             self._close()
+        if self.trainer.is_global_zero:
+            report = self.hand_over.report
+            self.exit_code = EXIT_MISMATCH if report is not None and report.verdict != "PASS" else 0
+            note_finish(run_folder_of(self.trainer), self.exit_code, None if report is None else report.verdict)
 
     def _close(self) -> None:
         if self.trainer.is_global_zero:
@@ -261,7 +400,7 @@ def _keep_tensorflow_out() -> None:
 
 _UNASKED = (
     "litlogger", "litmodels",  # advertisements
-    "TPU available",
+    "TPU available", "to estimate number of stepping batches", "Found current_model_state in the checkpoint",
     "GPU available: False",  # one that is there and not used is worth a line
     "Restoring states from the checkpoint path", "Loaded model weights from the checkpoint at",  # said in our own words
 )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from lightning_module.cli import COMMANDS, EXIT_MISMATCH, underscored
+from lightning_module.cli import COMMANDS, EXIT_CODES, EXIT_MISMATCH, underscored
 from models.bad_input import BadInput
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def export(
         fuse_batchnorm: fold every BatchNorm into the convolution before it: fewer layers, for predicting only.
         format: some of keras, saved_model, onnx, tflite, tflite_int8, with commas between; or all. All but a single
             keras are compared with torch before they are put in place.
-        photos: folder with photos, at any depth, to compare on; tflite_int8 needs it. Where its folders are the
-            classes, accuracy is compared too.
+        photos: folder with photos, at any depth, to compare formats other than a single keras on (for that one there
+            is `lightning parity`); tflite_int8 needs it. Where its folders are the classes, accuracy is compared too.
         temperature: divide the logits by a number, or by the one that `lightning fit` fitted: `fitted`. What is
             exported is then OUT_calibrated.ckpt, written beside: its last layer has the temperature in it. Labels stay.
 
@@ -88,6 +88,11 @@ def export(
     if temperature != "none":
         ckpt = _calibrated(ckpt, out, temperature)
     if formats == ["keras"]:
+        if photos:
+            raise BadInput(
+                f"--photos: expected formats besides keras to compare on them, received {photos} with keras alone. "
+                "Leave it out; `lightning parity CKPT OUT.h5 --photos DIR` proves the .h5 on photos."
+            )
         from export.hand_over import write_twin
 
         twin = write_twin(ckpt, out, input_range, fuse_batchnorm)
@@ -282,10 +287,15 @@ def read_labels(path: Path) -> dict[str, Any]:
     try:
         content = loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"--labels: expected a labels.json, received {path}, which cannot be read: {error}.") from error
+        raise BadInput(
+            f"--labels: expected a labels.json, received {path}, which cannot be read: {error}. Check the file."
+        ) from error
     names = content.get("class_names") if isinstance(content, dict) else content
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadInput(f"--labels: expected class_names in {path}, a list of names, received {str(names)[:80]}.")
+        raise BadInput(
+            f"--labels: expected class_names in {path}, a list of names, received {str(names)[:80]}. Give the "
+            "labels.json of a run, or --class_names."
+        )
     return {**content, "class_names": names} if isinstance(content, dict) else {"class_names": names}
 
 
@@ -301,7 +311,7 @@ def _height_and_width(text: str | None) -> tuple[int, int] | None:
         return None
     parts = text.strip("[]() ").split(",")
     if len(parts) not in (1, 2) or not all(part.strip().isdigit() and int(part) for part in parts):
-        raise BadInput(f"--image_size: expected one number of pixels or h,w, received {text!r}.")
+        raise BadInput(f"--image_size: expected one number of pixels or h,w, received {text!r}. Give --image_size 224.")
     sides = [int(part) for part in parts]
     return sides[0], sides[-1]
 
@@ -337,13 +347,13 @@ def _chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
         return known
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise BadInput(f"{option}: expected some of {', '.join(known)}, or all, received {unknown[0]!r}.")
+        raise BadInput(f"{option}: expected some of {', '.join(known)}, or all, received {unknown[0]!r}. Name those.")
     return names
 
 
 def _parse(name: str, function: Callable, argv: list[str], repeatable: Iterable[str] = ()) -> dict[str, Any]:
     """Parse a function's arguments; options in `repeatable` may be given several times."""
-    parser = ArgumentParser(prog=f"lightning {name}", description=COMMANDS[name].summary)
+    parser = ArgumentParser(prog=f"lightning {name}", description=COMMANDS[name].summary, epilog=EXIT_CODES)
     parser.add_function_arguments(function, as_positional=True)
     spelled = [underscored(each) for each in argv[1:]]  # --keras-python is --keras_python: both are in use
     given: list[str] = []

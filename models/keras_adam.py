@@ -43,7 +43,14 @@ class KerasAdam(torch.optim.Adam):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Make one step; as in `torch.optim.Adam`."""
+        loss = None
+        if closure is not None:  # Lightning's has the backward pass in it, after which it is known who learns
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
-            group["iterations"] += 1
-            group["eps"] = group["keras_epsilon"] / (1 - group["betas"][1] ** group["iterations"]) ** 0.5
-        return super().step(closure)
+            # Where nothing has a gradient, as while the head learns alone, torch makes no step, and counts none.
+            if any(parameter.grad is not None for parameter in group["params"]):
+                group["iterations"] += 1
+                group["eps"] = group["keras_epsilon"] / (1 - group["betas"][1] ** group["iterations"]) ** 0.5
+        super().step()
+        return loss

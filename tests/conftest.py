@@ -1,11 +1,13 @@
 """What several test files need: checkpoints of random networks, without training one."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,12 @@ from lightning_module import cli
 from models.timm_mobilenetv2 import TimmClassifier
 
 CLASS_NAMES = ["jeans", "sofa", "tshirt", "tv"]
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One of several processes on the same cores: more threads than cores wait for each other many times over.
+    torch.set_num_threads(1)
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ.setdefault(name, "1")  # for the processes that tests start
 
 
 def lightning(*arguments: Any) -> int:
@@ -46,10 +54,19 @@ def random_classifier(seed: int = 0, **settings: Any) -> TimmClassifier:
                 torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
             elif isinstance(module, torch.nn.Linear):
                 torch.nn.init.normal_(module.bias, 0.0, 0.1)
+        for parameter in network.parameters():
+            flat = parameter.flatten()
+            if len(flat) > 1 and bool((flat == flat[0]).all()):  # LayerNorm's, ConvNeXt's scale of 1e-6 for each block
+                parameter.add_(torch.randn_like(parameter) * 0.1)
         # A deep random network amplifies float32 rounding: torch's own float32 and float64 logits differ by up to 1e-4.
         # Smaller logits keep that below the ladder's 1e-5 on probabilities; planted differences stay far above it.
         network.head.predictions.weight.mul_(0.2)
     return network
+
+
+def photos_of(image_size: tuple[int, int], count: int = 3) -> np.ndarray:
+    """Noise, uint8 (N, H, W, 3)."""
+    return np.random.default_rng(1).integers(0, 256, (count, *image_size, 3), dtype=np.uint8)
 
 
 def save_checkpoint(path: Path, network: TimmClassifier, image_size: tuple[int, int], **changes: Any) -> Path:

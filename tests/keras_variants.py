@@ -77,7 +77,8 @@ def operations():
 
 def with_lambda():
     inner = keras.Sequential([layers.Input((SIZE, SIZE, 3)), layers.Lambda(lambda x: x / 127.5 - 1.0), base()])
-    return keras.Sequential([inner, layers.GlobalAveragePooling2D(), layers.Dense(4, activation="softmax")])
+    outer = [layers.Input((SIZE, SIZE, 3)), inner]  # Keras 2 has no weights before it knows the input
+    return keras.Sequential([*outer, layers.GlobalAveragePooling2D(), layers.Dense(4, activation="softmax")])
 
 
 def wide():

@@ -25,6 +25,12 @@ def _keep_threads():
     torch.set_num_threads(threads)
 
 
+def laid_over(config: Path) -> list[str]:
+    """The arguments that a user of a configuration gives: gpu.yaml is laid over a recipe."""
+    below = [config.with_name("finetune.yaml")] if config.name == "gpu.yaml" else []
+    return [f"--config={each}" for each in (*below, config)]
+
+
 def parse(config: Path, photos: Path, run: Path) -> TrainingCLI:
     """Everything `lightning fit --config` does up to the training itself."""
 
@@ -38,7 +44,7 @@ def parse(config: Path, photos: Path, run: Path) -> TrainingCLI:
         ProductPhotos,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        args=["fit", f"--config={config}", *root, f"--trainer.default_root_dir={run}"],
+        args=["fit", *laid_over(config), *root, f"--trainer.default_root_dir={run}"],
     )
 
 
@@ -74,3 +80,11 @@ def test_a_config_with_a_misspelt_setting_is_refused(photos, tmp_path):
     wrong.write_text("model:\n  backbon: mobilenetv2_100\n")
     with pytest.raises(SystemExit):
         parse(wrong, photos, tmp_path / "run")
+
+
+def test_gpu_settings_are_laid_over_the_recipe_and_leave_it_what_it_is(photos, tmp_path):
+    plain, laid = (parse(CONFIGS[0].with_name(name), photos, tmp_path) for name in ("finetune.yaml", "gpu.yaml"))
+    assert laid.model.hparams == plain.model.hparams
+    assert laid.datamodule.augmentation == plain.datamodule.augmentation
+    assert laid.datamodule.batch_size > plain.datamodule.batch_size
+    assert (plain.trainer.precision, laid.trainer.precision) == ("32-true", "bf16-mixed")

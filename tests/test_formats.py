@@ -199,6 +199,7 @@ def test_last_line_states_the_figure_and_its_threshold():
         (["--format", "tflite_int8"], "--photos"),
         (["--format", ","], "expected some of"),
         (["--format", "onnx", "--photos", "nowhere"], "--photos: expected a folder"),
+        (["--photos", "."], "lightning parity"),  # of a single .h5 they would be ignored
     ],
 )
 def test_bad_input(small_checkpoint, tmp_path, capsys, given, words):

@@ -1,7 +1,9 @@
 """The way back: Keras files of every make become checkpoints, proved; ours come back bit for bit."""
 
+import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -195,8 +197,14 @@ GENERATIONS = [
 
 
 @pytest.fixture(scope="module", params=GENERATIONS)
-def saved(request, tmp_path_factory) -> Path:
-    return saved_by(request.param, tmp_path_factory.mktemp("saved"))
+def keras_python(request) -> Path:
+    """Whose Keras saves the files, and judges them: Keras 3 cannot load what Keras 2 saves."""
+    return Path(request.param)
+
+
+@pytest.fixture(scope="module")
+def saved(keras_python, tmp_path_factory) -> Path:
+    return saved_by(str(keras_python), tmp_path_factory.mktemp("saved"))
 
 
 def one_ulp(file: h5py.File) -> None:
@@ -222,10 +230,9 @@ CONTROLS = {"a weight off by one ulp": one_ulp, "statistics of two layers swappe
 
 
 @pytest.fixture(scope="module")
-def proofs(saved, tmp_path_factory, request) -> dict[str, Report]:
+def proofs(saved, keras_python, tmp_path_factory) -> dict[str, Report]:
     """Of every variant, and of files that were changed after they had been read."""
     folder = tmp_path_factory.mktemp("imported")
-    python = Path(request.node.callspec.params["saved"]) if hasattr(request.node, "callspec") else None
     photos = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     imports, names = [], []
     for name, wishes in WISHES.items():
@@ -241,7 +248,7 @@ def proofs(saved, tmp_path_factory, request) -> dict[str, Report]:
             change(file)
         imports.append(Import(folder / "nested.ckpt", changed, image_sets((64, 64), photos, [])))
         names.append(name)
-    return dict(zip(names, check_imports(imports, {}, python), strict=True))
+    return dict(zip(names, check_imports(imports, {}, keras_python), strict=True))
 
 
 EXPECTED = {
@@ -317,6 +324,35 @@ def test_what_the_file_does_not_say_must_be_given(saved):
         read_keras_classifier(
             saved / "unsized.h5", Wishes(class_names=CLASS_NAMES, input_range="unit", image_size=(61, 61))
         )
+
+
+ROOT = Path(__file__).parents[1]
+OF_THE_WAY_BACK = [ROOT / "export" / f"{name}.py" for name in ("from_keras", "keras_graph", "take_over", "keras_h5")]
+OF_THE_WAY_BACK.append(ROOT / "lightning_module" / "twin_commands.py")
+
+
+def messages_of(source: str) -> list[str]:
+    """Texts of all BadInput in a source, what is put into them in braces."""
+    raised = [each for each in ast.walk(ast.parse(source)) if isinstance(each, ast.Call)]
+    raised = [each.args[0] for each in raised if getattr(each.func, "id", "") == "BadInput"]
+    parts = [each.values if isinstance(each, ast.JoinedStr) else [each] for each in raised]
+    return ["".join(part.value if isinstance(part, ast.Constant) else "{}" for part in each) for each in parts]
+
+
+def without_remedy(messages: list[str]) -> list[str]:
+    return [text for text in messages if not re.search(r"expected .*(\. |\n)\S", text, re.DOTALL)]
+
+
+@pytest.mark.parametrize("path", OF_THE_WAY_BACK, ids=lambda path: path.stem)
+def test_every_error_has_a_remedy_after_what_came(path):
+    messages = messages_of(path.read_text())
+    assert len(messages) >= 2
+    assert not without_remedy(messages)
+
+
+def test_error_without_remedy_would_be_noticed():
+    said = messages_of('raise BadInput(f"expected a, got {b}.")\nraise BadInput("expected a, got b. Do c.")')
+    assert without_remedy(said) == ["expected a, got {}."]
 
 
 # The command ----------------------------------------------------------------------------------------------------------

@@ -325,7 +325,7 @@ def test_measuring_takes_the_network_itself(tmp_path, monkeypatch):
 
 def test_fine_tuning_has_no_fast_pass():
     module = classifier(trainable="all")
-    logits = module._logits_while_fitting(photos(size=(32, 32)), exact=False)
+    logits = module.logits_while_fitting(photos(size=(32, 32)), exact=False)
     assert not module._frozen_backbone._passes
     logits.sum().backward()
     assert module.network.backbone.conv_stem.weight.grad is not None

@@ -53,3 +53,8 @@ def test_a_resumed_optimiser_goes_on_counting():
         weights.grad = torch.from_numpy(gradient)
         adam.step()
     assert np.array_equal(weights.detach().numpy(), run(KerasAdam, learning_rate=1e-2))
+
+
+def test_fused_is_the_same_step():
+    expected = by_the_formula(*problem(), rate=1e-2, epsilon=1e-7)
+    assert np.abs(run(KerasAdam, learning_rate=1e-2, fused=True) - expected).max() < 1e-15

@@ -20,14 +20,15 @@ SIZE = (16, 12)
 class Everything(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Conv2d(3, 12, 3, padding=1)
+        self.stem = nn.Conv2d(3, 12, (4, 3), padding="same")
         self.leaky, self.mish = nn.LeakyReLU(0.01), nn.Mish()
         self.shrink, self.up = nn.Conv2d(12, 12, 3, stride=2, padding=1), nn.Upsample(scale_factor=2, mode="nearest")
         self.head = nn.Linear(9, 4)
 
     def forward(self, images):
-        x = self.leaky(self.stem(images) * 10)
+        x = self.leaky(self.stem(images) * 10.17)  # a number that float32 does not hold
         x = x - self.up(self.mish(self.shrink(x)))
+        x = torch.cat([x], dim=1)
         first, second, third = x.split([3, 5, 4], dim=1)
         left, right = second[:, :4], second[:, 1:]
         quarter = third.chunk(4, dim=1)[-1]

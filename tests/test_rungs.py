@@ -6,7 +6,7 @@ import pytest
 from export.graph import Graph, Node
 from export.image_sets import ImageSet
 from export.report import LayerError, Report, Rung, print_report, worst_photos
-from export.rungs import check_layers, check_top1
+from export.rungs import check_files, check_layers, check_top1
 
 
 def images_of(count: int, name: str = "synthetic") -> ImageSet:
@@ -43,6 +43,15 @@ def test_what_is_not_a_number_has_no_label(side):
 
 def test_other_numbers_of_classes_have_no_label_in_common():
     assert not check_top1(images_of(1), rows((0.5, 0.5)), rows((0.4, 0.3, 0.3))).passed
+
+
+def test_photo_labelled_from_its_file_may_have_a_label_that_is_as_likely():
+    pixels = np.zeros((2, 2, 2, 3), np.uint8)
+    torch_gave, keras_gave = rows((0.400001, 0.4, 0.2), (0.1, 0.2, 0.7)), rows((0.4, 0.400001, 0.2), (0.1, 0.2, 0.7))
+    assert check_files(["a.jpg", "b.jpg"], (pixels, pixels), (torch_gave, keras_gave), {}).passed
+    rung = check_files(["a.jpg", "b.jpg"], (pixels, pixels), (torch_gave, keras_gave[::-1]), {})
+    assert (rung.passed, rung.figure, rung.first_divergence) == (False, 2, "a.jpg")
+    assert "same pixels, another label" in rung.detail
 
 
 # Layers ------------------------------------------------------------------------------------------

@@ -36,6 +36,35 @@ def test_symmetric_padding_of_timm_is_kept():
     assert graph.node("backbone_conv_stem").attributes["padding"] == (1, 1, 1, 1)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "padding", "stated"),
+    [
+        (3, 1, "same", (1, 1, 1, 1)),
+        ((4, 3), 1, "same", (1, 2, 1, 1)),
+        (2, 3, "same", (1, 2, 1, 2)),
+        (3, 1, "valid", (0, 0, 0, 0)),
+        (3, 1, (2, 1), (2, 2, 1, 1)),
+    ],
+)
+def test_padding_by_name_is_stated_in_numbers(kernel, dilation, padding, stated):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, kernel, dilation=dilation, padding=padding)
+
+        def forward(self, x):
+            return self.conv(x).mean((2, 3))
+
+    network = Padded()
+    node = next(node for node in trace(network).nodes if node.op == "conv2d")
+    assert node.attributes["padding"] == stated
+    top, bottom, left, right = stated
+    image = torch.rand(1, 3, 48, 40)
+    padded = nn.functional.pad(image, (left, right, top, bottom))
+    again = nn.functional.conv2d(padded, network.conv.weight, network.conv.bias, dilation=dilation)
+    torch.testing.assert_close(again, network.conv(image))
+
+
 def test_normalisation_is_one_affine_node_with_exact_constants():
     network = random_classifier(backbone="mobilenetv2_035", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     affine = [node for node in trace(network).nodes if node.op == "affine"]
@@ -74,6 +103,28 @@ def test_operation_without_counterpart_is_named_with_the_way_out(operation, name
     assert "onnx2tf" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "standardise",
+    [
+        lambda kernel: 0.5 * kernel,
+        lambda kernel: kernel * kernel,
+        lambda kernel: nn.functional.batch_norm(kernel.reshape(1, 4, -1), None, None, training=True).view_as(kernel),
+        lambda kernel: torch.relu(kernel),
+        lambda kernel: kernel.flatten().reshape(4, 3, 3, 3),
+    ],
+    ids=["by a number", "by itself", "batch_norm", "relu", "flatten"],
+)
+def test_weight_that_is_computed_with_is_refused(standardise):
+    """As networks with standardised kernels do."""
+
+    class Standardised(nn.Conv2d):
+        def forward(self, x):
+            return nn.functional.conv2d(x, standardise(self.weight), self.bias).mean((2, 3))
+
+    with pytest.raises(NoKerasCounterpart, match="weight"):
+        trace(Standardised(3, 4, 3))
+
+
 def test_value_changed_in_place_is_read_as_changed():
     class Reuse(nn.Module):
         def __init__(self):
@@ -89,6 +140,12 @@ def test_value_changed_in_place_is_read_as_changed():
     graph = trace(Reuse())
     add = next(node for node in graph.nodes if node.op == "add")
     assert [graph.node(name).op for name in add.inputs] == ["relu", "relu"]
+
+
+def test_concatenation_of_one_value_is_that_value():
+    graph = trace(Odd(lambda x: torch.cat([torch.relu(torch.cat([x], 1)), x], 1)))
+    assert [node.op for node in graph.nodes][1:4] == ["conv2d", "relu", "concatenate"]
+    assert graph.node(graph.nodes[3].inputs[1]).op == "conv2d"
 
 
 def test_unpooled_flatten_is_refused_because_its_order_differs():

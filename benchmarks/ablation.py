@@ -1,0 +1,177 @@
+"""Which settings of configs/finetune.yaml pay: each taken out, or put in, alone, with the same seeds.
+
+    python benchmarks/ablation.py --stage small            # at a small size, so that many can be compared
+    python benchmarks/ablation.py --stage full             # configs/finetune.yaml and mobilenetv2.yaml as they are
+    python benchmarks/ablation.py --table                  # what there is so far, as docs/accuracy.md shows it
+
+Every run is a `lightning fit` of the real command. The small ones hold out half of the training photos and are measured
+on those; the full ones are measured on the validation folder. Rows go to a file as they come; a run that is in it
+already is not made again, so the script may be stopped and started. Runs are made seed by seed, so that what there is
+can be compared whenever it stops. The test photos play no part.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+REPO = Path(__file__).resolve().parents[1]
+SHARED = REPO.parent / "shared"
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
+"""glibc gives large blocks back to the system after each operation, and takes them again for the next: told not to, it
+makes a training step on a CPU about a quarter faster."""
+
+FINETUNE, RECIPE = "configs/finetune.yaml", "configs/mobilenetv2.yaml"
+SMALL = [
+    "--data.image_size=160", "--model.train_size=128", "--trainer.max_epochs=6", "--trainer.check_val_every_n_epoch=6",
+    "--data.val_root=null", "--data.validation_split=0.5",
+]  # fmt: skip
+"""Half of the training photos are held out, by the seed: with 1,534 photos to judge by, a smaller difference shows than
+with the 341 of the validation folder, and half as many to train on take half the time."""
+NO_EMA = ["--trainer.callbacks=null"]
+
+STAGES: dict[str, dict[str, tuple[str, list[str]]]] = {
+    "small": {
+        "as it is": (FINETUNE, []),
+        "without label smoothing": (FINETUNE, ["--model.regularisation.label_smoothing=0"]),
+        "without weight EMA": (FINETUNE, NO_EMA),
+        "BatchNorm trained": (FINETUNE, ["--model.schedule.batch_norm=train"]),
+        "backbone as fast as the head": (FINETUNE, ["--model.schedule.backbone_factor=1"]),
+        "backbone a tenth as fast": (FINETUNE, ["--model.schedule.backbone_factor=0.1"]),
+        "with mixup or cutmix": (
+            FINETUNE,
+            [
+                "--model.regularisation.mixup=0.2",
+                "--model.regularisation.cutmix=1.0",
+                "--model.regularisation.mix_share=0.5",
+            ],
+        ),
+        "with random erasing": (FINETUNE, ["--model.regularisation.random_erasing=0.25"]),
+        "with class weights": (FINETUNE, ["--model.regularisation.class_weights=balanced"]),
+        "without a head's own epoch": (FINETUNE, ["--model.schedule.head_epochs=0"]),
+        "without warm-up": (FINETUNE, ["--model.schedule.warmup_epochs=0"]),
+        "constant rates": (FINETUNE, ["--model.schedule.cosine=false"]),
+        "without gradient clipping": (FINETUNE, ["--trainer.gradient_clip_val=null"]),
+        "trained at the full size": (FINETUNE, ["--model.train_size=null"]),
+        "resized by nearest": (FINETUNE, ["--data.interpolation=nearest"]),
+        "the recipe's augmentation": (
+            FINETUNE,
+            [
+                "--data.augmentation.rotation_range=20",
+                "--data.augmentation.width_shift_range=0.2",
+                "--data.augmentation.height_shift_range=0.2",
+                "--data.augmentation.zoom_range=0.2",
+                "--data.augmentation.channel_shift_range=0",
+            ],
+        ),
+    },
+    "full": {"configs/finetune.yaml": (FINETUNE, []), "configs/mobilenetv2.yaml": (RECIPE, [])},
+}
+"""stage -> name -> (configuration, settings besides)."""
+
+
+def main() -> None:
+    """Make the runs that are missing, or print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stage", choices=STAGES, default="small")
+    parser.add_argument("--only", default="", help="names of variants, with commas between; by default all")
+    add_sources(parser)
+    parser.add_argument("--table", action="store_true", help="print what there is, and make no runs")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    journal = arguments.out / "results.jsonl"
+    done = read(journal)
+    if not arguments.table:
+        only = [name.strip() for name in arguments.only.split(",") if name.strip()]
+        for seed in range(arguments.seeds):
+            for name, (configuration, settings) in STAGES[arguments.stage].items():
+                key = {"stage": arguments.stage, "variant": name, "seed": seed}
+                if (only and name not in only) or any(key.items() <= row.items() for row in done):
+                    continue
+                small = SMALL if arguments.stage == "small" else []
+                row = key | run(arguments, configuration, [*small, *settings], seed)
+                done.append(row)
+                with journal.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(json.dumps(row), flush=True)
+    for stage in STAGES:
+        print(table([row for row in done if row["stage"] == stage], stage), end="")
+
+
+def add_sources(parser: argparse.ArgumentParser) -> None:
+    """Options of every script that trains with `run`."""
+    clothing = SHARED / "data" / "clothing"
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1, help="of torch; 1 where other work shares the machine")
+    parser.add_argument("--root", type=Path, default=clothing / "train")
+    parser.add_argument("--val_root", type=Path, default=clothing / "validation")
+    parser.add_argument("--weights", type=Path, default=SHARED / "weights" / "mobilenetv2_100.in1k_tf_same.safetensors")
+    parser.add_argument("--out", type=Path, default=REPO / "runs" / "ablation")
+
+
+def read(journal: Path) -> list[dict[str, Any]]:
+    """Rows of the runs that were made."""
+    return [json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else []
+
+
+def run(arguments: argparse.Namespace, configuration: str, settings: list[str], seed: int) -> dict[str, Any]:
+    """One fit; the best checkpoint's figures on the validation photos as they are."""
+    folder = arguments.out / "run"
+    command = [
+        sys.executable, "-m", "lightning_module", "fit", f"--config={configuration}", f"--data.root={arguments.root}",
+        f"--data.val_root={arguments.val_root}", f"--model.weights={arguments.weights}", "--model.pad_type=same",
+        "--model.bn_eps=0.001", "--model.mean=0.5", "--model.std=0.5", f"--seed_everything={seed}",
+        f"--data.seed={seed}", f"--num_threads={arguments.threads}", "--hand_over.enabled=false",
+        f"--trainer.default_root_dir={folder}", *settings,
+    ]  # fmt: skip
+    start = time.perf_counter()
+    finished = subprocess.run(
+        command, cwd=REPO, env=ALLOCATOR | os.environ, capture_output=True, text=True, check=False
+    )
+    if finished.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{finished.stdout[-1000:]}{finished.stderr[-3000:]}")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {
+        "accuracy": metrics["final"]["accuracy"],
+        "f1_macro": metrics["final"]["f1_macro"],
+        "loss": metrics["final"]["loss"],
+        "epochs": len(metrics["epochs"]),
+        "minutes": round((time.perf_counter() - start) / 60, 1),
+    }
+
+
+def table(rows: list[dict[str, Any]], stage: str) -> str:
+    """Rows of a stage as a Markdown table; differences are of runs with the same seed."""
+    if not rows:
+        return ""
+    lines = [
+        f"\n{stage}:\n",
+        "| variant | seeds | accuracy | macro F1 | loss | accuracy against the first, same seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    names = list(STAGES[stage])
+    first = {row["seed"]: row for row in rows if row["variant"] == names[0]}
+    for name in names:
+        own = [row for row in rows if row["variant"] == name]
+        if not own:
+            continue
+        differences = [row["accuracy"] - first[row["seed"]]["accuracy"] for row in own if row["seed"] in first]
+        compared = "" if name == names[0] or not differences else f"{spread(differences, '+')}"
+        columns = (spread([row[figure] for row in own]) for figure in ("accuracy", "f1_macro", "loss"))
+        lines.append(f"| {name} | {len(own)} | {' | '.join(columns)} | {compared} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(numbers: list[float], sign: str = "") -> str:
+    """Mean, and standard deviation where there are several."""
+    text = f"{statistics.mean(numbers):{sign}.4f}"
+    return f"{text} ± {statistics.stdev(numbers):.4f}" if len(numbers) > 1 else text
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+"""How a backbone is fine-tuned: the schedule of learning rates, and what keeps the network from learning by heart.
+
+Settings only fill what torch, timm and Lightning have already; each is off unless asked for, so that the customer's
+recipe stays what it is. Which of them pay is measured in docs/accuracy.md.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from timm.data.mixup import Mixup, mixup_target
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor, nn
+
+from models.bad_input import BadInput
+
+BatchNormPolicy = Literal["train", "frozen"]
+ClassWeights = Literal["none", "balanced"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How fast which part learns, and when.
+
+    Attributes:
+        head_epochs: whole epochs, from the first, in which only the head learns, at a constant rate; the backbone runs
+            by its fast frozen pass meanwhile. With `trainable: all` only.
+        warmup_epochs: epochs, after those of the head, in which the rates rise from zero; may be a fraction.
+        cosine: let the rates fall to zero by the last epoch, along half a cosine (Loshchilov and Hutter 2017).
+        backbone_factor: the backbone's learning rate as a share of the head's, above zero.
+        batch_norm: of a backbone that is trained. `train`: by each batch's own statistics, averaged for later;
+            `frozen`: by the pretrained statistics, which stay (scale and shift are trained all the same).
+
+    Raises:
+        BadInput: a setting is out of its range.
+    """
+
+    head_epochs: int = 0
+    warmup_epochs: float = 0.0
+    cosine: bool = False
+    backbone_factor: float = 1.0
+    batch_norm: BatchNormPolicy = "train"
+
+    def __post_init__(self) -> None:
+        for name, expected, fits in (
+            ("head_epochs", "0 or more epochs", self.head_epochs >= 0),
+            ("warmup_epochs", "0 or more epochs", math.isfinite(self.warmup_epochs) and self.warmup_epochs >= 0),
+            ("backbone_factor", "a number above 0", math.isfinite(self.backbone_factor) and self.backbone_factor > 0),
+            ("batch_norm", f"one of {', '.join(get_args(BatchNormPolicy))}", self.batch_norm in ("train", "frozen")),
+        ):
+            _check("schedule", name, getattr(self, name), expected, fits)
+
+    def rate(self, step: int, steps_per_epoch: int, total_steps: float, of_backbone: bool = False) -> float:
+        """The factor of a learning rate in a step, 0 to 1.
+
+        Args:
+            step: optimiser steps made so far.
+            steps_per_epoch: at least 1.
+            total_steps: of the whole fit; infinite only without `cosine`.
+            of_backbone: of the backbone's rate, which is 0 while the head learns alone.
+        """
+        start = self.head_epochs * steps_per_epoch
+        if step < start:
+            return 0.0 if of_backbone else 1.0
+        warm = self.warmup_epochs * steps_per_epoch
+        done = step - start
+        if done < warm:
+            return (done + 1) / (math.floor(warm) + 1)
+        if not self.cosine:
+            return 1.0
+        left = max(1.0, total_steps - start - warm)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (done - warm) / left)))
+
+
+@dataclass(frozen=True)
+class Regularisation:
+    """What is done to training batches and their loss so that the network does not learn photos by heart.
+
+    Attributes:
+        label_smoothing: share of the probability that goes to all classes alike, 0 to below 1 (Szegedy et al. 2016).
+        mixup: alpha of the Beta distribution that blends photos in pairs, 0 for none (Zhang et al. 2018); timm's.
+        cutmix: alpha likewise, of rectangles cut from one photo into another (Yun et al. 2019); timm's. Where both are
+            given, each batch gets one of them, by the toss of a coin.
+        mix_share: share of the batches that are mixed at all, 0 to 1.
+        random_erasing: share of the photos in which a rectangle is put out, 0 to 1 (Zhong et al. 2020); timm's.
+        class_weights: `balanced` weighs each photo's loss by how rare its class is; the average weight is 1.
+
+    Raises:
+        BadInput: a setting is out of its range.
+    """
+
+    label_smoothing: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_share: float = 1.0
+    random_erasing: float = 0.0
+    class_weights: ClassWeights = "none"
+
+    def __post_init__(self) -> None:
+        for name, expected, fits in (
+            ("label_smoothing", "a share from 0 to below 1", 0 <= self.label_smoothing < 1),
+            ("mixup", "0 or more", 0 <= self.mixup < math.inf),
+            ("cutmix", "0 or more", 0 <= self.cutmix < math.inf),
+            ("mix_share", "a share from 0 to 1", 0 <= self.mix_share <= 1),
+            ("random_erasing", "a share from 0 to 1", 0 <= self.random_erasing <= 1),
+            (
+                "class_weights",
+                f"one of {', '.join(get_args(ClassWeights))}",
+                self.class_weights in ("none", "balanced"),
+            ),
+        ):
+            _check("regularisation", name, getattr(self, name), expected, fits)
+
+
+def _check(group: str, name: str, value: object, expected: str, fits: bool) -> None:
+    if not fits:
+        raise BadInput(f"--model.{group}.{name}: expected {expected}, received {value!r}.")
+
+
+class BatchRegulariser:
+    """Changes training batches as a `Regularisation` says, on the device that they are on.
+
+    What is drawn comes from the global generators of Python and numpy, as timm has it.
+
+    Args:
+        settings: what to do.
+        num_classes: C.
+    """
+
+    def __init__(self, settings: Regularisation, num_classes: int) -> None:
+        self.settings, self.num_classes = settings, num_classes
+        self._mixup = None
+        if settings.mixup or settings.cutmix:
+            self._mixup = Mixup(
+                settings.mixup, settings.cutmix, prob=settings.mix_share,
+                label_smoothing=settings.label_smoothing, num_classes=num_classes,
+            )  # fmt: skip
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Change a batch.
+
+        Args:
+            images: shape (B, 3, H, W), 0 to 1; may be changed in place.
+            labels: class indices, shape (B,).
+
+        Returns:
+            The images, and the share of each class, shape (B, C).
+        """
+        targets = mixup_target(labels, self.num_classes, lam=1.0, smoothing=self.settings.label_smoothing)
+        if self._mixup is not None and (pairs := len(images) // 2 * 2):
+            # timm mixes a batch with itself turned around, so a last odd photo stays as it is
+            images[:pairs], targets[:pairs] = self._mixup(images[:pairs], labels[:pairs])
+        if self.settings.random_erasing:
+            erase = RandomErasing(self.settings.random_erasing, mode="const", device=images.device)
+            # timm erases to zero, which is the mean once images are normalised; ours are not yet: to the batch's mean
+            middle = images.mean((0, 2, 3), keepdim=True)
+            images = erase(images - middle) + middle
+        return images, targets
+
+
+def balanced_weights(labels: Sequence[int], num_classes: int) -> Tensor:
+    """Weights of classes, shape (C,), such that each class weighs the same and the average photo 1.
+
+    As scikit-learn's `class_weight="balanced"`.
+
+    Args:
+        labels: class indices of all training photos.
+        num_classes: C; each must occur.
+    """
+    counts = torch.bincount(torch.as_tensor(labels), minlength=num_classes).double()
+    return (len(labels) / (num_classes * counts)).float()
+
+
+def shrink(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a batch, shape (B, 3, H, W), to (height, width), antialiased; channels-last stays channels-last."""
+    small = nn.functional.interpolate(images, size, mode="bilinear", antialias=True)
+    return small.contiguous(memory_format=torch.channels_last)
+
+
+class EmaOfWeights(WeightAveraging):
+    """An exponential moving average of all weights and BatchNorm statistics; it is what is measured and kept.
+
+    The decay begins small and grows, so that the start is soon forgotten: min(decay, (1 + n) / (10 + n)) in update n,
+    as in TensorFlow's `ExponentialMovingAverage`.
+
+    Args:
+        decay: at most, 0 to below 1.
+
+    Raises:
+        BadInput: the decay is out of its range.
+    """
+
+    def __init__(self, decay: float = 0.995) -> None:
+        _check_decay(decay)
+
+        def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+            keep = min(decay, (1 + int(count)) / (10 + int(count)))
+            return averaged.lerp(current, 1 - keep) if averaged.is_floating_point() else current
+
+        super().__init__(avg_fn=average)
+
+
+def _check_decay(decay: float) -> None:
+    if not 0 <= decay < 1:
+        raise BadInput(f"EmaOfWeights.decay: expected a number from 0 to below 1, received {decay}.")

@@ -1,0 +1,141 @@
+"""What `--resume` finds in the run's folder: nothing, a run to go on with, or one that has finished."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch.loggers import CSVLogger
+
+from export.checkpoint import read_hyper_parameters
+from lightning_module.environment import read_environment
+from lightning_module.run_folder import RunFolder
+from models.bad_input import BadInput
+
+FREE_TO_CHANGE = (
+    "ckpt_path", "data.demo", "data.kaggle", "data.num_workers", "data.predict_root", "data.root", "data.store_dir",
+    "data.store_ram_share", "data.test_root", "data.val_root", "early_stopping", "hand_over", "journal",
+    "last_checkpoint", "model.compile", "model.weights", "num_threads", "trainer.accelerator",
+    "trainer.default_root_dir", "trainer.devices", "trainer.enable_checkpointing", "trainer.enable_model_summary",
+    "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger", "trainer.max_epochs",
+    "trainer.max_time", "trainer.num_nodes", "trainer.profiler", "trainer.strategy",
+)  # fmt: skip
+"""Settings that may differ when a run goes on, with all below them. The photos' folders are among them because it is
+their content that must be the same, which is looked at by itself."""
+
+
+def last_checkpoint(run: RunFolder) -> Path | None:
+    """Return the checkpoint that the run in a folder goes on from; None where there is none.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    if not run.last_checkpoint.is_file():
+        return None
+    read_hyper_parameters(run.last_checkpoint)
+    return run.last_checkpoint
+
+
+def progress_of(checkpoint: Path) -> tuple[int, int]:
+    """Return epochs that are finished, and steps that were made, of a checkpoint."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], content["global_step"]
+
+
+def changed_settings(run: RunFolder, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return by name the settings that are not what the run began with, as (then, now).
+
+    Args:
+        run: its folder.
+        settings: as `KeepConfig` writes them.
+    """
+    try:
+        before = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # it was killed before it was written
+    if not isinstance(before, dict):
+        return {}
+    then, today = _flat(before), _flat(settings)
+    return {
+        name: (then.get(name), today.get(name)) for name in sorted({*then, *today}) if then.get(name) != today.get(name)
+    }
+
+
+def check_settings(run: RunFolder, changed: dict[str, tuple[Any, Any]]) -> None:
+    """Refuse to go on with a run under settings that would make it another.
+
+    Raises:
+        BadInput: there are such.
+    """
+    others = [name for name in changed if not _is_free(name)]
+    if others:
+        listed = ", ".join(f"--{name} {changed[name][0]} (now {changed[name][1]})" for name in others)
+        raise BadInput(
+            f"--resume: expected the settings that the run in {run.path} began with, {listed}. Give the same command, "
+            "or begin anew without --resume."
+        )
+
+
+def check_photos(run: RunFolder, sets: dict[str, dict[str, Any]]) -> None:
+    """Refuse to go on with a run on other photos than it began with.
+
+    Raises:
+        BadInput: they have changed.
+    """
+    before = read_environment(run).get("data", {})
+    for name in ("train", "val"):
+        then, today = before.get(name), sets.get(name)
+        if then is not None and today is not None and then != today:
+            raise BadInput(
+                f"--resume: expected the {name} photos that the run in {run.path} began with, {then['photos']} with "
+                f"digest {then['sha256'][:12]}; received {today['photos']} with {today['sha256'][:12]}. Put them back, "
+                "or begin anew without --resume."
+            )
+
+
+def finished(run: RunFolder) -> dict[str, Any] | None:
+    """Return how the run in a folder has finished; None where it has not."""
+    outcome = read_environment(run).get("finished")
+    return outcome if isinstance(outcome, dict) else None
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in FREE_TO_CHANGE)
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """Keeps the rows of before an interruption; Lightning's begins its file anew.
+
+    Args:
+        save_dir: as in CSVLogger.
+        name: likewise.
+        version: likewise.
+        steps: rows from this step on are of a run before, or of what is done again.
+    """
+
+    def __init__(self, save_dir: Path, name: str, version: str, steps: int = 0) -> None:
+        super().__init__(save_dir, name, version)
+        file = Path(self.log_dir, "metrics.csv")
+        self._earlier: list[dict[str, Any]] = []
+        if file.is_file():
+            with file.open(newline="", encoding="utf-8") as rows:
+                for row in csv.DictReader(rows):
+                    # a kill may have left half a row at the end
+                    if (row.get("step") or "").isdigit() and int(row["step"]) < steps:
+                        self._earlier.append({key: value for key, value in row.items() if key and value})
+
+    def save(self) -> None:
+        """Write the rows, the earlier ones first."""
+        self.experiment.metrics[:0], self._earlier = self._earlier, []
+        super().save()
