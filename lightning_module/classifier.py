@@ -11,10 +11,11 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Schedule, balanced_weights, shrink
+from lightning_module.mean_loss import MeanLoss
 from models.bad_input import BadInput
 from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision
 from models.keras_adam import KerasAdam
@@ -125,8 +126,7 @@ class ProductClassifier(L.LightningModule):
         # the keys have a slash because a ModuleDict takes no name that a module's own attributes have, such as train
         self.metrics = nn.ModuleDict({f"{name}/": _metrics(name, len(class_names)) for name in SETS})
         self.confusion = nn.ModuleDict({f"{name}/": MulticlassConfusionMatrix(len(class_names)) for name in SETS[1:]})
-        # Lightning's own mean over processes rounds the number of photos that each has
-        self.mean_losses = nn.ModuleDict({f"{name}/": MeanMetric(nan_strategy="disable") for name in SETS})
+        self.mean_losses = nn.ModuleDict({f"{name}/": MeanLoss() for name in SETS})
         self.confusion_counts: dict[str, list[list[int]]] = {}
         self.weights_report: WeightsReport | None = None
         self._has_trained_weights = not pretrained
@@ -214,8 +214,8 @@ class ProductClassifier(L.LightningModule):
         metrics.update(logits, labels)
         if name != "train":
             self._confusion_of(name).update(logits, labels)
-        mean_loss = cast(MeanMetric, self.mean_losses[f"{name}/"])
-        mean_loss.update(loss.detach(), weight=len(labels))
+        mean_loss = cast(MeanLoss, self.mean_losses[f"{name}/"])
+        mean_loss.update(loss, len(labels))
         self.log(
             f"{name}/loss",
             mean_loss,

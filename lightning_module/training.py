@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodule.product_photos import ProductPhotos
@@ -275,9 +276,13 @@ class TrainingCLI(LightningCLI):
         if not any(isinstance(each, CheckpointIO) for each in plugins):
             kwargs["plugins"] = [*plugins, WholeCheckpoints()]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:  # such as a GPU that is not there
             raise BadInput(f"--trainer: expected settings that fit together and this machine: {error}") from error
+        if isinstance(trainer.strategy, DDPStrategy) and self.model.schedule.head_epochs:
+            # While the head learns alone, the backbone's weights have no gradient that could be waited for.
+            trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+        return trainer
 
     @property
     def last_checkpoint(self) -> LastCheckpoint:
