@@ -24,8 +24,10 @@ from models.bad_input import BadInput
 EXACT_IMAGES = 2
 # A probability at least so far from 0 and from 1 is one to learn from.
 UNCERTAIN = 1e-4
-# Steps of the optimiser, at most; from the second on its moments count, too.
-TRAINING_STEPS = 3
+# Steps of the optimiser, at most. From the second on its moments count, too; but where all is trained, a second begins
+# from weights that differ already by 7e-9 (Keras keeps beta_2 as float32), and a network of which every weight has just
+# moved by a whole learning rate makes 1e-3 of that.
+TRAINING_STEPS = {"head": 3, "all": 1}
 
 LoadPhoto = Callable[[Path, tuple[int, int], str], np.ndarray]
 """(file, (height, width), interpolation) -> uint8, (H, W, 3), RGB: `datamodule.photo_store.load_photo`."""
@@ -125,8 +127,7 @@ class Case:
 
         The class to be learnt is not the likeliest, from which there is little to learn, nor one so unlikely that
         Keras, which cuts probabilities at 1e-7, has no gradient: the one whose probability is nearest to a half. A
-        network that is certain of a photo learns from another image, and stops once it is certain of all: where all
-        of it is trained, one step may do.
+        network that is certain of a photo learns from another image, and stops once it is certain of all.
         """
         images = np.concatenate([self.exact_images, self.sets[0].exact(len(self.sets[0].images))])
         probabilities = torch_probabilities(self.source.network, [images.astype(np.float32)])
@@ -138,8 +139,8 @@ class Case:
             return None
         images, targets, source = images[usable], targets[usable], self.source
         learned, steps = torch_train(
-            source.network, source.trainable, source.learning_rate, images, targets, TRAINING_STEPS, self.exact_state,
-            UNCERTAIN,
+            source.network, source.trainable, source.learning_rate, images, targets,
+            TRAINING_STEPS[source.trainable], self.exact_state, UNCERTAIN,
         )  # fmt: skip
         return Lesson(images, targets, steps, learned)
 
