@@ -311,7 +311,8 @@ class TrainingCLI(LightningCLI):
         """
         wanted = [flag for flag in FINDERS if self._get(self.config_init, flag)]
         run = RunFolder(Path(self._get(self.config_init, "trainer").default_root_dir))
-        run.learning_rates.unlink(missing_ok=True)
+        if not self.resumes_from:  # an earlier run's
+            run.learning_rates.unlink(missing_ok=True)
         if not wanted or getattr(self.trainer, "fast_dev_run", False):
             return
         if self._get(self.config_init, "ckpt_path"):
