@@ -35,7 +35,7 @@ SETTINGS = (
     "--trainer.callbacks+=lightning_module.fine_tuning.EmaOfWeights", "--trainer.callbacks.decay=0.9",
     "--trainer.max_epochs=5", "--hand_over.enabled=false", "--num_threads=1", "--last_checkpoint.minutes=0",
 )  # fmt: skip
-TIMINGS = ("seconds", "train_seconds", "images_per_second", "begun")
+TIMINGS = ("seconds", "train_seconds", "images_per_second", "begun", "checkpoint_sha256")
 CONTROLS = {
     "loader": "from datamodule.photo_order import ResumableLoader as it; it.load_state_dict = lambda *_: None",
     "seed": "from lightning_module.resume import BatchSeed as it; it.on_train_batch_start = lambda *_: None",
