@@ -29,7 +29,10 @@ SETTINGS = (
     "--model.backbone=mobilenetv2_035", "--model.pretrained=false", "--model.hidden=[8]", "--model.trainable=all",
     "--model.dropout=0.3", "--data.image_size=32", "--data.batch_size=4", "--data.validation_split=0.25",
     "--data.augmentation.rotation_range=20", "--data.augmentation.horizontal_flip=true", "--trainer.accelerator=cpu",
-    "--trainer.callbacks+=lightning.pytorch.callbacks.EMAWeightAveraging", "--trainer.callbacks.decay=0.9",
+    "--model.schedule.head_epochs=1", "--model.schedule.warmup_epochs=1", "--model.schedule.cosine=true",
+    "--model.regularisation.mixup=0.2", "--model.regularisation.cutmix=1", "--model.regularisation.random_erasing=0.3",
+    "--trainer.gradient_clip_val=1",
+    "--trainer.callbacks+=lightning_module.fine_tuning.EmaOfWeights", "--trainer.callbacks.decay=0.9",
     "--trainer.max_epochs=5", "--hand_over.enabled=false", "--num_threads=1", "--last_checkpoint.minutes=0",
 )  # fmt: skip
 TIMINGS = ("seconds", "train_seconds", "images_per_second", "begun")
@@ -37,6 +40,7 @@ CONTROLS = {
     "loader": "from datamodule.photo_order import ResumableLoader as it; it.load_state_dict = lambda *_: None",
     "seed": "from lightning_module.resume import BatchSeed as it; it.on_train_batch_start = lambda *_: None",
     "figures": "import lightning_module.resume as it; it._add_figures = lambda *_: None",
+    "modes": "import lightning_module.resume as it; it._restore_what_learns = lambda *_: None",
 }
 """Parts that are left out on purpose, to see that the comparison would tell."""
 # Imports once, then forks for each command: starting Python anew takes many times as long as the fit. One thread,

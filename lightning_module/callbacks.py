@@ -61,6 +61,11 @@ class BestCheckpoint(ModelCheckpoint):
         self.dirpath = str(trainer.default_root_dir)
         super().setup(trainer, pl_module, stage)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As Lightning's, which leaves one figure out."""
+        super().load_state_dict(state_dict)
+        self.current_score = state_dict.get("current_score")
+
 
 class MetricsJournal(Callback):
     """Keeps `metrics.json` in the run's folder: a row per epoch, and the evaluation of the best checkpoint.

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -11,10 +12,11 @@ import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
 from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Schedule, balanced_weights, shrink
+from lightning_module.mean_loss import MeanLoss
 from models.bad_input import BadInput
 from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision
 from models.keras_adam import KerasAdam
@@ -125,8 +127,7 @@ class ProductClassifier(L.LightningModule):
         # the keys have a slash because a ModuleDict takes no name that a module's own attributes have, such as train
         self.metrics = nn.ModuleDict({f"{name}/": _metrics(name, len(class_names)) for name in SETS})
         self.confusion = nn.ModuleDict({f"{name}/": MulticlassConfusionMatrix(len(class_names)) for name in SETS[1:]})
-        # Lightning's own mean over processes rounds the number of photos that each has
-        self.mean_losses = nn.ModuleDict({f"{name}/": MeanMetric(nan_strategy="disable") for name in SETS})
+        self.mean_losses = nn.ModuleDict({f"{name}/": MeanLoss() for name in SETS})
         self.confusion_counts: dict[str, list[list[int]]] = {}
         self.weights_report: WeightsReport | None = None
         self._has_trained_weights = not pretrained
@@ -214,8 +215,8 @@ class ProductClassifier(L.LightningModule):
         metrics.update(logits, labels)
         if name != "train":
             self._confusion_of(name).update(logits, labels)
-        mean_loss = cast(MeanMetric, self.mean_losses[f"{name}/"])
-        mean_loss.update(loss.detach(), weight=len(labels))
+        mean_loss = cast(MeanLoss, self.mean_losses[f"{name}/"])
+        mean_loss.update(loss, len(labels))
         self.log(
             f"{name}/loss",
             mean_loss,
@@ -297,8 +298,8 @@ class ProductClassifier(L.LightningModule):
                 f"--trainer.max_epochs {epochs}. Give a number."
             )
         per_epoch = max(1, math.ceil(total / epochs)) if epochs and epochs > 0 else 1
-        factors = [
-            lambda step, backbone=index > 0: schedule.rate(step, per_epoch, total, backbone)
+        factors: list[Callable[[int], float]] = [
+            partial(schedule.rate, steps_per_epoch=per_epoch, total_steps=total, of_backbone=index > 0)
             for index in range(len(groups))
         ]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from export.checkpoint import read_hyper_parameters
 from lightning_module.environment import read_environment
@@ -135,6 +136,7 @@ class ContinuedCSVLogger(CSVLogger):
                     if (row.get("step") or "").isdigit() and int(row["step"]) < steps:
                         self._earlier.append({key: value for key, value in row.items() if key and value})
 
+    @rank_zero_only
     def save(self) -> None:
         """Write the rows, the earlier ones first."""
         self.experiment.metrics[:0], self._earlier = self._earlier, []

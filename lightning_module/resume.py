@@ -2,7 +2,6 @@
 
 import math
 import random
-import signal
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +17,7 @@ from torchmetrics.utilities import dim_zero_sum
 
 from datamodule.photo_order import mix_seed
 from lightning_module.run_folder import BEST_CHECKPOINT, run_folder_of
-from lightning_module.stop_signals import StopSignals, leave, requeue_job
+from lightning_module.stop_signals import REQUEUE, StopSignals, leave, requeue_job
 from models.bad_input import BadInput
 
 KEY = "shelftwin_resume"
@@ -98,7 +97,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at = 0.0
         self._place = ""
         self._figures: dict[str, dict[str, Tensor]] = {}
-        self._trainable: list[str] | None = None
+        self._what_learns: dict[str, list[str]] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin with nothing seen."""
@@ -114,11 +113,12 @@ class LastCheckpoint(Checkpoint):
         self.signals.hold()
         if not trainer.fit_loop.restarted_mid_epoch:
             self._figures = {}
-        elif self._trainable is not None:
-            # Who freezes and unfreezes does so when an epoch begins, and this one has begun.
-            for name, parameter in pl_module.named_parameters():
-                parameter.requires_grad_(name in self._trainable)
-        self._trainable = None
+        else:
+            # Lightning does so when it makes the loader, which is before it knows, where a schedule of learning rates
+            # has asked for the number of steps. No batch has been taken from it yet.
+            trainer.fit_loop._load_combined_loader_states()
+            _restore_what_learns(pl_module, self._what_learns)
+        self._what_learns = {}
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -211,7 +211,10 @@ class LastCheckpoint(Checkpoint):
         within = trainer.state.fn == TrainerFn.FITTING and not loop.batch_progress.is_last_batch
         checkpoint[KEY] = {
             "should_stop": bool(trainer.should_stop),
-            "trainable": [name for name, each in pl_module.named_parameters() if each.requires_grad],
+            "what_learns": {
+                "parameters": [name for name, each in pl_module.named_parameters() if each.requires_grad],
+                "modules": [name for name, each in pl_module.named_modules() if each.training],
+            },
             "figures": _take_figures(trainer) if within else {},
         }
 
@@ -221,7 +224,7 @@ class LastCheckpoint(Checkpoint):
         if kept is None or trainer.state.fn != TrainerFn.FITTING:
             return
         self._figures = kept["figures"] if trainer.is_global_zero else {}
-        self._trainable = kept["trainable"]
+        self._what_learns = kept["what_learns"]
         if continues(trainer):
             trainer.should_stop = kept["should_stop"]
             _move_best_checkpoint(trainer, checkpoint)
@@ -234,7 +237,7 @@ class LastCheckpoint(Checkpoint):
 
     def _leave(self, trainer: L.Trainer, number: int) -> None:
         """Leave at the end of a step, in all processes together."""
-        if number == getattr(signal, "SIGUSR1", None) and trainer.is_global_zero:
+        if number == REQUEUE and trainer.is_global_zero:
             requeue_job()
         last = run_folder_of(trainer).last_checkpoint
         leave(number, f"{last} is of {self._place}." if self._place else "nothing new was trained.")
@@ -274,6 +277,18 @@ class LastCheckpoint(Checkpoint):
             f"of {trainer.num_training_batches}. {kept}; with --resume the same would happen again. "
             "Lower --model.learning_rate, or look at the photos and labels."
         )
+
+
+def _restore_what_learns(module: L.LightningModule, what_learns: dict[str, list[str]]) -> None:
+    """Train what was being trained in the middle of an epoch.
+
+    Who freezes and unfreezes, or changes BatchNorm's mode, does so when an epoch begins, and this one has begun.
+    """
+    if what_learns:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in what_learns["parameters"])
+        for name, each in module.named_modules():
+            each.training = name in what_learns["modules"]
 
 
 def _validation_follows(trainer: L.Trainer, batch_idx: int) -> bool:

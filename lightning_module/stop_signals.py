@@ -15,6 +15,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 CONTINUES = "The same command with --resume continues."
+REQUEUE = getattr(signal, "SIGUSR1", 0)
+"""By which SLURM says that the time is nearly up; Windows has neither."""
 
 
 class Preempted(SIGTERMException):
@@ -81,8 +83,8 @@ class StopSignals:
 
     @staticmethod
     def _numbers() -> list[int]:
-        # SLURM sends it before the time limit where the job asks for that: #SBATCH --signal=SIGUSR1@90
-        requeue = [signal.SIGUSR1] if SLURMEnvironment.detect() else []
+        # SLURM sends it where the job asks for that: #SBATCH --signal=SIGUSR1@90
+        requeue = [REQUEUE] if SLURMEnvironment.detect() else []
         return [signal.SIGTERM, signal.SIGINT, *requeue]
 
     def _answer(self, number: int, frame: FrameType | None) -> None:
@@ -92,6 +94,8 @@ class StopSignals:
         if number == signal.SIGTERM:
             self.forward(number)
         if not self._held:
+            if number == REQUEUE and getattr(rank_zero_only, "rank", 0) == 0:
+                requeue_job()
             leave(number, "nothing was being trained.")
         if number == signal.SIGINT and getattr(rank_zero_only, "rank", 0) == 0:
             print("Finishing this step; Ctrl-C again leaves at once.", file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodule.product_photos import ProductPhotos
@@ -127,7 +128,7 @@ class KeepConfig(SaveConfigCallback):
 
 
 def settings_text(parser: LightningArgumentParser, settings: Any) -> str:
-    """Return all settings of a fit as YAML, but its flags: none of what is learnt, and other commands lack them."""
+    """Return all settings of a fit as YAML, but its flags: they are none of what is learnt, nor other commands'."""
     settings = settings.clone()
     for flag in ("resume", *FINDERS):
         settings.pop(flag, None)
@@ -275,9 +276,13 @@ class TrainingCLI(LightningCLI):
         if not any(isinstance(each, CheckpointIO) for each in plugins):
             kwargs["plugins"] = [*plugins, WholeCheckpoints()]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:  # such as a GPU that is not there
             raise BadInput(f"--trainer: expected settings that fit together and this machine: {error}") from error
+        if isinstance(trainer.strategy, DDPStrategy) and self.model.schedule.head_epochs:
+            # While the head learns alone, the backbone's weights have no gradient that could be waited for.
+            trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
+        return trainer
 
     @property
     def last_checkpoint(self) -> LastCheckpoint:

@@ -1,0 +1,138 @@
+"""Two processes train the network that one trains with their batches put together, and one of them writes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import load_script
+
+from datamodule.demo_photos import draw_catalogue
+
+kill_and_resume = load_script(Path(__file__).parents[1] / "benchmarks" / "kill_and_resume.py")
+pytestmark = pytest.mark.slow
+SETTINGS = [
+    "--model.backbone=mobilenetv2_035", "--model.pretrained=false", "--model.hidden=[8]", "--data.image_size=32",
+    "--data.validation_split=0.19", "--data.augmentation.rotation_range=20", "--data.augmentation.horizontal_flip=true",
+    "--trainer.accelerator=cpu", "--num_threads=1",
+]  # fmt: skip
+FINE_TUNING = [
+    "--model.trainable=all", "--model.schedule.head_epochs=1", "--model.schedule.batch_norm=frozen",
+    "--model.schedule.cosine=true", "--trainer.gradient_clip_val=1",
+    "--trainer.callbacks+=lightning_module.fine_tuning.EmaOfWeights",
+]  # fmt: skip
+TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """So many that neither sets nor steps divide by two."""
+    root = tmp_path_factory.mktemp("catalogue") / "photos"
+    draw_catalogue(root, per_class=12, seed=0)
+    for photo in (*(root / "tv").glob("*11.jpg"), *(root / "sofa").glob("*1[01].jpg")):
+        photo.unlink()
+    return root
+
+
+@pytest.fixture(scope="module")
+def start(photos, tmp_path_factory):
+    """Start a fit into a folder, in one process or more."""
+    cache = tmp_path_factory.mktemp("cache")
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache),
+    }  # fmt: skip
+
+    def start(run: Path, *more: str, epochs: int = 2, launcher: list[str] | None = None) -> subprocess.Popen:
+        arguments = [*SETTINGS, f"--data.root={photos}", f"--trainer.default_root_dir={run}", *more]
+        command = [*(launcher or [sys.executable]), "-m", "lightning_module", "fit", *arguments]
+        log = run.with_suffix(".log").open("w")
+        return subprocess.Popen([*command, f"--trainer.max_epochs={epochs}"], stdout=log, stderr=log, env=environment)
+
+    start.cache = cache
+    return start
+
+
+def torchrun() -> list[str]:
+    # a free port of its own choosing, so that runs beside each other do not meet
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def finish(run: Path, process: subprocess.Popen) -> Path:
+    assert process.wait() == 0, run.with_suffix(".log").read_text()
+    return run
+
+
+@pytest.fixture(scope="module")
+def alone(start, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("alone") / "run"
+    return finish(run, start(run, "--data.batch_size=8", "--hand_over.enabled=false"))
+
+
+def largest_difference(left: Path, right: Path) -> float:
+    states = [torch.load(run / "last.ckpt", weights_only=True)["state_dict"] for run in (left, right)]
+    return max(float((states[0][name].double() - states[1][name].double()).abs().max()) for name in states[0])
+
+
+def check_same_figures(left: Path, right: Path) -> None:
+    contents = [json.loads((run / "metrics.json").read_text()) for run in (left, right)]
+    for ours, theirs in zip(*(content["epochs"] for content in contents), strict=True):
+        for name in set(ours) - {"seconds", "train_seconds", "images_per_second"}:
+            assert ours[name] == pytest.approx(theirs[name], abs=1e-5), name
+    matrices = [content["final"]["confusion_matrix"] for content in contents]
+    assert matrices[0] == matrices[1]
+    assert contents[0]["final"]["photos"] == contents[1]["final"]["photos"] == 7
+
+
+@pytest.mark.keras
+def test_two_processes_started_by_lightning_train_what_one_trains_and_hand_over_once(start, alone, tmp_path):
+    run = tmp_path / "run"
+    finish(run, start(run, "--data.batch_size=4", *TWO, "--hand_over.max_photos=3"))
+    assert largest_difference(alone, run) < 1e-5
+    check_same_figures(alone, run)
+    assert [path.name for path in tmp_path.rglob("*.h5")] == ["model.h5"]
+    assert json.loads((run / "parity.json").read_text())["verdict"] == "PASS"
+    assert run.with_suffix(".log").read_text().count("parity PASS") == 1
+    environment = json.loads((run / "environment.json").read_text())
+    assert environment["processes"] == 2
+    assert environment["data"] == json.loads((alone / "environment.json").read_text())["data"]
+    # decoded once for both
+    (pixels,) = start.cache.rglob("pixels")
+    assert pixels.stat().st_size == 45 * 32 * 32 * 3
+
+
+def test_two_processes_of_torchrun_train_what_one_trains(start, alone, tmp_path):
+    run = tmp_path / "run"
+    more = ["--data.batch_size=4", *TWO, "--hand_over.enabled=false"]
+    finish(run, start(run, *more, launcher=torchrun()))
+    assert largest_difference(alone, run) < 1e-5
+    check_same_figures(alone, run)
+
+
+def test_other_batches_train_something_else(start, alone, tmp_path):
+    run = tmp_path / "run"
+    finish(run, start(run, "--data.batch_size=4", "--hand_over.enabled=false"))
+    assert largest_difference(alone, run) > 1e-5
+
+
+def test_fine_tuning_by_two_processes_survives_sigterm(start, tmp_path):
+    peace, run = tmp_path / "peace", tmp_path / "run"
+    finish(peace, start(peace, "--data.batch_size=8", "--hand_over.enabled=false", *FINE_TUNING, epochs=5))
+    more = ["--data.batch_size=4", *TWO, "--hand_over.enabled=false", *FINE_TUNING]
+    process, log = start(run, *more, epochs=5), run.with_suffix(".log")
+    while "epoch 2/5" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143, log.read_text()
+    assert len(re.findall(r"lightning: SIGTERM: \S*last.ckpt is of", log.read_text())) == 1
+    finish(run, start(run, *more, "--resume", epochs=5))
+    assert "Going on with the run" in log.read_text()
+    # Clipped and adaptive steps amplify what adding in another order rounds off.
+    assert largest_difference(peace, run) < 1e-5
+    check_same_figures(peace, run)
