@@ -4,10 +4,9 @@
     python benchmarks/learning_curve.py --table
 
 Four classes (pants, t-shirt, shoes, dress) of the clothing photos, up to 150 training photos in each, drawn by the
-seed;
-measured on those classes of the validation folder, all of it. Both configurations run as they are, but that fine-tuning
-gets as many epochs as it takes to see `PHOTOS_SEEN` photos: with the ten photos of a class, twelve epochs would be twelve
-steps. Rows go to a file as they come and are not made again.
+seed; measured on those classes of the validation folder, all of it. Both configurations run as they are, but that
+fine-tuning gets as many epochs as it takes to see `PHOTOS_SEEN` photos: with ten photos of a class, twelve epochs would
+be twelve steps. Rows go to a file as they come and are not made again.
 """
 
 import argparse
