@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: help setup demo test lint format types compat compat-ci families clean
+.PHONY: help setup demo test lint format types compat compat-ci compat-install families clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -40,6 +40,9 @@ compat: setup  ## load one exported .h5 in every Keras generation; writes docs/c
 
 compat-ci: setup  ## the same for the oldest and newest of both generations, with a small network
 	$(BIN)/python benchmarks/compat.py --ci
+
+compat-install: setup  ## make the environments of compat-ci
+	$(BIN)/python benchmarks/compat.py --ci --install
 
 families: setup  ## which of timm's CNN families convert; writes docs/families.md
 	$(BIN)/python benchmarks/convertible_families.py --certify

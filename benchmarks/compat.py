@@ -3,6 +3,7 @@
     python benchmarks/compat.py                  # all of them, one after another; writes docs/compat.md
     python benchmarks/compat.py --only keras-3.6 # one of them, with the file that the last run exported
     python benchmarks/compat.py --ci             # oldest and newest of both generations, a small network, no page
+    python benchmarks/compat.py --ci --install   # make the environments of that, and load nothing
     python benchmarks/compat.py --clean          # remove the environments
 
 Each Keras gets an environment of its own in the cache folder (some 1 to 2 GB each), made with uv, or with venv and pip
@@ -383,12 +384,25 @@ def run(environment: Environment, exported: Exported) -> dict[str, Any]:
         return judge(exported, python)
 
 
+def install(environments: list[Environment]) -> int:
+    """Make environments, which waits for the network more than for the processor."""
+    for environment in environments:
+        interpreter = find_interpreter(environment.python)
+        try:
+            print(environment.name, make_environment(environment, interpreter) if interpreter else "no interpreter")
+        except CannotInstall as error:
+            print(error, file=sys.stderr)
+            return 2
+    return 0
+
+
 def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     names = [environment.name for environment in ENVIRONMENTS]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--ci", action="store_true", help="oldest and newest of both generations, a small network")
+    parser.add_argument("--install", action="store_true", help="make the environments, do nothing else")
     parser.add_argument("--clean", action="store_true", help="remove the environments and results, do nothing else")
     return parser.parse_args(argv)
 
@@ -400,9 +414,11 @@ def main() -> int:
     if arguments.clean:
         shutil.rmtree(cache, ignore_errors=True)
         return 0
+    chosen = arguments.only or (IN_CI if arguments.ci else [environment.name for environment in ENVIRONMENTS])
+    if arguments.install:
+        return install([environment for environment in ENVIRONMENTS if environment.name in chosen])
     import torch
 
-    chosen = arguments.only or (IN_CI if arguments.ci else [environment.name for environment in ENVIRONMENTS])
     folder, store = cache / ("model-ci" if arguments.ci else "model"), cache / "results.json"
     again = bool(arguments.only) and not arguments.ci and store.is_file()
     exported = read_exported(folder) if again else export_model(folder, small=arguments.ci)

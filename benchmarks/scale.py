@@ -3,7 +3,8 @@
     python benchmarks/scale.py
 
 A few drawn photos are copied under many names, each made another file by some bytes after its end, which no decoder
-reads. Decoded photos go to the mapped file, as they do where memory is too small. Each number is of a process of its own.
+reads. Decoded photos go to the mapped file, as they do where memory is too small. Each number is of a process of its
+own.
 """
 
 import argparse

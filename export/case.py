@@ -17,13 +17,17 @@ from export.graph import Graph
 from export.hand_over import INPUT_RANGES, trace_checkpoint
 from export.image_sets import ImageSet
 from export.keras_h5 import KerasFile, read_keras_h5
-from export.torch_side import State, torch_probabilities
+from export.torch_side import State, torch_probabilities, torch_train
 from models.bad_input import BadInput
 
 # Every layer of one of them is some 100 MB in float64.
 EXACT_IMAGES = 2
 # A probability at least so far from 0 and from 1 is one to learn from.
 UNCERTAIN = 1e-4
+# Steps of the optimiser, at most. From the second on its moments count, too; but where all is trained, a second begins
+# from weights that differ already by 7e-9 (Keras keeps beta_2 as float32), and a network of which every weight has just
+# moved by a whole learning rate makes 1e-3 of that.
+TRAINING_STEPS = {"head": 3, "all": 1}
 
 LoadPhoto = Callable[[Path, tuple[int, int], str], np.ndarray]
 """(file, (height, width), interpolation) -> uint8, (H, W, 3), RGB: `datamodule.photo_store.load_photo`."""
@@ -57,10 +61,14 @@ class Lesson:
     Attributes:
         images: float64 in [0, 1], NHWC.
         targets: float64, (B, C), one class for each image.
+        steps: how many.
+        learned: torch's weights after them, by name in the state dict, float64.
     """
 
     images: np.ndarray
     targets: np.ndarray
+    steps: int
+    learned: State
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class Case:
 
         The class to be learnt is not the likeliest, from which there is little to learn, nor one so unlikely that
         Keras, which cuts probabilities at 1e-7, has no gradient: the one whose probability is nearest to a half. A
-        network that is certain of a photo learns from another image.
+        network that is certain of a photo learns from another image, and stops once it is certain of all.
         """
         images = np.concatenate([self.exact_images, self.sets[0].exact(len(self.sets[0].images))])
         probabilities = torch_probabilities(self.source.network, [images.astype(np.float32)])
@@ -127,7 +135,14 @@ class Case:
         likely = np.take_along_axis(probabilities, wanted[:, None], axis=1)[:, 0]
         usable = np.flatnonzero(np.minimum(likely, 1 - likely) >= UNCERTAIN)[:EXACT_IMAGES]
         targets = np.eye(probabilities.shape[1])[wanted]
-        return Lesson(images[usable], targets[usable]) if len(usable) else None
+        if not len(usable):
+            return None
+        images, targets, source = images[usable], targets[usable], self.source
+        learned, steps = torch_train(
+            source.network, source.trainable, source.learning_rate, images, targets,
+            TRAINING_STEPS[source.trainable], self.exact_state, UNCERTAIN,
+        )  # fmt: skip
+        return Lesson(images, targets, steps, learned)
 
 
 def read_case(pair: Pair) -> Case:

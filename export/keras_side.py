@@ -15,8 +15,6 @@ from export.image_sets import RESCALE
 from export.keras_process import run_keras
 from export.probe_images import write_probe_files
 
-# Steps of the optimiser; from the second on its moments count, too.
-TRAINING_STEPS = 3
 # Photos that both sides load from their files.
 MOST_FILES = 64
 
@@ -116,7 +114,7 @@ def _tasks(case: Case, folder: Path, probes: Path) -> dict[str, Task]:
             "task": "train",
             "inputs": str(folder / "lesson.npy"),
             "targets": str(folder / "targets.npy"),
-            "steps": TRAINING_STEPS,
+            "steps": case.lesson.steps,
             "copy": str(folder / "training.h5"),
             "outputs": str(folder / "trained.npz"),
         }

@@ -97,7 +97,8 @@ def torch_train(
     targets: np.ndarray,
     steps: int,
     state: State | None = None,
-) -> State:
+    uncertain: float = 0.0,
+) -> tuple[State, int]:
     """Make optimiser steps in float64, with dropout off and BatchNorm in inference mode.
 
     Args:
@@ -106,11 +107,12 @@ def torch_train(
         learning_rate: of Keras's Adam.
         images: float64, NHWC, in [0, 1].
         targets: float64, (B, C), each row adding up to 1.
-        steps: how many.
+        steps: how many, at most.
         state: weights to begin with instead of the network's.
+        uncertain: no step is made, but the first, once the probability of a target is nearer than this to 0 or 1.
 
     Returns:
-        name in the state dict -> float64 array after the steps.
+        name in the state dict -> float64 array after the steps; and how many were made.
     """
     exact = _in_float64(network, state).eval()
     for module in exact.modules():
@@ -121,8 +123,14 @@ def torch_train(
         exact.get_submodule("head").requires_grad_(True)
     adam = KerasAdam([each for each in exact.parameters() if each.requires_grad], learning_rate)
     photos, wanted = _nchw(images), torch.from_numpy(targets)
-    for _ in range(steps):
+    made = 0
+    while made < steps:
+        logits = exact(photos)
+        likely = (logits.detach().softmax(1) * wanted).sum(1)
+        if made and not torch.minimum(likely, 1 - likely).min() >= uncertain:
+            break
         adam.zero_grad()
-        nn.functional.cross_entropy(exact(photos), wanted).backward()
+        nn.functional.cross_entropy(logits, wanted).backward()
         adam.step()
-    return {name: tensor.detach().numpy() for name, tensor in exact.state_dict().items()}
+        made += 1
+    return {name: tensor.detach().numpy() for name, tensor in exact.state_dict().items()}, made

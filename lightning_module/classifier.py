@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -297,8 +298,8 @@ class ProductClassifier(L.LightningModule):
                 f"--trainer.max_epochs {epochs}. Give a number."
             )
         per_epoch = max(1, math.ceil(total / epochs)) if epochs and epochs > 0 else 1
-        factors = [
-            lambda step, backbone=index > 0: schedule.rate(step, per_epoch, total, backbone)
+        factors: list[Callable[[int], float]] = [
+            partial(schedule.rate, steps_per_epoch=per_epoch, total_steps=total, of_backbone=index > 0)
             for index in range(len(groups))
         ]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)

@@ -79,6 +79,8 @@ def find_learning_rate(
 ) -> FoundRate:
     """Train a copy with a learning rate that grows from step to step (Smith 2017, "Cyclical Learning Rates").
 
+    All parts learn at that rate, and what a schedule begins with is what is looked at: the head, where it comes first.
+
     Args:
         module: with the weights that the fit will start from; is not changed.
         datamodule: with the batch size that the fit will have.

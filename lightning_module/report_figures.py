@@ -153,5 +153,6 @@ def _figure(width: float, height: float) -> "Figure":
 
 def _png(figure: "Figure") -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, format="png", facecolor="white")
+    # tight: panels of equal sides leave the layout too little room for what stands around them
+    figure.savefig(content, format="png", facecolor="white", bbox_inches="tight", pad_inches=0.08)
     return content.getvalue()

@@ -128,7 +128,7 @@ class KeepConfig(SaveConfigCallback):
 
 
 def settings_text(parser: LightningArgumentParser, settings: Any) -> str:
-    """Return all settings of a fit as YAML, but its flags: they are none of what is learnt; other commands lack them."""
+    """Return all settings of a fit as YAML, but its flags: they are none of what is learnt, nor other commands'."""
     settings = settings.clone()
     for flag in ("resume", *FINDERS):
         settings.pop(flag, None)
@@ -314,7 +314,8 @@ class TrainingCLI(LightningCLI):
         """
         wanted = [flag for flag in FINDERS if self._get(self.config_init, flag)]
         run = RunFolder(Path(self._get(self.config_init, "trainer").default_root_dir))
-        run.learning_rates.unlink(missing_ok=True)
+        if not self.resumes_from:  # an earlier run's
+            run.learning_rates.unlink(missing_ok=True)
         if not wanted or getattr(self.trainer, "fast_dev_run", False):
             return
         if self._get(self.config_init, "ckpt_path"):

@@ -6,13 +6,17 @@ import pytest
 import torch
 from conftest import lightning
 
+from datamodule.demo_photos import draw_catalogue
 from export.calibrated import fitted_temperature, write_calibrated
 from export.checkpoint import file_digest, read_checkpoint
 from export.hand_over import write_twin
+from export.keras_h5 import read_keras_h5
+from export.report import Report, Rung
 from lightning_module.labellers import KerasFileLabeller
 from models.bad_input import BadInput
 
 TEMPERATURE = 2.5
+RUNG = Rung("for the test", True, 0.0, 0.0, "faults", "none")
 
 
 @pytest.fixture
@@ -83,6 +87,29 @@ def test_export_says_what_it_exports_and_refuses_what_it_cannot_have(run, capsys
     (run / "metrics.json").unlink()
     assert lightning("export", run / "best.ckpt", run / "twin.h5", "--temperature", "fitted") == 2
     assert "give a number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("temperature", ["none", "fitted"])
+def test_fit_hands_over_the_checkpoint_that_it_proves(tmp_path, monkeypatch, temperature):
+    pairs = []
+    monkeypatch.setattr("export.parity.check_parity", lambda pair, *_: pairs.append(pair) or Report({}, {}, [RUNG]))
+    monkeypatch.setattr("export.page.write_page", lambda *_: None)
+    draw_catalogue(tmp_path / "photos", per_class=8, seed=0)
+    run = tmp_path / "run"
+    settings = [
+        "--model.backbone=mobilenetv2_035", "--model.pretrained=false", "--model.hidden=[8]", "--data.image_size=32",
+        "--data.validation_split=0.25", f"--data.root={tmp_path / 'photos'}", f"--trainer.default_root_dir={run}",
+        "--trainer.accelerator=cpu", "--trainer.max_epochs=1",
+    ]  # fmt: skip
+    assert lightning("fit", *settings, f"--hand_over.temperature={temperature}") == 0
+    source = run / ("calibrated.ckpt" if temperature == "fitted" else "best.ckpt")
+    assert (pairs[0].checkpoint, pairs[0].h5) == (source, run / "model.h5")
+    assert read_keras_h5(run / "model.h5").details["checkpoint_sha256"] == file_digest(source)
+    assert (run / "calibrated.ckpt").is_file() == (temperature == "fitted")
+    best = read_checkpoint(run / "best.ckpt").network.head.predictions.weight
+    divisor = fitted_temperature(run / "best.ckpt") if temperature == "fitted" else 1.0
+    handed_over = read_checkpoint(source).network.head.predictions.weight
+    torch.testing.assert_close(handed_over * divisor, best, rtol=1e-6, atol=0)
 
 
 @pytest.mark.keras

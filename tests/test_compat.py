@@ -109,6 +109,23 @@ def test_packages_that_cannot_be_had_are_named(compat, tmp_path, monkeypatch):
     assert not (compat.cache_folder() / "none").exists()
 
 
+def test_environments_alone_can_be_made(compat, monkeypatch, capsys):
+    made = []
+
+    def make(environment, interpreter):
+        if environment.name == "keras-newest":
+            raise compat.CannotInstall("no registry")
+        made.append(environment.name)
+        return Path("python")
+
+    monkeypatch.setattr(compat, "make_environment", make)
+    monkeypatch.setattr(compat, "find_interpreter", lambda version: Path("python"))
+    monkeypatch.setattr(sys, "argv", ["compat.py", "--ci", "--install"])
+    assert compat.main() == 2
+    assert made == list(compat.IN_CI[:-1])
+    assert "no registry" in capsys.readouterr().err
+
+
 def test_variables_that_choose_a_keras_are_set_for_a_while(compat, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     with compat.variables_set({"TF_USE_LEGACY_KERAS": "1"}):

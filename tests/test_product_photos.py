@@ -274,7 +274,7 @@ def test_two_processes_share_the_photos(root, tmp_path):
     photos = ProductPhotos(str(root), image_size=12, augmentation=TURN, batch_size=4)
     alone = photos_by_content(fit(tmp_path, photos, max_epochs=1), 0)
     shards = SavingRecorder(tmp_path)
-    trainer_of(tmp_path, devices=2, strategy="ddp_fork", max_epochs=1).fit(
+    trainer_of(tmp_path, devices=2, strategy="ddp_spawn", max_epochs=1).fit(
         shards, ProductPhotos(str(root), image_size=12, augmentation=TURN, batch_size=4)
     )
     parts = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
