@@ -111,7 +111,7 @@ def main() -> None:
         print(json.dumps(measure(*given.of)))
         return
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    print("| photos | decode, ms a photo | found decoded, ms a photo | epoch, ms a photo | most memory while decoding, MB "
+    print("| photos | decode, ms a photo | found decoded, ms a photo | epoch, ms a photo | most memory decoding, MB "
           "| most memory where found decoded, MB | of that before photos, MB | mapped file, MB |")  # fmt: skip
     print("|---|---|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as name:

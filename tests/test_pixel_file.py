@@ -327,7 +327,7 @@ def test_what_was_seen_is_kept_path_by_path_and_read_from_older_versions(tmp_pat
     pixels.write_seen(known)
     assert pixels.read_seen(known) == known
     assert len(json.loads((tmp_path / "store" / "seen.json").read_text())) == 3
-    first, second, third = known
+    _, second, third = known
     changed = {second: ((9, 9, 9), b"b" * 32)}
     pixels.write_seen(changed)
     assert pixels.read_seen(known) == known | changed
