@@ -6,7 +6,6 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
-from hashlib import sha256
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 from lightning import Trainer
 
+from export.checkpoint import file_digest
 from lightning_module.run_folder import RunFolder, write_json
 
 SCHEMA = 1
@@ -44,9 +44,14 @@ def describe_environment(trainer: Trainer, settings: dict[str, Any], weights: Pa
         "packages": dict(sorted((each.name.lower(), each.version) for each in distributions() if each.name)),
         "git": git_state(Path(__file__).parent),
         "seeds": {"seed_everything": settings.get("seed_everything"), "data.seed": settings["data"].get("seed")},
-        "weights": None if weights is None else {"file": str(weights), "sha256": file_digest(weights)},
+        "weights": None if weights is None else _describe_weights(weights),
         "data": describe_sets(),
     }
+
+
+def _describe_weights(file: Path) -> dict[str, str | None]:
+    """Which file, and its digest; none where it is gone, as it may be when a run is resumed."""
+    return {"file": str(file), "sha256": file_digest(file) if file.is_file() else None}
 
 
 def now() -> str:
@@ -74,17 +79,6 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def file_digest(path: Path) -> str | None:
-    """SHA-256 of a file, hexadecimal; None where it is gone, as it may be when a run is resumed."""
-    if not path.is_file():
-        return None
-    digest = sha256()
-    with path.open("rb") as file:
-        while part := file.read(1 << 20):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def read_environment(run: RunFolder) -> dict[str, Any]:

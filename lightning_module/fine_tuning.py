@@ -49,7 +49,11 @@ class Schedule:
             ("head_epochs", "0 or more epochs", self.head_epochs >= 0),
             ("warmup_epochs", "0 or more epochs", math.isfinite(self.warmup_epochs) and self.warmup_epochs >= 0),
             ("backbone_factor", "a number above 0", math.isfinite(self.backbone_factor) and self.backbone_factor > 0),
-            ("batch_norm", f"one of {', '.join(get_args(BatchNormPolicy))}", self.batch_norm in ("train", "frozen")),
+            (
+                "batch_norm",
+                f"one of {', '.join(get_args(BatchNormPolicy))}",
+                self.batch_norm in get_args(BatchNormPolicy),
+            ),
         ):
             _check("schedule", name, getattr(self, name), expected, fits)
 
@@ -109,7 +113,7 @@ class Regularisation:
             (
                 "class_weights",
                 f"one of {', '.join(get_args(ClassWeights))}",
-                self.class_weights in ("none", "balanced"),
+                self.class_weights in get_args(ClassWeights),
             ),
         ):
             _check("regularisation", name, getattr(self, name), expected, fits)
@@ -194,15 +198,11 @@ class EmaOfWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float = 0.995) -> None:
-        _check_decay(decay)
+        if not 0 <= decay < 1:
+            raise BadInput(f"EmaOfWeights.decay: expected a number from 0 to below 1, received {decay}.")
 
         def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
             keep = min(decay, (1 + int(count)) / (10 + int(count)))
             return averaged.lerp(current, 1 - keep) if averaged.is_floating_point() else current
 
         super().__init__(avg_fn=average)
-
-
-def _check_decay(decay: float) -> None:
-    if not 0 <= decay < 1:
-        raise BadInput(f"EmaOfWeights.decay: expected a number from 0 to below 1, received {decay}.")

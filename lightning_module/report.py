@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightning_module.evaluation import CONFIDENCE, Evaluation, evaluate, most_confident_mistakes, per_class
 from lightning_module.measured_photos import KeepLogits, Measured, MeasuredPhotos
-from lightning_module.run_folder import RunFolder
+from lightning_module.run_folder import RunFolder, run_folder_of
 from models.whole_file import replacing, write_text
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def report_fit(trainer: L.Trainer, journal: "MetricsJournal", logits: KeepLogits
     """
     if not trainer.is_global_zero:
         return
-    run = RunFolder(Path(trainer.default_root_dir))
+    run = run_folder_of(trainer)
     evaluations = _evaluations(dict(logits.kept))
     for each in evaluations:
         journal.add(trainer, {"validation": "final", "test": "test"}[each.measured.name], each.figures())
@@ -56,7 +56,7 @@ def report_test(trainer: L.Trainer, logits: KeepLogits) -> Path | None:
     if not trainer.is_global_zero or not logits.kept:
         return None
     measured = next(iter(logits.kept.values()))
-    run = RunFolder(Path(trainer.default_root_dir))
+    run = run_folder_of(trainer)
     before = _kept_in(run)
     if any(each.checkpoint_sha256 != measured.checkpoint_sha256 for each in before.values()):
         run = RunFolder(run.path / f"test-{Path(measured.checkpoint).stem}")

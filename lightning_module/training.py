@@ -6,7 +6,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import yaml
@@ -49,13 +49,31 @@ if TYPE_CHECKING:
     from lightning_module.finders import FoundRate
 
 DEFAULT_RUN = "runs/latest"
+
+
+class Finder(NamedTuple):
+    """A flag of `fit`: look for a setting first.
+
+    Attributes:
+        group: the setting's, `data` or `model`.
+        name: of the setting.
+        help: for `lightning fit --help`.
+    """
+
+    group: str
+    name: str
+    help: str
+
+
 FINDERS = {
-    "find_batch_size": "look for the largest data.batch_size that fits into memory, and use it",
-    "find_lr": "look for the model.learning_rate at which the loss falls most steeply, and use it",
+    "find_batch_size": Finder(
+        "data", "batch_size", "look for the largest data.batch_size that fits into memory, and use it"
+    ),
+    "find_lr": Finder(
+        "model", "learning_rate", "look for the model.learning_rate at which the loss falls most steeply, and use it"
+    ),
 }
-"""Flags of `fit`, in the order in which they are followed: the rate depends on the size."""
-FOUND = {"find_batch_size": ("data", "batch_size"), "find_lr": ("model", "learning_rate")}
-"""The setting that each of them finds."""
+"""In the order in which they are followed: the rate depends on the size."""
 LINKED = ("class_names", "image_size", "interpolation")
 """What the model takes from the data."""
 
@@ -175,8 +193,8 @@ class TrainingCLI(LightningCLI):
         """Give `fit` its flags."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
-            for flag, text in FINDERS.items():
-                parser.add_argument(f"--{flag}", action=ActionYesNo, nargs="?", default=False, help=text)
+            for flag, finder in FINDERS.items():
+                parser.add_argument(f"--{flag}", action=ActionYesNo, nargs="?", default=False, help=finder.help)
             parser.add_argument(
                 "--resume",
                 action=ActionYesNo,
@@ -251,7 +269,7 @@ class TrainingCLI(LightningCLI):
         if wanted and run.config.is_file():
             kept = yaml.safe_load(run.config.read_text(encoding="utf-8"))
             for flag in wanted:
-                group, name = FOUND[flag]
+                group, name, _ = FINDERS[flag]
                 own[flag], own[group][name] = False, kept[group][name]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -313,7 +331,7 @@ class TrainingCLI(LightningCLI):
             BadInput: the fit goes on from a checkpoint, whose optimiser has its learning rate.
         """
         wanted = [flag for flag in FINDERS if self._get(self.config_init, flag)]
-        run = RunFolder(Path(self._get(self.config_init, "trainer").default_root_dir))
+        run = run_folder_of(self.trainer)
         if not self.resumes_from:  # an earlier run's
             run.learning_rates.unlink(missing_ok=True)
         if not wanted or getattr(self.trainer, "fast_dev_run", False):
