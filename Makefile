@@ -10,10 +10,11 @@ help:  ## list the verbs
 
 setup: .venv/.ready  ## make .venv with everything in it
 
-# uv is the fast road to the same environment; where it cannot be had, pip takes the slow one.
+# uv is the fast road to the same environment; where it cannot be had, pip takes the slow one. Bytecode is compiled here
+# once: torch and TensorFlow are imported by every process of the tests, some of which may not write it themselves.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt uv && $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -e '.[dev]' \
+	$(BIN)/python -m pip install --quiet -c constraints.txt uv && $(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -e '.[dev]' \
 	  || $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@touch $@
 

@@ -70,16 +70,18 @@ class PhotoSet(Dataset):
         name: the set's name, copied into every batch.
         store: holds all of `labelled.files`.
         labelled: the files and their labels.
+        repeats: how many times each photo is in the set: photo i is at i, N + i, 2 N + i, ... of N photos.
     """
 
-    def __init__(self, name: SetName, store: PhotoStore, labelled: LabelledFiles) -> None:
+    def __init__(self, name: SetName, store: PhotoStore, labelled: LabelledFiles, repeats: int = 1) -> None:
         self.name = name
         self.store = store
         self.files = labelled.files
         self.labels = torch.tensor(labelled.labels, dtype=torch.int64)
+        self.repeats = repeats
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.files) * self.repeats
 
     def __getitem__(self, index: int) -> PhotoBatch:
         """Return one photo as a batch of one."""
@@ -87,9 +89,10 @@ class PhotoSet(Dataset):
 
     def __getitems__(self, indices: list[int]) -> PhotoBatch:
         """Return a batch: the loader calls this once per batch, so nothing has to be collated afterwards."""
-        photos = torch.from_numpy(self.store.photos_of([self.files[index] for index in indices]))
-        rows = torch.tensor(indices, dtype=torch.int64)
-        return PhotoBatch(photos, self.labels[rows], rows, self.name)
+        places = torch.tensor(indices, dtype=torch.int64)
+        rows = places % len(self.files)
+        photos = torch.from_numpy(self.store.photos_of([self.files[row] for row in rows.tolist()]))
+        return PhotoBatch(photos, self.labels[rows], places, self.name)
 
 
 def keep_batch(batch: Any) -> Any:
@@ -114,6 +117,9 @@ class ProductPhotos(L.LightningDataModule):
         image_size: height and width in pixels: one number, or two: [h, w] or "h,w". The aspect ratio is not kept.
         interpolation: how photos are resized; `nearest` is what `flow_from_directory` does unless told otherwise.
         batch_size: photos per batch (per process).
+        epoch_photos: an epoch has at least so many photos: a smaller training set is gone through several times, each
+            time augmented differently (timm's `--epoch-repeats`), so that it is not trained on for a few steps alone.
+            By default each photo is in an epoch once.
         validation_split: share of every class that is held out, strictly between 0 and 1.
         split: `keras`: the first files of each class, as `flow_from_directory` holds them out; `stratified`: drawn by
             `seed`, as many; `grouped`: likewise, but near-duplicates stay together, and the counts come as near as
@@ -163,6 +169,7 @@ class ProductPhotos(L.LightningDataModule):
         store_ram_share: float = 0.5,
         store_dir: str | None = None,
         kaggle: str | None = None,
+        epoch_photos: int | None = None,
     ) -> None:
         super().__init__()
         self.image_size = parse_image_size(image_size)
@@ -170,6 +177,8 @@ class ProductPhotos(L.LightningDataModule):
             raise BadInput(f"interpolation: expected one of {', '.join(INTERPOLATIONS)}; received {interpolation!r}.")
         if batch_size < 1:
             raise BadInput(f"batch_size: expected 1 or more; received {batch_size}.")
+        if epoch_photos is not None and epoch_photos < 1:
+            raise BadInput(f"epoch_photos: expected 1 or more; received {epoch_photos}. Leave it out for each once.")
         if val_root is None and not 0 < validation_split < 1:
             raise BadInput(
                 f"validation_split: expected a share strictly between 0 and 1; received {validation_split}. "
@@ -198,6 +207,7 @@ class ProductPhotos(L.LightningDataModule):
         )
         self.interpolation = interpolation
         self.batch_size = batch_size
+        self.epoch_photos = epoch_photos
         self.validation_split = validation_split
         self.split = split
         self.augmentation = augmentation
@@ -411,7 +421,7 @@ class ProductPhotos(L.LightningDataModule):
         return self._loader("predict")
 
     def _loader(self, name: SetName) -> DataLoader:
-        photos = PhotoSet(name, self.store, self._set("val" if name == "val_clean" else name))
+        photos = PhotoSet(name, self.store, self._set("val" if name == "val_clean" else name), self._repeats(name))
         processes, rank = self._processes()
         settings: dict[str, Any] = {
             "collate_fn": keep_batch,
@@ -420,9 +430,9 @@ class ProductPhotos(L.LightningDataModule):
             "pin_memory": torch.cuda.is_available(),
         }
         if name == "train":
-            if len(photos) < processes:
+            if (count := len(photos.files)) < processes:
                 raise BadInput(
-                    f"expected at least as many training photos as processes, {processes}; received {len(photos)}. "
+                    f"expected at least as many training photos as processes, {processes}; received {count}. "
                     "Give more photos or fewer devices."
                 )
             self._order = EpochShuffle(photos, self.seed, self.batch_size, processes, rank)
@@ -432,6 +442,12 @@ class ProductPhotos(L.LightningDataModule):
             return DataLoader(photos, batch_size=self.batch_size, **settings)
         settings["batch_size"] = even_batch_size(len(photos), self.batch_size, processes)
         return DataLoader(photos, sampler=OwnShare(photos, processes, rank), **settings)
+
+    def _repeats(self, name: SetName) -> int:
+        """How many times each photo of a set is in an epoch."""
+        if name != "train" or self.epoch_photos is None:
+            return 1
+        return -(-self.epoch_photos // len(self._set(name).files))
 
     def _processes(self) -> tuple[int, int]:
         """How many processes train together, and which of them this is."""
@@ -473,7 +489,7 @@ class ProductPhotos(L.LightningDataModule):
         return set_name == "train" or (set_name == "val" and self.augment_validation)
 
     def _parameters(self, set_name: SetName) -> TransformParameters:
-        """Return this epoch's parameters, one row per photo of the set.
+        """Return this epoch's parameters, one row per photo of the set and time that it is in it.
 
         They are drawn for the whole set at once, so what happens to a photo depends on the seed, the epoch and its
         place in the list, and not on the batch size, the order, the rank or the number of workers.
@@ -484,7 +500,7 @@ class ProductPhotos(L.LightningDataModule):
             assert self.augmentation is not None
             which = get_args(SetName).index(set_name)
             generator = torch.Generator().manual_seed(mix_seed(self.seed, epoch, which))
-            count = len(self._set(set_name).files)
+            count = len(self._set(set_name).files) * self._repeats(set_name)
             drawn = epoch, self.augmentation.draw_parameters(generator, count, *self.image_size)
             self._drawn[set_name] = drawn
         return drawn[1]

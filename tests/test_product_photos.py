@@ -137,6 +137,31 @@ def test_batches_of_a_fit(root, tmp_path):
     assert orders[0] != sorted(orders[0])
 
 
+@pytest.mark.parametrize(("epoch_photos", "repeats"), [(None, 1), (24, 1), (25, 2), (72, 3)])
+def test_small_set_is_gone_through_several_times_an_epoch(root, tmp_path, epoch_photos, repeats):
+    photos = ProductPhotos(str(root), image_size=10, batch_size=7, epoch_photos=epoch_photos)
+    recorder = fit(tmp_path, photos, max_epochs=1)
+    expected = unchanged(photos, photos.train_files).flatten(1)
+    rows = [int((expected == image).all(1).nonzero()) for image in recorder.images("train").flatten(1)]
+    assert sorted(rows) == sorted([*range(24)] * repeats)
+    assert [photos.train_labels[row] for row in rows] == recorder.labels("train")
+    assert len(recorder.labels("val")) == 6  # what is measured, each photo once
+
+
+def test_repeated_photos_are_augmented_differently(root, tmp_path):
+    photos = ProductPhotos(str(root), image_size=12, augmentation=TURN, epoch_photos=48)
+    images = fit(tmp_path, photos, max_epochs=1).images("train").flatten(1)
+    once = fit(tmp_path, ProductPhotos(str(root), image_size=12, augmentation=TURN), max_epochs=1).images("train")
+    assert len(images) == 48
+    assert len(images.unique(dim=0)) > len(once.flatten(1).unique(dim=0)) + 20
+
+
+@pytest.mark.parametrize("count", [0, -5])
+def test_epoch_photos_refused(root, count):
+    with pytest.raises(BadInput, match="epoch_photos: expected 1 or more; received"):
+        ProductPhotos(str(root), epoch_photos=count)
+
+
 def scale_twice(monkeypatch):
     transferred = ProductPhotos.on_after_batch_transfer
 
