@@ -4,14 +4,12 @@
     python benchmarks/learning_curve.py --table
 
 Four classes (pants, t-shirt, shoes, dress) of the clothing photos, up to 150 training photos in each, drawn by the
-seed; measured on those classes of the validation folder, all of it. Both configurations run as they are, but that
-fine-tuning gets as many epochs as it takes to see `PHOTOS_SEEN` photos: with ten photos of a class, twelve epochs would
-be twelve steps. Rows go to a file as they come and are not made again.
+seed; measured on those classes of the validation folder, all of it. Both configurations run as they are. Rows go to a
+file as they come and are not made again.
 """
 
 import argparse
 import json
-import math
 import random
 import statistics
 import tempfile
@@ -25,9 +23,6 @@ from matplotlib import pyplot
 
 CLASSES = ("dress", "pants", "shoes", "t-shirt")
 COUNTS = (10, 20, 40, 80, 150)
-PHOTOS_SEEN = 12_000
-VALIDATIONS = 20
-"""In a fit, at most: with few photos an epoch is shorter than its validation."""
 WAYS = {"configs/finetune.yaml": FINETUNE, "configs/mobilenetv2.yaml": RECIPE}
 
 
@@ -47,16 +42,11 @@ def main() -> None:
                 key = {"way": name, "photos_per_class": count, "seed": seed}
                 if any(key.items() <= row.items() for row in rows):
                     continue
-                epochs = math.ceil(PHOTOS_SEEN / (count * len(CLASSES)))
-                every = max(1, epochs // VALIDATIONS)
-                epochs = math.ceil(epochs / every) * every  # the last one is measured
-                settings = [f"--trainer.max_epochs={epochs}", f"--trainer.check_val_every_n_epoch={every}"]
-                settings = settings if configuration == FINETUNE else []
                 with tempfile.TemporaryDirectory() as folder:
                     roots = [f"--data.root={folder}/train", f"--data.val_root={folder}/validation"]
                     link(arguments.root, Path(folder) / "train", count, seed)
                     link(arguments.val_root, Path(folder) / "validation", None, seed)
-                    rows.append(key | run(arguments, configuration, [*settings, *roots], seed))
+                    rows.append(key | run(arguments, configuration, roots, seed))
                 with journal.open("a") as file:
                     file.write(json.dumps(rows[-1]) + "\n")
                 print(json.dumps(rows[-1]), flush=True)
