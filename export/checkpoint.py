@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -35,7 +36,8 @@ class Checkpoint:
         interpolation: Pillow's filter for resizing, by Keras's name.
         backbone: timm's name of it.
         trainable: ``head`` if the backbone was frozen, ``all`` if not.
-        learning_rate: of Adam, at the start of training.
+        learning_rate: of Adam, at the start of training; where all was trained, the backbone's.
+        batch_norm: ``frozen`` if BatchNorm stays as it is in further training, ``train`` if not.
         imported_from: where it was made by ``lightning import``, SHA-256 of the Keras file; else None.
         imported_range: what that file takes: ``unit``, ``raw`` or ``tf``.
     """
@@ -49,6 +51,7 @@ class Checkpoint:
     backbone: str
     trainable: str
     learning_rate: float
+    batch_norm: str = "train"
     imported_from: str | None = None
     imported_range: str | None = None
 
@@ -73,6 +76,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         ) from error
     _load(path, network, content["state_dict"])
     height, width = settings["image_size"]
+    batch_norm, backbone_factor = _schedule(path, settings)
     imported = content.get(_IMPORTED)
     imported = imported if isinstance(imported, dict) else {}
     return Checkpoint(
@@ -84,7 +88,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         interpolation=settings["interpolation"],
         backbone=settings["backbone"],
         trainable=settings["trainable"],
-        learning_rate=settings["learning_rate"],
+        learning_rate=settings["learning_rate"] * (backbone_factor if settings["trainable"] == "all" else 1),
+        batch_norm=batch_norm,
         imported_from=imported.get("sha256"),
         imported_range=imported.get("input_range"),
     )
@@ -187,6 +192,19 @@ def _hyper_parameters(path: Path, content: dict[str, Any]) -> dict[str, Any]:
             f"hyper-parameters {' and '.join(said)}. Train one with `lightning fit`."
         )
     return found
+
+
+def _schedule(path: Path, settings: dict[str, Any]) -> tuple[str, float]:
+    """BatchNorm's policy, and the backbone's learning rate as a share of the head's; older checkpoints have none."""
+    given = settings.get("schedule")
+    given = {"batch_norm": "train", "backbone_factor": 1.0} | (given if isinstance(given, dict) else {})
+    batch_norm, factor = given["batch_norm"], given["backbone_factor"]
+    if batch_norm not in ("train", "frozen") or type(factor) not in (int, float) or not 0 < factor < math.inf:
+        raise BadInput(
+            f"{path}: expected a schedule with batch_norm train or frozen and a backbone_factor above 0, got "
+            f"{batch_norm!r} and {factor!r}. The file is damaged or was edited."
+        )
+    return batch_norm, float(factor)
 
 
 def _load(path: Path, network: TimmClassifier, state: Mapping[str, Any]) -> None:

@@ -67,6 +67,7 @@ class KerasClassifier:
         interpolation: how photos are resized.
         trainable: ``head`` if every layer of the base is frozen, else ``all``.
         learning_rate: of Adam.
+        batch_norm: ``frozen`` if every BatchNorm of a base that is trained is frozen, else ``train``.
         constants: scale and offset, float64 (3,), that the file's layers compute from [0, 1], before any rounding.
         notes: what of the file has no place here, for the owner to know; no part of the function.
     """
@@ -84,6 +85,7 @@ class KerasClassifier:
     interpolation: str
     trainable: str
     learning_rate: float
+    batch_norm: str
     constants: tuple[np.ndarray, np.ndarray]
     notes: list[str] = field(default_factory=list)
 
@@ -120,6 +122,7 @@ def read_keras_classifier(path: Path, wishes: Wishes | None = None) -> KerasClas
     graph = trace_network(network, network.backbone_name, image_size)
     layer_of = _match(_body(graph, len(_preprocessing(graph))), body)
     tensor_of = _copy_weights(network, graph, source.graph, layer_of, file.details)
+    trainable, batch_norm = _frozen(source, body, notes)
     return KerasClassifier(
         path=Path(path),
         file=file,
@@ -132,8 +135,9 @@ def read_keras_classifier(path: Path, wishes: Wishes | None = None) -> KerasClas
         class_names=_class_names(file, wishes.class_names, body[-1].shape[0]),
         image_size=image_size,
         interpolation=wishes.interpolation or _stated(file, "interpolation", str) or "nearest",
-        trainable=_trainable(source, body, notes),
+        trainable=trainable,
         learning_rate=_learning_rate(file, notes),
+        batch_norm=batch_norm,
         constants=constants,
         notes=notes,
     )
@@ -357,12 +361,18 @@ def _dropout(source: KerasGraph, dense: list[Node], notes: list[str]) -> float:
     return rate
 
 
-def _trainable(source: KerasGraph, body: list[Node], notes: list[str]) -> str:
+def _frozen(source: KerasGraph, body: list[Node], notes: list[str]) -> tuple[str, str]:
+    """What of the base is frozen: `trainable` and `batch_norm`."""
     base = [source.layers[node.source] for node in body if node.op in ("conv2d", "batch_norm")]
+    norms = [source.layers[node.source] for node in body if node.op == "batch_norm"]
     frozen = [layer for layer in base if layer.config.get("trainable", True) is False]
-    if frozen and len(frozen) < len(base):
+    if len(frozen) == len(base):
+        return "head", "train"
+    if frozen and frozen == norms:
+        return "all", "frozen"
+    if frozen:
         notes.append(f"{len(frozen)} of {len(base)} layers of the base are frozen: further training takes all of them.")
-    return "head" if len(frozen) == len(base) else "all"
+    return "all", "train"
 
 
 def _learning_rate(file: KerasFile, notes: list[str]) -> float:

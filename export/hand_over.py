@@ -87,9 +87,15 @@ def trace_checkpoint(checkpoint: Checkpoint) -> Graph:
 
 
 def frozen_layers(checkpoint: Checkpoint, graph: Graph) -> frozenset[str]:
-    """Names of the layers that Keras must not train."""
-    frozen = checkpoint.trainable == "head"
-    return frozenset(node.name for node in graph.nodes if frozen and node.source.startswith(_BACKBONE))
+    """Names of the layers that Keras must not train: what was frozen in the training.
+
+    Keras has no layer whose statistics stay while its gamma and beta are trained: a BatchNorm whose statistics stayed
+    is frozen as a whole.
+    """
+    if checkpoint.trainable != "head" and checkpoint.batch_norm != "frozen":
+        return frozenset()
+    operations = {node.op for node in graph.nodes} if checkpoint.trainable == "head" else {"batch_norm"}
+    return frozenset(node.name for node in graph.nodes if node.op in operations and node.source.startswith(_BACKBONE))
 
 
 def trace_network(network: TimmClassifier, backbone: str, image_size: tuple[int, int]) -> Graph:

@@ -67,6 +67,7 @@ def write_import(
         "interpolation": classifier.interpolation,
         "trainable": classifier.trainable,
         "learning_rate": classifier.learning_rate,
+        "schedule": {"batch_norm": classifier.batch_norm},
     }
     origin = {"sha256": file_digest(classifier.path), "input_range": classifier.input_range}
     report = None

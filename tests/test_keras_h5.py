@@ -85,6 +85,22 @@ def test_frozen_backbone_is_frozen_in_keras_too(tmp_path, small_checkpoint, twin
     assert all(trainable(write_twin(tuned, tmp_path / "all.h5").path)[name] for name in ("bn_Conv1", "dense"))
 
 
+def test_batch_norm_whose_statistics_stayed_is_frozen_in_keras_and_the_rate_is_the_backbones(tmp_path):
+    network = random_classifier(backbone="mobilenetv2_035")
+    schedule = {"batch_norm": "frozen", "backbone_factor": 0.3}
+    tuned = save_checkpoint(tmp_path / "m.ckpt", network, (32, 32), trainable="all", schedule=schedule)
+    file = read_keras_h5(write_twin(tuned, tmp_path / "m.h5").path)
+    frozen = {
+        layer["class_name"] for layer in file.config["config"]["layers"] if not layer["config"].get("trainable", 1)
+    }
+    assert frozen == {"BatchNormalization"}
+    assert file.training_config["optimizer_config"]["config"]["learning_rate"] == pytest.approx(3e-4)
+    for wrong in ({"batch_norm": "thawed"}, {"backbone_factor": -1}, {"backbone_factor": "fast"}):
+        changed = save_checkpoint(tmp_path / "w.ckpt", network, (32, 32), schedule=schedule | wrong)
+        with pytest.raises(BadInput, match="expected a schedule"):
+            read_checkpoint(changed)
+
+
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "expected"),
     [(244, 3, 2, (0, 1)), (245, 3, 2, (1, 1)), (7, 3, 1, (1, 1)), (10, 5, 2, (1, 2)), (4, 1, 2, (0, 0))],

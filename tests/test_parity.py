@@ -4,6 +4,7 @@ One Keras process does all the work of this file: starting one costs ten seconds
 `test_parity_backbones.py`.
 """
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -149,6 +150,9 @@ def fold_with_one_ulp(h5: Path) -> None:
 CONTROLS["folded, one weight off by one ulp"] = (fold_with_one_ulp, "weights", "block_5_expand/kernel", "1 of 1536")
 
 
+TUNED = {"batch_norm": "frozen", "backbone_factor": 0.3}
+
+
 @pytest.fixture(scope="module")
 def control_reports(tmp_path_factory) -> dict[str, Report]:
     folder = tmp_path_factory.mktemp("controls")
@@ -161,22 +165,43 @@ def control_reports(tmp_path_factory) -> dict[str, Report]:
         return Pair(checkpoint, h5, photos_of((64, 64)), photo_files=odd, load_photo=load_photo)
 
     folded = write_twin(checkpoint, folder / "folded.h5", fuse_batchnorm=True).path
+    first = copy.deepcopy(network)
     with torch.no_grad():
         network.head.predictions.bias[0] += 60
     certain = save_checkpoint(folder / "certain.ckpt", network, (64, 64))
     certain_twin = write_twin(certain, folder / "certain.h5").path
+    tuned = save_checkpoint(folder / "tuned.ckpt", first, (64, 64), trainable="all", schedule=TUNED)
     pairs = [pair_with(twin), pair_with(folded), Pair(certain, certain_twin, photos_of((64, 64)))]
+    for name, fuse in (("tuned", False), ("tuned and folded", True), ("tuned, another learning rate", False)):
+        tuned_twin = write_twin(tuned, folder / f"{name}.h5", fuse_batchnorm=fuse).path
+        pairs.append(Pair(tuned, tuned_twin, photos_of((64, 64))))
+    change_json("training_config", lambda it: it["optimizer_config"]["config"].update(learning_rate=2e-3))(tuned_twin)
     for number, (change, *_) in enumerate(CONTROLS.values()):
         changed = Path(shutil.copy(twin, folder / f"{number}.h5"))
         change(changed)
         pairs.append(pair_with(changed))
-    return dict(zip(["unchanged", "folded", "certain", *CONTROLS], check_pairs(pairs), strict=True))
+    names = ["unchanged", "folded", "certain", "tuned", "tuned and folded", "tuned, another learning rate"]
+    return dict(zip([*names, *CONTROLS], check_pairs(pairs), strict=True))
 
 
 @pytest.mark.parametrize("name", ["unchanged", "folded"])
 def test_the_unchanged_file_passes(control_reports, name):
     assert control_reports[name].verdict == "PASS", control_reports[name].failed
     assert [rung.name for rung in control_reports[name].rungs][-3:] == ["file_to_label", "training_steps", "contents"]
+
+
+def test_network_that_is_trained_as_a_whole_goes_on_in_keras(control_reports):
+    report = control_reports["tuned"]
+    assert report.verdict == "PASS", report.failed
+    (rung,) = [rung for rung in report.rungs if rung.name == "training_steps"]
+    assert "in 1 step" in rung.detail
+    assert int(rung.detail.split()[0]) > 50  # the convolutions', too
+    folded = control_reports["tuned and folded"]
+    assert folded.verdict == "PASS", folded.failed
+    assert list(folded.skipped) == ["training_steps"]
+    wrong = control_reports["tuned, another learning rate"]
+    assert {rung.name for rung in wrong.failed} == {"training_steps", "contents"}
+    assert "training configuration" in (wrong.likely_cause or "")
 
 
 def test_network_that_is_certain_of_everything_passes_and_is_not_trained(control_reports):
