@@ -7,10 +7,12 @@ recipe stays what it is. Which of them pay is measured in docs/accuracy.md.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
 from timm.data.mixup import Mixup, mixup_target
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
@@ -206,3 +208,12 @@ class EmaOfWeights(WeightAveraging):
             return averaged.lerp(current, 1 - keep) if averaged.is_floating_point() else current
 
         super().__init__(avg_fn=average)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Forget the average once the fit is over: what is measured from then on are checkpoints, as they are."""
+        self._average_model = None
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Where a fit goes on, take up the average and the weights in training; elsewhere the average was loaded."""
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)

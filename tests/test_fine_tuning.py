@@ -197,6 +197,10 @@ class TestTraining:
             saved[key]["network.head.predictions.weight"] for key in ("state_dict", "current_model_state")
         )
         assert not torch.equal(averaged, current)
+        kept = torch.load(run.checkpoint_callback.best_model_path, weights_only=True)["state_dict"]
+        for measure in (run.test, run.validate, run.test):  # after the fit: the checkpoint as it is, in whatever order
+            measure(module, batches(), ckpt_path=run.checkpoint_callback.best_model_path, verbose=False)
+            assert all(torch.equal(tensor, kept[name]) for name, tensor in module.state_dict().items())
 
     def test_average_by_the_formula(self):
         average = EmaOfWeights(0.5)._kwargs["avg_fn"]
