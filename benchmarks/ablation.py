@@ -17,6 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,13 @@ def read(journal: Path) -> list[dict[str, Any]]:
 
 def run(arguments: argparse.Namespace, configuration: str, settings: list[str], seed: int) -> dict[str, Any]:
     """One fit; the best checkpoint's figures on the validation photos as they are."""
-    folder = arguments.out / "run"
+    with tempfile.TemporaryDirectory(prefix="run-", dir=arguments.out) as folder:
+        return _run(arguments, configuration, settings, seed, Path(folder))
+
+
+def _run(
+    arguments: argparse.Namespace, configuration: str, settings: list[str], seed: int, folder: Path
+) -> dict[str, Any]:
     command = [
         sys.executable, "-m", "lightning_module", "fit", f"--config={configuration}", f"--data.root={arguments.root}",
         f"--data.val_root={arguments.val_root}", f"--model.weights={arguments.weights}", "--model.pad_type=same",

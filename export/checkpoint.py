@@ -197,8 +197,8 @@ def _hyper_parameters(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 def _schedule(path: Path, settings: dict[str, Any]) -> tuple[str, float]:
     """BatchNorm's policy, and the backbone's learning rate as a share of the head's; older checkpoints have none."""
     given = settings.get("schedule")
-    given = {"batch_norm": "train", "backbone_factor": 1.0} | (given if isinstance(given, dict) else {})
-    batch_norm, factor = given["batch_norm"], given["backbone_factor"]
+    given = given if isinstance(given, dict) else {}
+    batch_norm, factor = given.get("batch_norm", "train"), given.get("backbone_factor", 1.0)
     if batch_norm not in ("train", "frozen") or type(factor) not in (int, float) or not 0 < factor < math.inf:
         raise BadInput(
             f"{path}: expected a schedule with batch_norm train or frozen and a backbone_factor above 0, got "

@@ -30,6 +30,12 @@ def best_checkpoint_of(trainer: L.Trainer) -> Path:
     """
     callback = trainer.checkpoint_callback
     path, score = getattr(callback, "best_model_path", ""), getattr(callback, "best_model_score", None)
+    monitor = getattr(callback, "monitor", None)
+    if score is None and monitor is not None and monitor not in trainer.callback_metrics:
+        raise BadInput(
+            f"There is no best checkpoint: no epoch was measured for {monitor}. Train for at least as many epochs as "
+            "--trainer.check_val_every_n_epoch, with some batches each."
+        )
     if not path or score is None or finite(score) is None:
         raise BadInput(
             f"There is no best checkpoint: no epoch ended with a finite {getattr(callback, 'monitor', 'figure')}. "
@@ -83,7 +89,7 @@ class MetricsJournal(Callback):
         self._earlier_epochs: list[dict[str, Any]] = []
         self.evaluations: dict[str, dict[str, Any]] = {}
         self._epoch_start = self._train_end = 0.0
-        self._images = 0
+        self._images, self._validated = 0, False
         self._begun = {"seconds": 0.0, "train_seconds": 0.0, "images": 0}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -99,6 +105,9 @@ class MetricsJournal(Callback):
         )
         if datamodule is not None and hasattr(datamodule, "train_files"):
             trainer.print(f"{len(datamodule.train_files)} training and {len(datamodule.val_files)} validation photos")
+            if trainer.world_size > 1:
+                together = trainer.world_size * datamodule.batch_size
+                trainer.print(f"{trainer.world_size} processes, {together} photos a step together")
 
     def state_dict(self) -> dict[str, Any]:
         """The epochs so far travel in the checkpoint, so that a resumed run's journal is whole."""
@@ -124,7 +133,7 @@ class MetricsJournal(Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._epoch_start = self._train_end = time.perf_counter()
-        self._images = 0
+        self._images, self._validated = 0, False
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -138,7 +147,11 @@ class MetricsJournal(Callback):
         train_seconds = self._train_end - self._epoch_start
         row = {
             "epoch": trainer.current_epoch,
-            **{name: finite(value) for name, value in trainer.callback_metrics.items()},
+            **{
+                name: finite(value)
+                for name, value in trainer.callback_metrics.items()
+                if self._validated or not name.startswith("val")  # Lightning keeps an earlier epoch's
+            },
             "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
             "seconds": round(time.perf_counter() - self._epoch_start, 3),
             "train_seconds": round(train_seconds, 3),
@@ -150,6 +163,7 @@ class MetricsJournal(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Record an evaluation of its own (`trainer.validate`), not the one within an epoch."""
+        self._validated = True
         if trainer.state.fn == TrainerFn.VALIDATING:
             name = "val_clean" if "val_clean/loss" in trainer.callback_metrics else "val"
             self._record(trainer, cast(ProductClassifier, pl_module), "final", name)

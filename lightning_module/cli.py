@@ -18,6 +18,9 @@ EXIT_BAD_INPUT = 2
 EXIT_KERAS_FAILED = 3
 """The Keras process crashed or ran out of time: nothing is known of the twins."""
 
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, as shells have it."""
+
 EXIT_CODES = (
     f"Exit codes: 0 done, and the twins are the same network; {EXIT_MISMATCH} they differ; {EXIT_BAD_INPUT} bad input; "
     f"{EXIT_KERAS_FAILED} Keras itself crashed."
@@ -58,8 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the arguments after the command's name; None for the process's own.
 
     Raises:
-        SystemExit: 1 where the twins do not agree, 2 for input that cannot be used, 3 where the Keras process failed;
-            anything else that goes wrong keeps its traceback.
+        SystemExit: 1 where the twins do not agree, 2 for input that cannot be used, 3 where the Keras process failed,
+            130 at Ctrl-C; anything else that goes wrong keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = arguments[0] if arguments else "--help"
@@ -77,6 +80,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         _function(COMMANDS[first].place)(arguments)
     except BadInput as error:
         refuse(str(error))
+    except KeyboardInterrupt:
+        print("lightning: interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
     except KerasFailed as error:
         print(f"lightning: {error}", file=sys.stderr)
         raise SystemExit(EXIT_KERAS_FAILED) from error

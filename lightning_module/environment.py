@@ -33,6 +33,7 @@ def describe_environment(trainer: Trainer, settings: dict[str, Any], weights: Pa
     return {
         "schema": SCHEMA,
         "command": shlex.join(["lightning", *sys.argv[1:]]),
+        "folder": str(Path.cwd()),
         "started": now(),
         "resumed": [],
         "finished": None,

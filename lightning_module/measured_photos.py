@@ -32,6 +32,8 @@ class MeasuredPhotos:
         checkpoint_sha256: of that file, hexadecimal.
         image_size: (height, width) that the photos were resized to.
         interpolation: how.
+        seen: of test photos, how many are training or validation photos, too, byte for byte; None where the latter are
+            not at hand.
     """
 
     name: Measured
@@ -43,6 +45,7 @@ class MeasuredPhotos:
     checkpoint_sha256: str
     image_size: tuple[int, int]
     interpolation: str
+    seen: int | None = None
 
     def save(self, path: Path) -> None:
         """Write it as `.npz`, whole or not at all; a float32 stays what it is.
@@ -58,6 +61,7 @@ class MeasuredPhotos:
             "checkpoint_sha256": self.checkpoint_sha256,
             "image_size": list(self.image_size),
             "interpolation": self.interpolation,
+            "seen": self.seen,
         }
         # as bytes: a file's name that is not UTF-8 keeps its own
         text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
@@ -161,7 +165,9 @@ class KeepLogits(Callback):
         logits, labels = in_order(trainer, loader, logits, labels)
         datamodule: Any = getattr(trainer, "datamodule", None)
         files = getattr(datamodule, files_attribute, None)
-        if trainer.is_global_zero and trainer.ckpt_path and files is not None and len(files) == len(labels):
+        files = [] if files is None else files[: len(labels)]  # --trainer.limit_val_batches takes the first
+        whole = len(files) == len(labels) and not logits.isnan().all(dim=1).any()
+        if trainer.is_global_zero and trainer.ckpt_path and whole:
             self.kept[name] = MeasuredPhotos(
                 name=name,
                 class_names=list(module.class_names),  # type: ignore[arg-type]
@@ -172,7 +178,19 @@ class KeepLogits(Callback):
                 checkpoint_sha256=file_digest(Path(trainer.ckpt_path)),
                 image_size=tuple(module.hparams["image_size"]),
                 interpolation=module.hparams["interpolation"],
+                seen=count_seen(datamodule) if name == "test" else None,
             )
+
+
+def count_seen(datamodule: Any) -> int | None:
+    """How many test photos are training or validation photos, too, byte for byte; None where it knows only those."""
+    try:
+        others = [*datamodule.train_files, *datamodule.val_files]
+    except RuntimeError:  # not set up: a test on its own
+        return None
+    digest_of = datamodule.store.digest_of
+    known = {digest_of(file) for file in others}
+    return sum(digest_of(file) in known for file in datamodule.test_files)
 
 
 def _loaders(loaders: Any) -> list[Any]:

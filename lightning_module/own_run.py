@@ -11,12 +11,13 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from export.checkpoint import read_hyper_parameters
 from lightning_module.environment import read_environment
+from lightning_module.resume import KEY
 from lightning_module.run_folder import RunFolder
 from models.bad_input import BadInput
 
 FREE_TO_CHANGE = (
     "ckpt_path", "data.demo", "data.kaggle", "data.num_workers", "data.predict_root", "data.root", "data.store_dir",
-    "data.store_ram_share", "data.test_root", "data.val_root", "early_stopping", "hand_over", "journal",
+    "data.store_ram_share", "data.test_root", "data.val_root", "hand_over", "journal",
     "last_checkpoint", "model.compile", "model.weights", "num_threads", "trainer.accelerator",
     "trainer.default_root_dir", "trainer.devices", "trainer.enable_checkpointing", "trainer.enable_model_summary",
     "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger", "trainer.max_epochs",
@@ -42,6 +43,11 @@ def progress_of(checkpoint: Path) -> tuple[int, int]:
     """Return epochs that are finished, and steps that were made, of a checkpoint."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     return content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], content["global_step"]
+
+
+def stopped_early(checkpoint: Path) -> bool:
+    """Tell whether training had been stopped, by early stopping for one, when a checkpoint was written."""
+    return bool(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)[KEY]["should_stop"])
 
 
 def changed_settings(run: RunFolder, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datamodule.photo_store import BadPhoto, load_photo
-from datamodule.split import each_photo
+from datamodule.split import LISTED_ENDINGS, each_photo
 from lightning_module.cli import COMMANDS, underscored
 from lightning_module.labellers import CheckpointLabeller, Device, KerasFileLabeller, Labeller, is_hdf5
 from lightning_module.top_labels import DECIMALS, SHOWN, top_labels
@@ -69,6 +69,8 @@ def predict(
         keras_python: interpreter whose Keras computes a .h5; without it this environment's.
         labels: labels.json for a .h5 that does not say itself what it takes and gives.
     """
+    if out.name.lower().endswith(LISTED_ENDINGS):
+        raise BadInput(f"--out: expected the name of a CSV file, received {out}: photos are named so. Name another.")
     bad_out = out.with_name(f"{out.stem}_bad.csv")
     inputs = [model, photos, *([labels] if labels else [])]
     for place in (out, bad_out):

@@ -141,7 +141,7 @@ def _reliability(panel: "Axes", bins: Sequence[Any]) -> None:
     panel.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--")
     panel.set_xlim(0, 1)
     panel.set_ylim(0, 1)
-    panel.legend(frameon=False, fontsize=8, loc="upper left")
+    panel.legend(fontsize=8, loc="upper left", framealpha=0.9, edgecolor="none")
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -132,7 +132,7 @@ class RunFolder:
             The folder that holds the previous run now: `previous`, or `interrupted` if it had not finished; None where
             there was none.
         """
-        finished = self.model_h5.is_file() and self.parity.is_file()
+        finished = self._has_finished()
         shelf = self.path / ("previous" if finished else "interrupted")
         found = finished or (self.last_checkpoint.is_file() and not goes_on)
         if found:
@@ -151,6 +151,14 @@ class RunFolder:
             shutil.rmtree(self.evaluation, ignore_errors=True)
         self.sweep()
         return shelf if found else None
+
+    def _has_finished(self) -> bool:
+        """Whether the run in the folder came to its end: it says so, or its proof is there."""
+        try:
+            said = json.loads(self.environment.read_text(encoding="utf-8"))["finished"] is not None
+        except (OSError, ValueError, KeyError, TypeError):
+            said = False
+        return said or (self.model_h5.is_file() and self.parity.is_file())
 
     def sweep(self) -> None:
         """Remove what a killed process had half written."""

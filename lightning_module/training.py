@@ -37,6 +37,7 @@ from lightning_module.own_run import (
     finished,
     last_checkpoint,
     progress_of,
+    stopped_early,
 )
 from lightning_module.report import report_fit, report_test
 from lightning_module.resume import BatchSeed, LastCheckpoint, continues
@@ -74,6 +75,7 @@ FINDERS = {
     ),
 }
 """In the order in which they are followed: the rate depends on the size."""
+FIGURES = ("loss", "accuracy", "f1_macro")
 LINKED = ("class_names", "image_size", "interpolation")
 """What the model takes from the data."""
 
@@ -187,7 +189,14 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(MetricsJournal, "journal")
         parser.add_lightning_class_args(HandOverTwin, "hand_over")
         parser.add_lightning_class_args(KeepLogits, "logits")
-        parser.set_defaults({"early_stopping.monitor": "val/loss", "early_stopping.patience": 5})
+        parser.set_defaults(
+            {
+                "early_stopping.monitor": "val/loss",
+                "early_stopping.patience": 5,
+                # what may be watched is looked at beforehand; a fit that ends before a validation just has not stopped
+                "early_stopping.strict": False,
+            }
+        )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         """Give `fit` its flags."""
@@ -226,13 +235,26 @@ class TrainingCLI(LightningCLI):
         photos = {name: saved[name] for name in ("image_size", "interpolation")}
         self.config = self.parser.parse_object({subcommand: {"model": own, "data": photos}}, self.config)
 
+    def _set_seed(self) -> None:
+        """As LightningCLI's.
+
+        Raises:
+            BadInput: it is no seed.
+        """
+        try:
+            super()._set_seed()
+        except ValueError as error:
+            raise BadInput(f"--seed_everything: expected a number from 0 to 4294967295. {error}") from error
+
     def before_instantiate_classes(self) -> None:
-        """Refuse a folder that cannot be written before anything is read; set the threads."""
+        """Refuse what cannot be written or watched before anything is read; set the threads."""
         if threads := self._get(self.config, "num_threads"):
             torch.set_num_threads(threads)
         if self.subcommand in ("fit", "test"):
             run = RunFolder(Path(self._get(self.config, "trainer").default_root_dir))
             run.check_writable()
+            if self.subcommand == "fit":
+                check_monitors(self.config["fit"])
             if self.subcommand == "fit" and (self._get(self.config, "resume") or requeued()):
                 self._find_own_run(run)
 
@@ -253,12 +275,14 @@ class TrainingCLI(LightningCLI):
         changed = changed_settings(run, yaml.safe_load(settings_text(self._parser("fit"), self.config["fit"])))
         check_settings(run, changed)
         epochs, steps = progress_of(last)
-        if outcome := finished(run):
-            longer = "trainer.max_epochs" in changed
-            if not longer:
-                verdict = f"; parity {outcome['parity']}" if outcome.get("parity") else ""
-                print(f"The run in {run.path} has finished already, after {epochs} epochs{verdict}.")
-                raise SystemExit(outcome.get("exit_code", 0))
+        then, today = changed.get("trainer.max_epochs", (None, None))
+        longer = bool(then and today and 0 < then < today)
+        if (outcome := finished(run)) and (not longer or stopped_early(last)):
+            verdict = f"; parity {outcome['parity']}" if outcome.get("parity") else ""
+            print(f"The run in {run.path} has finished already, after {epochs} epochs{verdict}.")
+            raise SystemExit(outcome.get("exit_code", 0))
+        if longer and self._get(self.config, "model")["schedule"]["cosine"]:
+            print(f"The learning rate falls to the end of {today} epochs now, not of {then}: it begins higher again.")
         print(f"Going on with the run in {run.path}: {epochs} epochs are done, {steps} steps in all.")
         self.resumes_from, self._steps_done = last, steps
 
@@ -277,13 +301,13 @@ class TrainingCLI(LightningCLI):
         settings = self._get(self.config_init, "trainer")
         logs = RunFolder(Path(settings.default_root_dir)).logs
         if settings.logger is None or settings.logger is True:
-            # One place for each, without versions: a new run in the same folder begins new logs.
-            csv_logger, tensorboard = (
-                ContinuedCSVLogger(logs, "", "csv", steps=self._steps_done),
-                TensorBoardLogger(
-                    logs, "", "tensorboard", default_hp_metric=False, purge_step=self._steps_done or None
-                ),
+            csv_logger = ContinuedCSVLogger(logs, "", "csv", steps=self._steps_done)
+            # TensorBoard lays the files of one folder over each other: each run has its own, which it goes on with.
+            tensorboard = TensorBoardLogger(
+                logs, "tensorboard", default_hp_metric=False, purge_step=self._steps_done or None
             )
+            if self.resumes_from and tensorboard.version:
+                tensorboard._version = int(tensorboard.version) - 1
             kwargs["logger"] = [csv_logger, tensorboard] if self.subcommand == "fit" else False
         callbacks = settings.callbacks or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
@@ -414,6 +438,23 @@ class TrainingCLI(LightningCLI):
         if self.trainer.is_global_zero:
             journal: MetricsJournal = self._get(self.config_init, "journal")
             print_closing_table(run_folder_of(self.trainer), journal.evaluations, self.hand_over.report)
+
+
+def check_monitors(settings: Any) -> None:
+    """Refuse to watch a figure that no epoch will have.
+
+    Args:
+        settings: of `fit`.
+
+    Raises:
+        BadInput: there is no such figure.
+    """
+    sets = ["train", "val", *(["val_clean"] if settings.data.augment_validation else [])]
+    known = [f"{name}/{figure}" for name in sets for figure in FIGURES if (name, figure) != ("train", "f1_macro")]
+    for group in ("checkpoint", "early_stopping"):
+        if (given := settings[group].monitor) not in known:
+            hint = " With --data.augment_validation true it is there." if given.startswith("val_clean/") else ""
+            raise BadInput(f"--{group}.monitor: expected one of {', '.join(known)}, received {given!r}.{hint}")
 
 
 def _keep_tensorflow_out() -> None:

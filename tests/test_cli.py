@@ -99,7 +99,7 @@ def test_each_command_has_help(command, capsys):
 def test_fit_leaves_its_files_in_the_run_and_none_elsewhere(finished):
     assert {"best.ckpt", "metrics.json", "config.yaml", "logs"} <= {path.name for path in finished.iterdir()}
     assert (finished / "logs" / "csv" / "metrics.csv").is_file()
-    assert list((finished / "logs" / "tensorboard").glob("events.out.*"))
+    assert list((finished / "logs" / "tensorboard" / "version_0").glob("events.out.*"))
     assert not list(finished.rglob("*lightning_logs*"))
     assert not list(Path.cwd().iterdir())
 
@@ -300,6 +300,9 @@ def test_python_users_get_the_twin_without_the_command(photos, tmp_path, monkeyp
         (["--model.mean=[1,2]"], "--model.mean"),
         (["--model.pretrained=true", "--model.weights=none.safetensors"], "--model.weights"),
         (["--model.learning_rate=0"], "--model.learning_rate"),
+        (["--checkpoint.monitor=val/f1"], "--checkpoint.monitor: expected one of train/loss"),
+        (["--early_stopping.monitor=val_clean/loss"], "With --data.augment_validation true it is there"),
+        (["--seed_everything=-5"], "--seed_everything: expected a number from 0"),
     ],
 )
 def test_bad_settings_exit_2_with_one_message_and_touch_no_finished_run(
@@ -313,6 +316,50 @@ def test_bad_settings_exit_2_with_one_message_and_touch_no_finished_run(
     assert words in error
     assert "Traceback" not in error
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.parametrize("more", [["--trainer.max_steps=1"], ["--trainer.check_val_every_n_epoch=5"]])
+def test_fit_that_was_never_measured_says_so(photos, tmp_path, capsys, more):
+    assert fit(photos, tmp_path / "run", *more) == 2
+    error = capsys.readouterr().err
+    assert "no epoch was measured for val/loss" in error
+    assert "Traceback" not in error
+
+
+def test_epochs_without_a_validation_have_no_figures_of_another(photos, tmp_path):
+    assert fit(photos, tmp_path, "--trainer.check_val_every_n_epoch=2", epochs=3) == 0
+    rows = json.loads((tmp_path / "metrics.json").read_text())["epochs"]
+    assert ["val/loss" in row for row in rows] == [False, True, False]
+
+
+def test_ctrl_c_is_no_traceback(photos, tmp_path, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_module.training.report_fit", interrupted)
+    assert fit(photos, tmp_path) == 130
+    error = capsys.readouterr().err
+    assert "lightning: interrupted" in error
+    assert "Traceback" not in error
+
+
+def test_new_run_has_logs_of_its_own_and_goes_on_with_them(photos, tmp_path):
+    assert fit(photos, tmp_path) == 0
+    assert fit(photos, tmp_path) == 0
+    assert fit(photos, tmp_path, "--resume", epochs=2) == 0
+    logs = tmp_path / "logs" / "tensorboard"
+    files = {path.name: len([*path.glob("events*")]) for path in logs.iterdir()}
+    assert files == {"version_0": files["version_0"], "version_1": 2 * files["version_0"]}
+    assert (tmp_path / "previous" / "best.ckpt").is_file()  # without a twin, too, it had finished
+    assert not (tmp_path / "interrupted").exists()
+
+
+def test_run_folder_on_a_file_system_that_cannot_be_written(photos, capsys):
+    place = Path("/proc/shelftwin")  # read-only for root, too
+    if not Path("/proc").is_dir():
+        pytest.skip("there is no /proc here")
+    assert fit(photos, place) == 2
+    assert "expected a folder that can be written" in capsys.readouterr().err
 
 
 def test_run_folder_that_cannot_be_written_is_refused_before_anything_else(photos, tmp_path, capsys):

@@ -133,6 +133,23 @@ def test_test_photos_come_first_and_use_the_validation_photos_temperature(photos
     assert content["test"]["temperature_fitted_on"] == "validation"
     assert {"test.npz", "test_confusion.png"} <= {path.name for path in (run / "evaluation").iterdir()}
     assert "(95%: " in capsys.readouterr().out
+    assert "None of these photos is a training or validation photo" in page
+
+
+def test_test_photos_that_were_trained_on_are_counted(photos, kept_apart, tmp_path):
+    mixed = shutil.copytree(kept_apart, tmp_path / "mixed")
+    for name in ("jeans", "tv"):
+        shutil.copy(next((photos / name).iterdir()), mixed / name / "another_name.jpg")
+    place = [f"--data.root={photos}", f"--data.test_root={mixed}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    assert lightning("fit", *TINY, *place) == 0
+    assert "2 of these 22 photos are training or validation photos, too" in (tmp_path / "run/report.html").read_text()
+
+
+def test_report_of_a_part_of_the_validation_photos(photos, tmp_path):
+    place = [f"--data.root={photos}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
+    assert lightning("fit", *TINY, *place, "--trainer.limit_val_batches=1") == 0
+    measured = MeasuredPhotos.load(tmp_path / "run" / "evaluation" / "validation.npz")
+    assert len(measured.files) == len(measured.labels) == 5
 
 
 def test_lightning_test_adds_its_photos_and_changes_nothing_else(finished, kept_apart, tmp_path, capsys):
@@ -157,6 +174,8 @@ def test_lightning_test_elsewhere_says_that_it_has_the_test_photos_only(finished
     assert lightning("test", *given, f"--data.test_root={kept_apart}", f"--trainer.default_root_dir={out}") == 0
     page = (out / "report.html").read_text()
     assert "fitted on the test photos" in page
+    assert "--hand_over.temperature" not in page  # that is fitted on the validation photos
+    assert "Given as photos that had no part in training" in page
     assert "cross-fitted" in page
     assert "validation photos" not in page
     assert "Training" not in page

@@ -174,15 +174,18 @@ def test_crash_after_training_goes_on_with_the_evaluation(photos, whole, tmp_pat
     assert "final" in json.loads((run / "metrics.json").read_text())
 
 
-def test_early_stopping_stays_stopped(photos, tmp_path, monkeypatch):
+def test_early_stopping_stays_stopped(photos, tmp_path, monkeypatch, capsys):
     run, settings = tmp_path / "run", ["--early_stopping.patience=1", "--early_stopping.min_delta=10"]
     with monkeypatch.context() as patch:
         patch.setattr(lightning_module.training.TrainingCLI, "after_fit", lambda _: crash())
         assert fit(photos, run, *settings) == 77
     assert progress(run) == (2, 2 * STEPS)
-    assert fit(photos, run, *settings, "--resume") == 0
-    assert progress(run) == (2, 2 * STEPS)
-    assert len(json.loads((run / "metrics.json").read_text())["epochs"]) == 2
+    for more in ([], ["--trainer.max_epochs=9"]):
+        assert fit(photos, run, *settings, "--resume", *more) == 0
+        assert progress(run) == (2, 2 * STEPS)
+        assert len(json.loads((run / "metrics.json").read_text())["epochs"]) == 2
+    assert "has finished already" in capsys.readouterr().out
+    assert not (run / "previous").exists()
 
 
 def test_state_of_early_stopping_and_journal_travel(photos, tmp_path, interrupt):
@@ -206,7 +209,8 @@ def test_other_settings_are_refused_and_those_of_the_machine_are_not(photos, who
     said = capsys.readouterr().err
     assert "--data.seed 0 (now 3), --model.learning_rate 0.001 (now 0.01)" in said
     elsewhere = shutil.copytree(photos, tmp_path / "elsewhere")
-    assert fit(elsewhere, run, "--resume", "--data.store_ram_share=0.4", "--early_stopping.patience=9") == 0
+    assert fit(elsewhere, run, "--resume", "--early_stopping.patience=9") == 2  # Lightning keeps the old one
+    assert fit(elsewhere, run, "--resume", "--data.store_ram_share=0.4") == 0
     assert kill_and_resume.differences_of_runs(whole, run) == []
 
 
@@ -220,6 +224,10 @@ def test_more_epochs_for_a_finished_run(photos, whole, tmp_path):
     assert (run / "previous" / "model.h5").read_text() == "of three epochs"
     assert progress(run / "previous") == (3, 3 * STEPS)
     assert progress(run) == (4, 4 * STEPS)
+    before = (run / "config.yaml").read_bytes()
+    assert fit(photos, run, "--resume", "--trainer.max_epochs=2") == 0  # fewer are done already
+    assert progress(run) == (4, 4 * STEPS)
+    assert (run / "config.yaml").read_bytes() == before
 
 
 def test_other_photos_are_refused(photos, tmp_path, interrupt, capsys):
