@@ -312,7 +312,9 @@ class HandOverTwin(Callback):
             },
         )
         photos, files = self._photos(trainer)
-        trainer.print(f"Checking it against Keras on {len(files)} validation photos and synthetic images ...")
+        known = len(getattr(getattr(trainer, "datamodule", None), "val_files", []))
+        of = f" of {known}" if len(files) < known else ""  # --hand_over.max_photos
+        trainer.print(f"Checking it against Keras on {len(files)}{of} validation photos and synthetic images ...")
         pair = Pair(best, run.model_h5, photos, [str(file) for file in files], files, load_photo)
         self.report = check_parity(pair, self.keras_python)
         write_report([self.report], run.parity)

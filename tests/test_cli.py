@@ -185,7 +185,9 @@ def test_checkpoint_settings_win_over_the_command_line(finished, photos, capsys)
 def test_fit_hands_over_a_proved_twin(photos, tmp_path, capsys):
     run = tmp_path / "run"
     assert fit(photos, run, "--hand_over.max_photos=3", hand_over=True) == 0
-    assert capsys.readouterr().out.strip().splitlines()[-1].startswith("parity PASS")
+    said = capsys.readouterr().out
+    assert "on 3 of 8 validation photos" in said
+    assert said.strip().splitlines()[-1].startswith("parity PASS")
     assert json.loads((run / "parity.json").read_text())["verdict"] == "PASS"
     assert "Twins: PASS" in (run / "parity.html").read_text()
     assert json.loads((run / "labels.json").read_text()) == {
