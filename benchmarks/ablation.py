@@ -2,6 +2,7 @@
 
     python benchmarks/ablation.py --stage small            # at a small size, so that many can be compared
     python benchmarks/ablation.py --stage draft            # the same, on the way to configs/finetune.yaml
+    python benchmarks/ablation.py --stage longer           # the same, what might be better than it
     python benchmarks/ablation.py --stage full             # configs/finetune.yaml and mobilenetv2.yaml as they are
     python benchmarks/ablation.py --table                  # what there is so far, as docs/accuracy.md shows it
 
@@ -42,6 +43,13 @@ TRAINED = ["--model.schedule.batch_norm=train"]
 MIXED = [
     "--model.regularisation.mixup=0.2", "--model.regularisation.cutmix=1.0", "--model.regularisation.mix_share=0.5",
 ]  # fmt: skip
+ERASED = ["--model.regularisation.random_erasing=0.25"]
+
+
+def epochs(count: int) -> list[str]:
+    """So many, measured after the last."""
+    return [f"--trainer.max_epochs={count}", f"--trainer.check_val_every_n_epoch={count}"]
+
 
 STAGES: dict[str, dict[str, tuple[str, list[str]]]] = {
     "small": {
@@ -52,7 +60,7 @@ STAGES: dict[str, dict[str, tuple[str, list[str]]]] = {
         "backbone as fast as the head": (FINETUNE, AS_FAST),
         "backbone a tenth as fast": (FINETUNE, ["--model.schedule.backbone_factor=0.1"]),
         "with mixup or cutmix": (FINETUNE, MIXED),
-        "with random erasing": (FINETUNE, ["--model.regularisation.random_erasing=0.25"]),
+        "with random erasing": (FINETUNE, ERASED),
         "with class weights": (FINETUNE, ["--model.regularisation.class_weights=balanced"]),
         "without a head's own epoch": (FINETUNE, ["--model.schedule.head_epochs=0"]),
         "without warm-up": (FINETUNE, ["--model.schedule.warmup_epochs=0"]),
@@ -81,6 +89,27 @@ STAGES: dict[str, dict[str, tuple[str, list[str]]]] = {
             FINETUNE,
             [*NO_SMOOTHING, *AS_FAST],
         ),
+    },
+    "longer": {
+        "as it is": (FINETUNE, []),
+        "12 epochs": (FINETUNE, epochs(12)),
+        "24 epochs": (FINETUNE, epochs(24)),
+        "12 epochs, mixup or cutmix": (FINETUNE, [*epochs(12), *MIXED]),
+        "24 epochs, mixup or cutmix": (FINETUNE, [*epochs(24), *MIXED]),
+        "12 epochs, random erasing": (FINETUNE, [*epochs(12), *ERASED]),
+        "12 epochs, half the learning rate": (FINETUNE, [*epochs(12), "--model.learning_rate=0.0005"]),
+        "12 epochs, stronger changes of colour": (
+            FINETUNE,
+            [
+                *epochs(12),
+                "--data.augmentation.channel_shift_range=40",
+                "--data.augmentation.brightness_range=[0.6,1.4]",
+            ],
+        ),
+        "twice the learning rate": (FINETUNE, ["--model.learning_rate=0.002"]),
+        "label smoothing 0.2": (FINETUNE, ["--model.regularisation.label_smoothing=0.2"]),
+        "backbone half as fast as the head": (FINETUNE, ["--model.schedule.backbone_factor=0.5"]),
+        "zoom from 0.5": (FINETUNE, ["--data.augmentation.zoom_range=[0.5,1.05]"]),
     },
     "full": {"configs/finetune.yaml": (FINETUNE, []), "configs/mobilenetv2.yaml": (RECIPE, [])},
 }
@@ -145,6 +174,7 @@ def _run(
         f"--data.val_root={arguments.val_root}", f"--model.weights={arguments.weights}", "--model.pad_type=same",
         "--model.bn_eps=0.001", "--model.mean=0.5", "--model.std=0.5", f"--seed_everything={seed}",
         f"--data.seed={seed}", f"--num_threads={arguments.threads}", "--hand_over.enabled=false",
+        "--data.store_ram_share=0",  # the decoded photos are kept for the next run
         f"--trainer.default_root_dir={folder}", *settings,
     ]  # fmt: skip
     start = time.perf_counter()
