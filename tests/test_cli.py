@@ -249,6 +249,17 @@ def test_a_crashing_keras_is_a_message_and_no_mismatch(finished, tmp_path, capsy
     assert not (tmp_path / "b.ckpt").exists()
 
 
+def test_parity_under_an_interpreter_without_packages_is_bad_input(finished, tmp_path, capsys):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    assert lightning("export", finished / "best.ckpt", tmp_path / "a.h5") == 0
+    assert lightning("parity", finished / "best.ckpt", tmp_path / "a.h5", "--keras_python", bare) == 2
+    error = capsys.readouterr().err
+    assert "has no numpy" in error
+    assert "Traceback" not in error
+
+
 def test_keras_failing_costs_no_figure(photos, tmp_path, monkeypatch, capsys):
     import export.parity
 

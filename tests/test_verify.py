@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import h5py
@@ -16,6 +17,8 @@ import pytest
 from export import keras_worker
 from export.golden import golden_images
 from export.hand_over import write_twin
+from export.keras_process import KerasStream, run_keras
+from models.bad_input import BadInput
 
 WORKER = Path(keras_worker.__file__)
 DRIVER = """
@@ -179,3 +182,43 @@ def test_golden_images_are_the_same_everywhere_and_use_the_corner():
     assert keras_worker.array_digest(images[0]) == "454c231624348e9a4fd596b0e6a9fd7540293c1fd6ecafa3a1bf4204b61598ab"
     assert images[2, -1, -1].any()
     assert not images[2, :40].any()
+
+
+# Wrong interpreters: without the site's packages, this one has those that PYTHONPATH names -----------------------------
+
+
+def bare_python(folder: Path, packages: tuple[str, ...] = ()) -> Path:
+    """An interpreter that has these packages of ours and no others."""
+    (folder / "packages").mkdir()
+    for package in packages:
+        site = Path(import_module(package).__file__).parents[1]
+        for each in (site / package, site / f"{package}.libs"):
+            if each.exists():
+                (folder / "packages" / each.name).symlink_to(each)
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{folder / "packages"}" exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+@pytest.mark.parametrize(("packages", "missing"), [((), "numpy"), (("numpy",), "h5py"), (("numpy", "h5py"), "Keras")])
+def test_interpreter_without_packages_is_not_checked_and_no_crash(small_checkpoint, tmp_path, packages, missing):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    python = bare_python(tmp_path, packages)
+    done = subprocess.run([python, WORKER, "verify", twin], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == ""
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("FAIL: not checked: ")
+    assert f"has no {missing}" in last
+    with pytest.raises(BadInput, match=f"has no {missing}.*--keras-python"):
+        run_keras([(twin, [])], python=python)
+    with pytest.raises(BadInput, match=f"has no {missing}.*--keras-python"):
+        KerasStream(twin, python)
+
+
+@pytest.mark.parametrize("arguments", [["verify"], [], ["verify", "a.h5", "b.h5"]])
+def test_wrong_usage_is_no_mismatch(arguments):
+    done = subprocess.run([sys.executable, WORKER, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "keras_worker.py verify MODEL.h5" in done.stderr
