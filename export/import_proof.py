@@ -23,10 +23,12 @@ from export.checkpoint import Checkpoint, file_digest, read_checkpoint
 from export.from_keras import INPUT_RANGES, KerasClassifier, Wishes, read_keras_classifier
 from export.graph import Graph, Node
 from export.image_sets import ImageSet
+from export.keras_h5 import KerasFile, read_keras_h5
 from export.keras_process import run_keras
 from export.report import LayerError, PhotoDifference, Report, Rung, worst_photos
 from export.rungs import check_layers, check_probabilities, check_top1, same_bits
 from export.torch_side import torch_layers, torch_probabilities
+from models.bad_input import BadInput
 
 # Every layer of one of them is some 100 MB in float64.
 _EXACT_IMAGES = 2
@@ -38,6 +40,12 @@ _SKIPPED = {
     "file_to_label": "an import is compared on the same pixels: a foreign file does not say how its photos are loaded",
     "training_steps": "an import is compared as it predicts: it is trained on with Adam, anew, whatever the file says",
 }
+# Where the checkpoint was made from no Keras file, and the file says nothing of itself.
+_SAVED_AGAIN = (
+    "The file says nothing of its origin, and the checkpoint was imported from no file: probably the twin was saved "
+    "again by Keras, which drops ShelfTwin's attributes (or the checkpoint has been trained on since its import). "
+    "Compare the file as it was exported."
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +126,8 @@ def check_imports(
                 photos=photos,
                 skipped=dict(_SKIPPED),
             )
+            if report.failed and _is_saved_again(case.source, case.classifier.file):
+                report.likely_cause = _SAVED_AGAIN
             report.seconds = round(time.perf_counter() - start, 2)
             reports.append(report)
     return reports
@@ -127,8 +137,18 @@ def _read(given: Import) -> _Case:
     source = read_checkpoint(given.checkpoint)
     imported_range = source.imported_range if source.imported_range in INPUT_RANGES else None
     wishes = Wishes(source.class_names, source.image_size, source.interpolation, imported_range)
-    classifier = read_keras_classifier(given.h5, wishes)
+    try:
+        classifier = read_keras_classifier(given.h5, wishes)
+    except BadInput as error:
+        if _is_saved_again(source, read_keras_h5(given.h5)):
+            raise BadInput(f"{error}\n{_SAVED_AGAIN}") from error
+        raise
     return _Case(given, source, classifier, _check_facts(source, classifier), _compared_nodes(classifier))
+
+
+def _is_saved_again(source: Checkpoint, file: KerasFile) -> bool:
+    """Whether neither side knows of the other, so that the file is hardly one that the checkpoint was made from."""
+    return source.imported_from is None and not file.details
 
 
 def _climb(case: _Case, folder: Path) -> tuple[list[Rung], list[LayerError], list[PhotoDifference]]:

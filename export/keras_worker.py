@@ -45,7 +45,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _H
 from typing import TYPE_CHECKING, Any, NamedTuple  # noqa: E402
 
 try:
-    import numpy as np  # noqa: E402
+    import numpy as np
 except ImportError:  # `check_packages` says so to whoever asked: a wrong interpreter is no crash
     np = None  # type: ignore[assignment]
 

@@ -296,6 +296,7 @@ def test_planted_differences_are_caught_and_named(proofs):
         assert {"labels", "weights"} <= failed.keys()
         assert failed["labels"].first_divergence == "imported_from"
         assert layer in failed["weights"].first_divergence
+        assert proofs[name].likely_cause is None  # the checkpoint was imported: nobody saved a twin again
     assert "layers_float64" in {rung.name for rung in proofs["statistics of two layers swapped"].failed}
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from conftest import random_classifier, save_checkpoint
 
 from export import keras_worker
 from export.golden import golden_images
 from export.hand_over import write_twin
 from export.keras_process import KerasStream, run_keras
+from export.parity import Pair, check_parity
 from models.bad_input import BadInput
 
 WORKER = Path(keras_worker.__file__)
@@ -146,10 +148,14 @@ def test_edited_file_fails(verdicts, name):
 
 
 @pytest.mark.keras
-def test_what_keras_saved_again_has_nothing_to_verify(small_checkpoint, tmp_path):
+def test_what_keras_saved_again_has_nothing_to_verify_and_parity_says_why(small_checkpoint, tmp_path):
     twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
-    subprocess.run([sys.executable, "-c", KERAS_SAVES, twin, tmp_path / "again.h5"], capture_output=True, check=True)
-    assert keras_worker.verify_and_say(str(tmp_path / "again.h5")) == 2
+    again = tmp_path / "again.h5"
+    subprocess.run([sys.executable, "-c", KERAS_SAVES, twin, again], capture_output=True, check=True)
+    assert keras_worker.verify_and_say(str(again)) == 2
+    report = check_parity(Pair(small_checkpoint, again))
+    assert [(rung.name, rung.first_divergence) for rung in report.failed] == [("labels", "imported_from")]
+    assert "saved again by Keras" in report.last_line()
 
 
 # What needs no Keras process ------------------------------------------------------------------------------------------
@@ -184,7 +190,17 @@ def test_golden_images_are_the_same_everywhere_and_use_the_corner():
     assert not images[2, :40].any()
 
 
-# Wrong interpreters: without the site's packages, this one has those that PYTHONPATH names -----------------------------
+def test_foreign_network_in_a_file_that_says_nothing_of_itself_may_be_saved_again(tmp_path):
+    """The way back reads MobileNetV2 alone, so of other networks it is the refusal that must say it."""
+    checkpoint = save_checkpoint(tmp_path / "r.ckpt", random_classifier(backbone="resnet18"), (64, 64))
+    twin = write_twin(checkpoint, tmp_path / "r.h5").path
+    with h5py.File(twin, "r+") as file:
+        del file.attrs["shelftwin"]
+    with pytest.raises(BadInput, match="saved again by Keras"):
+        check_parity(Pair(checkpoint, twin))
+
+
+# Wrong interpreters --------------------------------------------------------------------------------------------------
 
 
 def bare_python(folder: Path, packages: tuple[str, ...] = ()) -> Path:
