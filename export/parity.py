@@ -93,8 +93,7 @@ def check_pairs(
         for case, keras_side in zip(cases, sides, strict=True):
             report, from_torch = _climb(case, keras_side)
             for name in opinions:
-                progress(f"a second opinion: {name}")
-                opinion = second_opinion(name, case.source, case.h5, case.input_range, case.sets)
+                opinion = second_opinion(name, case.source, case.h5, case.input_range, case.sets, progress)
                 report.rungs += opinion_rungs(opinion, case.sets, from_torch)
                 report.versions[name] = opinion.versions
             report.seconds = round(time.perf_counter() - start, 2)

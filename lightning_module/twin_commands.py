@@ -183,7 +183,8 @@ def parity(
         for python in interpreters:
             try:
                 # Other roads do not hang on which Keras judges: they are asked once.
-                reports.append(check_parity(pair, python, opinions=[] if reports else opinions))
+                asked = [] if reports else opinions
+                reports.append(check_parity(pair, python, progress=_say, opinions=asked))
             except (BadInput, KerasFailed) as error:
                 if len(interpreters) == 1:
                     raise
@@ -208,6 +209,11 @@ def parity(
     if failures and all(report.verdict == PASS for report in reports):
         _raise_worst(failures)
     return verdict_of(reports, not_checked) == PASS
+
+
+def _say(text: str) -> None:
+    """What goes on, for whoever waits: beside the report, which is on stdout."""
+    print(f"{text} ...", file=sys.stderr, flush=True)
 
 
 def _raise_worst(failures: list[tuple[str, BadInput | KerasFailed]]) -> NoReturn:
