@@ -92,8 +92,8 @@ def swap_channels(layers: dict[str, dict]) -> None:
         layers["normalise"][key] = layers["normalise"][key][::-1]
 
 
-# What is changed in the `.h5`: by what, the rung that must catch it, what it must name, and the likely cause that the
-# report must give if nothing else differs.
+# What is changed in the `.h5`: by what, the rung that must catch it first, what it must name, and the likely cause that
+# the report must give.
 CONTROLS = {
     "one weight off by one ulp": (
         change_array("block_5_expand/block_5_expand/kernel:0", one_ulp),
@@ -128,7 +128,7 @@ CONTROLS = {
     ),
     "resized with another interpolation": (
         change_json("shelftwin", lambda details: details.update(interpolation="bilinear")),
-        "file_to_label", "plain.jpg", "",
+        "labels", "interpolation", "resized with bilinear, the network was trained with nearest",
     ),
     "another learning rate": (
         change_json("training_config", lambda it: it["optimizer_config"]["config"].update(learning_rate=2e-3)),
@@ -208,11 +208,16 @@ def test_planted_difference_is_caught_and_named(control_reports, name):
     caught = next(rung for rung in report.rungs if rung.name == rung_name)
     assert not caught.passed
     assert named in (caught.first_divergence or "")
-    assert report.failed[0].name in report.last_line()
-    if cause:
-        assert report.failed[0].name == rung_name
-        assert cause in (report.likely_cause or "")
-        assert cause in report.last_line()
+    assert report.failed[0].name == rung_name
+    assert cause in (report.likely_cause or "")
+    assert f"parity FAIL: {rung_name} at " in report.last_line()
+    assert cause in report.last_line()
+
+
+def test_photos_are_loaded_as_the_file_says(control_reports):
+    """So another interpolation is not only read off the labels, but seen in the pixels."""
+    failed = {rung.name: rung for rung in control_reports["resized with another interpolation"].failed}
+    assert failed["file_to_label"].first_divergence == "plain.jpg"
 
 
 def test_report_is_written_as_json_with_figures_and_thresholds(control_reports, tmp_path):
