@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from export.report import Rung
 from export.rungs import PROBABILITY_THRESHOLD, check_labels, check_probabilities, check_top1
 from export.torch_side import torch_probabilities
 from models.bad_input import BadInput
-from models.whole_file import replacing, replacing_folder
+from models.whole_file import replacing, replacing_folder, working_folder
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,8 @@ def write_formats(
             f"--format {quantised[0]}: expected at least {LEAST_PHOTOS} photos, which say what range each layer's "
             f"numbers take, received {0 if photos is None else len(photos.names)}. Give --photos DIR."
         )
-    with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as temporary:
-        folder = Path(temporary).resolve()
+    with working_folder(out) as temporary:
+        folder = temporary.resolve()
         h5 = folder / "model.h5"
         twin = write_twin(checkpoint, h5, input_range, fuse_batchnorm)
         source = read_checkpoint(checkpoint)
