@@ -4,6 +4,7 @@
     python benchmarks/compat.py --only keras-3.6 # one of them, with the file that the last run exported
     python benchmarks/compat.py --ci             # oldest and newest of both generations, a small network, no page
     python benchmarks/compat.py --ci --install   # make the environments of that, and load nothing
+    python benchmarks/compat.py --python NAME    # say where the interpreter of one is; make it if it is not there
     python benchmarks/compat.py --clean          # remove the environments
 
 Each Keras gets an environment of its own in the cache folder (some 1 to 2 GB each), made with uv, or with venv and pip
@@ -413,6 +414,21 @@ def install(environments: list[Environment]) -> int:
     return 0
 
 
+def say_python(name: str) -> int:
+    """Print the path of an environment's interpreter, and nothing where its Python is not installed."""
+    environment = next(each for each in ENVIRONMENTS if each.name == name)
+    interpreter = find_interpreter(environment.python)
+    if interpreter is None:
+        print(f"{name}: no interpreter: Python {environment.python} is not installed", file=sys.stderr)
+        return 0
+    try:
+        print(make_environment(environment, interpreter))
+    except CannotInstall as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
 def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     names = [environment.name for environment in ENVIRONMENTS]
@@ -420,6 +436,7 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
     parser.add_argument("--ci", action="store_true", help="oldest and newest of both generations, a small network")
     parser.add_argument("--install", action="store_true", help="make the environments, do nothing else")
+    parser.add_argument("--python", choices=names, metavar="NAME", help="print its interpreter, do nothing else")
     parser.add_argument("--clean", action="store_true", help="remove the environments and results, do nothing else")
     return parser.parse_args(argv)
 
@@ -431,6 +448,8 @@ def main() -> int:
     if arguments.clean:
         shutil.rmtree(cache, ignore_errors=True)
         return 0
+    if arguments.python:
+        return say_python(arguments.python)
     chosen = arguments.only or (IN_CI if arguments.ci else [environment.name for environment in ENVIRONMENTS])
     if arguments.install:
         return install([environment for environment in ENVIRONMENTS if environment.name in chosen])

@@ -1,6 +1,7 @@
 """`make compat`: its table of environments, how it judges, what it writes. Starting the old Kerases is its own work."""
 
 import copy
+import re
 import sys
 from pathlib import Path
 
@@ -164,6 +165,37 @@ def test_environments_alone_can_be_made(compat, monkeypatch, capsys):
     assert compat.main() == 2
     assert made == list(compat.IN_CI[:-1])
     assert "no registry" in capsys.readouterr().err
+
+
+def test_interpreter_of_an_environment_is_said_and_made_if_it_is_not_there(compat, monkeypatch, capsys):
+    made = []
+
+    def make(environment, interpreter):
+        made.append((environment.name, interpreter))
+        return Path("there") / "python"
+
+    monkeypatch.setattr(compat, "make_environment", make)
+    monkeypatch.setattr(compat, "find_interpreter", lambda version: Path("python"))
+    monkeypatch.setattr(sys, "argv", ["compat.py", "--python", "tf.keras-2.12"])
+    assert compat.main() == 0
+    assert capsys.readouterr().out == "there/python\n"
+    assert made == [("tf.keras-2.12", Path("python"))]
+    monkeypatch.setattr(compat, "find_interpreter", lambda version: None)
+    assert compat.main() == 0
+    said = capsys.readouterr()
+    assert (said.out, len(made)) == ("", 1)
+    assert "Python 3.11 is not installed" in said.err
+
+
+def test_ci_runs_the_tests_that_need_an_old_keras_in_an_environment_that_it_makes(compat):
+    """They were skipped everywhere once, because nothing named an interpreter."""
+    root = SCRIPT.parents[1]
+    makefile, ci = (root / "Makefile").read_text(), (root / ".ci" / "run").read_text().splitlines()
+    recipe = makefile.partition("\ntest-keras2:")[2].partition("\n\n")[0]
+    (name,) = re.findall(r"compat\.py --python (\S+)\)", recipe)
+    assert name in compat.IN_CI
+    assert "export SHELFTWIN_KERAS2_PYTHON" in recipe
+    assert ci.index('wait "$installing" || true  # what failed there, compat-ci says') < ci.index("make test-keras2")
 
 
 def test_variables_that_choose_a_keras_are_set_for_a_while(compat, monkeypatch):

@@ -35,8 +35,8 @@ WISHES = {
     "normalised": NAMED,
     "unsized": Wishes(class_names=CLASS_NAMES, input_range="unit", image_size=(64, 64)),
 }
-# One more Keras, such as a tf.keras 2.15: its interpreter.
-OTHER_PYTHON = os.environ.get("SHELFTWIN_KERAS2_PYTHON")
+# One more Keras, of the second generation: its interpreter. `make test-keras2` names one.
+OTHER_PYTHON = os.environ.get("SHELFTWIN_KERAS2_PYTHON") or None
 
 
 # Our own files --------------------------------------------------------------------------------------------------------
