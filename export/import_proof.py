@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from export.case import exact_images, exact_kind
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
 from export.from_keras import INPUT_RANGES, KerasClassifier, Wishes, read_keras_classifier
 from export.graph import Graph, Node
@@ -30,8 +31,6 @@ from export.rungs import check_layers, check_probabilities, check_top1, same_bit
 from export.torch_side import torch_layers, torch_probabilities
 from models.bad_input import BadInput
 
-# Every layer of one of them is some 100 MB in float64.
-_EXACT_IMAGES = 2
 # torch's layout -> Keras's
 _TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 _TO_KERAS_DEPTHWISE = (2, 3, 0, 1)
@@ -55,7 +54,7 @@ class Import:
     Attributes:
         checkpoint: from ``lightning import``.
         h5: the Keras file, as it was saved by its owner.
-        sets: images for both sides, the last of which also goes through every layer.
+        sets: images for both sides, as `case.image_sets` gives them.
     """
 
     checkpoint: Path
@@ -164,12 +163,11 @@ def _climb(case: _Case, folder: Path) -> tuple[list[Rung], list[LayerError], lis
             for index, node in enumerate(case.compared)
         }
         # with the constants that the file states, as Keras in float64 does not round them either
-        expected = torch_layers(
-            _unrounded(source, classifier), classifier.graph, case.given.sets[-1].exact(_EXACT_IMAGES)
-        )
+        expected = torch_layers(_unrounded(source, classifier), classifier.graph, exact_images(case.given.sets))
         gave = {node: _flat_where_pooled(value, expected[node]) for node, value in gave.items()}
         nodes = (_alone(classifier.graph.node(node)) for node in case.compared)
-        rung, layer_errors = check_layers(Graph((classifier.graph.nodes[0], *nodes), {}), expected, gave)
+        graph = Graph((classifier.graph.nodes[0], *nodes), {})
+        rung, layer_errors = check_layers(graph, expected, gave, exact_kind(case.given.sets))
         rungs.append(rung)
     for images in case.given.sets:
         keras_gave = np.load(folder / f"{images.name}_probabilities.npy", allow_pickle=False)
@@ -260,7 +258,7 @@ def _tasks(case: _Case, folder: Path) -> list[dict[str, object]]:
     classifier = case.classifier
     (folder / "layers").mkdir(parents=True)
     factor, shift = INPUT_RANGES[classifier.input_range]
-    np.save(folder / "exact.npy", case.given.sets[-1].exact(_EXACT_IMAGES) * factor + shift)
+    np.save(folder / "exact.npy", exact_images(case.given.sets) * factor + shift)
     layers = classifier.source.layers
     fed_by = {
         "/".join(path): None if feeding is None or layers[feeding].class_name == "InputLayer" else feeding

@@ -17,14 +17,15 @@ from conftest import photos_of, random_classifier, save_checkpoint
 from odd_photos import draw_odd_photos
 
 from datamodule.photo_store import load_photo
-from export.case import read_case
+from export.case import EXACT_IMAGES, read_case
 from export.hand_over import write_twin
 from export.image_sets import ImageSet
 from export.keras_process import KerasFailed, run_keras
 from export.page import render_page
 from export.parity import Pair, check_pairs, check_parity
 from export.report import Report, Rung, write_json
-from export.rungs import check_probabilities, check_top1
+from export.rungs import check_layers, check_probabilities, check_top1
+from export.torch_side import torch_layers
 from models.bad_input import BadInput
 
 pytestmark = pytest.mark.keras
@@ -295,6 +296,24 @@ def test_photos_of_another_size_are_refused(small_checkpoint, tmp_path):
     twin = write_twin(small_checkpoint, tmp_path / "m.h5")
     with pytest.raises(BadInput, match="expected photos as uint8"):
         check_parity(Pair(small_checkpoint, twin.path, photos_of((64, 64))))
+
+
+def test_without_photos_every_layer_still_sees_the_order_of_channels(tmp_path):
+    """Where all channels are normalised alike, nothing but a colour tells them from each other."""
+    network = random_classifier(backbone="mobilenetv2_035", mean=0.5, std=0.5)
+    checkpoint = save_checkpoint(tmp_path / "a.ckpt", network, (48, 48))
+    case = read_case(Pair(checkpoint, write_twin(checkpoint, tmp_path / "a.h5").path))
+
+    def rung(images: np.ndarray) -> Rung:
+        """Of a Keras side that takes BGR for RGB."""
+        rgb, bgr = (torch_layers(network, case.graph, each) for each in (images, images[..., ::-1].copy()))
+        return check_layers(case.graph, rgb, bgr)[0]
+
+    assert len(case.exact_images) == EXACT_IMAGES
+    assert not rung(case.exact_images).passed
+    assert rung(case.exact_images).first_divergence == "normalise"
+    # the control: images that would not see it
+    assert rung(case.sets[0].exact(EXACT_IMAGES)).passed
 
 
 def interpreter(folder: Path, script: str) -> Path:
