@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: help setup demo test lint format types compat compat-ci compat-install families clean
+.PHONY: help setup demo test test-keras2 lint format types compat compat-ci compat-install families clean
 
 help:  ## list the verbs
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 setup: .venv/.ready  ## make .venv with everything in it
 
@@ -24,6 +24,11 @@ demo: setup  ## draw a small catalogue, train on it, hand over the Keras twin an
 # A file's tests share fixtures that take minutes, so a file stays together.
 test: setup  ## run the tests, on up to four cores
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+# In compat-ci's oldest environment; where its Python is not installed, they are skipped and say so.
+test-keras2: setup  ## run the tests that need a Keras 2 beside the Keras 3 of .venv
+	SHELFTWIN_KERAS2_PYTHON="$$($(BIN)/python benchmarks/compat.py --python tf.keras-2.12)" && export SHELFTWIN_KERAS2_PYTHON && \
+	  $(BIN)/python -m pytest tests/test_from_keras.py -k keras2
 
 lint: setup  ## check style
 	$(BIN)/ruff check .

@@ -39,7 +39,7 @@ from models.timm_mobilenetv2 import TimmClassifier
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 CLASS_NAMES = ["jeans", "sofa", "tshirt", "tv"]
 # Pixels; the first that the network takes.
-SIZES = (64, 96, 128, 224)
+SIZES = (64, 96, 128, 224, 256)
 # Matrix products of two computed values: attention.
 ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
 # Standard deviation of an image's logits: more lets torch's own float32 rounding come near the ladder's threshold.

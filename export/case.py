@@ -118,8 +118,8 @@ class Case:
 
     @cached_property
     def exact_images(self) -> np.ndarray:
-        """Few images for what is computed in float64: photos where there are some; float64 in [0, 1], NHWC."""
-        return self.sets[-1].exact(EXACT_IMAGES)
+        """Few images for what is computed in float64; see `exact_images`."""
+        return exact_images(self.sets)
 
     @cached_property
     def lesson(self) -> Lesson | None:
@@ -177,6 +177,27 @@ def image_sets(image_size: tuple[int, int], photos: np.ndarray | None, photo_nam
         )
     names = list(photo_names) or [f"photo {number}" for number in range(len(photos))]
     return [*sets, ImageSet("photos", photos, names)]
+
+
+def exact_images(sets: Sequence[ImageSet]) -> np.ndarray:
+    """Few images for what is computed in float64: the first and the last photo, without photos two of noise.
+
+    Args:
+        sets: as `image_sets` gives them. The other synthetic images are grey: no order of channels shows in them.
+
+    Returns:
+        float64 in [0, 1], NHWC.
+    """
+    last = sets[-1]
+    if last.name == "photos":
+        return last.exact(EXACT_IMAGES)
+    noise = [last.names.index(name) for name in probe_images.EXACT_NAMES]
+    return ImageSet(last.name, last.images[noise], probe_images.EXACT_NAMES).exact(len(noise))
+
+
+def exact_kind(sets: Sequence[ImageSet]) -> str:
+    """Which images `exact_images` gives, for the report."""
+    return "the first and the last image" if sets[-1].name == "photos" else " and ".join(probe_images.EXACT_NAMES)
 
 
 def _check_input_shape(source: Checkpoint, twin: KerasFile, h5: Path) -> None:

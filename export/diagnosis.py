@@ -62,12 +62,18 @@ def _of_training(case: Case, first: str | None) -> str | None:
 
 
 def _of_labels(case: Case) -> str | None:
-    named = case.twin.details.get("class_names")
-    if isinstance(named, list) and sorted(map(str, named)) == sorted(case.source.class_names):
-        if list(named) != list(case.source.class_names):
+    stated, source = case.twin.details, case.source
+    named, interpolation = stated.get("class_names"), stated.get("interpolation")
+    if isinstance(named, list) and sorted(map(str, named)) == sorted(source.class_names):
+        if list(named) != list(source.class_names):
             return "The same classes in another order."
-        if case.twin.details.get("checkpoint_sha256") != case.source.digest:
+        if stated.get("checkpoint_sha256") != source.digest:
             return "The file was exported from another checkpoint, or the checkpoint has been trained on since."
+    if interpolation is not None and interpolation != source.interpolation:
+        return (
+            f"The file says that photos are resized with {interpolation}, the network was trained with "
+            f"{source.interpolation}."
+        )
     return None
 
 

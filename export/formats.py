@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from export.report import Rung
 from export.rungs import PROBABILITY_THRESHOLD, check_labels, check_probabilities, check_top1
 from export.torch_side import torch_probabilities
 from models.bad_input import BadInput
-from models.whole_file import replacing, replacing_folder
+from models.whole_file import replacing, replacing_folder, working_folder
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,8 @@ def write_formats(
             f"--format {quantised[0]}: expected at least {LEAST_PHOTOS} photos, which say what range each layer's "
             f"numbers take, received {0 if photos is None else len(photos.names)}. Give --photos DIR."
         )
-    with tempfile.TemporaryDirectory(prefix=f".{out.stem}.", dir=out.parent) as temporary:
-        folder = Path(temporary).resolve()
+    with working_folder(out) as temporary:
+        folder = temporary.resolve()
         h5 = folder / "model.h5"
         twin = write_twin(checkpoint, h5, input_range, fuse_batchnorm)
         source = read_checkpoint(checkpoint)
@@ -324,6 +323,7 @@ def _size(path: Path) -> int:
 def print_formats(made: Sequence[Made], versions: dict[str, str]) -> None:
     """Print all ladders as one table, what was written, the versions, and the verdict as the last line."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="Are the other formats the network that was trained?", title_justify="left")
@@ -334,15 +334,16 @@ def print_formats(made: Sequence[Made], versions: dict[str, str]) -> None:
             sign = ">=" if rung.larger_is_better else "<="
             verdict = "[green]pass[/]" if rung.passed else "[red]FAIL[/]"
             figure, threshold = f"{rung.figure:.3g} {rung.unit}", f"{sign} {rung.threshold:g}"
-            table.add_row(each.name, rung.name, figure, threshold, verdict, rung.detail)
+            # names of files and what a converter said are in it; they are no markup
+            table.add_row(each.name, rung.name, figure, threshold, verdict, escape(rung.detail))
         table.add_section()
     console = Console()
     console.print(table)
     for each in made:
         what = f"{each.size / 1e6:.1f} MB, made in {each.seconds:.1f} s" if each.passed else "not written"
-        console.print(f"{each.name}: {each.path}: {what}", highlight=False, soft_wrap=True)
+        console.print(f"{each.name}: {each.path}: {what}", highlight=False, soft_wrap=True, markup=False)
     console.print(", ".join(f"{name} {number}" for name, number in versions.items()), highlight=False, soft_wrap=True)
-    console.print(last_line(made), highlight=False, soft_wrap=True)
+    console.print(last_line(made), highlight=False, soft_wrap=True, markup=False)
 
 
 def last_line(made: Sequence[Made]) -> str:

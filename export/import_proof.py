@@ -19,17 +19,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from export.case import exact_images, exact_kind
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
 from export.from_keras import INPUT_RANGES, KerasClassifier, Wishes, read_keras_classifier
 from export.graph import Graph, Node
 from export.image_sets import ImageSet
+from export.keras_h5 import KerasFile, read_keras_h5
 from export.keras_process import run_keras
 from export.report import LayerError, PhotoDifference, Report, Rung, worst_photos
 from export.rungs import check_layers, check_probabilities, check_top1, same_bits
 from export.torch_side import torch_layers, torch_probabilities
+from models.bad_input import BadInput
 
-# Every layer of one of them is some 100 MB in float64.
-_EXACT_IMAGES = 2
 # torch's layout -> Keras's
 _TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 _TO_KERAS_DEPTHWISE = (2, 3, 0, 1)
@@ -38,6 +39,12 @@ _SKIPPED = {
     "file_to_label": "an import is compared on the same pixels: a foreign file does not say how its photos are loaded",
     "training_steps": "an import is compared as it predicts: it is trained on with Adam, anew, whatever the file says",
 }
+# Where the checkpoint was made from no Keras file, and the file says nothing of itself.
+_SAVED_AGAIN = (
+    "The file says nothing of its origin, and the checkpoint was imported from no file: probably the twin was saved "
+    "again by Keras, which drops ShelfTwin's attributes (or the checkpoint has been trained on since its import). "
+    "Compare the file as it was exported."
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Import:
     Attributes:
         checkpoint: from ``lightning import``.
         h5: the Keras file, as it was saved by its owner.
-        sets: images for both sides, the last of which also goes through every layer.
+        sets: images for both sides, as `case.image_sets` gives them.
     """
 
     checkpoint: Path
@@ -118,6 +125,8 @@ def check_imports(
                 photos=photos,
                 skipped=dict(_SKIPPED),
             )
+            if report.failed and _is_saved_again(case.source, case.classifier.file):
+                report.likely_cause = _SAVED_AGAIN
             report.seconds = round(time.perf_counter() - start, 2)
             reports.append(report)
     return reports
@@ -127,8 +136,18 @@ def _read(given: Import) -> _Case:
     source = read_checkpoint(given.checkpoint)
     imported_range = source.imported_range if source.imported_range in INPUT_RANGES else None
     wishes = Wishes(source.class_names, source.image_size, source.interpolation, imported_range)
-    classifier = read_keras_classifier(given.h5, wishes)
+    try:
+        classifier = read_keras_classifier(given.h5, wishes)
+    except BadInput as error:
+        if _is_saved_again(source, read_keras_h5(given.h5)):
+            raise BadInput(f"{error}\n{_SAVED_AGAIN}") from error
+        raise
     return _Case(given, source, classifier, _check_facts(source, classifier), _compared_nodes(classifier))
+
+
+def _is_saved_again(source: Checkpoint, file: KerasFile) -> bool:
+    """Whether neither side knows of the other, so that the file is hardly one that the checkpoint was made from."""
+    return source.imported_from is None and not file.details
 
 
 def _climb(case: _Case, folder: Path) -> tuple[list[Rung], list[LayerError], list[PhotoDifference]]:
@@ -144,12 +163,11 @@ def _climb(case: _Case, folder: Path) -> tuple[list[Rung], list[LayerError], lis
             for index, node in enumerate(case.compared)
         }
         # with the constants that the file states, as Keras in float64 does not round them either
-        expected = torch_layers(
-            _unrounded(source, classifier), classifier.graph, case.given.sets[-1].exact(_EXACT_IMAGES)
-        )
+        expected = torch_layers(_unrounded(source, classifier), classifier.graph, exact_images(case.given.sets))
         gave = {node: _flat_where_pooled(value, expected[node]) for node, value in gave.items()}
         nodes = (_alone(classifier.graph.node(node)) for node in case.compared)
-        rung, layer_errors = check_layers(Graph((classifier.graph.nodes[0], *nodes), {}), expected, gave)
+        graph = Graph((classifier.graph.nodes[0], *nodes), {})
+        rung, layer_errors = check_layers(graph, expected, gave, exact_kind(case.given.sets))
         rungs.append(rung)
     for images in case.given.sets:
         keras_gave = np.load(folder / f"{images.name}_probabilities.npy", allow_pickle=False)
@@ -240,7 +258,7 @@ def _tasks(case: _Case, folder: Path) -> list[dict[str, object]]:
     classifier = case.classifier
     (folder / "layers").mkdir(parents=True)
     factor, shift = INPUT_RANGES[classifier.input_range]
-    np.save(folder / "exact.npy", case.given.sets[-1].exact(_EXACT_IMAGES) * factor + shift)
+    np.save(folder / "exact.npy", exact_images(case.given.sets) * factor + shift)
     layers = classifier.source.layers
     fed_by = {
         "/".join(path): None if feeding is None or layers[feeding].class_name == "InputLayer" else feeding

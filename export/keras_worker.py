@@ -35,6 +35,7 @@ import shutil
 import sys
 import time
 import traceback
+from importlib import import_module
 from pathlib import Path
 
 # Run by path, Python puts this folder first on the import path, where our trace.py would hide the standard one.
@@ -43,7 +44,10 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _H
 
 from typing import TYPE_CHECKING, Any, NamedTuple  # noqa: E402
 
-import numpy as np  # noqa: E402
+try:
+    import numpy as np
+except ImportError:  # `check_packages` says so to whoever asked: a wrong interpreter is no crash
+    np = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,6 +98,17 @@ class Refused(Exception):
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
         self.kind = kind
+
+
+def check_packages() -> None:
+    """Refuse an interpreter without the packages that are needed here, and that every Keras brings."""
+    for package in ("numpy", "h5py"):
+        try:
+            import_module(package)
+        except ImportError as error:
+            raise Refused(
+                "keras", f"{sys.executable} has no {package}, so no Keras that could load a .h5 ({error})"
+            ) from error
 
 
 def find_keras() -> Any:
@@ -326,9 +341,9 @@ def load(keras: Any, path: str) -> Any:
         raise Refused("model", f"Keras {_version(keras)} cannot load {path}: {first_line}") from error
 
 
-def images(path: str, scale: float, dtype: Any = np.float32) -> tuple[int, Callable[[int, int], np.ndarray]]:
-    """Source of batches: an .npy of shape (N, H, W, 3), memory-mapped; values are multiplied by `scale`, in `dtype`."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+def images(path: str, scale: float, precision: str = "float32") -> tuple[int, Callable[[int, int], np.ndarray]]:
+    """Source of batches: an .npy of shape (N, H, W, 3), memory-mapped; multiplied by `scale` in that precision."""
+    array, dtype = np.load(path, mmap_mode="r", allow_pickle=False), np.dtype(precision).type
 
     def batch(start: int, stop: int) -> np.ndarray:
         part = np.asarray(array[start:stop]).astype(dtype)
@@ -354,7 +369,7 @@ _EXACT: dict[str, Any] = {}  # path of a copy -> its model in float64: one is ma
 
 def predict_exact(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``inputs`` (N, H, W, 3) .npy, ``scale``, ``copy`` -> ``outputs`` .npy: (N, C), all at once, in float64."""
-    count, batch = images(task["inputs"], task["scale"], np.float64)
+    count, batch = images(task["inputs"], task["scale"], "float64")
     usual = keras.backend.floatx()
     keras.backend.set_floatx("float64")  # Keras 2 casts what it is given to this
     try:
@@ -726,6 +741,7 @@ def verify_and_say(path: str) -> int:
     for name, value in (("CUDA_VISIBLE_DEVICES", "-1"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
         os.environ.setdefault(name, value)
     try:
+        check_packages()
         check_storage(path)
         read_golden(path)  # before a Keras is started in vain
         keras = find_keras()
@@ -756,6 +772,7 @@ TASKS = {
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
     """Do the jobs in order; each loads its model once and does its tasks."""
+    check_packages()
     keras = find_keras()
     results = []
     for job in request["jobs"]:
@@ -781,6 +798,7 @@ def stream(path: str) -> int:
         replies.flush()
 
     try:
+        check_packages()
         keras = find_keras()
         model = load(keras, path)
         shapes = {"input_shape": _shape_of(model, "input_shape"), "output_shape": _shape_of(model, "output_shape")}
@@ -820,7 +838,8 @@ def main(request_path: str, reply_path: str, run: Callable[[dict[str, Any]], dic
 
 if __name__ == "__main__":
     if len(sys.argv) != 3:
-        sys.exit(__doc__)
+        print(__doc__, file=sys.stderr)
+        sys.exit(2)  # nothing was checked; 1 would say that something differs
     if sys.argv[1] == "verify":
         sys.exit(verify_and_say(sys.argv[2]))
     if sys.argv[1] == "stream":

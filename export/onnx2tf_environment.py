@@ -53,7 +53,7 @@ def onnx2tf_python(progress: Callable[[str], None] = lambda text: None) -> Path:
     Of several processes that ask at once, one makes it and the others wait. One that was broken off is made anew.
 
     Args:
-        progress: is told when an environment is made, which takes minutes where nothing has been downloaded yet.
+        progress: is told when an environment is made, by us or by another whom we wait for: it may take minutes.
 
     Raises:
         BadInput: it cannot be made, for want of a network, disk or rights.
@@ -62,11 +62,11 @@ def onnx2tf_python(progress: Callable[[str], None] = lambda text: None) -> Path:
     python = folder / "bin" / "python"
     if _is_whole(folder, python):
         return python
+    progress(f"making the environment of onnx2tf in {folder}; this happens once, and takes minutes if it downloads")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_name(f"{folder.name}.lock")):
             if not _is_whole(folder, python):
-                progress(f"making an environment for onnx2tf in {folder}")
                 _make(folder, python)
                 (folder / _READY).touch()
     except OSError as error:

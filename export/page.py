@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,20 +25,21 @@ _THUMBNAIL = 160
 _LABELS = 3
 
 
-def write_page(reports: Sequence[Report], path: Path) -> None:
+def write_page(reports: Sequence[Report], path: Path, not_checked: Mapping[str, str] = MappingProxyType({})) -> None:
     """Write the page, whole or not at all.
 
     Args:
         reports: one for each Keras that judged.
         path: of the `.html`.
+        not_checked: interpreter whose Keras was to judge -> why it did not.
 
     Raises:
         BadInput: when the file cannot be written there.
     """
-    write_text(Path(path), render_page(reports))
+    write_text(Path(path), render_page(reports, not_checked))
 
 
-def render_page(reports: Sequence[Report]) -> str:
+def render_page(reports: Sequence[Report], not_checked: Mapping[str, str] = MappingProxyType({})) -> str:
     """The page as HTML, everything in it: it loads nothing from anywhere."""
     environment = Environment(loader=PackageLoader("export", "."), autoescape=select_autoescape())
     judged = [
@@ -49,8 +51,8 @@ def render_page(reports: Sequence[Report]) -> str:
         for report in reports
     ]
     return environment.get_template("page.html").render(
-        verdict=verdict_of(reports), judged=judged, grid=_grid(), width=_WIDTH, height=_HEIGHT, margin=_MARGIN,
-        threshold=LAYER_THRESHOLD, threshold_y=_y(LAYER_THRESHOLD),
+        verdict=verdict_of(reports, not_checked), judged=judged, not_checked=not_checked, grid=_grid(), width=_WIDTH,
+        height=_HEIGHT, margin=_MARGIN, threshold=LAYER_THRESHOLD, threshold_y=_y(LAYER_THRESHOLD),
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.case import Case, Lesson, Pair, image_sets, read_case
+from export.case import Case, Lesson, Pair, exact_kind, image_sets, read_case
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
 from export.contents import check_contents
 from export.diagnosis import likely_cause
@@ -93,8 +93,7 @@ def check_pairs(
         for case, keras_side in zip(cases, sides, strict=True):
             report, from_torch = _climb(case, keras_side)
             for name in opinions:
-                progress(f"a second opinion: {name}")
-                opinion = second_opinion(name, case.source, case.h5, case.input_range, case.sets)
+                opinion = second_opinion(name, case.source, case.h5, case.input_range, case.sets, progress)
                 report.rungs += opinion_rungs(opinion, case.sets, from_torch)
                 report.versions[name] = opinion.versions
             report.seconds = round(time.perf_counter() - start, 2)
@@ -115,7 +114,7 @@ def _climb(case: Case, keras_side: KerasSide) -> tuple[Report, list[np.ndarray]]
         check_weights(case.graph, case.twin, keras_side.weights),
     ]
     torch_gave = torch_layers(network, case.graph, case.exact_images, case.exact_state)
-    layers, report.layers = check_layers(case.graph, torch_gave, keras_side.layers)
+    layers, report.layers = check_layers(case.graph, torch_gave, keras_side.layers, exact_kind(case.sets))
     report.rungs.append(layers)
     probabilities = []
     for images, from_keras in zip(case.sets, keras_side.probabilities, strict=True):

@@ -18,6 +18,8 @@ NAMES = (
     "one white pixel",
     "one black pixel",
 )
+# Of these, the ones for every layer: with colours, and as many as there would be photos.
+EXACT_NAMES = ("uniform noise", "saturated noise")
 
 
 def synthetic_images(image_size: tuple[int, int], seed: int = 0) -> np.ndarray:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -167,23 +168,34 @@ class Report:
         return f"parity FAIL: {first.name + where if first else 'nothing was checked'}{cause}"
 
 
-def verdict_of(reports: Sequence[Report]) -> str:
-    """``PASS`` if there are reports and all of them pass, else ``FAIL``."""
-    return PASS if reports and all(report.verdict == PASS for report in reports) else FAIL
+def verdict_of(reports: Sequence[Report], not_checked: Mapping[str, str] = MappingProxyType({})) -> str:
+    """``PASS`` if there are reports, all of them pass, and nobody who was to judge could not; else ``FAIL``.
+
+    Args:
+        reports: one for each Keras that judged.
+        not_checked: interpreter whose Keras was to judge -> why it did not.
+    """
+    return PASS if reports and not not_checked and all(report.verdict == PASS for report in reports) else FAIL
 
 
-def to_json(reports: Sequence[Report]) -> dict[str, Any]:
-    """What `parity.json` holds: one report for each Keras that judged."""
-    return {"schema": SCHEMA, "verdict": verdict_of(reports), "reports": [report.to_json() for report in reports]}
+def to_json(reports: Sequence[Report], not_checked: Mapping[str, str] = MappingProxyType({})) -> dict[str, Any]:
+    """What `parity.json` holds: one report for each Keras that judged, and who did not; see `verdict_of`."""
+    return {
+        "schema": SCHEMA,
+        "verdict": verdict_of(reports, not_checked),
+        "reports": [report.to_json() for report in reports],
+        "not_checked": dict(not_checked),
+    }
 
 
-def write_json(reports: Sequence[Report], path: Path) -> None:
+def write_json(reports: Sequence[Report], path: Path, not_checked: Mapping[str, str] = MappingProxyType({})) -> None:
     """Write `to_json` to a file, whole or not at all.
 
     Raises:
         BadInput: when the file cannot be written there.
     """
-    write_text(Path(path), json.dumps(to_json(reports), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    content = to_json(reports, not_checked)
+    write_text(Path(path), json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _finite(value: Any) -> Any:

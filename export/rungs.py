@@ -76,7 +76,10 @@ def check_weights(graph: Graph, twin: KerasFile, loaded: dict[str, np.ndarray]) 
 
 
 def check_layers(
-    graph: Graph, torch_gave: dict[str, np.ndarray], keras_gave: dict[str, np.ndarray]
+    graph: Graph,
+    torch_gave: dict[str, np.ndarray],
+    keras_gave: dict[str, np.ndarray],
+    images: str = "the first and the last image",
 ) -> tuple[Rung, list[LayerError]]:
     """Every node's output, both sides in float64: largest error relative to the largest value of that output.
 
@@ -84,6 +87,7 @@ def check_layers(
         graph: says the order.
         torch_gave: node name -> (N, H, W, C) or (N, C).
         keras_gave: the same.
+        images: which they are, for the report, if there are several.
     """
     errors = [
         LayerError(node.name, node.op, node.source, _relative_error(torch_gave[node.name], keras_gave.get(node.name)))
@@ -92,7 +96,7 @@ def check_layers(
     diverging = [each for each in errors if not each.relative_error <= LAYER_THRESHOLD]
     figure = max(each.relative_error for each in errors)
     count = max(len(each) for each in torch_gave.values())
-    images = "the first and the last image" if count > 1 else "one image"
+    images = images if count > 1 else "one image"
     detail = f"outputs of {len(errors)} layers for {images}, both sides in float64"
     first = diverging[0].name if diverging else None
     if diverging:

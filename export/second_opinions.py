@@ -53,18 +53,23 @@ class Road:
         prepare: (checkpoint, `.h5`, an empty folder) -> tasks that make a model, its format, its path, and the batch
             size it takes.
         takes_range: whether the model takes the `.h5`'s input range; else it takes the checkpoint's [0, 1].
-        python: finds the interpreter; None: the one that runs us.
+        python: finds the interpreter, and tells what goes on if that takes long; None: the one that runs us.
         threshold: the largest difference of a probability that passes.
     """
 
     prepare: Callable[[Checkpoint, Path, Path], tuple[list[dict], str, Path, int]]
     takes_range: bool
-    python: Callable[[], Path] | None
+    python: Callable[[Callable[[str], None]], Path] | None
     threshold: float
 
 
 def second_opinion(
-    name: str, source: Checkpoint, h5: Path, input_range: str, image_sets: Sequence[ImageSet]
+    name: str,
+    source: Checkpoint,
+    h5: Path,
+    input_range: str,
+    image_sets: Sequence[ImageSet],
+    progress: Callable[[str], None] = lambda text: None,
 ) -> Opinion:
     """Ask one road.
 
@@ -74,13 +79,15 @@ def second_opinion(
         h5: what is claimed to be its twin.
         input_range: what the `.h5` takes: ``unit`` or ``raw``.
         image_sets: what goes in.
+        progress: is told what goes on.
 
     Raises:
         BadInput: when the `.h5` is refused, or the road's environment cannot be made.
         KerasFailed: when a converter fails, its process crashes or runs out of time.
     """
     road = OPINIONS[name]
-    python = road.python() if road.python else None
+    python = road.python(progress) if road.python else None
+    progress(f"a second opinion: {name}")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as temporary:
         folder = Path(temporary)

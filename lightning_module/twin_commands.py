@@ -1,12 +1,14 @@
 """`lightning export`, `import` and `parity`: the hand-over, the way back and the proof, on their own."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from export.keras_process import KerasFailed
 from lightning_module.cli import COMMANDS, EXIT_CODES, EXIT_MISMATCH, underscored
 from models.bad_input import BadInput
 
@@ -36,6 +38,7 @@ def run_parity(argv: list[str]) -> None:
 
     Raises:
         BadInput: something given cannot be used.
+        KerasFailed: a Keras crashed or ran out of time.
         SystemExit: 1 where the twins do not agree.
     """
     if not parity(**_parse("parity", parity, argv, repeatable=["--keras_python"])):
@@ -141,11 +144,17 @@ def parity(
         photos: folder with photos, at any depth, that go through both; without it only synthetic images do.
         json: file for the whole report.
         html: file for the report as one page.
-        keras_python: interpreter whose Keras judges; may be given several times; without it this environment's.
+        keras_python: interpreter whose Keras judges; may be given several times, and then all must pass: the exit code
+            is 1 if the twins differ under any of them, else 3 if any crashed, else 2 if any could not be asked. The
+            others' reports are written all the same. Without it this environment's.
         second_opinions: further roads to the same probabilities: some of tf2onnx, onnx2tf, with commas between; or all.
 
     Returns:
         Whether all checks passed, under every Keras.
+
+    Raises:
+        BadInput: something given cannot be used; of several interpreters, if none crashed and the twins differ nowhere.
+        KerasFailed: a Keras crashed or ran out of time; of several, if the twins differ nowhere.
     """
     from datamodule.photo_store import load_photo
     from export.page import write_page
@@ -168,19 +177,53 @@ def parity(
         pixels = _pixels_of(files, source.image_size, source.interpolation)
     pair = Pair(ckpt, model, pixels, [str(file) for file in files], files, load_photo)
     reports: list[Report] = []
+    failures: list[tuple[str, BadInput | KerasFailed]] = []
     interpreters: list[Path | None] = [*keras_python] if keras_python else [None]
-    for python in interpreters:
-        # Other roads do not hang on which Keras judges: they are asked once.
-        reports.append(check_parity(pair, python, opinions=[] if reports else opinions))
-        print_report(reports[-1])
-    if json:
-        write_json(reports, json)
-    if html:
-        write_page(reports, html)
-    if len(reports) > 1:
+    try:
+        for python in interpreters:
+            try:
+                # Other roads do not hang on which Keras judges: they are asked once.
+                asked = [] if reports else opinions
+                reports.append(check_parity(pair, python, progress=_say, opinions=asked))
+            except (BadInput, KerasFailed) as error:
+                if len(interpreters) == 1:
+                    raise
+                failures.append((str(python), error))
+                print(f"lightning: {python}: not checked: {error}", file=sys.stderr)
+            else:
+                print_report(reports[-1])
+    finally:  # whatever came after them
+        not_checked = {name: str(error) for name, error in failures}
+        not_checked |= {
+            str(each): "broken off before it had judged" for each in interpreters[len(reports) + len(failures) :]
+        }
+        if json and reports:
+            write_json(reports, json, not_checked)
+        if html and reports:
+            write_page(reports, html, not_checked)
+    if len(interpreters) > 1:
         passed = sum(report.verdict == PASS for report in reports)
-        print(f"parity {verdict_of(reports)}: under {passed} of {len(reports)} interpreters")
-    return verdict_of(reports) == PASS
+        others = f", {len(failures)} could not check it" if failures else ""
+        verdict = verdict_of(reports, not_checked)
+        print(f"parity {verdict}: under {passed} of {len(interpreters)} interpreters{others}")
+    if failures and all(report.verdict == PASS for report in reports):
+        _raise_worst(failures)
+    return verdict_of(reports, not_checked) == PASS
+
+
+def _say(text: str) -> None:
+    """What goes on, for whoever waits: beside the report, which is on stdout."""
+    print(f"{text} ...", file=sys.stderr, flush=True)
+
+
+def _raise_worst(failures: list[tuple[str, BadInput | KerasFailed]]) -> NoReturn:
+    """Say of which interpreters nothing is known: as a crash, if there was one, else as bad input."""
+    names = ", ".join(dict.fromkeys(name for name, _ in failures))
+    kind = KerasFailed if any(isinstance(error, KerasFailed) for _, error in failures) else BadInput
+    raise kind(
+        f"--keras_python: expected interpreters whose Keras checks the file, received {names}, which did not: see "
+        "above. Mend those or leave them out."
+    )
 
 
 def _pixels_of(files: list[Path], image_size: tuple[int, int], interpolation: str) -> "np.ndarray":

@@ -1,10 +1,18 @@
-"""Files that are written whole or not at all: nothing half-written ever replaces a good one."""
+"""Files that are written whole or not at all: nothing half-written ever replaces a good one.
+
+What is not whole yet has a temporary name beside its place, with the number of the process that writes it. A killed
+process leaves it there; whoever writes to the same place next removes it.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import glob
 import os
+import platform
+import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,8 +30,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         BadInput: it cannot be written there.
     """
-    # The process's number: two that write the same file must not write into each other's.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path, "tmp")
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -72,7 +79,7 @@ def replacing_folder(path: Path) -> Iterator[Path]:
         BadInput: it cannot be written there.
     """
     path = path.resolve()  # of a link to a folder, the folder is replaced
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path, "tmp")
     aside = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
         yield temporary
@@ -96,6 +103,68 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         for left in (temporary, aside):
             shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def working_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside `path`, for what is made on the way to it; removed at the end.
+
+    Args:
+        path: what is to be written; on the same disk, so that what lies in the folder can be renamed to it.
+
+    Raises:
+        BadInput: it cannot be made there.
+    """
+    folder = _temporary(path, "work")
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise BadInput(
+            f"expected a folder that can be written for {path.name}, got {path.parent}: {error.strerror or error}. "
+            "Free the disk or name another place."
+        ) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary(path: Path, ending: str) -> Path:
+    """A name beside `path` that no other process gives; what killed processes left under such names is removed."""
+    here = _where_processes_are_counted()
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.{here}-(\d{{1,9}})\.{ending}")
+    for each in path.parent.glob(f".{glob.escape(path.name)}.{here}-*.{ending}"):
+        match = leftover.fullmatch(each.name)
+        if match and _is_gone(int(match[1])):
+            shutil.rmtree(each, ignore_errors=True)
+            with suppress(OSError):  # of a folder nothing is left; where this cannot be done, it is in nobody's way
+                each.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{here}-{os.getpid()}.{ending}")
+
+
+def _where_processes_are_counted() -> str:
+    """Eight letters for this machine, and in a container for it: processes elsewhere have the same numbers.
+
+    A folder may be shared with others that write to the same place just now, and that we could not see.
+    """
+    try:
+        container = str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not Linux
+        container = ""
+    return f"{zlib.crc32(f'{platform.node()} {container}'.encode()):08x}"
+
+
+def _is_gone(process: int) -> bool:
+    """Whether there is no process of that number; False where that cannot be told."""
+    if os.name != "posix":
+        return False  # there the call would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False  # somebody else's
+    return False
 
 
 def _flush(path: Path) -> None:

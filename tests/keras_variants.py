@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-try:
-    import keras
-except ImportError:
-    from tensorflow import keras
+# Beside a tf.keras there is a package keras that is not to be used; the worker knows which one is.
+sys.path.insert(0, str(Path(__file__).parents[1] / "export"))
+from keras_worker import find_keras
 
+keras = find_keras()
 layers = keras.layers
 SIZE = 64
 

@@ -12,6 +12,7 @@ from conftest import lightning
 
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
+from export.keras_process import KerasFailed
 from export.report import Report, Rung
 from lightning_module import cli
 from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJournal, best_epoch
@@ -249,6 +250,84 @@ def test_a_crashing_keras_is_a_message_and_no_mismatch(finished, tmp_path, capsy
     arguments = [tmp_path / "a.h5", tmp_path / "b.ckpt", "--keras-python", "/bin/false"]
     assert lightning("import", *arguments) == 3
     assert not (tmp_path / "b.ckpt").exists()
+
+
+def test_parity_under_an_interpreter_without_packages_is_bad_input(finished, tmp_path, capsys):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    bare.chmod(0o755)
+    assert lightning("export", finished / "best.ckpt", tmp_path / "a.h5") == 0
+    assert lightning("parity", finished / "best.ckpt", tmp_path / "a.h5", "--keras_python", bare) == 2
+    error = capsys.readouterr().err
+    assert "has no numpy" in error
+    assert "Traceback" not in error
+
+
+def judged(verdict: str) -> Report:
+    versions = {"torch": {"torch": "0"}, "keras": {"keras": "0", "backend": "none"}}
+    model = {"path": "c", "sha256": "d", "input_range": "unit"}
+    return Report({"path": "a", "sha256": "b"}, model, [Rung("weights", verdict == "PASS", 0, 0, "", "")], versions)
+
+
+# What each interpreter does -> exit code, verdicts of the reports that are written, who is named as not checked
+SEVERAL = [
+    (["PASS", "PASS"], 0, ["PASS", "PASS"], {}),
+    (["PASS", "FAIL"], 1, ["PASS", "FAIL"], {}),
+    (["FAIL", "crash", "PASS"], 1, ["FAIL", "PASS"], {"py1": "planted crash"}),
+    (["no Keras", "FAIL"], 1, ["FAIL"], {"py0": "planted no Keras"}),
+    (["no Keras", "PASS", "crash"], 3, ["PASS"], {"py0": "planted no Keras", "py2": "planted crash"}),
+    (["PASS", "no Keras"], 2, ["PASS"], {"py1": "planted no Keras"}),
+    (["no Keras", "no Keras"], 2, None, None),
+]
+
+
+@pytest.mark.parametrize(("what", "code", "verdicts", "named"), SEVERAL, ids=["-".join(each[0]) for each in SEVERAL])
+def test_of_several_kerases_one_that_fails_costs_no_other_its_report(
+    finished, tmp_path, monkeypatch, capsys, what, code, verdicts, named
+):
+    import export.parity
+
+    def check(pair, python, **_) -> Report:
+        happens = what[int(python.name[2:])]
+        if happens in ("PASS", "FAIL"):
+            return judged(happens)
+        raise {"crash": KerasFailed, "no Keras": BadInput}[happens](f"planted {happens}")
+
+    monkeypatch.setattr(export.parity, "check_parity", check)
+    arguments = [f"--keras_python=py{number}" for number in range(len(what))]
+    reports = ["--json", tmp_path / "p.json", "--html", tmp_path / "p.html"]
+    assert lightning("parity", finished / "best.ckpt", tmp_path / "a.h5", *arguments, *reports) == code
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith(f"parity {'PASS' if code == 0 else 'FAIL'}: under ")
+    if verdicts is None:
+        assert not list(tmp_path.iterdir())
+        return
+    content = json.loads((tmp_path / "p.json").read_text())
+    assert [report["verdict"] for report in content["reports"]] == verdicts
+    assert content["verdict"] == ("PASS" if code == 0 else "FAIL")
+    assert content["not_checked"] == named
+    page = (tmp_path / "p.html").read_text()
+    for name, reason in named.items():
+        assert f"{name}: not checked: {reason}" in said.err
+        assert f"Not checked by {name}: {reason}" in page
+
+
+def test_whatever_breaks_off_the_second_keras_leaves_the_report_of_the_first(finished, tmp_path, monkeypatch):
+    import export.parity
+
+    def check(pair, python, **_) -> Report:
+        if python.name == "py1":
+            raise KeyboardInterrupt
+        return judged("PASS")
+
+    monkeypatch.setattr(export.parity, "check_parity", check)
+    with pytest.raises(KeyboardInterrupt):
+        lightning(
+            "parity", finished / "best.ckpt", tmp_path / "a.h5", "--keras_python=py0", "--keras_python=py1",
+            "--json", tmp_path / "p.json",
+        )  # fmt: skip
+    content = json.loads((tmp_path / "p.json").read_text())
+    assert (content["verdict"], content["not_checked"]) == ("FAIL", {"py1": "broken off before it had judged"})
 
 
 def test_keras_failing_costs_no_figure(photos, tmp_path, monkeypatch, capsys):

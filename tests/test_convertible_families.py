@@ -59,6 +59,12 @@ def test_model_that_converts_and_one_that_does_not(script, tmp_path):
     assert not script.convert("vit_tiny_patch16_224", tmp_path)["cnn"]
 
 
+def test_model_of_256_pixels_alone_is_tried_at_256(script, tmp_path):
+    """Otherwise attention would count as a CNN that does not convert, for want of a trace."""
+    result = script.convert("halonet_h1", tmp_path)
+    assert (result["cnn"], result["size"], result["reason"]) == (False, 256, "")
+
+
 def test_page_says_what_was_proved_what_not_and_what_was_not_tried(script):
     base = {"model": "m", "cnn": True, "converts": True, "layers": 9, "size": 64, "reason": ""}
     rungs = {"layers_float64": 1e-14, "probabilities_photos": 1e-7}

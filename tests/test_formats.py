@@ -192,6 +192,23 @@ def test_last_line_states_the_figure_and_its_threshold():
     assert not Made("onnx", Path("m.onnx"), [], 1, 0.0).passed
 
 
+def test_what_a_converter_said_and_names_are_printed_as_they_are_and_not_taken_for_markup(capsys):
+    said = "no kernel on [/job:localhost/replica:0/task:0/device:CPU:0]"
+    broken = Made("onnx", Path("[old]/m.onnx"), [Rung("made", False, 1, 0, "steps failed", said, said)], 0, 0.0)
+    worst = "12 images; largest for [red]dress.jpg"
+    good = Made("tflite", Path("[new]/m.tflite"), [Rung("top1_photos", True, 1, 0.9, "", worst)], 10, 1.0)
+    print_formats([good, broken], {"python": "3.11"})
+    shown = capsys.readouterr().out
+    lines = shown.splitlines()
+    assert said in lines[-1]
+    assert "onnx: [old]/m.onnx: not written" in lines
+    assert any(line.startswith("tflite: [new]/m.tflite: ") for line in lines)
+    # the table folds its cells where they are full
+    cells = "".join(line.split("\u2502")[-2].strip() for line in lines if line.count("\u2502") > 2)
+    assert "[/job:localhost/replica:0/task:0/device:CPU:0]" in cells
+    assert "[red]dress.jpg" in cells
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [

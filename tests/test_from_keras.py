@@ -35,8 +35,8 @@ WISHES = {
     "normalised": NAMED,
     "unsized": Wishes(class_names=CLASS_NAMES, input_range="unit", image_size=(64, 64)),
 }
-# One more Keras, such as a tf.keras 2.15: its interpreter.
-OTHER_PYTHON = os.environ.get("SHELFTWIN_KERAS2_PYTHON")
+# One more Keras, of the second generation: its interpreter. `make test-keras2` names one.
+OTHER_PYTHON = os.environ.get("SHELFTWIN_KERAS2_PYTHON") or None
 
 
 # Our own files --------------------------------------------------------------------------------------------------------
@@ -299,6 +299,7 @@ def test_planted_differences_are_caught_and_named(proofs):
         assert {"labels", "weights"} <= failed.keys()
         assert failed["labels"].first_divergence == "imported_from"
         assert layer in failed["weights"].first_divergence
+        assert proofs[name].likely_cause is None  # the checkpoint was imported: nobody saved a twin again
     assert "layers_float64" in {rung.name for rung in proofs["statistics of two layers swapped"].failed}
 
 

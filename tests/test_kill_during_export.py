@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from conftest import random_classifier, save_checkpoint
 from export.hand_over import write_twin
 from export.keras_h5 import KerasFile, read_keras_h5
 
-KILLS = 40
+KILLS = 30
+# Others are aimed at the writing itself, which is a small part of an export.
+AIMED_KILLS = 8
 # Imports once, then exports in forks, which are killed: starting Python anew each time would take minutes. One thread,
 # because others do not survive a fork.
 EXPORTER = """
@@ -72,12 +75,22 @@ def same(left: KerasFile, right: KerasFile) -> bool:
     )
 
 
-def test_a_killed_export_leaves_a_whole_file(exporter):
+@pytest.fixture(scope="module")
+def whole(exporter) -> list[KerasFile]:
+    """What each checkpoint's file holds."""
+    _, checkpoints, out = exporter
+    paths = [out.with_name(f"whole{number}.h5") for number in range(len(checkpoints))]
+    for checkpoint, path in zip(checkpoints, paths, strict=True):
+        write_twin(checkpoint, path)
+    return [read_keras_h5(path) for path in paths]
+
+
+def half_written(out: Path) -> list[Path]:
+    return list(out.parent.glob(f".{out.name}.*"))
+
+
+def test_a_killed_export_leaves_a_whole_file(exporter, whole):
     process, checkpoints, out = exporter
-    whole = []
-    for number, checkpoint in enumerate(checkpoints):
-        write_twin(checkpoint, out.with_name(f"whole{number}.h5"))
-        whole.append(read_keras_h5(out.with_name(f"whole{number}.h5")))
     begin = time.perf_counter()
     start(process, checkpoints[1])
     assert process.stdout.readline() == "ended\n"
@@ -97,3 +110,45 @@ def test_a_killed_export_leaves_a_whole_file(exporter):
     assert all(len(each) == 1 for each in found)
     # The control: it was really killed on the way, more than once.
     assert unfinished >= 3
+
+
+def test_an_export_killed_while_it_writes_leaves_the_old_file_and_the_next_one_removes_the_rest(exporter, whole):
+    process, checkpoints, out = exporter
+    write_twin(checkpoints[0], out)
+    start(process, checkpoints[0])
+    writing = time_of_writing(out)
+    assert process.stdout.readline() == "ended\n"
+    chance = random.Random(1)
+    in_writing = 0
+    for number in range(AIMED_KILLS):
+        child = start(process, checkpoints[1])
+        wait_for(lambda: half_written(out))
+        # a third at once, the others at any moment of it, up to the rename
+        time.sleep(chance.uniform(0, 0.9 * writing) if number % 3 else 0)
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        assert process.stdout.readline() == "ended\n"
+        killed_in_writing = bool(half_written(out))
+        in_writing += killed_in_writing
+        expected = [whole[0]] if killed_in_writing else whole  # it may have been faster
+        there = read_keras_h5(out)
+        assert any(same(there, each) for each in expected)
+        write_twin(checkpoints[0], out)
+        assert not half_written(out)
+    # The control: what was killed had begun to write and had not ended.
+    assert in_writing >= AIMED_KILLS // 2
+
+
+def wait_for(what: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+def time_of_writing(out: Path) -> float:
+    """Seconds from the temporary file's appearance to its renaming, of the export that has been started."""
+    wait_for(lambda: half_written(out))
+    begin = time.perf_counter()
+    wait_for(lambda: not half_written(out))
+    return time.perf_counter() - begin

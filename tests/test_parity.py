@@ -18,14 +18,15 @@ from conftest import photos_of, random_classifier, save_checkpoint
 from odd_photos import draw_odd_photos
 
 from datamodule.photo_store import load_photo
-from export.case import read_case
+from export.case import EXACT_IMAGES, read_case
 from export.hand_over import write_twin
 from export.image_sets import ImageSet
 from export.keras_process import KerasFailed, run_keras
 from export.page import render_page
 from export.parity import Pair, check_pairs, check_parity
 from export.report import Report, Rung, write_json
-from export.rungs import check_probabilities, check_top1
+from export.rungs import check_layers, check_probabilities, check_top1
+from export.torch_side import torch_layers
 from models.bad_input import BadInput
 
 pytestmark = pytest.mark.keras
@@ -93,8 +94,8 @@ def swap_channels(layers: dict[str, dict]) -> None:
         layers["normalise"][key] = layers["normalise"][key][::-1]
 
 
-# What is changed in the `.h5`: by what, the rung that must catch it, what it must name, and the likely cause that the
-# report must give if nothing else differs.
+# What is changed in the `.h5`: by what, the rung that must catch it first, what it must name, and the likely cause that
+# the report must give.
 CONTROLS = {
     "one weight off by one ulp": (
         change_array("block_5_expand/block_5_expand/kernel:0", one_ulp),
@@ -129,7 +130,7 @@ CONTROLS = {
     ),
     "resized with another interpolation": (
         change_json("shelftwin", lambda details: details.update(interpolation="bilinear")),
-        "file_to_label", "plain.jpg", "",
+        "labels", "interpolation", "resized with bilinear, the network was trained with nearest",
     ),
     "another learning rate": (
         change_json("training_config", lambda it: it["optimizer_config"]["config"].update(learning_rate=2e-3)),
@@ -233,11 +234,16 @@ def test_planted_difference_is_caught_and_named(control_reports, name):
     caught = next(rung for rung in report.rungs if rung.name == rung_name)
     assert not caught.passed
     assert named in (caught.first_divergence or "")
-    assert report.failed[0].name in report.last_line()
-    if cause:
-        assert report.failed[0].name == rung_name
-        assert cause in (report.likely_cause or "")
-        assert cause in report.last_line()
+    assert report.failed[0].name == rung_name
+    assert cause in (report.likely_cause or "")
+    assert f"parity FAIL: {rung_name} at " in report.last_line()
+    assert cause in report.last_line()
+
+
+def test_photos_are_loaded_as_the_file_says(control_reports):
+    """So another interpolation is not only read off the labels, but seen in the pixels."""
+    failed = {rung.name: rung for rung in control_reports["resized with another interpolation"].failed}
+    assert failed["file_to_label"].first_divergence == "plain.jpg"
 
 
 def test_report_is_written_as_json_with_figures_and_thresholds(control_reports, tmp_path):
@@ -315,6 +321,24 @@ def test_photos_of_another_size_are_refused(small_checkpoint, tmp_path):
     twin = write_twin(small_checkpoint, tmp_path / "m.h5")
     with pytest.raises(BadInput, match="expected photos as uint8"):
         check_parity(Pair(small_checkpoint, twin.path, photos_of((64, 64))))
+
+
+def test_without_photos_every_layer_still_sees_the_order_of_channels(tmp_path):
+    """Where all channels are normalised alike, nothing but a colour tells them from each other."""
+    network = random_classifier(backbone="mobilenetv2_035", mean=0.5, std=0.5)
+    checkpoint = save_checkpoint(tmp_path / "a.ckpt", network, (48, 48))
+    case = read_case(Pair(checkpoint, write_twin(checkpoint, tmp_path / "a.h5").path))
+
+    def rung(images: np.ndarray) -> Rung:
+        """Of a Keras side that takes BGR for RGB."""
+        rgb, bgr = (torch_layers(network, case.graph, each) for each in (images, images[..., ::-1].copy()))
+        return check_layers(case.graph, rgb, bgr)[0]
+
+    assert len(case.exact_images) == EXACT_IMAGES
+    assert not rung(case.exact_images).passed
+    assert rung(case.exact_images).first_divergence == "normalise"
+    # the control: images that would not see it
+    assert rung(case.sets[0].exact(EXACT_IMAGES)).passed
 
 
 def interpreter(folder: Path, script: str) -> Path:

@@ -1,6 +1,7 @@
 """Second opinions: independent roads agree with torch, and each notices a weight that was changed."""
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,15 +108,18 @@ def lightning(*arguments) -> int:
 def test_command_names_the_roads(checkpoint, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def check(pair: Pair, keras_python: Path | None, opinions: list[str]) -> None:
+    def check(pair: Pair, keras_python: Path | None, progress: Callable[[str], None], opinions: list[str]) -> None:
         asked.append(opinions)
+        progress("planted: it goes on")
         raise BadInput("enough")
 
     monkeypatch.setattr(parity, "check_parity", check)
     for text in ("all", "onnx2tf, tf2onnx", ""):
         assert lightning("parity", checkpoint, tmp_path / "m.h5", f"--second-opinions={text}") == 2
     assert asked == [["tf2onnx", "onnx2tf"], ["onnx2tf", "tf2onnx"], []]
-    capsys.readouterr()
+    said = capsys.readouterr()
+    assert "planted: it goes on ..." in said.err
+    assert "planted" not in said.out
     assert lightning("parity", checkpoint, tmp_path / "m.h5", "--second_opinions=onnx") == 2
     assert "received 'onnx'" in capsys.readouterr().err
 
@@ -146,6 +150,26 @@ def test_environment_is_made_once_however_many_ask(empty_cache, monkeypatch):
         each.join()
     assert made == [environment_folder()]
     assert made[0].is_relative_to(empty_cache)
+
+
+def test_making_of_the_environment_is_told_before_it_begins(checkpoint, empty_cache, monkeypatch):
+    told = []
+
+    def make(folder: Path, python: Path) -> None:
+        raise BadInput(f"told by then: {told}")
+
+    monkeypatch.setattr(onnx2tf_environment, "_make", make)
+    source = read_checkpoint(checkpoint)
+    with pytest.raises(BadInput, match=r"told by then: \['making the environment of onnx2tf in"):
+        second_opinion("onnx2tf", source, empty_cache / "not needed.h5", "unit", [], told.append)
+
+
+def test_nothing_is_told_of_an_environment_that_is_there(empty_cache, monkeypatch):
+    told: list[str] = []
+    monkeypatch.setattr(onnx2tf_environment, "_make", make_interpreter)
+    onnx2tf_python()
+    onnx2tf_python(told.append)
+    assert not told
 
 
 def test_environment_that_was_broken_off_is_made_anew(empty_cache, monkeypatch):

@@ -7,15 +7,20 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from conftest import random_classifier, save_checkpoint
 
 from export import keras_worker
 from export.golden import golden_images
 from export.hand_over import write_twin
+from export.keras_process import KerasStream, run_keras
+from export.parity import Pair, check_parity
+from models.bad_input import BadInput
 
 WORKER = Path(keras_worker.__file__)
 DRIVER = """
@@ -143,10 +148,14 @@ def test_edited_file_fails(verdicts, name):
 
 
 @pytest.mark.keras
-def test_what_keras_saved_again_has_nothing_to_verify(small_checkpoint, tmp_path):
+def test_what_keras_saved_again_has_nothing_to_verify_and_parity_says_why(small_checkpoint, tmp_path):
     twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
-    subprocess.run([sys.executable, "-c", KERAS_SAVES, twin, tmp_path / "again.h5"], capture_output=True, check=True)
-    assert keras_worker.verify_and_say(str(tmp_path / "again.h5")) == 2
+    again = tmp_path / "again.h5"
+    subprocess.run([sys.executable, "-c", KERAS_SAVES, twin, again], capture_output=True, check=True)
+    assert keras_worker.verify_and_say(str(again)) == 2
+    report = check_parity(Pair(small_checkpoint, again))
+    assert [(rung.name, rung.first_divergence) for rung in report.failed] == [("labels", "imported_from")]
+    assert "saved again by Keras" in report.last_line()
 
 
 # What needs no Keras process ------------------------------------------------------------------------------------------
@@ -179,3 +188,53 @@ def test_golden_images_are_the_same_everywhere_and_use_the_corner():
     assert keras_worker.array_digest(images[0]) == "454c231624348e9a4fd596b0e6a9fd7540293c1fd6ecafa3a1bf4204b61598ab"
     assert images[2, -1, -1].any()
     assert not images[2, :40].any()
+
+
+def test_foreign_network_in_a_file_that_says_nothing_of_itself_may_be_saved_again(tmp_path):
+    """The way back reads MobileNetV2 alone, so of other networks it is the refusal that must say it."""
+    checkpoint = save_checkpoint(tmp_path / "r.ckpt", random_classifier(backbone="resnet18"), (64, 64))
+    twin = write_twin(checkpoint, tmp_path / "r.h5").path
+    with h5py.File(twin, "r+") as file:
+        del file.attrs["shelftwin"]
+    with pytest.raises(BadInput, match="saved again by Keras"):
+        check_parity(Pair(checkpoint, twin))
+
+
+# Wrong interpreters --------------------------------------------------------------------------------------------------
+
+
+def bare_python(folder: Path, packages: tuple[str, ...] = ()) -> Path:
+    """An interpreter that has these packages of ours and no others."""
+    (folder / "packages").mkdir()
+    for package in packages:
+        site = Path(import_module(package).__file__).parents[1]
+        for each in (site / package, site / f"{package}.libs"):
+            if each.exists():
+                (folder / "packages" / each.name).symlink_to(each)
+    python = folder / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{folder / "packages"}" exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    return python
+
+
+@pytest.mark.parametrize(("packages", "missing"), [((), "numpy"), (("numpy",), "h5py"), (("numpy", "h5py"), "Keras")])
+def test_interpreter_without_packages_is_not_checked_and_no_crash(small_checkpoint, tmp_path, packages, missing):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    python = bare_python(tmp_path, packages)
+    done = subprocess.run([python, WORKER, "verify", twin], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == ""
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("FAIL: not checked: ")
+    assert f"has no {missing}" in last
+    with pytest.raises(BadInput, match=f"has no {missing}.*--keras-python"):
+        run_keras([(twin, [])], python=python)
+    with pytest.raises(BadInput, match=f"has no {missing}.*--keras-python"):
+        KerasStream(twin, python)
+
+
+@pytest.mark.parametrize("arguments", [["verify"], [], ["verify", "a.h5", "b.h5"]])
+def test_wrong_usage_is_no_mismatch(arguments):
+    done = subprocess.run([sys.executable, WORKER, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "keras_worker.py verify MODEL.h5" in done.stderr
