@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from lightning_module.run_folder import RunFolder
 
@@ -35,7 +36,7 @@ def print_closing_table(run: RunFolder, evaluations: dict[str, dict[str, Any]], 
         ("logs (CSV, TensorBoard)", run.logs),
     ):
         if path.exists():
-            table.add_row(what, str(path))
+            table.add_row(what, Text(str(path)))  # a folder [old] is no markup
     console.print(table)
     for name, figures in evaluations.items():
         photos = {"test": "test photos"}.get(name, "validation photos")
