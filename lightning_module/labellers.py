@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodule.photo_store import INTERPOLATIONS
 from export.checkpoint import read_checkpoint
 from export.keras_h5 import DETAILS_ATTRIBUTE
 from export.keras_process import KerasStream
 from export.keras_worker import UNREADABLE, Refused, check_storage
 from models.bad_input import BadInput
+from models.choices import INTERPOLATIONS
 from models.frozen_backbone import FrozenBackbone, without_tf32
 
 Device = Literal["auto", "cpu", "cuda"]
