@@ -685,6 +685,8 @@ def read_golden(path: str) -> GoldenData:
                     raise Refused("model", f"{path} has golden {name} of another type, or more than there can be")
             inputs, outputs = group["inputs"][()], group["outputs"][()]
             stored = json.loads(_bytes(group.attrs["sha256"]))
+            if not isinstance(stored, dict) or not isinstance(stored.get("layers"), dict):
+                raise Refused("model", f"{path} has no digests of its layers")
             texts = {name: _bytes(file.attrs[name]) for name in DIGESTED_ATTRIBUTES}
         raw = json.loads(texts["shelftwin"]).get("input_range") == "raw"
     except UNREADABLE as error:

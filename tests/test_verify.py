@@ -179,6 +179,18 @@ def test_what_is_no_such_file_is_no_pass(small_checkpoint, tmp_path, capsys):
         assert says in last
 
 
+@pytest.mark.parametrize("digests", [[], "x", {}, {"layers": []}], ids=str)
+def test_digests_of_another_shape_are_refused_without_a_keras(small_checkpoint, tmp_path, capsys, digests):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    with h5py.File(twin, "r+") as file:
+        file["shelftwin_golden"].attrs["sha256"] = json.dumps(digests)
+    assert keras_worker.verify_and_say(str(twin)) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("FAIL: not checked: ")
+    assert "no digests of its layers" in said.out
+    assert "Traceback" not in said.err
+
+
 def test_sizes_are_checked_before_anything_is_allocated(small_checkpoint, tmp_path):
     twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
     with h5py.File(twin, "r+") as file:
