@@ -7,7 +7,7 @@ import torch
 from conftest import load_script, random_classifier
 from torch import nn
 
-from export.trace import export_program, unknown_operations
+from export.trace import NotTraced, export_program, unknown_operations
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "convertible_families.py"
 
@@ -57,6 +57,15 @@ def test_model_that_converts_and_one_that_does_not(script, tmp_path):
     )
     assert not (tmp_path / "convnextv2_atto.ckpt").exists()
     assert not script.convert("vit_tiny_patch16_224", tmp_path)["cnn"]
+
+
+def test_model_that_cannot_be_traced_is_told_in_its_own_words(script, tmp_path, monkeypatch):
+    def refuse(network, image_size):
+        raise NotTraced(network, image_size, RuntimeError("depends on data\nand more"))
+
+    monkeypatch.setattr(script, "export_program", refuse)
+    result = script.convert("mobilenetv2_035", tmp_path)
+    assert (result["converts"], result["reason"]) == (False, "not traced: depends on data")
 
 
 def test_page_says_what_was_proved_what_not_and_what_was_not_tried(script):
