@@ -277,7 +277,7 @@ def judge_worker(original: Path, partner: Path) -> Callable[[Path], str]:
 
     def judge(path: Path) -> str:
         said = keras_worker.verify(keras, keras_worker.load(keras, str(path)), {"model": str(path)})
-        failed = [line.split()[1] for line in said["lines"] if line.startswith("FAIL")]
+        failed = [line.split()[1].rstrip(":") for line in said["lines"] if line.startswith("FAIL")]
         return f"noticed: {failed[0]}" if failed else unless_equal(whole, read_keras_h5(path))
 
     return judge
