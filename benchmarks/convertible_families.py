@@ -32,7 +32,7 @@ from export.hand_over import write_twin
 from export.keras_h5 import NoKerasLayer
 from export.keras_process import KerasFailed
 from export.parity import Pair, check_pairs
-from export.trace import NoKerasCounterpart, export_program, unknown_operations
+from export.trace import NoKerasCounterpart, NotTraced, export_program, unknown_operations
 from models.bad_input import BadInput
 from models.timm_mobilenetv2 import TimmClassifier
 
@@ -150,6 +150,8 @@ def convert(name: str, folder: Path) -> dict[str, Any]:
         result["size"] = size = usable_size(network)
         settle(network, size)
         program = export_program(network, (size, size))
+    except NotTraced as error:
+        return {**result, "reason": f"not traced: {error.reason[:160]}"}
     except Exception as error:  # timm's models raise anything; it is what the table must say
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return {**result, "reason": f"not traced: {first_line[:160]}"}
@@ -165,7 +167,7 @@ def convert(name: str, folder: Path) -> dict[str, Any]:
             **result,
             "reason": f"no counterpart: {', '.join(unknown)}" if unknown else f"not exact: {error.reason}",
         }
-    except (BadInput, ValueError, KeyError, AssertionError) as error:
+    except (BadInput, KeyError, AssertionError) as error:
         checkpoint.unlink()
         return {**result, "reason": f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"}
     return {**result, "converts": True}

@@ -24,8 +24,9 @@ from keras_generator import ask_keras  # noqa: E402 - the tests' own reference, 
 
 from datamodule.augment import Augmentation, FillMode  # noqa: E402
 from datamodule.demo_photos import draw_catalogue  # noqa: E402
-from datamodule.photo_store import INTERPOLATIONS, load_photo  # noqa: E402
+from datamodule.photo_store import load_photo  # noqa: E402
 from datamodule.split import find_class_names, keras_split, list_classes  # noqa: E402
+from models.choices import INTERPOLATIONS  # noqa: E402
 
 SIZE = (244, 244)
 RECIPE: dict[str, Any] = {

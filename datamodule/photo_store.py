@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 import PIL
@@ -16,9 +15,6 @@ from PIL import Image
 
 from datamodule.pixel_file import PixelFile, Signature
 from models.bad_input import BadInput
-
-Interpolation = Literal["nearest", "bilinear", "bicubic", "hamming", "box", "lanczos"]
-INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
 
 BYTES_AT_ONCE = 1 << 26
 """Decoded photos that wait to be kept, in bytes."""
@@ -53,7 +49,7 @@ def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "ne
     Args:
         path: the file.
         image_size: (height, width) in pixels.
-        interpolation: one of `INTERPOLATIONS`.
+        interpolation: one of `models.choices.INTERPOLATIONS`.
 
     Returns:
         uint8, shape (height, width, 3), RGB, 0..255.
@@ -97,7 +93,7 @@ class PhotoStore:
 
     Args:
         image_size: (height, width) in pixels.
-        interpolation: one of `INTERPOLATIONS`.
+        interpolation: one of `models.choices.INTERPOLATIONS`.
         ram_share: of this machine's (or container's) memory, 0 to 1: what would take more goes to the file.
         folder: for the file; None: `default_store_dir()`.
 

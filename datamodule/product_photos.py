@@ -20,7 +20,7 @@ from datamodule.demo_photos import DEMO_CLASSES, draw_catalogue
 from datamodule.kaggle_photos import download_photos
 from datamodule.near_duplicates import group_near_duplicates
 from datamodule.photo_order import EpochShuffle, OwnShare, ResumableLoader, even_batch_size, mix_seed
-from datamodule.photo_store import INTERPOLATIONS, BadPhoto, Interpolation, PhotoStore
+from datamodule.photo_store import BadPhoto, PhotoStore
 from datamodule.split import (
     LabelledFiles,
     count_unlisted,
@@ -33,6 +33,7 @@ from datamodule.split import (
     stratified_split,
 )
 from models.bad_input import BadInput
+from models.choices import INTERPOLATIONS, Interpolation
 
 DEMO_ROOT = Path("runs/demo_photos")
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}

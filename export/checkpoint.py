@@ -13,14 +13,15 @@ from typing import Any
 import torch
 
 from models.bad_input import BadInput
+from models.choices import INTERPOLATIONS, MOST_PIXELS, TRAINABLE
 from models.timm_mobilenetv2 import ARCHITECTURE, TimmClassifier
 from models.whole_file import replacing
 
 _PREFIX = "network."  # ProductClassifier.network
 # Key of what `lightning import` notes; Lightning leaves it alone.
 _IMPORTED = "shelftwin_import"
-# Pixels of a side, or width of a dense layer, beyond which a checkpoint is not believed.
-_MOST = 1 << 16
+# Hidden layers beyond which a checkpoint is not believed.
+_MOST_LAYERS = 100
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     content = read_content(path)
     settings = _hyper_parameters(path, content)
-    try:
-        network = TimmClassifier(len(settings["class_names"]), **{name: settings[name] for name in ARCHITECTURE})
-    except BadInput as error:
-        raise BadInput(f"{path}: expected settings that a network can be built from. {error}") from error
-    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError) as error:  # whatever timm makes of them
-        raise BadInput(
-            f"{path}: expected settings that a network can be built from, got some that raise {type(error).__name__}: "
-            f"{str(error)[:200]}. The file is damaged or was edited."
-        ) from error
-    _load(path, network, content["state_dict"])
+    state = _tensors(path, content["state_dict"])
+    with torch.device("meta"):  # which allocates nothing: the settings may claim more than the file holds
+        _check_tensors(path, _network(path, settings), state)
+    network = _network(path, settings)  # what is computed from the settings is no weight, so it is built for real
+    network.load_state_dict(state)
     height, width = settings["image_size"]
     batch_norm, backbone_factor = _schedule(path, settings)
     imported = content.get(_IMPORTED)
@@ -90,8 +86,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
         trainable=settings["trainable"],
         learning_rate=settings["learning_rate"] * (backbone_factor if settings["trainable"] == "all" else 1),
         batch_norm=batch_norm,
-        imported_from=imported.get("sha256"),
-        imported_range=imported.get("input_range"),
+        imported_from=_text(imported.get("sha256")),
+        imported_range=_text(imported.get("input_range")),
     )
 
 
@@ -163,33 +159,46 @@ def read_content(path: Path) -> dict[str, Any]:
     return content
 
 
-# What a checkpoint must say besides ARCHITECTURE, and what tells that it does.
-_FACTS: dict[str, Callable[[Any], bool]] = {
-    "class_names": lambda value: _is_list(value, str) and len(value) >= 2,
-    "image_size": lambda value: _is_list(value, int) and len(value) == 2 and 0 < min(value) <= max(value) <= _MOST,
-    # before anything of that size is allocated
-    "hidden": lambda value: _is_list(value, int) and all(0 < width <= _MOST for width in value),
-    "interpolation": lambda value: isinstance(value, str),
-    "backbone": lambda value: isinstance(value, str),
-    "trainable": lambda value: isinstance(value, str),
-    "learning_rate": lambda value: isinstance(value, float),
+# What a checkpoint must say besides ARCHITECTURE: what is expected, and what tells whether it is so.
+_FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "class_names": ("two names or more", lambda value: _is_list(value, str) and len(value) >= 2),
+    "image_size": (
+        f"height and width in pixels, at most {MOST_PIXELS // 10**6} megapixels",
+        lambda value: _is_list(value, int) and len(value) == 2 and min(value) > 0 and math.prod(value) <= MOST_PIXELS,
+    ),
+    "hidden": (
+        f"at most {_MOST_LAYERS} widths above zero",
+        lambda value: _is_list(value, int) and len(value) <= _MOST_LAYERS and all(width > 0 for width in value),
+    ),
+    "interpolation": (f"one of {', '.join(INTERPOLATIONS)}", lambda value: value in INTERPOLATIONS),
+    "backbone": ("a name", lambda value: isinstance(value, str)),
+    "trainable": (f"one of {', '.join(TRAINABLE)}", lambda value: value in TRAINABLE),
+    "learning_rate": ("a number above zero", lambda value: isinstance(value, float) and 0 < value < math.inf),
 }
 
 
 def _is_list(value: Any, kind: type) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(each, kind) for each in value)
+    return isinstance(value, list | tuple) and all(type(each) is kind for each in value)  # True is no number here
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _hyper_parameters(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     found = content.get("hyper_parameters")
     found = found if isinstance(found, dict) else {}
     missing = sorted({*ARCHITECTURE, *_FACTS} - found.keys())
-    wrong = sorted(name for name, fits in _FACTS.items() if name in found and not fits(found[name]))
+    wrong = [
+        f"{name} (expected {expected}, got {repr(found[name])[:80]})"
+        for name, (expected, fits) in sorted(_FACTS.items())
+        if name in found and not fits(found[name])
+    ]
     if missing or wrong:
         said = [f"lack {', '.join(missing)}"] * bool(missing) + [f"have no usable {', '.join(wrong)}"] * bool(wrong)
         raise BadInput(
-            f"expected a checkpoint of this project's ProductClassifier, got {path}, which is of another model: its "
-            f"hyper-parameters {' and '.join(said)}. Train one with `lightning fit`."
+            f"expected a checkpoint of this project's ProductClassifier, got {path}, which is of another model or was "
+            f"edited: its hyper-parameters {' and '.join(said)}. Train one with `lightning fit`."
         )
     return found
 
@@ -207,12 +216,50 @@ def _schedule(path: Path, settings: dict[str, Any]) -> tuple[str, float]:
     return batch_norm, float(factor)
 
 
-def _load(path: Path, network: TimmClassifier, state: Mapping[str, Any]) -> None:
+def _network(path: Path, settings: dict[str, Any]) -> TimmClassifier:
+    try:
+        return TimmClassifier(len(settings["class_names"]), **{name: settings[name] for name in ARCHITECTURE})
+    except BadInput as error:
+        raise BadInput(f"{path}: expected settings that a network can be built from. {error}") from error
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+        KeyError,
+        OverflowError,
+    ) as error:  # whatever timm makes of them
+        raise BadInput(
+            f"{path}: expected settings that a network can be built from, got some that raise {type(error).__name__}: "
+            f"{str(error)[:200]}. The file is damaged or was edited."
+        ) from error
+
+
+def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """The network's part of a state dict: dense tensors that lie whole in the file, not some that claim to be large."""
     own = {
         name.removeprefix(_PREFIX): tensor
         for name, tensor in state.items()
         if isinstance(tensor, torch.Tensor) and str(name).startswith(_PREFIX)
     }
+    wrong = [name for name, tensor in own.items() if not _is_dense(tensor)]
+    if wrong:
+        raise BadInput(
+            f"{path}: expected plain dense tensors, got {len(wrong)} that are sparse, quantised, without numbers or "
+            f"views that repeat them: {', '.join(wrong[:3])}. Save the weights that the network was trained with: "
+            "`lightning fit` does."
+        )
+    return own
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    # a stride of 0 makes any size of one number
+    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def _check_tensors(path: Path, network: TimmClassifier, own: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that are not those of this network, or that it could only hold with other values."""
     expected = network.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in own]
     wrong += [f"{name} is unknown" for name in own if name not in expected]
@@ -227,4 +274,32 @@ def _load(path: Path, network: TimmClassifier, state: Mapping[str, Any]) -> None
             f"do not fit: {'; '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}. "
             "The file is of another model or was edited."
         )
-    network.load_state_dict(own)
+    # one array may be two weights only where the network itself has it so
+    needed = sum(each.numel() for each in set(network.state_dict(keep_vars=True).values()))
+    storages = {
+        each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() // each.element_size()
+        for each in own.values()
+    }
+    if needed > sum(storages.values()):
+        raise BadInput(
+            f"{path}: expected the {needed} numbers of the network that its hyper-parameters describe, got "
+            f"{sum(storages.values())}, some of them under several names. The file was edited."
+        )
+    rounded = [
+        f"{name} ({own[name].dtype})" for name, tensor in expected.items() if not _holds(tensor.dtype, own[name])
+    ]
+    if rounded:
+        raise BadInput(
+            f"{path}: expected weights that float32 holds exactly, since the twin has float32, got {len(rounded)} that "
+            f"it does not: {', '.join(rounded[:3])}{' ...' if len(rounded) > 3 else ''}. Train with "
+            "--trainer.precision 32-true, or convert the weights and measure the network anew."
+        )
+
+
+def _holds(kind: torch.dtype, tensor: torch.Tensor) -> bool:
+    """Whether every value of a tensor is one of `kind`, too; not-a-number is itself."""
+    if tensor.dtype == kind or (kind == torch.float32 and tensor.dtype in (torch.float16, torch.bfloat16)):
+        return True
+    if kind != torch.float32 or tensor.dtype != torch.float64:
+        return False
+    return bool(((tensor.float().double() == tensor) | tensor.isnan()).all())

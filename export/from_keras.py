@@ -23,6 +23,7 @@ from export.hand_over import trace_network
 from export.keras_graph import DAMAGED, REBUILD, KerasGraph, read_keras_graph
 from export.keras_h5 import KerasFile, read_keras_h5, same_padding
 from models.bad_input import BadInput
+from models.choices import INTERPOLATIONS, MOST_PIXELS
 from models.timm_mobilenetv2 import ARCHITECTURE, Normalise, TimmClassifier
 
 # What the caller of the Keras model feeds it -> (factor, shift) from values in [0, 1].
@@ -111,6 +112,11 @@ def read_keras_classifier(path: Path, wishes: Wishes | None = None) -> KerasClas
     source = read_keras_graph(file, wishes.image_size)
     nodes = source.graph.nodes
     image_size = (nodes[0].shape[1], nodes[0].shape[2])
+    if image_size[0] * image_size[1] > MOST_PIXELS:
+        raise BadInput(
+            f"expected photos of at most {MOST_PIXELS // 10**6} megapixels, got a model for {image_size[0]} x "
+            f"{image_size[1]} pixels: {path}. Give its real size with --image_size, or save the model again with it."
+        )
     preprocessing = _preprocessing(source.graph)
     input_range = _input_range(file, preprocessing, wishes.input_range)
     constants = _constants(preprocessing, input_range)
@@ -134,7 +140,7 @@ def read_keras_classifier(path: Path, wishes: Wishes | None = None) -> KerasClas
         input_range=input_range,
         class_names=_class_names(file, wishes.class_names, body[-1].shape[0]),
         image_size=image_size,
-        interpolation=wishes.interpolation or _stated(file, "interpolation", str) or "nearest",
+        interpolation=_interpolation(file, wishes.interpolation),
         trainable=trainable,
         learning_rate=_learning_rate(file, notes),
         batch_norm=batch_norm,
@@ -387,6 +393,14 @@ def _learning_rate(file: KerasFile, notes: list[str]) -> float:
     if file.training_config:
         notes.append(f"Optimiser {optimiser.get('class_name')}: further training takes Adam at {_LEARNING_RATE:g}.")
     return _LEARNING_RATE
+
+
+def _interpolation(file: KerasFile, given: str | None) -> str:
+    name = file.details.get("interpolation", "nearest") if given is None else given
+    if name not in INTERPOLATIONS:
+        of = "the file's own interpolation" if given is None else "--interpolation or that of --labels"
+        raise BadInput(f"{of}: expected one of {', '.join(INTERPOLATIONS)}, received {name!r}. Name one.")
+    return str(name)
 
 
 def _class_names(file: KerasFile, given: Sequence[str] | None, count: int) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ import shutil
 import sys
 import time
 import traceback
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
@@ -84,6 +85,7 @@ DIGESTED_ATTRIBUTES = ("model_config", "training_config", "shelftwin")
 # Largest difference of a probability from torch's, both in float32.
 GOLDEN_THRESHOLD = 1e-5
 COMPRESSED_LIMIT = 1 << 26  # bytes of an array in memory that is compressed in the file
+SPARE_NUMBERS = 1 << 20  # that layers may ask for beyond the arrays of their file: metrics of training do
 GOLDEN_LIMIT = 1 << 26  # numbers; more than a few images have, and few enough to be read
 
 
@@ -330,12 +332,62 @@ def _built(value: Any) -> Iterator[str]:
         yield from _built(each)
 
 
+@contextmanager
+def no_more_weights(keras: Any, path: str) -> Iterator[None]:
+    """While Keras builds a file's layers, refuse those that ask for more numbers than the file's arrays have.
+
+    Layers are built before weights are loaded: a tiny file could name a Dense of two thousand million units. What a
+    layer asks for hangs on all before it, so it is looked at where every layer of every Keras asks: nothing of that
+    size has been allocated by then.
+    """
+    most, asked = numbers_in(path) + SPARE_NUMBERS, 0
+    refusals: list[Refused] = []
+    layer_class = keras.layers.Layer
+    add_weight = layer_class.add_weight
+
+    def counting(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal asked
+        # without a name it is the first argument in Keras 3, and the second, after the weight's name, in Keras 2
+        shapes = [kwargs.get("shape"), *(each for each in args if not isinstance(each, str))]
+        shape = next((each for each in shapes if each is not None), ())
+        shape = [int(side or 1) for side in ([shape] if isinstance(shape, int) else shape)]
+        asked += math.prod(shape)
+        if asked > most:
+            text = f"layer {layer.name} asks for weights of shape {shape}, more than the file's arrays have together"
+            refusals.append(Refused("model", f"{path}: {text}"))
+            raise refusals[0]
+        return add_weight(layer, *args, **kwargs)
+
+    layer_class.add_weight = counting
+    try:
+        yield
+    except Exception as error:
+        if refusals:  # Keras may have made something else of it
+            raise refusals[0] from error
+        raise
+    finally:
+        layer_class.add_weight = add_weight
+
+
+def numbers_in(path: str) -> int:
+    """How many numbers all arrays of an `.h5` have together."""
+    import h5py
+
+    sizes: list[int] = []
+    with h5py.File(path, "r") as file:
+        file.visititems(lambda name, item: sizes.append(int(item.size)) if isinstance(item, h5py.Dataset) else None)
+    return sum(sizes)
+
+
 def load(keras: Any, path: str) -> Any:
     """`load_model(path)` as any user would: no custom objects, compiled as the file says."""
     check_storage(path)
     check_layers(path)
     try:
-        return keras.models.load_model(path)
+        with no_more_weights(keras, path):
+            return keras.models.load_model(path)
+    except Refused:
+        raise
     except Exception as error:  # Keras raises whatever its layers raise
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refused("model", f"Keras {_version(keras)} cannot load {path}: {first_line}") from error
@@ -648,6 +700,8 @@ def read_golden(path: str) -> GoldenData:
                     raise Refused("model", f"{path} has golden {name} of another type, or more than there can be")
             inputs, outputs = group["inputs"][()], group["outputs"][()]
             stored = json.loads(_bytes(group.attrs["sha256"]))
+            if not isinstance(stored, dict) or not isinstance(stored.get("layers"), dict):
+                raise Refused("model", f"{path} has no digests of its layers")
             texts = {name: _bytes(file.attrs[name]) for name in DIGESTED_ATTRIBUTES}
         raw = json.loads(texts["shelftwin"]).get("input_range") == "raw"
     except UNREADABLE as error:

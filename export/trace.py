@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import gc
 import operator
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +38,27 @@ class NoKerasCounterpart(BadInput):
         )
 
 
+class NotTraced(BadInput):
+    """`torch.export` cannot follow what the network computes."""
+
+    def __init__(self, network: nn.Module, image_size: tuple[int, int], error: Exception) -> None:
+        self.reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        name, module = getattr(network, "backbone_name", type(network).__name__), _raised_in(network, error)
+        super().__init__(
+            f"expected a network that torch.export can trace, got {name} at {image_size[0]}x{image_size[1]} pixels, "
+            f"where module {module or '(root)'!r} raises {type(error).__name__}: {self.reason}. Try another "
+            "image_size or another backbone, such as those in docs/families.md; for other networks torch.onnx.export "
+            "followed by onnx2tf gives a SavedModel or TFLite file, without the proof."
+        )
+
+
+def _raised_in(network: nn.Module, error: Exception) -> str:
+    """Path of the innermost module whose forward an exception came out of; empty for the root."""
+    path_of = {id(module): path for path, module in network.named_modules()}
+    owners = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((path_of[owner] for owner in reversed(owners) if owner in path_of), "")
+
+
 def export_program(network: nn.Module, image_size: tuple[int, int], batch: int = 2) -> ExportedProgram:
     """Trace a network in inference mode.
 
@@ -46,12 +69,18 @@ def export_program(network: nn.Module, image_size: tuple[int, int], batch: int =
 
     Returns:
         The exported program.
+
+    Raises:
+        NotTraced: whatever the network or `torch.export` raised.
     """
     # The graph keeps the batch apart, so a fixed batch loses nothing and spares the symbolic shapes.
     parameter = next(network.parameters())
     photos = torch.zeros((batch, 3, *image_size), dtype=parameter.dtype, device=parameter.device)
     with torch.no_grad(), _paused_garbage_collection():  # the same program, a tenth and a fifth sooner
-        return torch.export.export(network.eval(), (photos,))
+        try:
+            return torch.export.export(network.eval(), (photos,))
+        except Exception as error:  # the network's own, which may be any, or the exporter's
+            raise NotTraced(network, image_size, error) from error
 
 
 @contextmanager
@@ -74,8 +103,8 @@ def trace_graph(program: ExportedProgram, layer_names: LayerNames | None = None)
         layer_names: module paths -> layer names, for those it has a name for; others are named by their path.
 
     Raises:
-        NoKerasCounterpart: for an operation that Keras's built-in layers do not have.
-        ValueError: when a parameter of the network is used never or more than once.
+        NoKerasCounterpart: for an operation that Keras's built-in layers do not have, and when a weight of the network
+            is used never or more than once.
     """
     return _Tracer(program, layer_names).graph()
 
@@ -122,7 +151,17 @@ class _Tracer:
             for name, array in self.program.state_dict.items()
             if not name.endswith("num_batches_tracked")  # a counter for training; no part of the function
         }
+        self._check_use(tensors)
         return Graph(tuple(self.nodes.values()), tensors)
+
+    def _check_use(self, tensors: Iterable[str]) -> None:
+        """Each array of a Keras file belongs to one layer, and is trained and compared there."""
+        used = Counter(tensor for node in self.nodes.values() for tensor in node.weights.values())
+        for tensor in tensors:
+            if used[tensor] != 1:
+                why = "is used in more than one place" if used[tensor] else "has no part in what is computed"
+                module, _, name = tensor.rpartition(".")
+                raise NoKerasCounterpart(f"weight {name}", module, f"it {why}")
 
     def _convert(self, operation: fx.Node) -> None:
         name = _operation_name(operation)

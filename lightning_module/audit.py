@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from lightning_module.cli import COMMANDS, underscored
 from models.bad_input import BadInput
+from models.choices import Interpolation
 from models.whole_file import write_text
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def audit(
     std: float | list[float] | None = None,
     checkpoint: Path | None = None,
     image_size: int = 224,
-    interpolation: Literal["nearest", "bilinear", "bicubic", "hamming", "box", "lanczos"] = "bilinear",
+    interpolation: Interpolation = "bilinear",
     validation_split: float = 0.2,
     seed: int = 0,
 ) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Schedule, balanced_weights, shrink
 from lightning_module.mean_loss import MeanLoss
 from models.bad_input import BadInput
+from models.choices import TRAINABLE, Trainable
 from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision
 from models.keras_adam import KerasAdam
 from models.pretrained import WeightsReport, load_pretrained
@@ -25,8 +26,6 @@ from models.timm_mobilenetv2 import TimmClassifier
 
 SETS = ("train", "val", "val_clean", "test")
 """Sets of photos with metrics of their own; `val_clean` are the validation photos without augmentation."""
-
-Trainable = Literal["head", "all"]
 
 
 class ProductClassifier(L.LightningModule):
@@ -394,7 +393,7 @@ def _check_settings(
         raise BadInput(f"class_names: expected each name once, received {list(class_names)}.")
     if len(image_size) != 2 or min(image_size) < 1:
         raise BadInput(f"image_size: expected (height, width) in pixels, received {list(image_size)}.")
-    if trainable not in get_args(Trainable):
+    if trainable not in TRAINABLE:
         raise BadInput(f"--model.trainable: expected 'head' or 'all', received {trainable!r}.")
     if not (math.isfinite(learning_rate) and learning_rate > 0):
         raise BadInput(f"--model.learning_rate: expected a number above zero, received {learning_rate}.")

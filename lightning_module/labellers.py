@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodule.photo_store import INTERPOLATIONS
 from export.checkpoint import read_checkpoint
 from export.keras_h5 import DETAILS_ATTRIBUTE
 from export.keras_process import KerasStream
 from export.keras_worker import UNREADABLE, Refused, check_storage
 from models.bad_input import BadInput
+from models.choices import INTERPOLATIONS, MOST_PIXELS
 from models.frozen_backbone import FrozenBackbone, without_tf32
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -193,10 +193,12 @@ class KerasFileLabeller:
                 f"that gives {gives}. Give the names that belong to it with --labels."
             )
         size: tuple[int, int] = given if given != (0, 0) else (takes[1] or 0, takes[2] or 0)
-        if 0 in size or any(own not in (None, side) for own, side in zip(takes[1:3], size, strict=True)):
+        differs = any(own not in (None, side) for own, side in zip(takes[1:3], size, strict=True))
+        if 0 in size or size[0] * size[1] > MOST_PIXELS or differs:
             raise BadInput(
-                f"{self.h5}: expected image_size, [height, width] in pixels that the model takes ({takes[1:3]}), "
-                f"received {list(given) if given != (0, 0) else 'none'}. State it in the file given with --labels."
+                f"{self.h5}: expected image_size, [height, width] in pixels that the model takes ({takes[1:3]}), at "
+                f"most {MOST_PIXELS // 10**6} megapixels, received {list(given) if given != (0, 0) else 'none'}. State "
+                "it in the file given with --labels."
             )
         return size
 

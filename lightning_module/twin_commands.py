@@ -288,10 +288,10 @@ def import_(
     if json:
         check_report_place("--json", json, model, out)
     stated = read_labels(labels) if labels else {}
-    names = class_names.split(",") if class_names else stated.get("class_names")
+    names = [name.strip() for name in class_names.split(",")] if class_names else stated.get("class_names")
     if photos_root and not names:
         names = _folder_names(photos_root)
-    interpolation = interpolation or stated.get("interpolation")
+    interpolation = stated.get("interpolation") if interpolation is None else interpolation
     classifier = read_keras_classifier(model, Wishes(names, _height_and_width(image_size), interpolation, input_range))
     files = list_photo_files(photos_root) if photos_root and check else []
     pixels = _pixels_of(files, classifier.image_size, classifier.interpolation) if files else None

@@ -69,7 +69,7 @@ def photos_of(image_size: tuple[int, int], count: int = 3) -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (count, *image_size, 3), dtype=np.uint8)
 
 
-def save_checkpoint(path: Path, network: TimmClassifier, image_size: tuple[int, int], **changes: Any) -> Path:
+def save_checkpoint(path: Path, network: TimmClassifier, image_size: tuple[int, int], /, **changes: Any) -> Path:
     """Write what Lightning would write of a ProductClassifier holding this network."""
     hyper_parameters = {
         **network.architecture,

@@ -7,7 +7,7 @@ import torch
 from conftest import load_script, random_classifier
 from torch import nn
 
-from export.trace import export_program, unknown_operations
+from export.trace import NotTraced, export_program, unknown_operations
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "convertible_families.py"
 
@@ -63,6 +63,15 @@ def test_model_of_256_pixels_alone_is_tried_at_256(script, tmp_path):
     """Otherwise attention would count as a CNN that does not convert, for want of a trace."""
     result = script.convert("halonet_h1", tmp_path)
     assert (result["cnn"], result["size"], result["reason"]) == (False, 256, "")
+
+
+def test_model_that_cannot_be_traced_is_told_in_its_own_words(script, tmp_path, monkeypatch):
+    def refuse(network, image_size):
+        raise NotTraced(network, image_size, RuntimeError("depends on data\nand more"))
+
+    monkeypatch.setattr(script, "export_program", refuse)
+    result = script.convert("mobilenetv2_035", tmp_path)
+    assert (result["converts"], result["reason"]) == (False, "not traced: depends on data")
 
 
 def test_page_says_what_was_proved_what_not_and_what_was_not_tried(script):

@@ -102,6 +102,13 @@ def test_constants_are_recovered_without_the_details_that_keras_drops(tmp_path, 
     assert torch.equal(read.network.normalise.offset, own.normalise.offset)
 
 
+def test_size_beyond_the_limit_is_refused_before_anything_is_made_of_it(tmp_path, small_checkpoint):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    change_layer(twin, "image", batch_input_shape=[None, 65536, 65536, 3])
+    with pytest.raises(BadInput, match="at most 64 megapixels, got a model for 65536 x 65536"):
+        read_keras_classifier(twin)
+
+
 def change_details(path: Path, **changes) -> None:
     with h5py.File(path, "r+") as file:
         details = json.loads(file.attrs["shelftwin"])
@@ -403,6 +410,29 @@ def test_import_without_proof_says_so_and_takes_names_from_labels(tmp_path, smal
     assert (settings["class_names"], settings["interpolation"]) == (list("abcd"), "bicubic")
 
 
+@pytest.mark.parametrize("name", ["cubic", "", 3, ["nearest"]], ids=str)
+def test_interpolation_of_labels_or_of_the_file_must_be_known(tmp_path, small_checkpoint, capsys, name):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({"class_names": list("abcd"), "interpolation": name}))
+    assert lightning("import", twin, tmp_path / "o.ckpt", "--labels", labels, "--check=false") == 2
+    assert "--interpolation or that of --labels: expected one of nearest, bilinear" in capsys.readouterr().err
+    with h5py.File(twin, "r+") as file:
+        details = json.loads(file.attrs["shelftwin"])
+        file.attrs["shelftwin"] = json.dumps({**details, "interpolation": name}).encode()
+    assert lightning("import", twin, tmp_path / "o.ckpt", "--check=false") == 2
+    assert "the file's own interpolation: expected one of nearest, bilinear" in capsys.readouterr().err
+    assert not (tmp_path / "o.ckpt").exists()
+
+
+def test_spaces_around_class_names_are_no_part_of_them(tmp_path, small_checkpoint):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    names = "--class_names= a, b c,d ,e"
+    assert lightning("import", twin, tmp_path / "o.ckpt", names, "--check=false") == 0
+    assert read_hyper_parameters(tmp_path / "o.ckpt")["class_names"] == ["a", "b c", "d", "e"]
+    assert lightning("import", twin, tmp_path / "o.ckpt", "--class_names=a,b,c, ", "--check=false") == 2
+
+
 def test_mismatch_exits_1_and_leaves_no_file(tmp_path, small_checkpoint, monkeypatch):
     """Keras is made to see another file than the one that was read."""
     twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
@@ -425,6 +455,7 @@ def test_mismatch_exits_1_and_leaves_no_file(tmp_path, small_checkpoint, monkeyp
         (["m.h5", "o.ckpt", "--image_size=33"], "--image_size"),
         (["m.h5", "o.ckpt", "--image_size=big"], "--image_size"),
         (["m.h5", "o.ckpt", "--labels=nowhere.json"], "--labels"),
+        (["m.h5", "o.ckpt", "--interpolation=cubic"], "expected one of nearest, bilinear"),
         (["m.h5", "o.ckpt", "--class_names=a,b"], "expected 4 different class names"),
         (["m.h5", "o.ckpt", "--input_range=raw"], "--input_range"),
     ],

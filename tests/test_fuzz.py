@@ -5,14 +5,17 @@ SHELFTWIN_FUZZ=5000 makes that many flips of each kind; SHELFTWIN_FUZZ_SEED anot
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import fuzz_reading
 import h5py
 import numpy as np
 import pytest
+import torch
 from conftest import random_classifier, save_checkpoint
 
 from export.case import Pair, read_case
@@ -22,11 +25,12 @@ from export.graph import Graph, Node
 from export.hand_over import write_twin
 from export.keras_h5 import keras_layers, read_keras_h5, training_config, write_keras_h5
 from export.keras_worker import Refused, check_layers, verify_and_say
+from export.report import Rung
 from models.bad_input import BadInput
 
 COUNT = int(os.environ.get("SHELFTWIN_FUZZ", "0"))
 SEED = int(os.environ.get("SHELFTWIN_FUZZ_SEED", "0"))
-SECONDS_EACH = 5.0  # far more than a flip takes; a hang is longer
+SECONDS_EACH = 10.0  # far more than a flip takes; a hang is longer
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +41,10 @@ def pair(tmp_path_factory) -> tuple[Path, Path]:
     return write_twin(checkpoint, folder / "model.h5").path, checkpoint
 
 
-def outcomes(kind: str, original: Path, checkpoint: Path, count: int) -> Counter[str]:
+def outcomes(kind: str, original: Path, partner: Path, count: int) -> Counter[str]:
     """Read `count` flipped files in a process of its own; fails, naming the flip, where that crashes or hangs."""
     script = Path(__file__).with_name("fuzz_reading.py")
-    command = [sys.executable, str(script), kind, str(original), str(checkpoint), str(SEED), str(count)]
+    command = [sys.executable, str(script), kind, str(original), str(partner), str(SEED), str(count)]
     root = str(Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
     try:
@@ -88,7 +92,7 @@ def small(tmp_path_factory) -> Path:
 
 def test_many_flips_of_a_small_h5_are_refused_noticed_or_nothing(small):
     counted = outcomes("small", small, small, COUNT or 300)
-    assert min(counted["refused"], counted["noticed: it differs"], counted["same"]) > 0
+    assert min(counted["refused"], counted["noticed: contents"], counted["noticed: weights"], counted["nothing"]) > 0
 
 
 def test_flipped_h5_is_refused_or_noticed(pair):
@@ -99,12 +103,17 @@ def test_flipped_h5_is_refused_or_noticed(pair):
     assert counted["noticed: contents"] or counted["noticed: labels"]
 
 
-def test_flipped_h5_is_imported_or_refused_without_a_fault(pair):
-    assert outcomes("import", *pair, COUNT or 20)["refused"]
+def test_flipped_h5_is_imported_as_it_is_or_refused(pair):
+    counted = outcomes("import", *pair, COUNT or 20)
+    assert counted["refused"]
+    assert counted["noticed: weights"]
 
 
 def test_flipped_checkpoint_is_refused_or_noticed(pair):
-    assert outcomes("ckpt", pair[1], pair[1], COUNT or 40)["refused"]
+    counted = outcomes("ckpt", *reversed(pair), COUNT or 40)
+    assert counted["refused"]
+    assert counted["noticed: weights"]
+    assert counted["noticed: contents"] or counted["noticed: labels"]
 
 
 @pytest.mark.slow
@@ -112,6 +121,80 @@ def test_flipped_checkpoint_is_refused_or_noticed(pair):
 def test_flipped_h5_harms_no_keras_process(pair):
     counted = outcomes("worker", *pair, min(COUNT, 400) or 8)
     assert counted["refused"]
+
+
+# That the judges are no rubber stamps: what nothing notices any more must be unnoticed ------------------------------
+
+
+def edited(path: Path, folder: Path, change) -> Path:
+    copy = Path(shutil.copy(path, folder))
+    with h5py.File(copy, "r+") as file:
+        change(file)
+    return copy
+
+
+def learn_faster(file: h5py.File) -> None:
+    file.attrs["training_config"] = file.attrs["training_config"].replace("0.001", "0.002")
+
+
+def one_bit(file: h5py.File) -> None:
+    kernel = next(each for name, each in arrays_of(file) if name.endswith("kernel:0"))
+    numbers = kernel[()]
+    numbers.view(np.uint32).flat[0] ^= 1
+    kernel[...] = numbers
+
+
+def arrays_of(file: h5py.File) -> list:
+    found = []
+    file["model_weights"].visititems(lambda name, each: found.append((name, each)) if hasattr(each, "dtype") else None)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "noticed", "check"),
+    [(learn_faster, "contents", "contents_check"), (one_bit, "weights", "loaded_weights_check")],
+)
+def test_change_of_a_small_h5_without_its_check_is_unnoticed(small, tmp_path, monkeypatch, change, noticed, check):
+    changed = edited(small, tmp_path, change)
+    assert fuzz_reading.judge_small(small, small)(small) == "nothing"
+    assert fuzz_reading.judge_small(small, small)(changed) == f"noticed: {noticed}"
+    monkeypatch.setattr(f"export.keras_worker.{check}", lambda *given: (True, ""))
+    assert fuzz_reading.judge_small(small, small)(changed) == "unnoticed"
+
+
+def test_change_of_a_checkpoint_without_its_check_is_unnoticed(pair, tmp_path, monkeypatch):
+    h5, checkpoint = pair
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["learning_rate"] = 0.002
+    torch.save(content, tmp_path / "a.ckpt")
+    judge = fuzz_reading.judge_checkpoint(checkpoint, h5)
+    assert judge(checkpoint) == "nothing"
+    assert judge(tmp_path / "a.ckpt") == "noticed: contents"
+    passed = Rung("contents", True, 0, 0, "", "")
+    monkeypatch.setattr("export.contents.check_contents", lambda case: passed)
+    assert judge(tmp_path / "a.ckpt") == "unnoticed: learning_rate"
+
+
+def other_epsilon(file: h5py.File) -> None:
+    content = json.loads(file.attrs["model_config"])
+    layer = next(each["config"] for each in content["config"]["layers"] if each["name"] == "bn_Conv1")
+    layer["epsilon"] = 0.01
+    file.attrs["model_config"] = json.dumps(content).encode()
+
+
+def test_import_of_another_network_than_the_file_holds_is_unnoticed(pair, tmp_path, monkeypatch):
+    judge = fuzz_reading.judge_import(*pair)
+    assert judge(pair[0]) == "nothing"
+    assert judge(edited(pair[0], tmp_path, one_bit)) == "noticed: weights"
+    changed = edited(pair[0], tmp_path, other_epsilon)
+    with pytest.raises(BadInput, match="one epsilon"):
+        judge(changed)
+    monkeypatch.setattr("export.from_keras._epsilon", lambda body: 1e-3)
+    monkeypatch.setattr("export.from_keras._NOT_COMPARED", ("momentum", "keep_dimensions", "epsilon"))
+    assert judge(changed) == "unnoticed: epsilon 0.01, not 0.001"
+    with monkeypatch.context() as patched:  # a network of other numbers than the file's
+        patched.setattr("export.from_keras.TimmClassifier.load_state_dict", lambda self, state: None)
+        assert judge(pair[0]) == "unnoticed: an array"
 
 
 # What no random flip would make -------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ One Keras process does all the work of this file: starting one costs ten seconds
 
 import copy
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -355,6 +356,15 @@ def test_interpreter_that_is_missing_crashes_or_hangs_is_reported(tmp_path):
         run_keras([], python=interpreter(tmp_path, "kill -9 $$"))
     with pytest.raises(KerasFailed, match="longer than its limit"):
         run_keras([], python=interpreter(tmp_path, "exec sleep 30"), time_limit=0.5)
+
+
+@pytest.mark.keras
+def test_layer_that_claims_more_than_the_file_has_is_refused_before_it_is_built(small_checkpoint, tmp_path):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    with h5py.File(twin, "r+") as file:
+        file.attrs["model_config"] = re.sub(r'"units": 4\b', '"units": 2000000000', file.attrs["model_config"])
+    with pytest.raises(BadInput, match=r"layer predictions asks for weights of shape .*2000000000"):
+        check_parity(Pair(small_checkpoint, twin))
 
 
 def test_lambda_layer_is_refused_before_keras_sees_it(small_checkpoint, tmp_path):

@@ -8,7 +8,8 @@ from keras_generator import ask_keras, needs_keras
 from odd_photos import draw_bad_photos, draw_odd_photos, noise
 from PIL import Image, ImageFile, ImageOps
 
-from datamodule.photo_store import INTERPOLATIONS, BadPhoto, PhotoStore, load_photo
+from datamodule.photo_store import BadPhoto, PhotoStore, load_photo
+from models.choices import INTERPOLATIONS
 
 SIZE = (24, 40)
 BILINEAR = Image.Resampling.BILINEAR

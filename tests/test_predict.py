@@ -1,5 +1,6 @@
 import csv
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -231,6 +232,27 @@ def test_labels_that_contradict_the_file_are_refused_and_float64_is_float64(chec
         np.testing.assert_allclose(theirs, ours, rtol=1e-9)
         single = np.abs(keras_road.probabilities(pixels) - ours)
         assert 1e-12 < single.max() < top_labels.FLOAT32_ERROR
+
+
+@pytest.mark.keras
+@pytest.mark.slow
+def test_layer_that_claims_more_than_the_file_has_is_a_message(checkpoint, photos, tmp_path, capsys):
+    twin = write_twin(checkpoint, tmp_path / "model.h5").path
+    with h5py.File(twin, "r+") as file:
+        file.attrs["model_config"] = re.sub(r'"units": 4\b', '"units": 2000000000', file.attrs["model_config"])
+    assert lightning("predict", twin, photos / "odd", "--out", tmp_path / "p.csv") == 2
+    assert "layer predictions asks for weights of shape" in capsys.readouterr().err
+
+
+@pytest.mark.keras
+@pytest.mark.slow
+def test_size_beyond_the_limit_is_a_message(checkpoint, photos, tmp_path, capsys):
+    twin = write_twin(checkpoint, tmp_path / "model.h5").path
+    with h5py.File(twin, "r+") as file:
+        for name in ("model_config", "shelftwin"):
+            file.attrs[name] = file.attrs[name].replace("48, 40", "65536, 65536")
+    assert lightning("predict", twin, photos / "odd", "--out", tmp_path / "p.csv") == 2
+    assert "at most 64 megapixels" in capsys.readouterr().err
 
 
 def test_keras_process_that_fails_is_a_message(checkpoint, photos, tmp_path, capsys):

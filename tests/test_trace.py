@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from conftest import random_classifier
+from conftest import lightning, random_classifier, save_checkpoint
 from torch import nn
 
 from export.checkpoint import read_checkpoint
 from export.graph import Graph, Node
 from export.hand_over import trace_checkpoint
-from export.trace import NoKerasCounterpart, export_program, trace_graph
+from export.trace import NoKerasCounterpart, NotTraced, export_program, trace_graph
 
 
 def trace(network, image_size=(48, 40)):
@@ -92,15 +92,73 @@ class Odd(nn.Module):
         return self.operation(self.conv(x)).mean((2, 3))
 
 
+class Deep(nn.Module):
+    """Something odd in a submodule of a submodule, between what can be converted."""
+
+    def __init__(self, odd):
+        super().__init__()
+        self.blocks = nn.Sequential(nn.ReLU(), odd)
+
+    def forward(self, x):
+        return torch.relu(self.blocks(x))
+
+
 @pytest.mark.parametrize(
-    ("operation", "named"),
-    [(torch.erf, "aten.erf"), (lambda x: nn.functional.hardtanh(x, -1, 1), "lower bound -1")],
+    ("operation", "named", "why"),
+    [(torch.erf, "aten.erf", ""), (lambda x: nn.functional.hardtanh(x, -1, 1), "aten.hardtanh", ": lower bound -1")],
     ids=["erf", "hardtanh"],
 )
-def test_operation_without_counterpart_is_named_with_the_way_out(operation, named):
-    with pytest.raises(NoKerasCounterpart, match=named) as caught:
-        trace(Odd(operation))
+def test_operation_without_counterpart_is_named_with_its_module_and_the_way_out(operation, named, why):
+    with pytest.raises(
+        NoKerasCounterpart, match=rf"^{named} in module 'blocks\.1' has no counterpart .*{why}"
+    ) as caught:
+        trace(Deep(Odd(operation)))
     assert "onnx2tf" in str(caught.value)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3)
+
+    def forward(self, x):
+        return self.conv(self.conv(x)).mean((2, 3))
+
+
+class Spare(Odd):
+    def __init__(self):
+        super().__init__(torch.relu)
+        self.spare = nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("network", "said"),
+    [
+        (Twice, r"weight weight in module 'blocks\.1\.conv' has no counterpart .*: it is used in more than one place"),
+        (
+            Spare,
+            r"weight weight in module 'blocks\.1\.spare' has no counterpart .*: it has no part in what is computed",
+        ),
+    ],
+)
+def test_weight_that_is_used_twice_or_never_is_named_with_the_way_out(network, said):
+    with pytest.raises(NoKerasCounterpart, match=said) as caught:
+        trace(Deep(network()))
+    assert "onnx2tf" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("operation", "named"),
+    [(lambda x: x if x.sum() > 0 else -x, ""), (lambda x: x.reshape(-1, 7), "shape")],
+    ids=["data-dependent", "of another size"],
+)
+def test_network_that_torch_cannot_trace_is_named_with_its_module_and_the_way_out(operation, named):
+    with pytest.raises(
+        NotTraced, match=rf"got Deep at 48x40 pixels, where module 'blocks\.1' raises \w+: .*{named}"
+    ) as caught:
+        trace(Deep(Odd(operation)))
+    assert "onnx2tf" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +181,17 @@ def test_weight_that_is_computed_with_is_refused(standardise):
 
     with pytest.raises(NoKerasCounterpart, match="weight"):
         trace(Standardised(3, 4, 3))
+
+
+def test_network_that_cannot_be_traced_is_bad_input_of_the_command(tmp_path, capsys):
+    """Exit code 1 would mean that the twins differ."""
+    network = random_classifier(backbone="eca_halonext26ts", hidden=())  # its attention takes blocks of 8 pixels alone
+    checkpoint = save_checkpoint(tmp_path / "a.ckpt", network, (80, 80))
+    assert lightning("export", checkpoint, tmp_path / "m.h5") == 2
+    said = capsys.readouterr().err
+    assert "got eca_halonext26ts at 80x80 pixels, where module 'backbone.stages" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "m.h5").exists()
 
 
 def test_value_changed_in_place_is_read_as_changed():

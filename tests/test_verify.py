@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -54,11 +55,7 @@ def one_ulp(h5: Path) -> None:
 
 
 def epsilon(h5: Path) -> None:
-    def change(config):
-        layer = next(each for each in config["config"]["layers"] if each["name"] == "block_4_expand_BN")
-        layer["config"]["epsilon"] = 0.1
-
-    edit_json(h5, "/", "model_config", change)
+    edit_layer(h5, "block_4_expand_BN", epsilon=0.1)
 
 
 def digests_anew(h5: Path) -> None:
@@ -95,6 +92,18 @@ def lambda_layer(h5: Path) -> None:
         file.attrs["model_config"] = file.attrs["model_config"].replace('"ReLU"', '"Lambda"')
 
 
+def many_units(h5: Path) -> None:
+    """Eight gigabytes, of which the file has nothing."""
+    edit_layer(h5, "predictions", units=2_000_000_000)
+
+
+def edit_layer(h5: Path, name: str, **changes) -> None:
+    def change(config):
+        next(each for each in config["config"]["layers"] if each["name"] == name)["config"].update(changes)
+
+    edit_json(h5, "/", "model_config", change)
+
+
 # (what is changed, exit code, what its output must say)
 CONTROLS = {
     "one weight off by one ulp": (one_ulp, 1, "FAIL  weights: changed in 1 of 106 layers, first in block_5_expand"),
@@ -104,6 +113,12 @@ CONTROLS = {
     "golden outputs, with a new digest": (far_golden_outputs, 1, "FAIL  probabilities: largest difference"),
     "golden outputs not a number": (not_a_number, 1, "FAIL  probabilities: largest difference nan"),
     "class order": (class_order, 1, "FAIL  contents: changed: shelftwin"),
+    "a Dense of many units": (many_units, 2, "FAIL: not checked: {path}: layer predictions asks for weights of shape"),
+    "Conv2D of many filters": (
+        lambda h5: edit_layer(h5, "Conv1", filters=2_000_000_000),
+        2,
+        "FAIL: not checked: {path}: layer Conv1 asks for weights of shape [3, 3, 3, 2000000000]",
+    ),
     "Lambda layer": (lambda_layer, 2, "FAIL: not checked: {path} holds layers that are refused"),
 }
 
@@ -173,6 +188,18 @@ def test_what_is_no_such_file_is_no_pass(small_checkpoint, tmp_path, capsys):
         assert says in last
 
 
+@pytest.mark.parametrize("digests", [[], "x", {}, {"layers": []}], ids=str)
+def test_digests_of_another_shape_are_refused_without_a_keras(small_checkpoint, tmp_path, capsys, digests):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
+    with h5py.File(twin, "r+") as file:
+        file["shelftwin_golden"].attrs["sha256"] = json.dumps(digests)
+    assert keras_worker.verify_and_say(str(twin)) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("FAIL: not checked: ")
+    assert "no digests of its layers" in said.out
+    assert "Traceback" not in said.err
+
+
 def test_sizes_are_checked_before_anything_is_allocated(small_checkpoint, tmp_path):
     twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
     with h5py.File(twin, "r+") as file:
@@ -180,6 +207,47 @@ def test_sizes_are_checked_before_anything_is_allocated(small_checkpoint, tmp_pa
         file["shelftwin_golden"].create_dataset("inputs", (1 << 20, 1 << 10, 1 << 10, 3), "u1", chunks=(1, 64, 64, 3))
     with pytest.raises(keras_worker.Refused, match="more than"):
         keras_worker.read_golden(str(twin))
+
+
+def layers_of_a_keras() -> SimpleNamespace:
+    class Layer:
+        name = "dense"
+
+        def add_weight(self, name=None, shape=None, dtype=None):
+            return shape
+
+    return SimpleNamespace(layers=SimpleNamespace(Layer=Layer))
+
+
+def test_layers_may_ask_for_what_the_file_has_and_for_little_more(small_checkpoint, tmp_path):
+    twin = write_twin(small_checkpoint, tmp_path / "m.h5")
+    keras, held = layers_of_a_keras(), keras_worker.numbers_in(str(twin.path))
+    assert twin.parameters < held  # the golden images are in it, too
+    layer, own = keras.layers.Layer(), keras.layers.Layer.add_weight
+    with keras_worker.no_more_weights(keras, str(twin.path)):
+        assert layer.add_weight("kernel", (twin.parameters,)) == (twin.parameters,)
+        assert layer.add_weight(shape=[3, 4]) == [3, 4]
+        assert layer.add_weight("count") is None
+        layer.add_weight("kernel", shape=(held - twin.parameters, 1))
+        with pytest.raises(keras_worker.Refused, match="layer dense asks for weights of shape"):  # all together
+            layer.add_weight("kernel", shape=(keras_worker.SPARE_NUMBERS,))
+    assert keras.layers.Layer.add_weight is own
+
+
+def test_refusal_is_one_whatever_keras_makes_of_it(small_checkpoint, tmp_path):
+    twin, keras = write_twin(small_checkpoint, tmp_path / "m.h5").path, layers_of_a_keras()
+
+    def build():
+        try:
+            keras.layers.Layer().add_weight("kernel", (1 << 40,))
+        except keras_worker.Refused as refused:
+            raise RuntimeError("as Keras 2 tells it") from refused
+
+    with pytest.raises(keras_worker.Refused, match="asks for weights"), keras_worker.no_more_weights(keras, str(twin)):
+        build()
+    with pytest.raises(ValueError, match="own"), keras_worker.no_more_weights(keras, str(twin)):
+        raise ValueError("Keras's own")
+    assert keras.layers.Layer().add_weight("kernel", (1 << 40,)) == (1 << 40,)
 
 
 def test_golden_images_are_the_same_everywhere_and_use_the_corner():
