@@ -111,7 +111,14 @@ STAGES: dict[str, dict[str, tuple[str, list[str]]]] = {
         "backbone half as fast as the head": (FINETUNE, ["--model.schedule.backbone_factor=0.5"]),
         "zoom from 0.5": (FINETUNE, ["--data.augmentation.zoom_range=[0.5,1.05]"]),
     },
-    "full": {"configs/finetune.yaml": (FINETUNE, []), "configs/mobilenetv2.yaml": (RECIPE, [])},
+    "full": {
+        "configs/finetune.yaml": (FINETUNE, []),
+        "configs/mobilenetv2.yaml": (RECIPE, []),
+        "24 epochs, mixup or cutmix": (
+            FINETUNE,
+            ["--trainer.max_epochs=24", "--trainer.check_val_every_n_epoch=2", *MIXED],
+        ),
+    },
 }
 """stage -> name -> (configuration, settings besides)."""
 
