@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -197,7 +198,8 @@ class ProductClassifier(L.LightningModule):
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Probabilities, shape (B, C), of images (B, 3, H, W)."""
-        return self(batch[0]).softmax(dim=1)
+        with _without_autocast(batch[0]):
+            return self(batch[0]).softmax(dim=1)
 
     def _shared_step(self, batch: tuple[Tensor, Tensor], name: str) -> Tensor:
         images, labels = batch
@@ -209,8 +211,10 @@ class ProductClassifier(L.LightningModule):
                 images = shrink(images, self.train_shape)
             if self.regularisation != Regularisation():
                 images, targets = self._regularise(images, labels)
-        logits = self.logits_while_fitting(images, exact=name != "train") if fitting else self(images)
-        loss = nn.functional.cross_entropy(logits, targets, self._class_weights if name == "train" else None)
+        # Under bf16-mixed and 16-mixed Lightning has every step computed so; what is measured is not to be rounded.
+        with nullcontext() if name == "train" else _without_autocast(images):
+            logits = self.logits_while_fitting(images, exact=name != "train") if fitting else self(images)
+            loss = nn.functional.cross_entropy(logits, targets, self._class_weights if name == "train" else None)
         metrics = cast(MetricCollection, self.metrics[f"{name}/"])
         metrics.update(logits, labels)
         if name != "train":
@@ -360,6 +364,12 @@ class ProductClassifier(L.LightningModule):
                 f"{self.class_names}. Give the photos of the same classes with --data.root."
             )
         self._has_trained_weights = True
+
+
+def _without_autocast(images: Tensor) -> AbstractContextManager[None]:
+    """Compute in the number format that weights and images have."""
+    context: AbstractContextManager[None] = torch.autocast(images.device.type, enabled=False)
+    return context
 
 
 def _metrics(name: str, num_classes: int) -> MetricCollection:

@@ -1,3 +1,5 @@
+import copy
+
 import lightning as L
 import pytest
 import torch
@@ -81,6 +83,51 @@ def test_steps_log_what_torch_says(tmp_path):
     counts = torch.tensor(module.confusion_counts["val"])
     assert counts.sum(dim=1).tolist() == labels.bincount().tolist()
     assert counts.diagonal().sum() == (logits.argmax(1) == labels).sum()
+
+
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_what_is_measured_under_mixed_precision_is_float32(tmp_path, monkeypatch, trainable):
+    """Validation within a fit and everything after it; the training steps are what the precision is of."""
+    measured, trained = [], []
+    cross_entropy = nn.functional.cross_entropy
+
+    def spy(logits, *rest):
+        (trained if torch.is_grad_enabled() else measured).append(logits.detach())
+        return cross_entropy(logits, *rest)
+
+    def in_float32() -> torch.Tensor:
+        with torch.no_grad():
+            return copy.deepcopy(module.network).eval()(photos)
+
+    monkeypatch.setattr(nn.functional, "cross_entropy", spy)
+    module = classifier(trainable=trainable)
+    photos, _ = batches().dataset.tensors
+    run = trainer(tmp_path, precision="bf16-mixed", enable_checkpointing=False)
+    before = in_float32()
+    run.fit(module, batches(), batches())
+    assert {logits.dtype for logits in trained} == {torch.bfloat16}
+    assert {logits.dtype for logits in measured} == {torch.float32}
+    # the sanity check's, on the weights from before; a frozen backbone has a pass of its own, equal but for rounding
+    torch.testing.assert_close(torch.cat(measured[:2]), before, rtol=0, atol=1e-6 if trainable == "head" else 0)
+    measured.clear()
+    run.validate(module, batches(), verbose=False)
+    run.test(module, batches(), verbose=False)
+    probabilities = torch.cat(run.predict(module, batches()))
+    torch.testing.assert_close(torch.cat(measured), in_float32().repeat(2, 1), rtol=0, atol=0)
+    torch.testing.assert_close(probabilities, in_float32().softmax(dim=1), rtol=0, atol=0)
+    # the negative control: computed as the training steps are, they would be others
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = module.eval()(photos)
+    assert (rounded.float() - in_float32()).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
+def test_what_is_measured_in_a_precision_of_the_weights_stays_in_it(tmp_path, precision, dtype):
+    module = classifier()
+    seen = []
+    module.network.head.register_forward_hook(lambda _module, _given, logits: seen.append(logits.dtype))
+    trainer(tmp_path, precision=precision, enable_checkpointing=False).validate(module, batches(), verbose=False)
+    assert set(seen) == {dtype}
 
 
 def test_confusion_is_counted_anew_each_time(tmp_path):
