@@ -61,8 +61,9 @@ class ProductClassifier(L.LightningModule):
             what is trained small does well on larger photos (Touvron et al. 2019), which all measuring is done on.
         schedule: which part learns how fast, and when.
         regularisation: what is done to training batches and their loss.
-        compile: the frozen backbone's pass with torch.compile. `auto`: on a CPU, where there is a C++ compiler and
-            enough to train on to earn the half minute back. `always` compiles training steps of all weights, too.
+        compile: the frozen backbone's pass with torch.compile. `auto`: where there is enough to train on to earn the
+            half minute back, and a C++ compiler, or Triton for a GPU (on which it has not been seen yet). `always`
+            compiles training steps of all weights, too.
 
     Raises:
         BadInput: a setting is out of its range, or the backbone is unknown.
@@ -167,9 +168,11 @@ class ProductClassifier(L.LightningModule):
             images: as in `forward`.
             exact: in float32, for what is measured. Training steps take what is fast.
         """
-        # Another precision of the trainer (64-true, bf16-mixed, ...) is the user's own choice of how to compute.
-        plain = images.dtype == torch.float32 and not torch.is_autocast_enabled(images.device.type)
-        if self.backbone_is_frozen and plain:
+        # Another precision of the trainer (64-true, 16-mixed, ...) is the user's own choice of how to compute. Under
+        # bf16-mixed the pass computes as it does without: it has a bfloat16 of its own.
+        device = images.device.type
+        mixed = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != torch.bfloat16
+        if self.backbone_is_frozen and images.dtype == torch.float32 and not mixed:
             return self.network.head(self._frozen_backbone.features(images, exact))
         if self.backbone_is_frozen or exact or self._compile != "always":
             return self(images)
