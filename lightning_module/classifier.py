@@ -128,7 +128,9 @@ class ProductClassifier(L.LightningModule):
         )
         # the keys have a slash because a ModuleDict takes no name that a module's own attributes have, such as train
         self.metrics = nn.ModuleDict({f"{name}/": _metrics(name, len(class_names)) for name in SETS})
-        self.confusion = nn.ModuleDict({f"{name}/": MulticlassConfusionMatrix(len(class_names)) for name in SETS[1:]})
+        self.confusion = nn.ModuleDict(
+            {f"{name}/": MulticlassConfusionMatrix(len(class_names), validate_args=False) for name in SETS[1:]}
+        )
         self.mean_losses = nn.ModuleDict({f"{name}/": MeanLoss() for name in SETS})
         self.confusion_counts: dict[str, list[list[int]]] = {}
         self.weights_report: WeightsReport | None = None
@@ -376,9 +378,11 @@ def _without_autocast(images: Tensor) -> AbstractContextManager[None]:
 
 
 def _metrics(name: str, num_classes: int) -> MetricCollection:
-    metrics: dict[str, Any] = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
+    # To validate arguments may be to look at labels, for which a GPU has to be waited for. The data module makes labels
+    # of folders, and the loss refuses those that are none.
+    metrics: dict[str, Any] = {"accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
     if name != "train":
-        metrics["f1_macro"] = MulticlassF1Score(num_classes, average="macro")
+        metrics["f1_macro"] = MulticlassF1Score(num_classes, average="macro", validate_args=False)
     return MetricCollection(metrics, prefix=f"{name}/")
 
 

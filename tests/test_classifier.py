@@ -5,10 +5,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_module.classifier import ProductClassifier
 from lightning_module.evaluation import per_class
+from lightning_module.fine_tuning import Regularisation
 from models.bad_input import BadInput
 from models.keras_adam import KerasAdam
 
@@ -128,6 +132,47 @@ def test_what_is_measured_in_a_precision_of_the_weights_stays_in_it(tmp_path, pr
     module.network.head.register_forward_hook(lambda _module, _given, logits: seen.append(logits.dtype))
     trainer(tmp_path, precision=precision, enable_checkpointing=False).validate(module, batches(), verbose=False)
     assert set(seen) == {dtype}
+
+
+def test_training_steps_ask_the_device_for_nothing(tmp_path, monkeypatch):
+    """Each number that Python asks for, and each list of what occurs, would have the host wait for a GPU."""
+    asked = []
+
+    class Asks(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            if function._schema.name in (
+                "aten::_local_scalar_dense",
+                "aten::_unique2",
+                "aten::nonzero",
+                "aten::bincount",
+            ):
+                asked.append(function._schema.name)
+            return function(*arguments, **(options or {}))
+
+    step = ProductClassifier.training_step
+
+    def watched(self, batch, batch_idx):
+        with Asks():
+            return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ProductClassifier, "training_step", watched)
+    settings = {"trainable": "all", "train_size": 24, "regularisation": Regularisation(label_smoothing=0.1)}
+    trainer(tmp_path, enable_checkpointing=False).fit(classifier(**settings), batches(), batches())
+    assert asked == []
+    # the negative control: a metric that counts classes is seen
+    monkeypatch.setattr(
+        "lightning_module.classifier._metrics", lambda name, count: MetricCollection([MulticlassAccuracy(count)])
+    )
+    trainer(tmp_path, enable_checkpointing=False).fit(classifier(**settings), batches())
+    assert "aten::bincount" in asked
+
+
+def test_labels_that_are_no_class_are_refused(tmp_path):
+    photos, labels = batches().dataset.tensors
+    wrong = DataLoader(TensorDataset(photos, labels + 1), batch_size=4)  # 1, 2 and 3 of three classes
+    for measure in (trainer(tmp_path, enable_checkpointing=False).fit, trainer(tmp_path).validate):
+        with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+            measure(classifier(), wrong)
 
 
 def test_confusion_is_counted_anew_each_time(tmp_path):
