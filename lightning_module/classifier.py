@@ -1,8 +1,8 @@
 """ProductClassifier: loss, metrics, steps and optimiser around the network."""
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Schedule, balanced_weights, shrink
 from lightning_module.mean_loss import MeanLoss
 from models.bad_input import BadInput
-from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision
+from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision, without_tf32
 from models.keras_adam import KerasAdam
 from models.pretrained import WeightsReport, load_pretrained
 from models.timm_mobilenetv2 import TimmClassifier
@@ -203,7 +203,7 @@ class ProductClassifier(L.LightningModule):
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Probabilities, shape (B, C), of images (B, 3, H, W)."""
-        with _without_autocast(batch[0]):
+        with _unrounded(batch[0]):
             return self(batch[0]).softmax(dim=1)
 
     def _shared_step(self, batch: tuple[Tensor, Tensor], name: str) -> Tensor:
@@ -216,8 +216,8 @@ class ProductClassifier(L.LightningModule):
                 images = shrink(images, self.train_shape)
             if self.regularisation != Regularisation():
                 images, targets = self._regularise(images, labels)
-        # Under bf16-mixed and 16-mixed Lightning has every step computed so; what is measured is not to be rounded.
-        with nullcontext() if name == "train" else _without_autocast(images):
+        # Under bf16-mixed and 16-mixed Lightning has every step computed so, and torch lets GPUs convolve in TF32.
+        with nullcontext() if name == "train" else _unrounded(images):
             logits = self.logits_while_fitting(images, exact=name != "train") if fitting else self(images)
             loss = nn.functional.cross_entropy(logits, targets, self._class_weights if name == "train" else None)
         metrics = cast(MetricCollection, self.metrics[f"{name}/"])
@@ -371,10 +371,11 @@ class ProductClassifier(L.LightningModule):
         self._has_trained_weights = True
 
 
-def _without_autocast(images: Tensor) -> AbstractContextManager[None]:
-    """Compute in the number format that weights and images have."""
-    context: AbstractContextManager[None] = torch.autocast(images.device.type, enabled=False)
-    return context
+@contextmanager
+def _unrounded(images: Tensor) -> Iterator[None]:
+    """Compute in the number format that weights and images have: without autocast, and without a GPU's TF32."""
+    with torch.autocast(images.device.type, enabled=False), without_tf32():
+        yield
 
 
 def _metrics(name: str, num_classes: int) -> MetricCollection:

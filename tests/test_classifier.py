@@ -15,6 +15,7 @@ from lightning_module.evaluation import per_class
 from lightning_module.fine_tuning import Regularisation
 from models.bad_input import BadInput
 from models.keras_adam import KerasAdam
+from models.timm_mobilenetv2 import TimmClassifier
 
 SETTINGS = {"class_names": ["a", "b", "c"], "image_size": [32, 32], "backbone": "mobilenetv2_035", "hidden": [8]}
 
@@ -123,6 +124,31 @@ def test_what_is_measured_under_mixed_precision_is_float32(tmp_path, monkeypatch
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         rounded = module.eval()(photos)
     assert (rounded.float() - in_float32()).abs().max() > 1e-4
+
+
+def test_what_is_measured_is_not_computed_in_tf32(tmp_path, monkeypatch):
+    """Ten bits of float32's 23, which torch lets convolutions use on GPUs unless told otherwise."""
+    places = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    measured, trained = set(), set()
+    original = TimmClassifier.features
+
+    def spy(self, images):
+        allowed = tuple(place.fp32_precision for place in places)
+        (trained if torch.is_grad_enabled() else measured).add(allowed)
+        return original(self, images)
+
+    monkeypatch.setattr(TimmClassifier, "features", spy)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        run, module = trainer(tmp_path, enable_checkpointing=False), classifier(trainable="all")
+        run.fit(module, batches(), batches())
+        run.test(module, batches(), verbose=False)
+        run.predict(module, batches())
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert measured == {("ieee", "ieee")}
+    assert trained == {("tf32", "tf32")}  # the negative control: they were allowed
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
