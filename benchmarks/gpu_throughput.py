@@ -115,6 +115,7 @@ def prepare_fit(arguments: argparse.Namespace, mode: str, run: Path) -> Training
         "--data.root": arguments.root,
         "--data.image_size": arguments.image_size,
         "--data.batch_size": arguments.batch_size,
+        "--data.epoch_photos": "null",  # each photo once, as in timm's epochs; it makes no difference to a rate
         "--model.backbone": arguments.backbone,
         "--model.pretrained": "false",
         "--model.compile": arguments.compile,

@@ -227,12 +227,12 @@ class TrainingCLI(LightningCLI):
         self.config = self.parser.parse_object({subcommand: {"model": own, "data": photos}}, self.config)
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a folder that cannot be written before anything is read; set threads and what determinism needs."""
+        """Refuse a folder that cannot be written before anything is read; set the threads."""
+        if threads := self._get(self.config, "num_threads"):
+            torch.set_num_threads(threads)
         trainer = self._get(self.config, "trainer")
         if trainer.deterministic and trainer.benchmark:  # as gpu.yaml has it: it chooses by the speed of the day
             trainer.benchmark = False
-        if threads := self._get(self.config, "num_threads"):
-            torch.set_num_threads(threads)
         if self.subcommand in ("fit", "test"):
             run = RunFolder(Path(self._get(self.config, "trainer").default_root_dir))
             run.check_writable()
