@@ -86,7 +86,7 @@ def measure(arguments: argparse.Namespace, mode: str, run: Path) -> dict[str, fl
     rates = {way: sorted(each)[len(each) // 2] for way, each in turns.rates.items()}
     rates |= limits(fit.model, fit.datamodule.batch_size, turns.device, mode)
     ratios = {
-        f"{way}_over_{of}": round(rates[way] / rates[of], 3)
+        f"{way}_over_{of}": float(f"{rates[way] / rates[of]:.3g}")
         for way, of in (
             ("epoch", "step"), ("epoch", "timm"), ("step", "arithmetic_limit"), ("step", "bandwidth_limit"),
         )
