@@ -1,16 +1,21 @@
-"""Training throughput on a GPU: our step, our whole epoch, timm's own loop, and what the hardware allows.
+"""Training throughput on a GPU: whole epochs of `lightning fit`, the bare step, timm's own loop, and the limits.
 
-    python benchmarks/gpu_throughput.py                                  # drawn photos, mobilenetv2_100 at 244
-    python benchmarks/gpu_throughput.py --device cpu --image_size 64 --batch_size 8 --photos 64    # does it run
+    python benchmarks/gpu_throughput.py                                # drawn photos, the recipes as they are
+    python benchmarks/gpu_throughput.py --device cpu --image_size 64 --train_size 48 --batch_size 8 --photos 80
 
-For a frozen backbone and for fine-tuning everything, in turn and in one process:
+For `head` (configs/mobilenetv2.yaml) and `all` (configs/finetune.yaml), each with configs/gpu.yaml laid over it, in
+turn and in one process:
 
-- step: our training step again and again on one batch that lies on the device;
-- epoch: a whole epoch of `ProductPhotos` (its store warm), augmentation on the device;
+- epoch: the training part of an epoch of `Trainer.fit` with all that these configurations ask for: store, loader,
+  augmentation, metrics, seeds, schedule, average of weights, checkpoints. The photos are decoded already. `all` is
+  timed once the head's own epochs are over;
+- step: the same training step, backward pass, clipping and optimiser again and again on a batch that lies on the
+  device, augmented: what is left without loader, augmentation, Lightning's loop and callbacks;
 - timm: the loop of timm's `train.py`: its loader, its transforms and its workers from the same files, same network,
-  size, batch and precision;
+  batch, precision, and size of photos in the step;
 - limits: this step's arithmetic at the speed of a large matrix product on this device, and its memory traffic (what
-  every layer reads and writes, twice again for the way back) at the speed of a large copy.
+  every layer reads and writes, twice again for the way back) at the speed of a large copy. What is compiled keeps some
+  of that traffic in registers, so it may come out above the second.
 
 The last line is one JSON object. Without a GPU the figures say nothing about one: the script only shows that it runs.
 """
@@ -20,29 +25,29 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import lightning as L
 import timm
 import torch
+from lightning.pytorch.callbacks import Callback
 from timm.data import ImageDataset, create_loader
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from datamodule.augment import Augmentation
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
 from lightning_module.classifier import ProductClassifier
+from lightning_module.training import TrainingCLI, _keep_tensorflow_out
 
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RECIPES = {"head": "mobilenetv2.yaml", "all": "finetune.yaml"}
 MATRIX = {"cuda": 8192, "cpu": 1024}
 COPY_BYTES = {"cuda": 1 << 31, "cpu": 1 << 27}
-AUGMENTATION = Augmentation(
-    rotation_range=20.0, width_shift_range=0.2, height_shift_range=0.2, shear_range=0.2, zoom_range=0.2,
-    horizontal_flip=True,
-)  # fmt: skip
-"""The customer's recipe."""
 
 
 def main() -> None:
@@ -50,107 +55,187 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, help="one folder per class; drawn photos where it is left out")
     parser.add_argument("--photos", type=int, default=8192, help="how many to draw")
-    parser.add_argument("--backbone", default="mobilenetv2_100")
-    parser.add_argument("--image_size", type=int, default=244, help="pixels")
-    parser.add_argument("--batch_size", type=int, default=256, help="photos")
+    parser.add_argument("--backbone", help="the recipes' own where it is left out")
+    parser.add_argument("--image_size", type=int, help="pixels; the recipes' own where it is left out")
+    parser.add_argument("--train_size", type=int, help="pixels in the steps of `all`; the recipe's own likewise")
+    parser.add_argument("--batch_size", type=int, help="photos; gpu.yaml's where it is left out")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="of timm's loader")
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each, after one to warm up")
-    parser.add_argument("--compile", action="store_true", help="torch.compile on both sides")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", choices=("auto", "never", "always"), default="auto",
+                        help="as --model.compile; `always` compiles timm's network, too")  # fmt: skip
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    print(f"{name}, {arguments.backbone}, {arguments.image_size} pixels, batches of {arguments.batch_size}, bfloat16")
+    _keep_tensorflow_out()  # TensorBoard's writer would import it
     with tempfile.TemporaryDirectory() as folder:
-        root = arguments.root or Path(folder) / "photos"
         if arguments.root is None:
-            draw_catalogue(root, per_class=arguments.photos // 4, seed=0)
-        summary = {
-            "device": name,
-            "batch_size": arguments.batch_size,
-            **{mode: measure(arguments, device, root, mode) for mode in ("head", "all")},
-        }
-    print(json.dumps(summary))
+            arguments.root = Path(folder) / "photos"
+            draw_catalogue(arguments.root, per_class=arguments.photos // 4, seed=0)
+        figures = {mode: measure(arguments, mode, Path(folder) / mode) for mode in RECIPES}
+    print(json.dumps({"device": name, **figures}))
 
 
-def measure(arguments: argparse.Namespace, device: torch.device, root: Path, mode: str) -> dict[str, float]:
-    """Images a second of each way for one mode, as a row per way and a dictionary."""
-    photos = ProductPhotos(
-        str(root), image_size=arguments.image_size, batch_size=arguments.batch_size, validation_split=0.1,
-        split="stratified", augmentation=AUGMENTATION,
-    )  # fmt: skip
-    photos.setup("fit")
-    step = training_step(arguments, device, len(photos.class_names), mode)
-    loader = photos.train_dataloader()
-    batch = next(iter(photos_on(loader, photos, device)))
-    repeats = max(1, len(photos.train_files) // arguments.batch_size)
-    ways: dict[str, Callable[[], int]] = {
-        "step": lambda: sum(step(*batch) for _ in range(repeats)),
-        "epoch": lambda: sum(step(*each) for each in photos_on(loader, photos, device)),
-        "timm": timm_epoch(arguments, device, root, len(photos.class_names), mode),
+def measure(arguments: argparse.Namespace, mode: str, run: Path) -> dict[str, float]:
+    """Fit, in whose course all is measured in turn: images a second of each way, as a row per way and a dictionary."""
+    fit = prepare_fit(arguments, mode, run)
+    turns = Turns(arguments, mode)
+    fit.trainer.callbacks.append(turns)  # the last, so that its clock has what the others do
+    fit.trainer.fit(fit.model, fit.datamodule)
+    height, width = fit.model.train_shape
+    rates = {way: sorted(each)[len(each) // 2] for way, each in turns.rates.items()}
+    rates |= limits(fit.model, fit.datamodule.batch_size, turns.device, mode)
+    ratios = {
+        f"{way}_over_{of}": float(f"{rates[way] / rates[of]:.3g}")
+        for way, of in (
+            ("epoch", "step"), ("epoch", "timm"), ("step", "arithmetic_limit"), ("step", "bandwidth_limit"),
+        )
+    }  # fmt: skip
+    print(
+        f"\ntrained: {mode} ({RECIPES[mode]} and gpu.yaml), {fit.model.hparams['backbone']}, {height} x {width} pixels "
+        f"in a step, batches of {fit.datamodule.batch_size}, {fit.trainer.precision}, {turns.device}\n\n"
+        "| | images/s |\n|---|---|"
+    )
+    for way, rate in rates.items():
+        print(f"| {way.replace('_', ' ')} | {rate:.1f} |")
+    print("\n| | ratio |\n|---|---|")
+    for name, ratio in ratios.items():
+        print(f"| {name.replace('_over_', ' / ').replace('_', ' ')} | {ratio} |")
+    return {way: round(rate, 1) for way, rate in rates.items()} | ratios
+
+
+def prepare_fit(arguments: argparse.Namespace, mode: str, run: Path) -> TrainingCLI:
+    """Everything `lightning fit --config RECIPE --config gpu.yaml` does up to the training itself."""
+
+    class Prepared(TrainingCLI):
+        def _run_subcommand(self, subcommand: str) -> None:
+            """Stop here."""
+
+    given = {
+        "--data.root": arguments.root,
+        "--data.image_size": arguments.image_size,
+        "--data.batch_size": arguments.batch_size,
+        "--data.epoch_photos": "null",  # each photo once, as in timm's epochs; it makes no difference to a rate
+        "--model.backbone": arguments.backbone,
+        "--model.pretrained": "false",
+        "--model.compile": arguments.compile,
+        "--model.train_size": arguments.train_size if mode == "all" else None,
+        "--trainer.accelerator": "gpu" if arguments.device == "cuda" else "cpu",
+        "--trainer.default_root_dir": run,
+        "--trainer.enable_progress_bar": "false",
+        "--early_stopping.patience": 1000,
+        "--hand_over.enabled": "false",
     }
-    rates: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(arguments.rounds + 1):
-        for way, run in ways.items():
-            synchronise(device)
+    recipe = [f"--config={CONFIGS / name}" for name in (RECIPES[mode], "gpu.yaml")]
+    fit = Prepared(
+        ProductClassifier, ProductPhotos, seed_everything_default=0, auto_configure_optimizers=False,
+        load_from_checkpoint_support=False, trainer_defaults={"enable_model_summary": False},
+        args=["fit", *recipe, *(f"{name}={value}" for name, value in given.items() if value is not None)],
+    )  # fmt: skip
+    # The recipe's own number of epochs, by which its schedule and `compile: auto` go; `Turns` stops before.
+    fit.trainer.fit_loop.max_epochs = max(fit.trainer.max_epochs or 0, last_epoch(fit.model, arguments.rounds) + 1)
+    return fit
+
+
+def last_epoch(module: ProductClassifier, rounds: int) -> int:
+    """Number of the last epoch that is wanted: after the head's own and one to warm up."""
+    return module.schedule.head_epochs + rounds
+
+
+class Turns(Callback):
+    """Times each epoch of a fit, and after it the other ways, so that all see the same machine.
+
+    Args:
+        arguments: of the command line.
+        mode: `head` or `all`.
+
+    Attributes:
+        rates: images a second of each way, by round.
+    """
+
+    def __init__(self, arguments: argparse.Namespace, mode: str) -> None:
+        self.arguments, self.mode = arguments, mode
+        self.device = torch.device("cpu")
+        self.rates: dict[str, list[float]] = {"epoch": [], "step": [], "timm": []}
+        self.held: tuple[Tensor, Tensor] | None = None
+        self.timm: Callable[[], int] | None = None
+        self._start = self._seconds = 0.0
+        self._images = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at what device the fit is on."""
+        self.device = trainer.strategy.root_device
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        synchronise(self.device)
+        self._start, self._images = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count photos; stop the clock after the last batch, before anything is measured."""
+        self._images += len(batch[1])
+        if self.held is None:
+            self.held = batch[0].clone(), batch[1].clone()
+        if batch_idx + 1 == trainer.num_training_batches:
+            synchronise(self.device)
+            self._seconds = time.perf_counter() - self._start
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the other ways do as much, and keep what is no warming up."""
+        if pl_module.trainable == "all" and pl_module.backbone_is_frozen:
+            return
+        rates = {"epoch": self._images / self._seconds}
+        if self.timm is None:
+            self.timm = timm_epoch(self.arguments, pl_module, trainer.datamodule.batch_size, self.device, self.mode)
+        pl_module.train()
+        steps = trainer.num_training_batches
+        for way, run in (("step", lambda: held_steps(trainer, pl_module, self.held, steps)), ("timm", self.timm)):
+            synchronise(self.device)
             start = time.perf_counter()
-            count = run()
-            synchronise(device)
-            if turn:
-                rates[way].append(count / (time.perf_counter() - start))
-    figures = {way: round(sorted(each)[len(each) // 2], 1) for way, each in rates.items()}
-    figures |= limits(arguments, device, len(photos.class_names), mode)
-    figures["epoch_over_step"] = round(figures["epoch"] / figures["step"], 3)
-    figures["epoch_over_timm"] = round(figures["epoch"] / figures["timm"], 2)
-    print(f"\ntrained: {mode}\n\n| | images/s |\n|---|---|")
-    for way, rate in figures.items():
-        print(f"| {way.replace('_', ' ')} | {rate} |")
-    return figures
+            images = run()
+            synchronise(self.device)
+            rates[way] = images / (time.perf_counter() - start)
+        if trainer.current_epoch > pl_module.schedule.head_epochs:
+            for way, rate in rates.items():
+                self.rates[way].append(rate)
+        trainer.should_stop = trainer.current_epoch >= last_epoch(pl_module, self.arguments.rounds)
 
 
-def photos_on(loader: Iterable, photos: ProductPhotos, device: torch.device) -> Iterable[tuple[Tensor, Tensor]]:
-    """Batches as Lightning hands them to a step: moved as uint8, augmented and scaled on the device."""
-    for batch in loader:
-        moved = type(batch)(batch.photos.to(device, non_blocking=True), batch.labels.to(device), *batch[2:])
-        yield photos.on_after_batch_transfer(moved, 0)
+def held_steps(trainer: L.Trainer, module: ProductClassifier, batch: tuple[Tensor, Tensor], steps: int) -> int:
+    """Make steps on one batch with the module and the optimiser of a fit, but without its loop. Return the photos."""
+    (optimizer,) = trainer.optimizers
 
-
-def training_step(
-    arguments: argparse.Namespace, device: torch.device, classes: int, mode: str
-) -> Callable[[Tensor, Tensor], int]:
-    """Our step: ProductClassifier's forward pass while fitting, cross-entropy, backward pass, its own optimiser."""
-    module = ProductClassifier(
-        [str(each) for each in range(classes)], (arguments.image_size,) * 2, backbone=arguments.backbone,
-        pretrained=False, trainable=mode, compile="always" if arguments.compile else "never",
-    ).to(device)  # fmt: skip
-    optimizer = module.configure_optimizers()
-
-    def step(images: Tensor, labels: Tensor) -> int:
-        # A frozen backbone has its own bfloat16 pass; what is trained is trained under autocast.
-        with autocast(device, mode == "all"):
-            logits = module.logits_while_fitting(images, exact=False)
-            loss = nn.functional.cross_entropy(logits, labels)
+    def closure() -> Tensor:
+        with trainer.precision_plugin.train_step_context():
+            loss = module.training_step(batch, 0)
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        return len(labels)
+        if trainer.gradient_clip_val:
+            nn.utils.clip_grad_norm_(module.parameters(), trainer.gradient_clip_val)
+        return loss
 
-    return step
+    # to log is the loop's business; the metrics are in the step
+    with mock.patch.object(module, "log"), mock.patch.object(module, "log_dict"):
+        for _ in range(steps):
+            optimizer.step(closure)
+    return steps * len(batch[1])
 
 
 def timm_epoch(
-    arguments: argparse.Namespace, device: torch.device, root: Path, classes: int, mode: str
+    arguments: argparse.Namespace, module: ProductClassifier, batch_size: int, device: torch.device, mode: str
 ) -> Callable[[], int]:
     """The loop of timm's train.py: prefetching loader, default augmentation, autocast, AdamW, channels-last."""
-    network = timm.create_model(arguments.backbone, num_classes=classes).to(device, memory_format=torch.channels_last)
+    network = backbone_of(module).to(device, memory_format=torch.channels_last)
     if mode == "head":
         network.requires_grad_(False)
         network.get_classifier().requires_grad_(True)
     network.train(mode == "all")
-    forward = torch.compile(network) if arguments.compile else network
+    forward = torch.compile(network) if arguments.compile == "always" else network
     optimizer = torch.optim.AdamW([weight for weight in network.parameters() if weight.requires_grad], 1e-3)
     loader = create_loader(
-        ImageDataset(str(root)), (3, arguments.image_size, arguments.image_size), arguments.batch_size,
+        ImageDataset(str(arguments.root)), (3, *module.train_shape), batch_size,
         is_training=True, use_prefetcher=device.type == "cuda", num_workers=arguments.workers, device=device,
         persistent_workers=arguments.workers > 0,
     )  # fmt: skip
@@ -159,7 +244,7 @@ def timm_epoch(
         count = 0
         for images, labels in loader:
             images, labels = images.to(device, memory_format=torch.channels_last), labels.to(device)
-            with autocast(device, True):
+            with autocast(device):
                 loss = nn.functional.cross_entropy(forward(images), labels)
             optimizer.zero_grad()
             loss.backward()
@@ -170,17 +255,22 @@ def timm_epoch(
     return epoch
 
 
-def limits(arguments: argparse.Namespace, device: torch.device, classes: int, mode: str) -> dict[str, float]:
+def backbone_of(module: ProductClassifier) -> Any:
+    """The same network as timm makes it."""
+    return timm.create_model(module.hparams["backbone"], num_classes=len(module.class_names))
+
+
+def limits(module: ProductClassifier, batch_size: int, device: torch.device, mode: str) -> dict[str, float]:
     """Images a second that arithmetic and memory would allow, each by itself."""
-    network: Any = timm.create_model(arguments.backbone, num_classes=classes).to(device).to(torch.bfloat16)
-    images = torch.rand(8, 3, arguments.image_size, arguments.image_size, device=device, dtype=torch.bfloat16)
+    network = backbone_of(module).to(device).to(torch.bfloat16)
+    images = torch.rand(8, 3, *module.train_shape, device=device, dtype=torch.bfloat16)
     traffic = 0
 
     def count(layer: nn.Module, given: tuple, result: Tensor) -> None:
         nonlocal traffic
         weights = sum(weight.numel() * weight.element_size() for weight in layer.parameters(recurse=False))
         passed = sum(each.numel() * each.element_size() for each in (*given, result) if isinstance(each, Tensor))
-        traffic += passed / len(images) + weights / arguments.batch_size
+        traffic += passed / len(images) + weights / batch_size
 
     hooks = [layer.register_forward_hook(count) for layer in network.modules() if not list(layer.children())]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -190,8 +280,8 @@ def limits(arguments: argparse.Namespace, device: torch.device, classes: int, mo
     passes = 3 if mode == "all" else 1  # backward: gradients of what came in, and of the weights
     operations = counter.get_total_flops() / len(images) * passes
     return {
-        "arithmetic_limit": round(matrix_speed(device) / operations, 1),
-        "bandwidth_limit": round(copy_speed(device) / (traffic * passes), 1),
+        "arithmetic_limit": matrix_speed(device) / operations,
+        "bandwidth_limit": copy_speed(device) / (traffic * passes),
     }
 
 
@@ -221,9 +311,9 @@ def fastest(work: Callable[[], Any], device: torch.device) -> float:
     return min(seconds)
 
 
-def autocast(device: torch.device, enabled: bool) -> AbstractContextManager:
+def autocast(device: torch.device) -> AbstractContextManager:
     """bfloat16 where that is safe."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, torch.bfloat16)
 
 
 def synchronise(device: torch.device) -> None:

@@ -39,7 +39,7 @@ class MeasuredPhotos(ProductPhotos):
             return loader
         held = next(iter(loader))
         if self.trainer is not None:
-            held = PhotoBatch(*(part.to(self.trainer.strategy.root_device) for part in held[:3]), held.set_name)
+            held = self.transfer_batch_to_device(held, self.trainer.strategy.root_device, 0)
         self.ready = super().on_after_batch_transfer(held, 0)
         return DataLoader([held] * len(loader), batch_size=None, collate_fn=lambda batch: batch)
 

@@ -54,7 +54,7 @@ class PhotoBatch(NamedTuple):
     Attributes:
         photos: uint8, shape (B, H, W, 3), RGB, 0..255.
         labels: int64, shape (B,); -1 where there are none.
-        indices: int64, shape (B,), rows of the set's list of files.
+        indices: int64, shape (B,), rows of the set's list of files; stays on the host.
         set_name: which set this is; decides about augmentation.
     """
 
@@ -463,6 +463,17 @@ class ProductPhotos(L.LightningDataModule):
         """What the mean loss of this process counts for in a step of an epoch: 1 where all have as many photos."""
         return 1.0 if self._order is None else self._order.weight_of_share(step)
 
+    def transfer_batch_to_device(self, batch: PhotoBatch, device: torch.device, dataloader_idx: int) -> PhotoBatch:
+        """Move photos and labels. The indices are for the host: to ask a GPU for them is to wait for all it has to do.
+
+        Args:
+            batch: as a loader yields it.
+            device: where it is to go.
+            dataloader_idx: not needed.
+        """
+        photos, labels = super().transfer_batch_to_device((batch.photos, batch.labels), device, dataloader_idx)
+        return batch._replace(photos=photos, labels=labels)
+
     def on_after_batch_transfer(self, batch: PhotoBatch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         """Make the network's input of a batch that has arrived on the device.
 
@@ -472,11 +483,11 @@ class ProductPhotos(L.LightningDataModule):
 
         Returns:
             images: float32, shape (B, 3, H, W), RGB, [0, 1], channels-last in memory.
-            labels: int64, shape (B,); for predicting: indices into `predict_files`.
+            labels: int64, shape (B,); for predicting: indices into `predict_files`, on the host.
         """
         photos, labels, indices, set_name = batch
         if self.augmentation is not None and self._augments(set_name):
-            images = self.augmentation.apply(photos, self._parameters(set_name)[indices.cpu()])
+            images = self.augmentation.apply(photos, self._parameters(set_name)[indices])
         else:
             images = photos.float()  # new memory, as the augmentation's result is
         # Keras multiplies by the rounded 1/255 (`rescale=1/255`); a division would differ in the last bit.

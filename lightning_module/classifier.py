@@ -1,7 +1,8 @@
 """ProductClassifier: loss, metrics, steps and optimiser around the network."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Sched
 from lightning_module.mean_loss import MeanLoss
 from models.bad_input import BadInput
 from models.choices import TRAINABLE, Trainable
-from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision
+from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision, without_tf32
 from models.keras_adam import KerasAdam
 from models.pretrained import WeightsReport, load_pretrained
 from models.timm_mobilenetv2 import TimmClassifier
@@ -59,8 +60,9 @@ class ProductClassifier(L.LightningModule):
             what is trained small does well on larger photos (Touvron et al. 2019), which all measuring is done on.
         schedule: which part learns how fast, and when.
         regularisation: what is done to training batches and their loss.
-        compile: the frozen backbone's pass with torch.compile. `auto`: on a CPU, where there is a C++ compiler and
-            enough to train on to earn the half minute back. `always` compiles training steps of all weights, too.
+        compile: the frozen backbone's pass with torch.compile. `auto`: where there is enough to train on to earn the
+            half minute back, and a C++ compiler, or Triton for a GPU (on which it has not been seen yet). `always`
+            compiles training steps of all weights, too.
 
     Raises:
         BadInput: a setting is out of its range, or the backbone is unknown.
@@ -125,7 +127,9 @@ class ProductClassifier(L.LightningModule):
         )
         # the keys have a slash because a ModuleDict takes no name that a module's own attributes have, such as train
         self.metrics = nn.ModuleDict({f"{name}/": _metrics(name, len(class_names)) for name in SETS})
-        self.confusion = nn.ModuleDict({f"{name}/": MulticlassConfusionMatrix(len(class_names)) for name in SETS[1:]})
+        self.confusion = nn.ModuleDict(
+            {f"{name}/": MulticlassConfusionMatrix(len(class_names), validate_args=False) for name in SETS[1:]}
+        )
         self.mean_losses = nn.ModuleDict({f"{name}/": MeanLoss() for name in SETS})
         self.confusion_counts: dict[str, list[list[int]]] = {}
         self.weights_report: WeightsReport | None = None
@@ -165,9 +169,11 @@ class ProductClassifier(L.LightningModule):
             images: as in `forward`.
             exact: in float32, for what is measured. Training steps take what is fast.
         """
-        # Another precision of the trainer (64-true, bf16-mixed, ...) is the user's own choice of how to compute.
-        plain = images.dtype == torch.float32 and not torch.is_autocast_enabled(images.device.type)
-        if self.backbone_is_frozen and plain:
+        # Another precision of the trainer (64-true, 16-mixed, ...) is the user's own choice of how to compute. Under
+        # bf16-mixed the pass computes as it does without: it has a bfloat16 of its own.
+        device = images.device.type
+        mixed = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != torch.bfloat16
+        if self.backbone_is_frozen and images.dtype == torch.float32 and not mixed:
             return self.network.head(self._frozen_backbone.features(images, exact))
         if self.backbone_is_frozen or exact or self._compile != "always":
             return self(images)
@@ -196,7 +202,8 @@ class ProductClassifier(L.LightningModule):
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Probabilities, shape (B, C), of images (B, 3, H, W)."""
-        return self(batch[0]).softmax(dim=1)
+        with _unrounded(batch[0]):
+            return self(batch[0]).softmax(dim=1)
 
     def _shared_step(self, batch: tuple[Tensor, Tensor], name: str) -> Tensor:
         images, labels = batch
@@ -208,8 +215,10 @@ class ProductClassifier(L.LightningModule):
                 images = shrink(images, self.train_shape)
             if self.regularisation != Regularisation():
                 images, targets = self._regularise(images, labels)
-        logits = self.logits_while_fitting(images, exact=name != "train") if fitting else self(images)
-        loss = nn.functional.cross_entropy(logits, targets, self._class_weights if name == "train" else None)
+        # Under bf16-mixed and 16-mixed Lightning has every step computed so, and torch lets GPUs convolve in TF32.
+        with nullcontext() if name == "train" else _unrounded(images):
+            logits = self.logits_while_fitting(images, exact=name != "train") if fitting else self(images)
+            loss = nn.functional.cross_entropy(logits, targets, self._class_weights if name == "train" else None)
         metrics = cast(MetricCollection, self.metrics[f"{name}/"])
         metrics.update(logits, labels)
         if name != "train":
@@ -361,10 +370,19 @@ class ProductClassifier(L.LightningModule):
         self._has_trained_weights = True
 
 
+@contextmanager
+def _unrounded(images: Tensor) -> Iterator[None]:
+    """Compute in the number format that weights and images have: without autocast, and without a GPU's TF32."""
+    with torch.autocast(images.device.type, enabled=False), without_tf32():
+        yield
+
+
 def _metrics(name: str, num_classes: int) -> MetricCollection:
-    metrics: dict[str, Any] = {"accuracy": MulticlassAccuracy(num_classes, average="micro")}
+    # To validate arguments may be to look at labels, for which a GPU has to be waited for. The data module makes labels
+    # of folders, and the loss refuses those that are none.
+    metrics: dict[str, Any] = {"accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
     if name != "train":
-        metrics["f1_macro"] = MulticlassF1Score(num_classes, average="macro")
+        metrics["f1_macro"] = MulticlassF1Score(num_classes, average="macro", validate_args=False)
     return MetricCollection(metrics, prefix=f"{name}/")
 
 

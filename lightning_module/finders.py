@@ -5,6 +5,7 @@ random numbers and the callbacks of the fit to come are as if nothing had been l
 """
 
 import copy
+import dataclasses
 import logging
 import sys
 import tempfile
@@ -79,7 +80,8 @@ def find_learning_rate(
 ) -> FoundRate:
     """Train a copy with a learning rate that grows from step to step (Smith 2017, "Cyclical Learning Rates").
 
-    All parts learn at that rate, and what a schedule begins with is what is looked at: the head, where it comes first.
+    All parts learn at that rate, in each step. Where a schedule begins with the head alone, its epochs are left out:
+    what bears a rate differs with what learns, and few epochs are the head's.
 
     Args:
         module: with the weights that the fit will start from; is not changed.
@@ -140,6 +142,8 @@ def suggest_rate(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray) -> f
 
 def find_batch_size(module: ProductClassifier, datamodule: Any, settings: Mapping[str, Any]) -> int:
     """Find the largest power of two photos whose steps fit into memory, training's and validation's.
+
+    Those of the whole network, where that is trained: also after epochs of the head alone, which need less.
 
     Args:
         module: is not changed.
@@ -234,12 +238,14 @@ def _watch(trial: ProductClassifier, succeeded: list[int], guard: MemoryGuard | 
 def _tuned_copy(
     module: ProductClassifier, settings: Mapping[str, Any], flag: str
 ) -> Iterator[tuple[ProductClassifier, Trainer]]:
-    """A copy of the module, and a trainer for it that leaves nothing behind.
+    """A copy of the module that trains all it will ever train, and a trainer for it that leaves nothing behind.
 
     Raises:
         BadInput: several processes are to train.
     """
     trial = copy.deepcopy(module)
+    # Nearly all of a fit is what follows the head's own epochs: it takes more memory, and bears another rate.
+    trial.schedule = dataclasses.replace(trial.schedule, head_epochs=0)
     trial._frozen_backbone.compile = "never"  # half a minute would not be earned back
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as folder, isolate_rng(), _quietly():
         trainer = Trainer(**{**settings, **OVERRIDES, "default_root_dir": Path(folder)})

@@ -250,6 +250,9 @@ class TrainingCLI(LightningCLI):
         """Refuse what cannot be written or watched before anything is read; set the threads."""
         if threads := self._get(self.config, "num_threads"):
             torch.set_num_threads(threads)
+        trainer = self._get(self.config, "trainer")
+        if trainer.deterministic and trainer.benchmark:  # as gpu.yaml has it: it chooses by the speed of the day
+            trainer.benchmark = False
         if self.subcommand in ("fit", "test"):
             run = RunFolder(Path(self._get(self.config, "trainer").default_root_dir))
             run.check_writable()

@@ -36,6 +36,10 @@ class KerasAdam(torch.optim.Adam):
         **options: Any,
     ) -> None:
         super().__init__(params, lr=learning_rate, betas=(beta_1, beta_2), eps=epsilon, **options)
+        # Fused, torch's would unscale gradients in the step itself, for which Lightning refuses to clip them under
+        # mixed precision, scaled or not. They are unscaled before it, as for any other optimiser; a step that is left
+        # out for gradients that are no numbers is then not counted either.
+        self._step_supports_amp_scaling = False
         for group in self.param_groups:
             # In the group, which checkpoints carry, and not taken from the tensors' state, which may be on a GPU.
             group["keras_epsilon"], group["iterations"] = group["eps"], 0

@@ -308,6 +308,27 @@ def test_parts_of_a_large_batch_are_put_together(monkeypatch):
     torch.testing.assert_close(augmentation.apply(photos, parameters), whole, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("settings", [RECIPE | {"channel_shift_range": 20.0}, GEOMETRY | COLOUR])
+def test_no_copy_to_the_device_is_waited_for(monkeypatch, settings):
+    """A blocking one would have the host wait, in each step, until the GPU has done all before it."""
+    blocking = []
+    move = torch.Tensor.to
+
+    def spy(self, *arguments, **options):
+        moved = move(self, *arguments, **options)
+        if moved.device != self.device:
+            blocking.append(not options.get("non_blocking", False))
+        return moved
+
+    monkeypatch.setattr(torch.Tensor, "to", spy)
+    photos = torch.empty(2, 6, 5, 3, dtype=torch.uint8, device="meta")  # a device that is not the host
+    augmentation = Augmentation(**settings)
+    parameters = augmentation.draw_parameters(torch.Generator().manual_seed(0), 2, 6, 5)
+    assert augmentation.apply(photos, parameters).shape == (2, 6, 5, 3)
+    assert blocking
+    assert not any(blocking)
+
+
 def test_nothing_changes_nothing():
     photos = draw_photos(3, 17, 12)
     parameters = Augmentation().draw_parameters(torch.Generator(), 3, 17, 12)

@@ -1,14 +1,21 @@
+import copy
+
 import lightning as L
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_module.classifier import ProductClassifier
 from lightning_module.evaluation import per_class
+from lightning_module.fine_tuning import Regularisation
 from models.bad_input import BadInput
 from models.keras_adam import KerasAdam
+from models.timm_mobilenetv2 import TimmClassifier
 
 SETTINGS = {"class_names": ["a", "b", "c"], "image_size": [32, 32], "backbone": "mobilenetv2_035", "hidden": [8]}
 
@@ -81,6 +88,117 @@ def test_steps_log_what_torch_says(tmp_path):
     counts = torch.tensor(module.confusion_counts["val"])
     assert counts.sum(dim=1).tolist() == labels.bincount().tolist()
     assert counts.diagonal().sum() == (logits.argmax(1) == labels).sum()
+
+
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_what_is_measured_under_mixed_precision_is_float32(tmp_path, monkeypatch, trainable):
+    """Validation within a fit and everything after it; the training steps are what the precision is of."""
+    measured, trained = [], []
+    cross_entropy = nn.functional.cross_entropy
+
+    def spy(logits, *rest):
+        (trained if torch.is_grad_enabled() else measured).append(logits.detach())
+        return cross_entropy(logits, *rest)
+
+    def in_float32() -> torch.Tensor:
+        with torch.no_grad():
+            return copy.deepcopy(module.network).eval()(photos)
+
+    monkeypatch.setattr(nn.functional, "cross_entropy", spy)
+    module = classifier(trainable=trainable)
+    photos, _ = batches().dataset.tensors
+    run = trainer(tmp_path, precision="bf16-mixed", enable_checkpointing=False)
+    before = in_float32()
+    run.fit(module, batches(), batches())
+    assert {logits.dtype for logits in trained} == {torch.bfloat16}
+    assert {logits.dtype for logits in measured} == {torch.float32}
+    # the sanity check's, on the weights from before; a frozen backbone has a pass of its own, equal but for rounding
+    torch.testing.assert_close(torch.cat(measured[:2]), before, rtol=0, atol=1e-6 if trainable == "head" else 0)
+    measured.clear()
+    run.validate(module, batches(), verbose=False)
+    run.test(module, batches(), verbose=False)
+    probabilities = torch.cat(run.predict(module, batches()))
+    torch.testing.assert_close(torch.cat(measured), in_float32().repeat(2, 1), rtol=0, atol=0)
+    torch.testing.assert_close(probabilities, in_float32().softmax(dim=1), rtol=0, atol=0)
+    # the negative control: computed as the training steps are, they would be others
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        rounded = module.eval()(photos)
+    assert (rounded.float() - in_float32()).abs().max() > 1e-4
+
+
+def test_what_is_measured_is_not_computed_in_tf32(tmp_path, monkeypatch):
+    """Ten bits of float32's 23, which torch lets convolutions use on GPUs unless told otherwise."""
+    places = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    measured, trained = set(), set()
+    original = TimmClassifier.features
+
+    def spy(self, images):
+        allowed = tuple(place.fp32_precision for place in places)
+        (trained if torch.is_grad_enabled() else measured).add(allowed)
+        return original(self, images)
+
+    monkeypatch.setattr(TimmClassifier, "features", spy)
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        run, module = trainer(tmp_path, enable_checkpointing=False), classifier(trainable="all")
+        run.fit(module, batches(), batches())
+        run.test(module, batches(), verbose=False)
+        run.predict(module, batches())
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    assert measured == {("ieee", "ieee")}
+    assert trained == {("tf32", "tf32")}  # the negative control: they were allowed
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("64-true", torch.float64), ("bf16-true", torch.bfloat16)])
+def test_what_is_measured_in_a_precision_of_the_weights_stays_in_it(tmp_path, precision, dtype):
+    module = classifier()
+    seen = []
+    module.network.head.register_forward_hook(lambda _module, _given, logits: seen.append(logits.dtype))
+    trainer(tmp_path, precision=precision, enable_checkpointing=False).validate(module, batches(), verbose=False)
+    assert set(seen) == {dtype}
+
+
+def test_training_steps_ask_the_device_for_nothing(tmp_path, monkeypatch):
+    """Each number that Python asks for, and each list of what occurs, would have the host wait for a GPU."""
+    asked = []
+
+    class Asks(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), options=None):
+            if function._schema.name in (
+                "aten::_local_scalar_dense",
+                "aten::_unique2",
+                "aten::nonzero",
+                "aten::bincount",
+            ):
+                asked.append(function._schema.name)
+            return function(*arguments, **(options or {}))
+
+    step = ProductClassifier.training_step
+
+    def watched(self, batch, batch_idx):
+        with Asks():
+            return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(ProductClassifier, "training_step", watched)
+    settings = {"trainable": "all", "train_size": 24, "regularisation": Regularisation(label_smoothing=0.1)}
+    trainer(tmp_path, enable_checkpointing=False).fit(classifier(**settings), batches(), batches())
+    assert asked == []
+    # the negative control: a metric that counts classes is seen
+    monkeypatch.setattr(
+        "lightning_module.classifier._metrics", lambda name, count: MetricCollection([MulticlassAccuracy(count)])
+    )
+    trainer(tmp_path, enable_checkpointing=False).fit(classifier(**settings), batches())
+    assert "aten::bincount" in asked
+
+
+def test_labels_that_are_no_class_are_refused(tmp_path):
+    photos, labels = batches().dataset.tensors
+    wrong = DataLoader(TensorDataset(photos, labels + 1), batch_size=4)  # 1, 2 and 3 of three classes
+    for measure in (trainer(tmp_path, enable_checkpointing=False).fit, trainer(tmp_path).validate):
+        with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+            measure(classifier(), wrong)
 
 
 def test_confusion_is_counted_anew_each_time(tmp_path):

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import lightning
 
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
@@ -19,10 +20,13 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _keep_threads():
-    threads = torch.get_num_threads()
+def _keep_settings_of_torch(monkeypatch):
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # Lightning sets it where a trainer is deterministic
     yield
     torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = benchmark
+    torch.use_deterministic_algorithms(False)
 
 
 def laid_over(config: Path) -> list[str]:
@@ -31,20 +35,20 @@ def laid_over(config: Path) -> list[str]:
     return [f"--config={each}" for each in (*below, config)]
 
 
-def parse(config: Path, photos: Path, run: Path) -> TrainingCLI:
+def parse(config: Path, photos: Path, run: Path, *more: str) -> TrainingCLI:
     """Everything `lightning fit --config` does up to the training itself."""
 
     class Parsed(TrainingCLI):
         def _run_subcommand(self, subcommand: str) -> None:
             """Stop here."""
 
-    root = ["--data.demo=false", f"--data.root={photos}"]
+    given = ["--data.demo=false", f"--data.root={photos}", "--trainer.accelerator=cpu", *more]
     return Parsed(
         ProductClassifier,
         ProductPhotos,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
-        args=["fit", *laid_over(config), *root, f"--trainer.default_root_dir={run}"],
+        args=["fit", *laid_over(config), *given, f"--trainer.default_root_dir={run}"],
     )
 
 
@@ -88,3 +92,23 @@ def test_gpu_settings_are_laid_over_the_recipe_and_leave_it_what_it_is(photos, t
     assert laid.datamodule.augmentation == plain.datamodule.augmentation
     assert laid.datamodule.batch_size > plain.datamodule.batch_size
     assert (plain.trainer.precision, laid.trainer.precision) == ("32-true", "bf16-mixed")
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+def test_gpu_settings_without_a_gpu_are_a_message(photos, tmp_path, capsys):
+    gpu = CONFIGS[0].with_name("gpu.yaml")
+    assert lightning("fit", *laid_over(gpu), f"--data.root={photos}", f"--trainer.default_root_dir={tmp_path}") == 2
+    error = capsys.readouterr().err
+    assert "lightning: --trainer: expected settings that fit together and this machine: No supported gpu" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("deterministic", ["true", "warn", "false"])
+def test_what_is_deterministic_lets_no_algorithm_be_chosen_by_its_speed(photos, tmp_path, recwarn, deterministic):
+    gpu = CONFIGS[0].with_name("gpu.yaml")
+    cli = parse(gpu, photos, tmp_path, f"--trainer.deterministic={deterministic}")
+    chosen = deterministic == "false"
+    assert cli.config["fit"]["trainer"]["benchmark"] is chosen  # what config.yaml keeps
+    assert torch.backends.cudnn.benchmark is chosen
+    assert torch.are_deterministic_algorithms_enabled() is not chosen
+    assert not [each for each in recwarn if "benchmark=True" in str(each.message)]

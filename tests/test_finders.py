@@ -13,6 +13,7 @@ from datamodule.product_photos import ProductPhotos
 from lightning_module import finders
 from lightning_module.classifier import ProductClassifier
 from lightning_module.finders import MemoryGuard, find_batch_size, find_learning_rate, suggest_rate
+from lightning_module.fine_tuning import Schedule
 from models.bad_input import BadInput
 
 ON_CPU = {"accelerator": "cpu"}
@@ -137,6 +138,31 @@ def test_module_and_random_numbers_are_left_alone(data, trainable, monkeypatch):
     assert frozen.compile == "auto"
     assert module._trainer is None
     assert "training_step" not in vars(module)
+
+
+@pytest.mark.parametrize("find", [find_learning_rate, find_batch_size])
+def test_what_is_tried_is_the_whole_network_though_the_fit_begins_with_the_head(data, monkeypatch, find):
+    """configs/finetune.yaml: a size that fits the head's epoch alone would be too much for all others."""
+    monkeypatch.setattr(finders, "RATES", 12)
+    monkeypatch.setattr(finders, "MOST_ON_CPU", 8)
+    with_gradient = []
+    step = ProductClassifier.training_step
+
+    def spy(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        (gradient,) = torch.autograd.grad(
+            loss, self.network.backbone.conv_stem.weight, retain_graph=True, allow_unused=True
+        )
+        with_gradient.append(gradient is not None)
+        return loss
+
+    monkeypatch.setattr(ProductClassifier, "training_step", spy)
+    module = module_for(data, trainable="all", schedule=Schedule(head_epochs=3))
+    find(module, data, ON_CPU)
+    assert with_gradient
+    assert all(with_gradient)
+    assert module.schedule.head_epochs == 3
+    assert module.backbone_is_frozen
 
 
 @pytest.mark.parametrize(

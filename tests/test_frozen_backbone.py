@@ -1,7 +1,9 @@
 """The frozen backbone's fast pass computes the network's features, and leaves no trace in what is saved."""
 
 import copy
+import importlib.util
 import io
+import math
 
 import lightning as L
 import pytest
@@ -215,14 +217,20 @@ def test_features_made_while_validating_serve_training():
 
 def test_compiling_waits_for_enough_photos(monkeypatch):
     frozen = FrozenBackbone(random_classifier(backbone="mobilenetv2_035"))
-    for photo_count, compiler, compiles in (
-        (COMPILE_PAYS_AT, True, True),
-        (COMPILE_PAYS_AT - 1, True, False),
-        (COMPILE_PAYS_AT, False, False),
-    ):
-        monkeypatch.setattr(frozen_backbone, "has_cpp_compiler", lambda compiler=compiler: compiler)
-        frozen.expect(photo_count, torch.device("cpu"))
-        assert frozen._compiles == compiles
+    for kind, enough in COMPILE_PAYS_AT.items():
+        for photo_count, compiler, compiles in (
+            (enough, True, True),
+            (enough - 1, True, False),
+            (enough, False, False),
+        ):
+            # a GPU wants Triton and does not ask for a C++ compiler; a CPU the other way round
+            at_hand, other = (compiler, not compiler) if kind == "cpu" else (not compiler, compiler)
+            monkeypatch.setattr(frozen_backbone, "has_cpp_compiler", lambda at_hand=at_hand: at_hand)
+            monkeypatch.setattr(importlib.util, "find_spec", lambda name, there=other: name if there else None)
+            frozen.expect(photo_count, torch.device(kind))
+            assert frozen._compiles == compiles, (kind, photo_count, compiler)
+    frozen.expect(math.inf, torch.device("mps"))  # without a last epoch
+    assert not frozen._compiles
 
 
 def test_what_cannot_be_compiled_runs_anyway(monkeypatch):
@@ -236,7 +244,7 @@ def test_what_cannot_be_compiled_runs_anyway(monkeypatch):
     network = random_classifier(**MODELS["mobilenetv2_same"])
     frozen = FrozenBackbone(network, "float32")
     monkeypatch.setattr(frozen_backbone, "has_cpp_compiler", lambda: True)
-    frozen.expect(COMPILE_PAYS_AT, torch.device("cpu"))
+    frozen.expect(COMPILE_PAYS_AT["cpu"], torch.device("cpu"))
     with pytest.warns(UserWarning, match=r"without torch\.compile: no header"):
         ours = frozen.features(photos())
     assert relative_error(ours, features(network, photos())) < 1e-5
@@ -267,10 +275,10 @@ def classifier(**settings) -> ProductClassifier:
     return ProductClassifier(["a", "b"], [32, 32], backbone="mobilenetv2_035", pretrained=False, **settings)
 
 
-def fit(folder, module: ProductClassifier) -> L.Trainer:
+def fit(folder, module: ProductClassifier, **settings) -> L.Trainer:
     trainer = L.Trainer(
         default_root_dir=folder, accelerator="cpu", max_epochs=2, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=False,
+        enable_model_summary=False, enable_checkpointing=False, **settings,
     )  # fmt: skip
     batches = DataLoader(TensorDataset(photos(6, (32, 32)), torch.arange(6) % 2), batch_size=4)
     trainer.fit(module, batches, batches)
@@ -321,6 +329,40 @@ def test_measuring_takes_the_network_itself(tmp_path, monkeypatch):
     trainer.test(module, batches, verbose=False)
     trainer.predict(module, batches)
     assert asked == []
+
+
+@pytest.mark.parametrize(("precision", "taken"), [("bf16-mixed", True), ("bf16-true", False)])
+def test_training_steps_take_the_fast_pass_under_bf16_mixed_too(tmp_path, monkeypatch, precision, taken):
+    """configs/gpu.yaml sets it; other precisions are the user's own choice of how to compute."""
+    asked = []
+    original = FrozenBackbone.features
+
+    def spy(self, images, exact=False):
+        features = original(self, images, exact)
+        asked.append((exact, features.dtype))
+        return features
+
+    monkeypatch.setattr(FrozenBackbone, "features", spy)
+    fit(tmp_path, classifier(), precision=precision, limit_val_batches=0)
+    assert asked == [(False, torch.float32)] * 4 * taken
+
+
+def test_float16_is_the_users_own_choice():
+    module = classifier()
+    with torch.autocast("cpu", torch.float16):  # the trainer's 16-mixed, which Lightning has on GPUs alone
+        assert module.logits_while_fitting(photos(size=(32, 32)), exact=False).dtype == torch.float16
+    assert not module._frozen_backbone._passes
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_autocast_does_not_reach_the_fast_pass(precision):
+    network = random_classifier(**MODELS["mobilenetv2_same"])
+    plain = FrozenBackbone(network, precision).features(photos())
+    with torch.autocast("cpu", torch.bfloat16):
+        under_autocast = FrozenBackbone(network, precision).features(photos())
+        rounded = features(network, photos())
+    assert torch.equal(under_autocast, plain)
+    assert relative_error(rounded.float(), plain) > 1e-3  # the negative control: the network itself it does reach
 
 
 def test_fine_tuning_has_no_fast_pass():

@@ -350,6 +350,26 @@ def test_without_test_root_the_validation_photos_are_tested(root):
     assert photos.test_files == photos.val_files
 
 
+def test_indices_stay_on_the_host(root, tmp_path, monkeypatch):
+    """The augmentation looks its parameters up there; on a GPU, asking for them would wait in each step."""
+    photos = ProductPhotos(str(root), image_size=8, batch_size=4, augmentation=TURN)
+    photos.setup("fit")
+    batch = next(iter(photos.train_dataloader()))
+    moved = photos.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert (moved.photos.device.type, moved.labels.device.type, moved.set_name) == ("meta", "meta", "train")
+    assert moved.indices is batch.indices
+    images, labels = photos.on_after_batch_transfer(moved, 0)
+    assert (images.device.type, labels.device.type, images.shape) == ("meta", "meta", (4, 3, 8, 8))
+
+    asked = []
+    original = ProductPhotos.transfer_batch_to_device
+    monkeypatch.setattr(
+        ProductPhotos, "transfer_batch_to_device", lambda self, *rest: asked.append(rest) or original(self, *rest)
+    )
+    fit(tmp_path, photos, max_epochs=1, num_sanity_val_steps=0)
+    assert len(asked) == 6 + 2  # it is this that Lightning moves batches by: 24 and 6 photos
+
+
 def test_precision_of_the_trainer_is_kept(root, tmp_path):
     recorder = fit(tmp_path, ProductPhotos(str(root), image_size=12), max_epochs=1, precision="64-true")
     assert recorder.images("train").dtype == torch.float64
