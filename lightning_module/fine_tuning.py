@@ -204,10 +204,19 @@ class EmaOfWeights(WeightAveraging):
             raise BadInput(f"EmaOfWeights.decay: expected a number from 0 to below 1, received {decay}.")
 
         def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
-            keep = min(decay, (1 + int(count)) / (10 + int(count)))
-            return averaged.lerp(current, 1 - keep) if averaged.is_floating_point() else current
+            if not averaged.is_floating_point():
+                return current
+            updates = torch.as_tensor(count, dtype=averaged.dtype)  # stays where it is: asking a GPU is waiting for it
+            keep = ((1 + updates) / (10 + updates)).clamp(max=decay)
+            return averaged.lerp(current, 1 - keep)
 
         super().__init__(avg_fn=average)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Bring the average to where the weights are: Lightning makes it before they are moved."""
+        super().on_train_start(trainer, pl_module)
+        if self._average_model is not None:
+            self._average_model.to(pl_module.device)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Forget the average once the fit is over: what is measured from then on are checkpoints, as they are."""

@@ -326,7 +326,9 @@ class TrainingCLI(LightningCLI):
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:  # such as a GPU that is not there
-            raise BadInput(f"--trainer: expected settings that fit together and this machine: {error}") from error
+            wants_gpu = "gpu" in str(error).lower()
+            hint = " Without a GPU leave out configs/gpu.yaml, or give --trainer.accelerator cpu." if wants_gpu else ""
+            raise BadInput(f"--trainer: expected settings that fit together and this machine: {error}{hint}") from error
         if isinstance(trainer.strategy, DDPStrategy) and self.model.schedule.head_epochs:
             # While the head learns alone, the backbone's weights have no gradient that could be waited for.
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)

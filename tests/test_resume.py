@@ -419,6 +419,7 @@ def test_missing_gpu_is_a_message(photos, tmp_path, capsys):
     assert fit(photos, tmp_path / "run", "--trainer.accelerator=gpu") == 2
     said = capsys.readouterr().err
     assert "lightning: --trainer: expected settings that fit together and this machine: No supported gpu" in said
+    assert "--trainer.accelerator cpu" in said
     assert "Traceback" not in said
 
 
