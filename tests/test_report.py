@@ -147,9 +147,9 @@ def test_test_photos_that_were_trained_on_are_counted(photos, kept_apart, tmp_pa
 
 def test_report_of_a_part_of_the_validation_photos(photos, tmp_path):
     place = [f"--data.root={photos}", f"--trainer.default_root_dir={tmp_path / 'run'}"]
-    assert lightning("fit", *TINY, *place, "--trainer.limit_val_batches=1") == 0
+    assert lightning("fit", *TINY, *place, "--trainer.limit_val_batches=2") == 0
     measured = MeasuredPhotos.load(tmp_path / "run" / "evaluation" / "validation.npz")
-    assert len(measured.files) == len(measured.labels) == 5
+    assert len(measured.files) == len(measured.labels) == 10
 
 
 def test_lightning_test_adds_its_photos_and_changes_nothing_else(finished, kept_apart, tmp_path, capsys):
