@@ -191,7 +191,8 @@ def check_training(before: Graph, after: Graph, trained: dict[str, np.ndarray] |
             if first is None and difference > TRAINING_THRESHOLD:
                 first = f"{new.name}/{role}"
             figure = max(figure, difference)
-    detail = f"{moved} arrays moved in {steps} steps of the training that the file describes, both sides in float64"
+    made = f"{steps} step{'s' * (steps > 1)}"
+    detail = f"{moved} arrays moved in {made} of the training that the file describes, both sides in float64"
     return Rung(name, bool(moved) and figure <= TRAINING_THRESHOLD, figure, TRAINING_THRESHOLD, unit, detail, first)
 
 
