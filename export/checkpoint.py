@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from models.bad_input import BadInput
-from models.choices import INTERPOLATIONS, MOST_PIXELS, TRAINABLE
+from models.choices import BATCH_NORM_POLICIES, INTERPOLATIONS, MOST_PIXELS, TRAINABLE
 from models.timm_mobilenetv2 import ARCHITECTURE, TimmClassifier
 from models.whole_file import replacing
 
@@ -208,10 +208,10 @@ def _schedule(path: Path, settings: dict[str, Any]) -> tuple[str, float]:
     given = settings.get("schedule")
     given = given if isinstance(given, dict) else {}
     batch_norm, factor = given.get("batch_norm", "train"), given.get("backbone_factor", 1.0)
-    if batch_norm not in ("train", "frozen") or type(factor) not in (int, float) or not 0 < factor < math.inf:
+    if batch_norm not in BATCH_NORM_POLICIES or type(factor) not in (int, float) or not 0 < factor < math.inf:
         raise BadInput(
-            f"{path}: expected a schedule with batch_norm train or frozen and a backbone_factor above 0, got "
-            f"{batch_norm!r} and {factor!r}. The file is damaged or was edited."
+            f"{path}: expected a schedule with batch_norm {' or '.join(BATCH_NORM_POLICIES)} and a backbone_factor "
+            f"above 0, got {batch_norm!r} and {factor!r}. The file is damaged or was edited."
         )
     return batch_norm, float(factor)
 
@@ -221,15 +221,8 @@ def _network(path: Path, settings: dict[str, Any]) -> TimmClassifier:
         return TimmClassifier(len(settings["class_names"]), **{name: settings[name] for name in ARCHITECTURE})
     except BadInput as error:
         raise BadInput(f"{path}: expected settings that a network can be built from. {error}") from error
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        AttributeError,
-        KeyError,
-        OverflowError,
-    ) as error:  # whatever timm makes of them
-        raise BadInput(
+    except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, OverflowError) as error:
+        raise BadInput(  # whatever timm makes of them
             f"{path}: expected settings that a network can be built from, got some that raise {type(error).__name__}: "
             f"{str(error)[:200]}. The file is damaged or was edited."
         ) from error

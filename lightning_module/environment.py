@@ -1,6 +1,5 @@
 """`environment.json` in the run's folder: with what, on what and from what a run was made, so that it can be again."""
 
-import json
 import platform
 import shlex
 import subprocess
@@ -14,7 +13,7 @@ import torch
 from lightning import Trainer
 
 from export.checkpoint import file_digest
-from lightning_module.run_folder import RunFolder, write_json
+from lightning_module.run_folder import RunFolder, read_environment, write_json
 
 SCHEMA = 1
 ALIKE = ("python", "platform", "device", "processes", "threads", "packages", "git")
@@ -80,15 +79,6 @@ def git_state(folder: Path) -> dict[str, Any] | None:
         return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def read_environment(run: RunFolder) -> dict[str, Any]:
-    """Return the run's environment.json; empty where there is none that can be read."""
-    try:
-        content = json.loads(run.environment.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def note_resumption(run: RunFolder, environment: dict[str, Any], place: str) -> list[str]:

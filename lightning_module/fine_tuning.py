@@ -18,8 +18,8 @@ from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
 from models.bad_input import BadInput
+from models.choices import BATCH_NORM_POLICIES, BatchNormPolicy
 
-BatchNormPolicy = Literal["train", "frozen"]
 ClassWeights = Literal["none", "balanced"]
 
 
@@ -53,8 +53,8 @@ class Schedule:
             ("backbone_factor", "a number above 0", math.isfinite(self.backbone_factor) and self.backbone_factor > 0),
             (
                 "batch_norm",
-                f"one of {', '.join(get_args(BatchNormPolicy))}",
-                self.batch_norm in get_args(BatchNormPolicy),
+                f"one of {', '.join(BATCH_NORM_POLICIES)}",
+                self.batch_norm in BATCH_NORM_POLICIES,
             ),
         ):
             _check("schedule", name, getattr(self, name), expected, fits)

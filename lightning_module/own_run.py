@@ -2,7 +2,7 @@
 
 import csv
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import yaml
@@ -10,9 +10,8 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from export.checkpoint import read_hyper_parameters
-from lightning_module.environment import read_environment
 from lightning_module.resume import KEY
-from lightning_module.run_folder import RunFolder
+from lightning_module.run_folder import RunFolder, read_environment
 from models.bad_input import BadInput
 
 FREE_TO_CHANGE = (
@@ -39,15 +38,25 @@ def last_checkpoint(run: RunFolder) -> Path | None:
     return run.last_checkpoint
 
 
-def progress_of(checkpoint: Path) -> tuple[int, int]:
-    """Return epochs that are finished, and steps that were made, of a checkpoint."""
+class Progress(NamedTuple):
+    """How far a run had come when a checkpoint was written.
+
+    Attributes:
+        epochs: that are finished.
+        steps: that were made.
+        stopped: whether training had been stopped, by early stopping for one.
+    """
+
+    epochs: int
+    steps: int
+    stopped: bool
+
+
+def progress_of(checkpoint: Path) -> Progress:
+    """Return how far the run of a checkpoint had come."""
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    return content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"], content["global_step"]
-
-
-def stopped_early(checkpoint: Path) -> bool:
-    """Tell whether training had been stopped, by early stopping for one, when a checkpoint was written."""
-    return bool(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)[KEY]["should_stop"])
+    epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return Progress(epochs, content["global_step"], content.get(KEY, {}).get("should_stop", False))
 
 
 def changed_settings(run: RunFolder, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -154,11 +154,7 @@ class RunFolder:
 
     def _has_finished(self) -> bool:
         """Whether the run in the folder came to its end: it says so, or its proof is there."""
-        try:
-            said = json.loads(self.environment.read_text(encoding="utf-8"))["finished"] is not None
-        except (OSError, ValueError, KeyError, TypeError):
-            said = False
-        return said or (self.model_h5.is_file() and self.parity.is_file())
+        return bool(read_environment(self).get("finished")) or (self.model_h5.is_file() and self.parity.is_file())
 
     def sweep(self) -> None:
         """Remove what a killed process had half written."""
@@ -172,6 +168,15 @@ class RunFolder:
 def run_folder_of(trainer: "Trainer") -> RunFolder:
     """Return the folder that `--trainer.default_root_dir` names."""
     return RunFolder(Path(trainer.default_root_dir))
+
+
+def read_environment(run: RunFolder) -> dict[str, Any]:
+    """Return the run's environment.json; empty where there is none that can be read."""
+    try:
+        content = json.loads(run.environment.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

@@ -37,7 +37,6 @@ from lightning_module.own_run import (
     finished,
     last_checkpoint,
     progress_of,
-    stopped_early,
 )
 from lightning_module.report import report_fit, report_test
 from lightning_module.resume import BatchSeed, LastCheckpoint, continues
@@ -277,10 +276,10 @@ class TrainingCLI(LightningCLI):
         self._take_found(run)
         changed = changed_settings(run, yaml.safe_load(settings_text(self._parser("fit"), self.config["fit"])))
         check_settings(run, changed)
-        epochs, steps = progress_of(last)
+        epochs, steps, stopped = progress_of(last)
         then, today = changed.get("trainer.max_epochs", (None, None))
         longer = bool(then and today and 0 < then < today)
-        if (outcome := finished(run)) and (not longer or stopped_early(last)):
+        if (outcome := finished(run)) and (not longer or stopped):
             verdict = f"; parity {outcome['parity']}" if outcome.get("parity") else ""
             print(f"The run in {run.path} has finished already, after {epochs} epochs{verdict}.")
             raise SystemExit(outcome.get("exit_code", 0))
