@@ -299,18 +299,36 @@ def check_layers(path: str) -> None:
     """Refuse a file that names anything for Keras to build but what is known; nothing in it has been run by then.
 
     Looked at is everything in ``model_config`` and ``training_config``: layers, models in models, and what stands in
-    their settings, such as an activation or a loss, for Keras builds those, too.
+    their settings, such as an activation or a loss, for Keras builds those, too. So are the thresholds of a metric,
+    which Keras lists before it asks for weights.
     """
     try:
-        named = list(_built(read_architecture(path)))
-        named += _built(_json_attribute(path, "training_config", {}))
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        training = _json_attribute(path, "training_config", {})
+        named = [*_built(read_architecture(path)), *_built(training)]
+        thresholds = max(_thresholds(training), default=0)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Refused("model", f"{path} is not a Keras .h5 with an architecture: {error!r}") from error
     unknown = sorted({name for name in named if name not in KNOWN_LAYERS | KNOWN_SETTINGS})
     if unknown:
         raise Refused(
             "model", f"{path} holds layers that are refused because they could run code: {', '.join(unknown)}"
         )
+    if not thresholds <= SPARE_NUMBERS:
+        raise Refused(
+            "model", f"{path} has a metric of {thresholds:g} thresholds in its training configuration, at most "
+            f"{SPARE_NUMBERS} are taken"
+        )  # fmt: skip
+
+
+def _thresholds(value: Any) -> Iterator[float]:
+    """All that a piece of configuration gives for `num_thresholds`."""
+    if isinstance(value, list):
+        for each in value:
+            yield from _thresholds(each)
+    if isinstance(value, dict):
+        if value.get("num_thresholds") is not None:
+            yield float(value["num_thresholds"])
+        yield from _thresholds(list(value.values()))
 
 
 def _built(value: Any) -> Iterator[str]:

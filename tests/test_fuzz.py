@@ -197,6 +197,17 @@ def test_import_of_another_network_than_the_file_holds_is_unnoticed(pair, tmp_pa
         assert judge(pair[0]) == "unnoticed: an array"
 
 
+def test_change_that_verify_does_not_name_is_unnoticed(small, tmp_path, monkeypatch):
+    said = {"lines": ["pass  weights: as written"]}
+    monkeypatch.setattr("export.keras_worker.find_keras", lambda: None)
+    monkeypatch.setattr("export.keras_worker.load", lambda keras, path: None)
+    monkeypatch.setattr("export.keras_worker.verify", lambda *given: said)
+    judge, changed = fuzz_reading.judge_worker(small, small), edited(small, tmp_path, one_bit)
+    assert (judge(small), judge(changed)) == ("nothing", "unnoticed")
+    said["lines"] += ["FAIL  probabilities: another one"]
+    assert judge(changed) == "noticed: probabilities"
+
+
 # What no random flip would make -------------------------------------------------------------------------------------
 
 
@@ -297,6 +308,17 @@ def test_whatever_could_run_code_is_refused_before_keras_sees_it(twin, name):
     check_layers(str(twin))
     change_attribute(twin, attribute, change)
     with pytest.raises(Refused, match="could run code"):
+        check_layers(str(twin))
+
+
+def test_thresholds_that_keras_would_list_first_are_refused(twin):
+    def measure_area(content: dict, thresholds: float) -> None:
+        content["metrics"] = [{"class_name": "AUC", "config": {"num_thresholds": thresholds}}]
+
+    change_attribute(twin, "training_config", lambda content: measure_area(content, 200))
+    check_layers(str(twin))
+    change_attribute(twin, "training_config", lambda content: measure_area(content, 1e9))
+    with pytest.raises(Refused, match=r"1e\+09 thresholds"):
         check_layers(str(twin))
 
 
