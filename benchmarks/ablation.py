@@ -46,6 +46,9 @@ MIXED = [
 ERASED = ["--model.regularisation.random_erasing=0.25"]
 
 
+MEASURED = {"val/loss", "val/accuracy"}
+
+
 def epochs(count: int) -> list[str]:
     """So many, measured after the last."""
     return [f"--trainer.max_epochs={count}", f"--trainer.check_val_every_n_epoch={count}"]
@@ -93,6 +96,7 @@ STAGES: dict[str, dict[str, tuple[str, list[str]]]] = {
     "longer": {
         "as it is": (FINETUNE, []),
         "12 epochs": (FINETUNE, epochs(12)),
+        "12 epochs, measured after each": (FINETUNE, ["--trainer.max_epochs=12", "--trainer.check_val_every_n_epoch=1"]),
         "24 epochs": (FINETUNE, epochs(24)),
         "12 epochs, mixup or cutmix": (FINETUNE, [*epochs(12), *MIXED]),
         "24 epochs, mixup or cutmix": (FINETUNE, [*epochs(24), *MIXED]),
@@ -149,6 +153,7 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
     for stage in STAGES:
         print(table([row for row in done if row["stage"] == stage], stage), end="")
+    print(which_epoch(done), end="")
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
@@ -195,7 +200,7 @@ def _run(
         "accuracy": metrics["final"]["accuracy"],
         "f1_macro": metrics["final"]["f1_macro"],
         "loss": metrics["final"]["loss"],
-        "epochs": len(metrics["epochs"]),
+        "epochs": [{name: row[name] for name in MEASURED} for row in metrics["epochs"] if MEASURED <= row.keys()],
         "minutes": round((time.perf_counter() - start) / 60, 1),
     }
 
@@ -220,6 +225,26 @@ def table(rows: list[dict[str, Any]], stage: str) -> str:
         columns = (spread([row[figure] for row in own]) for figure in ("accuracy", "f1_macro", "loss"))
         lines.append(f"| {name} | {len(own)} | {' | '.join(columns)} | {compared} |")
     return "\n".join(lines) + "\n"
+
+
+def which_epoch(rows: list[dict[str, Any]]) -> str:
+    """What each run would have come to, had it kept another epoch, as a Markdown table."""
+    lines = [
+        "\nwhich epoch to keep:\n",
+        "| variant | seeds | the last | lowest val/loss | highest val/accuracy (flattered: the same photos judge) |",
+        "|---|---|---|---|---|",
+    ]
+    measured = [row for row in rows if len(row["epochs"]) > 1]
+    for stage, name in dict.fromkeys((row["stage"], row["variant"]) for row in measured):
+        curves = [row["epochs"] for row in measured if (row["stage"], row["variant"]) == (stage, name)]
+        kept = {
+            "last": [curve[-1] for curve in curves],
+            "loss": [min(curve, key=lambda epoch: epoch["val/loss"]) for curve in curves],
+            "accuracy": [max(curve, key=lambda epoch: epoch["val/accuracy"]) for curve in curves],
+        }
+        columns = (spread([epoch["val/accuracy"] for epoch in each]) for each in kept.values())
+        lines.append(f"| {stage}: {name} | {len(curves)} | {' | '.join(columns)} |")
+    return "\n".join(lines) + "\n" if measured else ""
 
 
 def spread(numbers: list[float], sign: str = "") -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
 
 from lightning_module.classifier import ProductClassifier
 from lightning_module.evaluation import finite, per_class
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from export.report import Report
 
 METRICS_SCHEMA = 1
+LAST_EPOCH = "epoch"
+"""What `BestCheckpoint` watches to keep the last epoch."""
 
 
 def best_checkpoint_of(trainer: L.Trainer) -> Path:
@@ -48,8 +51,9 @@ class BestCheckpoint(ModelCheckpoint):
     """Keeps the best epoch as `best.ckpt` in the run's folder, whatever the loggers.
 
     Args:
-        monitor: the figure that decides.
-        mode: whether the smallest or the largest is best.
+        monitor: the figure that decides. `epoch` keeps the last that was measured, whatever it did: right where the
+            learning rates fall to zero by a plan, and no photos choose, so that their figures flatter nothing.
+        mode: whether the smallest or the largest is best; `max` with `epoch`.
     """
 
     def __init__(self, monitor: str = "val/loss", mode: Literal["min", "max"] = "min") -> None:
@@ -66,6 +70,10 @@ class BestCheckpoint(ModelCheckpoint):
         """Choose the run's folder, which the command line knows only now."""
         self.dirpath = str(trainer.default_root_dir)
         super().setup(trainer, pl_module, stage)
+
+    def check_monitor_top_k(self, trainer: L.Trainer, current: Tensor | None = None) -> bool:
+        """As Lightning's; of several measurements within the last epoch, the last."""
+        return self.monitor == LAST_EPOCH or super().check_monitor_top_k(trainer, current)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As Lightning's, which leaves one figure out."""

@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodule.product_photos import ProductPhotos
 from export.checkpoint import read_hyper_parameters
-from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJournal, best_checkpoint_of
+from lightning_module.callbacks import LAST_EPOCH, BestCheckpoint, HandOverTwin, MetricsJournal, best_checkpoint_of
 from lightning_module.checkpoint_file import WholeCheckpoints
 from lightning_module.classifier import ProductClassifier
 from lightning_module.cli import EXIT_MISMATCH
@@ -455,10 +455,15 @@ def check_monitors(settings: Any) -> None:
     """
     sets = ["train", "val", *(["val_clean"] if settings.data.augment_validation else [])]
     known = [f"{name}/{figure}" for name in sets for figure in FIGURES if (name, figure) != ("train", "f1_macro")]
-    for group in ("checkpoint", "early_stopping"):
-        if (given := settings[group].monitor) not in known:
+    for group, watched in (("checkpoint", [*known, LAST_EPOCH]), ("early_stopping", known)):
+        if (given := settings[group].monitor) not in watched:
             hint = " With --data.augment_validation true it is there." if given.startswith("val_clean/") else ""
-            raise BadInput(f"--{group}.monitor: expected one of {', '.join(known)}, received {given!r}.{hint}")
+            raise BadInput(f"--{group}.monitor: expected one of {', '.join(watched)}, received {given!r}.{hint}")
+    if settings.checkpoint.monitor == LAST_EPOCH and settings.checkpoint.mode != "max":
+        raise BadInput(
+            f"--checkpoint.mode: expected max with --checkpoint.monitor {LAST_EPOCH}, which keeps the last, received "
+            f"{settings.checkpoint.mode!r}. Give --checkpoint.mode max."
+        )
 
 
 def _keep_tensorflow_out() -> None:

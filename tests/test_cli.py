@@ -383,6 +383,8 @@ def test_python_users_get_the_twin_without_the_command(photos, tmp_path, monkeyp
         (["--model.learning_rate=0"], "--model.learning_rate"),
         (["--checkpoint.monitor=val/f1"], "--checkpoint.monitor: expected one of train/loss"),
         (["--early_stopping.monitor=val_clean/loss"], "With --data.augment_validation true it is there"),
+        (["--early_stopping.monitor=epoch"], "--early_stopping.monitor: expected one of train/loss"),
+        (["--checkpoint.monitor=epoch"], "--checkpoint.mode: expected max"),
         (["--seed_everything=-5"], "--seed_everything: expected a number from 0"),
     ],
 )
