@@ -96,7 +96,10 @@ STAGES: dict[str, dict[str, tuple[str, list[str]]]] = {
     "longer": {
         "as it is": (FINETUNE, []),
         "12 epochs": (FINETUNE, epochs(12)),
-        "12 epochs, measured after each": (FINETUNE, ["--trainer.max_epochs=12", "--trainer.check_val_every_n_epoch=1"]),
+        "12 epochs, measured after each": (
+            FINETUNE,
+            ["--trainer.max_epochs=12", "--trainer.check_val_every_n_epoch=1"],
+        ),
         "24 epochs": (FINETUNE, epochs(24)),
         "12 epochs, mixup or cutmix": (FINETUNE, [*epochs(12), *MIXED]),
         "24 epochs, mixup or cutmix": (FINETUNE, [*epochs(24), *MIXED]),

@@ -319,8 +319,7 @@ class HandOverTwin(Callback):
                 "input_range": self.input_range,
             },
         )
-        photos, files = self._photos(trainer)
-        known = len(getattr(getattr(trainer, "datamodule", None), "val_files", []))
+        photos, files, known = self._photos(trainer)
         of = f" of {known}" if len(files) < known else ""  # --hand_over.max_photos
         trainer.print(f"Checking it against Keras on {len(files)}{of} validation photos and synthetic images ...")
         pair = Pair(best, run.model_h5, photos, [str(file) for file in files], files, load_photo)
@@ -328,12 +327,12 @@ class HandOverTwin(Callback):
         write_report([self.report], run.parity)
         write_page([self.report], run.parity_page)
 
-    def _photos(self, trainer: L.Trainer) -> tuple[np.ndarray | None, list[Path]]:
-        """Validation photos, uint8 (N, H, W, 3), and their files."""
+    def _photos(self, trainer: L.Trainer) -> tuple[np.ndarray | None, list[Path], int]:
+        """Validation photos, uint8 (N, H, W, 3), their files, and how many there are in all."""
         datamodule: Any = getattr(trainer, "datamodule", None)
-        files = list(getattr(datamodule, "val_files", []))
-        if not files or not self.max_photos:
-            return None, []
-        chosen = np.linspace(0, len(files) - 1, min(len(files), self.max_photos)).round().astype(int)
-        files = [files[index] for index in chosen]
-        return datamodule.photos_of(files), files
+        known = list(getattr(datamodule, "val_files", []))
+        if not known or not self.max_photos:
+            return None, [], len(known)
+        chosen = np.linspace(0, len(known) - 1, min(len(known), self.max_photos)).round().astype(int)
+        files = [known[index] for index in chosen]
+        return datamodule.photos_of(files), files, len(known)

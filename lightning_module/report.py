@@ -77,15 +77,16 @@ def _evaluations(measured: dict[Measured, MeasuredPhotos]) -> list[Evaluation]:
     return [each for each in found if each is not None]
 
 
-def _epochs_of(run: RunFolder, sha256: str) -> tuple[list[dict[str, Any]], int | None]:
-    """The epochs in the journal beside the report, if it is of this checkpoint, and which was kept."""
+def _epochs_of(run: RunFolder, sha256: str) -> tuple[list[dict[str, Any]], int | None, str | None]:
+    """The epochs in the journal beside the report, if it is of this checkpoint; which was kept, and by which figure."""
     try:
         content = json.loads(run.metrics.read_text(encoding="utf-8"))
         if content["final"]["checkpoint_sha256"] == sha256:
-            return list(content["epochs"]), content["best"] and int(content["best"]["epoch"])
+            epochs, best = list(content["epochs"]), content["best"]
+            return (epochs, int(best["epoch"]), str(best["monitor"])) if best else (epochs, None, None)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there is none, or none that this could be said of
-    return [], None
+    return [], None, None
 
 
 def _write(run: RunFolder, evaluations: Sequence[Evaluation]) -> None:
@@ -102,7 +103,7 @@ def _write(run: RunFolder, evaluations: Sequence[Evaluation]) -> None:
             temporary.write_bytes(content)
         pictures[name] = _data_uri(content, "png")
 
-    epochs, kept = _epochs_of(run, evaluations[0].measured.checkpoint_sha256)
+    epochs, kept, monitor = _epochs_of(run, evaluations[0].measured.checkpoint_sha256)
     if epochs:
         draw("curves", curves_png, epochs, kept)
     for each in evaluations:
@@ -110,15 +111,16 @@ def _write(run: RunFolder, evaluations: Sequence[Evaluation]) -> None:
         each.measured.save(run.evaluation / f"{name}.npz")
         draw(f"{name}_confusion", confusion_png, each)
         draw(f"{name}_reliability", reliability_png, each)
-    write_text(run.report, render_report(evaluations, pictures), errors="replace")
+    write_text(run.report, render_report(evaluations, pictures, monitor), errors="replace")
 
 
-def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -> str:
+def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str], monitor: str | None = None) -> str:
     """The page as HTML, everything in it: it loads nothing from anywhere.
 
     Args:
         evaluations: of the same checkpoint.
         pictures: `curves`, and `SET_confusion` and `SET_reliability` of each set, as data URIs; any may be missing.
+        monitor: by which the epoch was chosen; None where that is not known.
     """
     environment = Environment(loader=PackageLoader("lightning_module", "."), autoescape=select_autoescape())
     first = evaluations[0].measured
@@ -137,7 +139,11 @@ def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -
         for each in evaluations
     ]
     return environment.get_template("report.html").render(
-        sections=sections, pictures=pictures, measured=first, confidence=round(100 * CONFIDENCE)
+        sections=sections,
+        pictures=pictures,
+        measured=first,
+        confidence=round(100 * CONFIDENCE),
+        chosen_without=monitor is not None and not monitor.startswith("val"),
     )
 
 

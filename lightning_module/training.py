@@ -409,7 +409,7 @@ class TrainingCLI(LightningCLI):
         """Say so where the figures to come are none of a test."""
         if self.datamodule.test_root is None:
             self.trainer.print(
-                "No --data.test_root: measuring the validation photos, by which the checkpoint was chosen."
+                "No --data.test_root: measuring the validation photos, by which a fit may have chosen the checkpoint."
             )
 
     def after_test(self) -> None:

@@ -415,6 +415,14 @@ def test_epochs_without_a_validation_have_no_figures_of_another(photos, tmp_path
     assert ["val/loss" in row for row in rows] == [False, True, False]
 
 
+def test_last_epoch_is_kept_as_it_was_last_measured(photos, tmp_path):
+    last = ["--checkpoint.monitor=epoch", "--checkpoint.mode=max"]
+    assert fit(photos, tmp_path, *last, "--trainer.val_check_interval=0.5", "--data.batch_size=4", epochs=2) == 0
+    best, end = (torch.load(tmp_path / name, weights_only=True) for name in ("best.ckpt", "last.ckpt"))
+    assert best["global_step"] == end["global_step"]
+    assert all(torch.equal(best["state_dict"][name], each) for name, each in end["state_dict"].items())
+
+
 def test_ctrl_c_is_no_traceback(photos, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -96,6 +96,18 @@ def test_page_says_which_photos_and_that_they_are_optimistic(finished):
     assert "Wilson" in page
 
 
+def test_page_of_the_last_epoch_says_that_no_photos_chose_it(photos, tmp_path):
+    place = [f"--data.root={photos}", f"--trainer.default_root_dir={tmp_path}"]
+    last = ["--checkpoint.monitor=epoch", "--checkpoint.mode=max", "--trainer.max_epochs=3"]
+    assert lightning("fit", *TINY, *place, *last) == 0
+    page, content = ((tmp_path / name).read_text() for name in ("report.html", "metrics.json"))
+    assert "nor in choosing the epoch" in page
+    assert "optimistic" not in page
+    best, epochs, final = (json.loads(content)[name] for name in ("best", "epochs", "final"))
+    assert best == {"epoch": 2, "monitor": "epoch", "value": 2}
+    assert final["loss"] == pytest.approx(epochs[-1]["val/loss"], rel=1e-5)
+
+
 def test_figures_are_of_the_photos_as_they_are_in_the_order_of_their_files(finished, photos):
     """Computed once more by hand, photo by photo, from the checkpoint alone."""
     measured = MeasuredPhotos.load(finished / "evaluation" / "validation.npz")
