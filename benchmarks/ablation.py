@@ -203,7 +203,7 @@ def _run(
         "accuracy": metrics["final"]["accuracy"],
         "f1_macro": metrics["final"]["f1_macro"],
         "loss": metrics["final"]["loss"],
-        "epochs": [{name: row[name] for name in MEASURED} for row in metrics["epochs"] if MEASURED <= row.keys()],
+        "epochs": [{name: row[name] for name in MEASURED} for row in metrics["epochs"] if row.keys() >= MEASURED],
         "minutes": round((time.perf_counter() - start) / 60, 1),
     }
 
