@@ -81,13 +81,17 @@ def _dots(layers: Sequence[LayerError]) -> list[dict[str, Any]]:
 
 
 def _shown(photo: PhotoDifference, class_names: Sequence[str]) -> dict[str, Any]:
-    """The photo small, and its likeliest classes on both sides."""
+    """The photo small, and its likeliest classes on both sides and by other roads."""
     likeliest = np.argsort(-np.asarray(photo.torch), kind="stable")[:_LABELS]
     return {
         "name": photo.name,
         "difference": photo.difference,
         "image": _data_uri(photo.pixels),
-        "rows": [(class_names[index], photo.torch[index], photo.keras[index]) for index in likeliest],
+        "roads": ["torch", "Keras", *photo.opinions],
+        "rows": [
+            (class_names[index], [gave[index] for gave in (photo.torch, photo.keras, *photo.opinions.values())])
+            for index in likeliest
+        ],
     }
 
 

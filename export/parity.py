@@ -92,10 +92,16 @@ def check_pairs(
         progress("torch computes the same")
         for case, keras_side in zip(cases, sides, strict=True):
             report, from_torch = _climb(case, keras_side)
-            for name in opinions:
-                opinion = second_opinion(name, case.source, case.h5, case.input_range, case.sets, progress)
+            asked = [
+                second_opinion(name, case.source, case.h5, case.input_range, case.sets, progress) for name in opinions
+            ]
+            for opinion in asked:
                 report.rungs += opinion_rungs(opinion, case.sets, from_torch)
-                report.versions[name] = opinion.versions
+                report.versions[opinion.name] = opinion.versions
+            for index, images in enumerate(case.sets):
+                if images.name == "photos":
+                    others = {opinion.name: opinion.probabilities[index] for opinion in asked}
+                    report.photos = worst_photos(images, from_torch[index], keras_side.probabilities[index], others)
             report.seconds = round(time.perf_counter() - start, 2)
             reports.append(report)
     return reports
@@ -122,8 +128,6 @@ def _climb(case: Case, keras_side: KerasSide) -> tuple[Report, list[np.ndarray]]
         probabilities.append(from_torch)
         report.rungs.append(check_probabilities(images, from_torch, from_keras))
         report.rungs.append(check_top1(images, from_torch, from_keras))
-        if images.name == "photos":
-            report.photos = worst_photos(images, from_torch, from_keras)
     if keras_side.loaded is not None:
         report.rungs.append(_check_files(case, keras_side))
     elif keras_side.loading_skipped:

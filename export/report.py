@@ -75,10 +75,11 @@ class PhotoDifference:
 
     Attributes:
         name: of the photo.
-        difference: the largest of any class.
+        difference: the largest of any class, between torch and Keras.
         torch: C probabilities.
         keras: the same.
         pixels: uint8, (H, W, 3), RGB; only the page shows them.
+        opinions: the same of other roads, by their names.
     """
 
     name: str
@@ -86,24 +87,32 @@ class PhotoDifference:
     torch: list[float]
     keras: list[float]
     pixels: np.ndarray
+    opinions: dict[str, list[float]] = field(default_factory=dict)
 
 
-def worst_photos(images: ImageSet, from_torch: np.ndarray, from_keras: np.ndarray) -> list[PhotoDifference]:
+def worst_photos(
+    images: ImageSet,
+    from_torch: np.ndarray,
+    from_keras: np.ndarray,
+    opinions: Mapping[str, np.ndarray] = MappingProxyType({}),
+) -> list[PhotoDifference]:
     """The photos whose probabilities differ most, the worst first.
 
     Args:
         images: N photos.
         from_torch: probabilities, (N, C).
         from_keras: the same; of another shape, there is nothing to show.
+        opinions: name of another road -> the same; of another shape, it is left out.
     """
     if from_torch.shape != from_keras.shape:
         return []
     apart = np.abs(from_torch.astype(np.float64) - from_keras.astype(np.float64)).max(axis=1)
     apart[np.isnan(apart)] = np.inf
+    others = {name: gave for name, gave in opinions.items() if gave.shape == from_torch.shape}
     return [
         PhotoDifference(
-            images.names[index], float(apart[index]), [float(p) for p in from_torch[index]],
-            [float(p) for p in from_keras[index]], images.images[index],
+            images.names[index], float(apart[index]), from_torch[index].tolist(), from_keras[index].tolist(),
+            images.images[index], {name: gave[index].tolist() for name, gave in others.items()},
         )
         for index in np.argsort(-apart, kind="stable")[:WORST_PHOTOS]
     ]  # fmt: skip
@@ -146,6 +155,17 @@ class Report:
     def failed(self) -> list[Rung]:
         """The rungs that did not pass, in order."""
         return [rung for rung in self.rungs if not rung.passed]
+
+    @property
+    def roads(self) -> dict[str, dict[str, Rung]]:
+        """Set of images -> road to its probabilities, Keras first -> the rung that compares them with torch's."""
+        found: dict[str, dict[str, Rung]] = {}
+        for rung in self.rungs:
+            kind, _, rest = rung.name.partition("_")
+            if kind == "probabilities":
+                images, _, road = rest.partition("_")
+                found.setdefault(images, {})[road or "Keras"] = rung
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON types; a figure that is no finite number becomes its name, such as ``"nan"``."""

@@ -16,6 +16,7 @@ from export.checkpoint import read_checkpoint
 from export.hand_over import write_twin
 from export.image_sets import ImageSet
 from export.onnx2tf_environment import environment_folder, onnx2tf_python
+from export.page import render_page
 from export.parity import Pair, check_pairs
 from export.second_opinions import OPINIONS, Opinion, opinion_rungs, second_opinion, write_torch_onnx
 from export.torch_side import torch_probabilities
@@ -47,6 +48,14 @@ def test_tf2onnx_agrees_and_notices_a_changed_weight(checkpoint, tmp_path):
     added = ["probabilities_synthetic_tf2onnx", "probabilities_photos_tf2onnx", "top1_photos_tf2onnx"]
     assert [rung.name for rung in right.rungs][-3:] == added
     assert {"tf2onnx", "onnxruntime", "keras"} <= right.versions["tf2onnx"].keys()
+    for photo in right.photos:
+        np.testing.assert_allclose(photo.opinions["tf2onnx"], photo.torch, atol=1e-5)
+    assert np.abs(np.subtract(wrong.photos[0].opinions["tf2onnx"], wrong.photos[0].torch)).max() > 1e-3
+    assert {images: list(roads) for images, roads in right.roads.items()} == {
+        images: ["Keras", "tf2onnx"] for images in ("synthetic", "photos")
+    }
+    # a column in the table of roads, and one of each photo
+    assert render_page([right]).count("<th>tf2onnx</th>") == 1 + len(right.photos)
     failed = [rung.name for rung in wrong.failed]
     assert {"weights", "probabilities_synthetic_tf2onnx", "probabilities_photos_tf2onnx"} <= set(failed)
 
