@@ -15,7 +15,7 @@ from export.checkpoint import Checkpoint, read_checkpoint
 from export.format_process import prediction_tasks, read_outputs, run_formats
 from export.hand_over import write_twin
 from export.image_sets import ImageSet
-from export.report import Rung
+from export.report import Rung, wide_console
 from export.rungs import PROBABILITY_THRESHOLD, check_labels, check_probabilities, check_top1
 from export.torch_side import torch_probabilities
 from models.bad_input import BadInput
@@ -322,7 +322,6 @@ def _size(path: Path) -> int:
 
 def print_formats(made: Sequence[Made], versions: dict[str, str]) -> None:
     """Print all ladders as one table, what was written, the versions, and the verdict as the last line."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -337,7 +336,7 @@ def print_formats(made: Sequence[Made], versions: dict[str, str]) -> None:
             # names of files and what a converter said are in it; they are no markup
             table.add_row(each.name, rung.name, figure, threshold, verdict, escape(rung.detail))
         table.add_section()
-    console = Console()
+    console = wide_console()
     console.print(table)
     for each in made:
         what = f"{each.size / 1e6:.1f} MB, made in {each.seconds:.1f} s" if each.passed else "not written"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from export.image_sets import ImageSet
 from models.whole_file import write_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SCHEMA = 2
 PASS, FAIL = "PASS", "FAIL"
@@ -226,9 +230,19 @@ def _finite(value: Any) -> Any:
     return value if not isinstance(value, float) or math.isfinite(value) else str(value)
 
 
+WIDTH = 120
+"""Columns of a table in a file or pipe, where no terminal says how many there are."""
+
+
+def wide_console() -> Console:
+    """A console whose tables can be read, and searched, where they are not printed to a terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDTH)
+
+
 def print_report(report: Report) -> None:
     """Print the rungs as a table, the versions, and the verdict as the last line."""
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -242,7 +256,7 @@ def print_report(report: Report) -> None:
         figure, threshold = f"{rung.figure:.3g} {rung.unit}", f"{sign} {rung.threshold:g}"
         # a file's own names are in it; they are no markup
         table.add_row(rung.name, figure, threshold, verdict, escape(rung.detail + where))
-    console = Console()
+    console = wide_console()
     console.print(table)
     for name, reason in report.skipped.items():
         console.print(f"{name} skipped: {reason}", highlight=False, markup=False)

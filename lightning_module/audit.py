@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lightning_module.cli import COMMANDS, underscored
+from lightning_module.cli import COMMANDS, PARSING, parse, underscored
 from models.bad_input import BadInput
 from models.choices import Interpolation
 from models.whole_file import write_text
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from datamodule.audit.quarantine import Outcome
     from lightning_module.photo_features import PhotoFeatures
 
-EXTRA = ("cleanlab", "imagehash", "jinja2", "scipy", "sklearn")
-"""Packages of the extra `audit`."""
+EXTRA = {"cleanlab": "cleanlab", "imagehash": "imagehash", "scipy": "scipy", "sklearn": "scikit-learn"}
+"""Packages of the extra `audit`, and what they are called where they are installed from."""
 CSV, PAGE, QUARANTINE, FEATURES = "audit.csv", "audit.html", "quarantine", "features.npz"
 
 
@@ -36,11 +37,12 @@ def run(argv: list[str]) -> None:
         SystemExit: 1 where --apply or --undo left a file that should have been moved.
     """
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are findings
-    parser = ArgumentParser(prog="lightning audit", description=COMMANDS["audit"].summary)
+    codes = "Exit codes: 0 done; 1 a file that should have been moved is still where it was; 2 bad input."
+    parser = ArgumentParser(prog="lightning audit", description=COMMANDS["audit"].summary, epilog=codes, **PARSING)
     parser.add_function_arguments(audit, as_positional=True)
     spelled = [underscored(each) for each in argv[1:]]
     spelled = [f"{each}=true" if each in ("--apply", "--undo") else each for each in spelled]
-    settings: dict[str, Any] = parser.parse_args(spelled).as_dict()
+    settings: dict[str, Any] = parse("audit", parser, spelled).as_dict()
     audit(**settings)
 
 
@@ -66,8 +68,8 @@ def audit(
     Args:
         photos: folder with one folder of photos per class.
         out: folder for audit.html, audit.csv, the cached features and the quarantine; not inside `photos`.
-        apply: do not audit; move what DIR/audit.csv marks with `quarantine` in its column `action` to DIR/quarantine.
-        undo: do not audit; move everything in DIR/quarantine back.
+        apply: do not audit; move what OUT/audit.csv marks with `quarantine` in its column `action` to OUT/quarantine.
+        undo: do not audit; move everything in OUT/quarantine back.
         weights: pretrained weights of the backbone in timm naming, .safetensors or .pth; without it timm's download.
         backbone: timm's name of a CNN.
         pad_type: '' or 'same' (TensorFlow's); without it timm's own.
@@ -85,7 +87,9 @@ def audit(
     if any(folder.resolve().is_relative_to(photos.resolve()) for folder in (out, out / QUARANTINE)):
         raise BadInput(f"--out: expected a folder outside {photos}, received {out}: it would become a class.")
     if not photos.is_dir():
-        raise BadInput(f"expected a folder with one folder of photos per class, received {photos}, which is none.")
+        raise BadInput(
+            f"expected a folder with one folder of photos per class, received {photos}, which is none. Check the path."
+        )
     from datamodule.audit.audited_folder import check_same_folder
 
     check_same_folder(out, photos)
@@ -113,7 +117,7 @@ def _require_extra() -> None:
     if missing:
         raise BadInput(
             f"`lightning audit` needs packages that are not installed: {', '.join(missing)}. "
-            "Install them with: pip install 'shelftwin[audit]'"
+            f"Install them with: {sys.executable} -m pip install {' '.join(EXTRA[name] for name in missing)}"
         )
 
 

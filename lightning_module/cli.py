@@ -1,14 +1,20 @@
 """The `lightning` command: which subcommand, and what its failure looks like. Imports nothing heavy by itself."""
 
+import re
 import sys
-from collections.abc import Callable, Sequence
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
-from typing import NamedTuple, NoReturn
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from export.keras_process import KerasFailed
 from models.bad_input import BadInput
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 EXIT_MISMATCH = 1
 """The twins do not agree."""
@@ -23,7 +29,7 @@ EXIT_INTERRUPTED = 130
 
 EXIT_CODES = (
     f"Exit codes: 0 done, and the twins are the same network; {EXIT_MISMATCH} they differ; {EXIT_BAD_INPUT} bad input; "
-    f"{EXIT_KERAS_FAILED} Keras itself crashed."
+    f"{EXIT_KERAS_FAILED} Keras itself crashed;\n{EXIT_INTERRUPTED} interrupted by Ctrl-C; 143 told to stop by SIGTERM."
 )
 """For the help texts."""
 
@@ -111,6 +117,45 @@ def underscored(argument: str) -> str:
         return argument
     name, equals, value = argument[2:].partition("=")
     return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+PARSING: Mapping[str, Any] = MappingProxyType({"allow_abbrev": False, "exit_on_error": False})
+"""How every command's parser is made. A misspelt option could be taken for the abbreviation of another."""
+
+
+def parse(command: str, parser: "ArgumentParser", arguments: list[str], options: "ArgumentParser | None" = None) -> Any:
+    """Parse a command line.
+
+    Args:
+        command: its name.
+        parser: made with `PARSING`.
+        arguments: what it is given.
+        options: the parser that has the command's options, where it is another.
+
+    Raises:
+        BadInput: it cannot be parsed; without the list of all options, which would hide what is wrong.
+    """
+    try:
+        return parser.parse_args(arguments)
+    except ArgumentError as error:
+        message = str(error)
+        for jargon, plain in _PLAIN.items():
+            message = re.sub(jargon, plain, message)
+        hint = ""
+        if unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
+            known = [option for action in (options or parser)._actions for option in action.option_strings]
+            near = get_close_matches(unknown[1], known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+        raise BadInput(f"{message.rstrip('.')}.{hint} See `lightning {command} --help`.") from error
+
+
+_PLAIN = {
+    r'^Parser key "([^"]+)":\s*': r"--\1: ",
+    r"typing\.Literal\[([^]]*)\]": r"one of \1",
+    r"<class '([^']*)'>": r"\1",
+    r"\bExpected an? one of": "Expected one of",
+}
+"""What jsonargparse says, and how it reads to somebody who does not write Python."""
 
 
 def _function(place: str) -> Callable[[list[str]], None]:

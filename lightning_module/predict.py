@@ -16,8 +16,8 @@ from jsonargparse import ArgumentParser
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datamodule.photo_store import BadPhoto, load_photo
-from datamodule.split import LISTED_ENDINGS, each_photo
-from lightning_module.cli import COMMANDS, underscored
+from datamodule.split import LISTED_ENDINGS, count_unlisted, each_photo
+from lightning_module.cli import COMMANDS, EXIT_BAD_INPUT, EXIT_KERAS_FAILED, PARSING, parse, underscored
 from lightning_module.labellers import CheckpointLabeller, Device, KerasFileLabeller, Labeller, is_hdf5
 from lightning_module.top_labels import DECIMALS, SHOWN, top_labels
 from lightning_module.twin_commands import check_report_place, read_labels
@@ -41,9 +41,11 @@ def run(argv: list[str]) -> None:
         BadInput: something given cannot be used.
         KerasFailed: the Keras process crashed or ran out of time.
     """
-    parser = ArgumentParser(prog="lightning predict", description=COMMANDS["predict"].summary)
+    codes = f"Exit codes: 0 done, photos that cannot be read being left out; {EXIT_BAD_INPUT} bad input; "
+    codes += f"{EXIT_KERAS_FAILED} Keras itself crashed."
+    parser = ArgumentParser(prog="lightning predict", description=COMMANDS["predict"].summary, epilog=codes, **PARSING)
     parser.add_function_arguments(predict, as_positional=True)
-    settings: dict[str, Any] = parser.parse_args([underscored(each) for each in argv[1:]]).as_dict()
+    settings: dict[str, Any] = parse("predict", parser, [underscored(each) for each in argv[1:]]).as_dict()
     predict(**settings)
 
 
@@ -103,6 +105,9 @@ def predict(
             print(f"  {each}")
         if bad_rows.count > len(named):
             print(f"  and {bad_rows.count - len(named)} more")
+    if photos.is_dir() and (others := count_unlisted(photos)):
+        kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
+        print(f"left out, as their names are no photos': {kinds}")
 
 
 def label(labeller: Labeller, files: Sequence[Path], photos: np.ndarray) -> Iterator[list[Any]]:
@@ -203,7 +208,15 @@ def _labeller(model: Path, device: Device, keras_python: Path | None, labels: Pa
     for option, given in (("--keras_python", keras_python), ("--labels", labels)):
         if given:
             raise BadInput(f"{option}: expected with a .h5 only, received with {model}, which is none. Leave it out.")
-    return CheckpointLabeller(model, device)
+    try:
+        return CheckpointLabeller(model, device)
+    except BadInput as error:
+        if model.suffix.lower() not in (".h5", ".hdf5"):
+            raise
+        raise BadInput(
+            f"expected a Keras .h5, as its name says, received {model}, which begins as none. Is it damaged, or a "
+            ".keras? `lightning fit` writes RUN/model.h5."
+        ) from error
 
 
 def _count(photos: Path) -> int:

@@ -4,9 +4,10 @@ import errno
 import logging
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import yaml
@@ -25,7 +26,7 @@ from export.checkpoint import read_hyper_parameters
 from lightning_module.callbacks import LAST_EPOCH, BestCheckpoint, HandOverTwin, MetricsJournal, best_checkpoint_of
 from lightning_module.checkpoint_file import WholeCheckpoints
 from lightning_module.classifier import ProductClassifier
-from lightning_module.cli import EXIT_MISMATCH
+from lightning_module.cli import EXIT_MISMATCH, PARSING, parse
 from lightning_module.closing_table import print_closing_table
 from lightning_module.environment import describe_environment, note_finish, note_resumption
 from lightning_module.measured_photos import KeepLogits
@@ -99,7 +100,11 @@ def run(argv: list[str]) -> None:
             # MetricsJournal says in a line what Lightning's model summary would in a table
             trainer_defaults={"default_root_dir": DEFAULT_RUN, "max_epochs": 30, "enable_model_summary": False},
             seed_everything_default=0,
-            parser_kwargs={"prog": "lightning"},
+            parser_kwargs={
+                "prog": "lightning",
+                **PARSING,
+                **{name: dict(PARSING) for name in TrainingCLI.subcommands()},
+            },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # the module saves plain hyperparameters itself
             args=argv,
@@ -215,7 +220,8 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse what `main` was given; LightningCLI would warn that the process has arguments as well."""
-        self.config = parser.parse_args(args)  # type: ignore[arg-type]
+        arguments = cast(list[str], args)
+        self.config = parse(arguments[0], parser, arguments, self._parser(arguments[0]))
 
     def _parse_ckpt_path(self) -> None:
         """Let the checkpoint's own settings win over the configuration's, for the model and for the photos' size.
@@ -484,6 +490,16 @@ _UNASKED = (
 """What Lightning logs that nobody who runs this command needs."""
 
 
+def _plain_where_ours(others: Callable[..., str]) -> Callable[..., str]:
+    """Format this project's warnings as its other messages: whom they are for does not look for a line of code."""
+
+    def formatted(message: Warning | str, category: type[Warning], filename: str, *place: Any) -> str:
+        ours = Path(filename).is_relative_to(Path(__file__).parents[1]) and "site-packages" not in filename
+        return f"lightning: {message}\n" if ours else others(message, category, filename, *place)
+
+    return formatted
+
+
 def _quieten() -> None:
     """Silence advice that does not fit here; everything else stays."""
     for message in (
@@ -494,8 +510,10 @@ def _quieten() -> None:
         r".*is smaller than the logging interval.*",  # figures are logged per epoch
         r".*does not have many workers.*",  # photos come from memory
         r".*isinstance\(treespec, LeafSpec\).*",  # between Lightning and torch
+        r".*the following callbacks.*",  # of a checkpoint's that only a fit needs
     ):
         warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = _plain_where_ours(warnings.formatwarning)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(text in record.getMessage() for text in _UNASKED)
     )

@@ -78,6 +78,7 @@ def test_photos_that_cannot_be_read_are_listed_and_not_fatal(predicted, photos, 
     said = capsys.readouterr().out
     assert f"{len(rows_of(out))} photos labelled: {out}\n2 that cannot be read: {tmp_path / 'a_bad.csv'}\n" in said
     assert all(name in said for name in names)
+    assert said.endswith("\nleft out, as their names are no photos': 1 .txt\n")
     # a run without bad photos must not leave the list of another beside its labels
     assert lightning("predict", checkpoint, photos / "odd", "--out", out) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
@@ -147,10 +148,12 @@ def test_network_that_diverged_labels_nothing(photos, tmp_path, capsys):
 def test_bad_input_is_refused_and_leaves_nothing(checkpoint, photos, tmp_path, capsys):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n, but no more")
+    (tmp_path / "text.h5").write_text("no HDF5")
     for arguments, words in (
         ([tmp_path / "none.ckpt", photos], "expected a checkpoint or a Keras .h5"),
         ([photos / "notes.txt", photos], "cannot be read as one"),
         ([tmp_path / "x.h5", photos], "expected a Keras .h5"),
+        ([tmp_path / "text.h5", photos], "expected a Keras .h5, as its name says"),
         ([checkpoint, tmp_path / "nowhere"], "which is neither"),
         ([checkpoint, tmp_path / "nothing"], "received none"),
         ([checkpoint, photos, "--batch_size=0"], "--batch_size"),
