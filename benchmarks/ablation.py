@@ -136,10 +136,6 @@ STAGES: dict[str, dict[str, tuple[str, list[str]]]] = {
     "full": {
         "configs/finetune.yaml": (FINETUNE, []),
         "configs/mobilenetv2.yaml": (RECIPE, []),
-        "24 epochs, mixup or cutmix": (
-            FINETUNE,
-            ["--trainer.max_epochs=24", "--trainer.check_val_every_n_epoch=2", *MIXED],
-        ),
     },
 }
 """stage -> name -> (configuration, settings besides)."""
