@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,7 +40,7 @@ def write_calibrated(checkpoint: Path, out: Path, temperature: float) -> None:
         raise BadInput(f"expected a place for the calibrated checkpoint, received {out}, the original. Name another.")
     read_checkpoint(checkpoint)  # refuses what is none
     content = read_content(checkpoint)
-    if _NOTE in content:
+    if is_calibrated(content):
         raise BadInput(
             f"--temperature: expected a checkpoint as it was trained, received {checkpoint}, which has a temperature "
             "in it already. Give RUN/best.ckpt."
@@ -50,6 +51,11 @@ def write_calibrated(checkpoint: Path, out: Path, temperature: float) -> None:
     content[_NOTE] = {"temperature": float(temperature), "of_sha256": file_digest(checkpoint)}
     with replacing(out) as temporary:
         torch.save(content, temporary)
+
+
+def is_calibrated(content: dict[str, Any]) -> bool:
+    """Whether a checkpoint, as `read_content` gives it, has a temperature in it already."""
+    return _NOTE in content
 
 
 def fitted_temperature(checkpoint: Path) -> float:

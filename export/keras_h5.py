@@ -495,6 +495,11 @@ def read_keras_h5(path: Path) -> KerasFile:
     try:
         check_storage(str(path))
         with h5py.File(path, "r") as file:
+            if "layer_names" in file.attrs and "model_weights" not in file:
+                raise BadInput(
+                    f"expected a Keras .h5 with architecture and weights, got {path}, which has weights alone, as "
+                    "save_weights writes them. Save the whole model: model.save(PATH)."
+                )
             return _contents(file)
     except Refused as refused:
         raise BadInput(

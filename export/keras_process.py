@@ -25,7 +25,7 @@ _NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
 # What can be done about each kind of refusal.
 _REMEDIES = {
     "keras": "Give an interpreter that has one with --keras-python.",
-    "model": "Export it again, or save it again in the Keras that it comes from.",
+    "model": "Name an interpreter that has the Keras that it comes from with --keras-python, or export it again.",
     "package": "Install it there.",
 }
 

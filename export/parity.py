@@ -161,7 +161,9 @@ def _check_files(case: Case, keras_side: KerasSide) -> Rung:
 def _check_training(case: Case, lesson: Lesson, keras_side: KerasSide) -> Rung:
     """Compare what both sides have learned."""
     after = case.graph_with(lesson.learned)
-    return check_training(case.graph, after, keras_side.trained, keras_side.training_failed, lesson.steps)
+    return check_training(
+        case.graph, after, keras_side.trained, keras_side.training_failed, lesson.steps, case.source.learning_rate
+    )
 
 
 def torch_versions() -> dict[str, str]:

@@ -24,6 +24,7 @@ PROBABILITY_THRESHOLD = 1e-5
 LAYER_THRESHOLD = 1e-10
 # Largest difference of a weight after some steps of training, both sides float64; a step moves it by about 1e-3.
 TRAINING_THRESHOLD = 1e-6
+TRAINING_SHARE = 0.01  # of the rate, where that is less
 # What both sides must agree on besides the function itself.
 _FACTS = ("class_names", "image_size", "interpolation", "checkpoint_sha256")
 
@@ -166,8 +167,13 @@ def check_top1(
     return Rung(name, passed, agreement, threshold, "share of labels equal", detail, None if passed else first, True)
 
 
-def check_training(before: Graph, after: Graph, trained: dict[str, np.ndarray] | None, failed: str, steps: int) -> Rung:
+def check_training(
+    before: Graph, after: Graph, trained: dict[str, np.ndarray] | None, failed: str, steps: int, rate: float
+) -> Rung:
     """The weights after some steps of training from the same weights on the same batch, both sides in float64.
+
+    Adam's steps are as long as its rate: weights that move by a share of it at least have been trained. Where the rate
+    is small, so is the difference that passes, or doing nothing would.
 
     Args:
         before: the checkpoint's graph.
@@ -175,25 +181,29 @@ def check_training(before: Graph, after: Graph, trained: dict[str, np.ndarray] |
         trained: ``LAYER/INDEX`` -> array that Keras arrived at; None where it could not train.
         failed: why it could not.
         steps: how many there were.
+        rate: of Adam.
     """
     unit, name = "max abs difference", "training_steps"
+    threshold = min(TRAINING_THRESHOLD, TRAINING_SHARE * rate)
     if trained is None:
         detail = f"Keras cannot train the file: {failed or 'it has no training configuration'}"
-        return Rung(name, False, float("inf"), TRAINING_THRESHOLD, unit, detail)
+        return Rung(name, False, float("inf"), threshold, unit, detail)
     moved, figure, first = 0, 0.0, None
     for old, new in zip(keras_layers(before), keras_layers(after), strict=True):
         for index, ((role, _, start), (_, _, expected)) in enumerate(zip(old.weights, new.weights, strict=True)):
             received = trained.get(f"{new.name}/{index}")
-            moved += bool(np.abs(start - expected).max() > TRAINING_THRESHOLD)
+            moved += bool(np.abs(start - expected).max() > threshold)
             same_shape = received is not None and received.shape == expected.shape
             difference = float(np.abs(received - expected).max()) if same_shape else np.inf
             difference = np.inf if np.isnan(difference) else difference
-            if first is None and difference > TRAINING_THRESHOLD:
+            if first is None and difference > threshold:
                 first = f"{new.name}/{role}"
             figure = max(figure, difference)
     made = f"{steps} step{'s' * (steps > 1)}"
     detail = f"{moved} arrays moved in {made} of the training that the file describes, both sides in float64"
-    return Rung(name, bool(moved) and figure <= TRAINING_THRESHOLD, figure, TRAINING_THRESHOLD, unit, detail, first)
+    if not moved:
+        first = "the first step: nothing moved"
+    return Rung(name, bool(moved) and figure <= threshold, figure, threshold, unit, detail, first)
 
 
 def check_files(

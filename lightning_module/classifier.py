@@ -390,7 +390,7 @@ def _check_fine_tuning(image_size: Sequence[int], trainable: str, train_size: in
     if train_size is not None and not 1 <= train_size <= max(image_size):
         raise BadInput(
             f"--model.train_size: expected 1 to {max(image_size)} pixels, the longer side of image_size, received "
-            f"{train_size}. Leave it out to train at the full size."
+            f"{train_size}. Give --model.train_size null to train at the full size."
         )
     if trainable == "head" and schedule.head_epochs:
         raise BadInput(

@@ -213,10 +213,10 @@ class EmaOfWeights(WeightAveraging):
         super().__init__(avg_fn=average)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Bring the average to where the weights are: Lightning makes it before they are moved."""
+        """Bring the average to where the weights are: Lightning makes it before they are moved, or made doubles."""
         super().on_train_start(trainer, pl_module)
         if self._average_model is not None:
-            self._average_model.to(pl_module.device)
+            self._average_model.to(pl_module.device, next(pl_module.parameters()).dtype)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Forget the average once the fit is over: what is measured from then on are checkpoints, as they are."""

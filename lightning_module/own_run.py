@@ -1,6 +1,8 @@
 """What `--resume` finds in the run's folder: nothing, a run to go on with, or one that has finished."""
 
 import csv
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from export.checkpoint import read_hyper_parameters
+from lightning_module.fine_tuning import Schedule
 from lightning_module.resume import KEY
 from lightning_module.run_folder import RunFolder, read_environment
 from models.bad_input import BadInput
@@ -57,6 +60,50 @@ def progress_of(checkpoint: Path) -> Progress:
     content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     return Progress(epochs, content["global_step"], content.get(KEY, {}).get("should_stop", False))
+
+
+OF_OPTIMIZER = ("trainable", "learning_rate", "schedule")
+"""The model's settings that an optimiser which goes on has in its state already."""
+
+
+def check_optimizer_settings(checkpoint: Path, saved: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint with an optimiser that is set otherwise: it would take no notice.
+
+    Args:
+        checkpoint: to go on from; an imported one has no optimiser yet.
+        saved: its settings.
+        model: those of the fit.
+
+    Raises:
+        BadInput: they differ.
+    """
+    if not torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("optimizer_states"):
+        return
+    for name in OF_OPTIMIZER:
+        then, now = saved.get(name), model[name]
+        if name == "schedule":
+            then, now = (asdict(Schedule(**dict(each or {}))) for each in (then, now))
+        if then is not None and then != now:
+            raise BadInput(
+                f"--model.{name}: expected {then}, with which the optimiser in {checkpoint} goes on, received {now}. "
+                "Give the same; or begin from its weights alone: `lightning export` it, and `lightning import` the .h5."
+            )
+
+
+def differing(group: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Options whose value in a checkpoint is another than the given one, with the checkpoint's."""
+    return [
+        f"--{group}.{name} {value}"
+        for name, value in saved.items()
+        if given[name] is not None and _alike(given[name]) != _alike(value) and value is not None
+    ]
+
+
+def _alike(value: Any) -> Any:
+    """One number stands for as many as there are."""
+    if isinstance(value, list | tuple):
+        return value[0] if value and len(set(value)) == 1 else list(value)
+    return value
 
 
 def changed_settings(run: RunFolder, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

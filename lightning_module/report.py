@@ -11,9 +11,12 @@ import lightning as L
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
+from export.calibrated import is_calibrated
+from export.checkpoint import read_content
 from lightning_module.evaluation import CONFIDENCE, Evaluation, evaluate, most_confident_mistakes, per_class
 from lightning_module.measured_photos import KeepLogits, Measured, MeasuredPhotos
 from lightning_module.run_folder import RunFolder, run_folder_of
+from models.bad_input import BadInput
 from models.whole_file import replacing, write_text
 
 if TYPE_CHECKING:
@@ -77,16 +80,30 @@ def _evaluations(measured: dict[Measured, MeasuredPhotos]) -> list[Evaluation]:
     return [each for each in found if each is not None]
 
 
-def _epochs_of(run: RunFolder, sha256: str) -> tuple[list[dict[str, Any]], int | None, str | None]:
-    """The epochs in the journal beside the report, if it is of this checkpoint; which was kept, and by which figure."""
+def _epochs_of(run: RunFolder, sha256: str) -> tuple[list[dict[str, Any]], int | None]:
+    """The epochs in the journal beside the report, if it is of this checkpoint, and which was kept."""
     try:
         content = json.loads(run.metrics.read_text(encoding="utf-8"))
         if content["final"]["checkpoint_sha256"] == sha256:
-            epochs, best = list(content["epochs"]), content["best"]
-            return (epochs, int(best["epoch"]), str(best["monitor"])) if best else (epochs, None, None)
+            return list(content["epochs"]), content["best"] and int(content["best"]["epoch"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # there is none, or none that this could be said of
-    return [], None, None
+    return [], None
+
+
+def chosen_without_photos(content: dict[str, Any]) -> bool:
+    """Whether it is known of a checkpoint that no validation photos chose its epoch, nor when its fit ended.
+
+    Args:
+        content: of its file.
+    """
+    callbacks = content.get("callbacks") or {}
+    monitors = [str(state.get("monitor")) for key, state in callbacks.items() if key.startswith("BestCheckpoint")]
+    stopped = any(
+        key.startswith("EarlyStopping") and "'val" in key and state.get("stopped_epoch")
+        for key, state in callbacks.items()
+    )
+    return bool(monitors) and not stopped and not any(monitor.startswith("val") for monitor in monitors)
 
 
 def _write(run: RunFolder, evaluations: Sequence[Evaluation]) -> None:
@@ -103,7 +120,7 @@ def _write(run: RunFolder, evaluations: Sequence[Evaluation]) -> None:
             temporary.write_bytes(content)
         pictures[name] = _data_uri(content, "png")
 
-    epochs, kept, monitor = _epochs_of(run, evaluations[0].measured.checkpoint_sha256)
+    epochs, kept = _epochs_of(run, evaluations[0].measured.checkpoint_sha256)
     if epochs:
         draw("curves", curves_png, epochs, kept)
     for each in evaluations:
@@ -111,19 +128,22 @@ def _write(run: RunFolder, evaluations: Sequence[Evaluation]) -> None:
         each.measured.save(run.evaluation / f"{name}.npz")
         draw(f"{name}_confusion", confusion_png, each)
         draw(f"{name}_reliability", reliability_png, each)
-    write_text(run.report, render_report(evaluations, pictures, monitor), errors="replace")
+    write_text(run.report, render_report(evaluations, pictures), errors="replace")
 
 
-def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str], monitor: str | None = None) -> str:
+def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -> str:
     """The page as HTML, everything in it: it loads nothing from anywhere.
 
     Args:
         evaluations: of the same checkpoint.
         pictures: `curves`, and `SET_confusion` and `SET_reliability` of each set, as data URIs; any may be missing.
-        monitor: by which the epoch was chosen; None where that is not known.
     """
     environment = Environment(loader=PackageLoader("lightning_module", "."), autoescape=select_autoescape())
     first = evaluations[0].measured
+    try:
+        content = read_content(Path(first.checkpoint))
+    except BadInput:  # it has gone: what is not known is not said in its favour
+        content = {}
     sections = [
         {
             "evaluation": each,
@@ -143,7 +163,8 @@ def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str], m
         pictures=pictures,
         measured=first,
         confidence=round(100 * CONFIDENCE),
-        chosen_without=monitor is not None and not monitor.startswith("val"),
+        chosen_without=chosen_without_photos(content),
+        calibrated=is_calibrated(content),
     )
 
 

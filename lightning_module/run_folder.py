@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,6 +138,7 @@ class RunFolder:
         found = finished or (self.last_checkpoint.is_file() and not goes_on)
         if found:
             fresh = Path(tempfile.mkdtemp(prefix=f".{shelf.name}-", dir=self.path))
+            fresh.chmod(stat.S_IMODE(self.path.stat().st_mode))  # whoever may read the run may read this
             for name in (BEST_CHECKPOINT, LAST_CHECKPOINT, "config.yaml", "environment.json", *HANDED_OVER):
                 if (self.path / name).is_file():
                     shutil.copy2(self.path / name, fresh / name)

@@ -4,7 +4,6 @@ import errno
 import logging
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -33,8 +32,10 @@ from lightning_module.measured_photos import KeepLogits
 from lightning_module.own_run import (
     ContinuedCSVLogger,
     changed_settings,
+    check_optimizer_settings,
     check_photos,
     check_settings,
+    differing,
     finished,
     last_checkpoint,
     progress_of,
@@ -44,6 +45,7 @@ from lightning_module.resume import BatchSeed, LastCheckpoint, continues
 from lightning_module.run_folder import RunFolder, run_folder_of, write_json
 from lightning_module.stop_signals import requeued
 from models.bad_input import BadInput
+from models.timm_mobilenetv2 import ARCHITECTURE
 from models.whole_file import replacing, write_text
 
 if TYPE_CHECKING:
@@ -227,7 +229,10 @@ class TrainingCLI(LightningCLI):
         """Let the checkpoint's own settings win over the configuration's, for the model and for the photos' size.
 
         In place of LightningCLI's: that would set `class_names` too, which the data decides here, and it would leave
-        photos to be resized otherwise than in training.
+        photos to be resized otherwise than in training. In a fit it is the network's architecture alone that wins.
+
+        Raises:
+            BadInput: there is no checkpoint; or a fit is to go on from one whose optimiser is set otherwise.
         """
         subcommand = self.config.subcommand
         given = self.config[subcommand].get("ckpt_path")
@@ -236,9 +241,18 @@ class TrainingCLI(LightningCLI):
         if subcommand == "fit" and given in (None, "best", "last", "hpc", "registry"):
             return  # Lightning finds these itself
         saved = read_hyper_parameters(Path(given))
-        own = {name: value for name, value in saved.items() if name not in LINKED}
+        bound = {name: value for name, value in saved.items() if name not in LINKED}
         photos = {name: saved[name] for name in ("image_size", "interpolation")}
-        self.config = self.parser.parse_object({subcommand: {"model": own, "data": photos}}, self.config)
+        if subcommand == "fit":
+            own = self.config[subcommand]
+            check_optimizer_settings(Path(given), saved, own.model)
+            # How to train is the command's to say; what is trained is the checkpoint's.
+            architecture = {name: bound[name] for name in ARCHITECTURE if name in bound}
+            bound = {**architecture, "pretrained": False, "weights": None}
+            kept = [*differing("model", architecture, own.model), *differing("data", photos, own.data)]
+            if kept:
+                print(f"As {given} has it, whatever the settings say: {', '.join(kept)}.")
+        self.config = self.parser.parse_object({subcommand: {"model": bound, "data": photos}}, self.config)
 
     def _set_seed(self) -> None:
         """As LightningCLI's.
@@ -287,6 +301,8 @@ class TrainingCLI(LightningCLI):
         longer = bool(then and today and 0 < then < today)
         if (outcome := finished(run)) and (not longer or stopped):
             verdict = f"; parity {outcome['parity']}" if outcome.get("parity") else ""
+            if other := [name for name in changed if name.startswith("hand_over.")]:
+                print(f"Not handed over again, though changed: {', '.join(other)}. `lightning export` does it.")
             print(f"The run in {run.path} has finished already, after {epochs} epochs{verdict}.")
             raise SystemExit(outcome.get("exit_code", 0))
         if longer and self._get(self.config, "model")["schedule"]["cosine"]:
@@ -378,7 +394,8 @@ class TrainingCLI(LightningCLI):
         settings = dict(self._get(self.config_init, "trainer"))
         if "find_batch_size" in wanted:
             size = find_batch_size(self.model, self.datamodule, settings)
-            self.trainer.print(f"--data.batch_size {size}: the largest that fits; the learning rate may want to follow")
+            why = "as many as there are photos" if size == len(self.datamodule.train_files) else "the largest that fits"
+            self.trainer.print(f"--data.batch_size {size}: {why}; the learning rate may want to follow")
             kept["data"]["batch_size"] = self.datamodule.batch_size = size
         if "find_lr" in wanted:
             self._use_rate(run, find_learning_rate(self.model, self.datamodule, settings))
@@ -490,14 +507,15 @@ _UNASKED = (
 """What Lightning logs that nobody who runs this command needs."""
 
 
-def _plain_where_ours(others: Callable[..., str]) -> Callable[..., str]:
+def _plain_where_ours(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
     """Format this project's warnings as its other messages: whom they are for does not look for a line of code."""
+    ours = Path(filename).is_relative_to(Path(__file__).parents[1]) and "site-packages" not in filename
+    return f"lightning: {message}\n" if ours else _format_others(message, category, filename, lineno, line)
 
-    def formatted(message: Warning | str, category: type[Warning], filename: str, *place: Any) -> str:
-        ours = Path(filename).is_relative_to(Path(__file__).parents[1]) and "site-packages" not in filename
-        return f"lightning: {message}\n" if ours else others(message, category, filename, *place)
 
-    return formatted
+_format_others = warnings.formatwarning  # Lightning's own, which is imported by now
 
 
 def _quieten() -> None:
@@ -511,9 +529,10 @@ def _quieten() -> None:
         r".*does not have many workers.*",  # photos come from memory
         r".*isinstance\(treespec, LeafSpec\).*",  # between Lightning and torch
         r".*the following callbacks.*",  # of a checkpoint's that only a fit needs
+        r".*find_unused_parameters=True was specified.*",  # there are some while the head learns alone
     ):
         warnings.filterwarnings("ignore", message=message)
-    warnings.formatwarning = _plain_where_ours(warnings.formatwarning)
+    warnings.formatwarning = _plain_where_ours
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(text in record.getMessage() for text in _UNASKED)
     )

@@ -202,6 +202,14 @@ class TestTraining:
             measure(module, batches(), ckpt_path=run.checkpoint_callback.best_model_path, verbose=False)
             assert all(torch.equal(tensor, kept[name]) for name, tensor in module.state_dict().items())
 
+    @pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+    def test_average_is_of_the_weights_own_kind(self, tmp_path, precision):
+        module = classifier(trainable="all")
+        run = trainer(tmp_path, precision=precision, callbacks=[EmaOfWeights(0.9)])
+        run.fit(module, batches(), batches())
+        saved = torch.load(run.checkpoint_callback.best_model_path, weights_only=True)["state_dict"]
+        assert saved["network.head.predictions.weight"].dtype == next(module.parameters()).dtype != torch.float32
+
     def test_average_by_the_formula(self):
         average = EmaOfWeights(0.5)._kwargs["avg_fn"]
         one, two = torch.tensor(1.0), torch.tensor(2.0)

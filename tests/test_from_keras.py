@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import CLASS_NAMES, lightning, random_classifier, save_checkpoint
 
 from datamodule.demo_photos import draw_catalogue
@@ -369,8 +370,8 @@ def test_error_without_remedy_would_be_noticed():
 # The command ----------------------------------------------------------------------------------------------------------
 
 
-def test_fit_goes_on_from_an_import(tmp_path, monkeypatch):
-    """The foreign settings win over the configuration's, and the first step starts from the imported weights."""
+def test_fit_goes_on_from_an_import(tmp_path, monkeypatch, capsys):
+    """The foreign architecture wins over the configuration's, and the first step starts from the imported weights."""
     photos, run = tmp_path / "photos", tmp_path / "run"
     draw_catalogue(photos, per_class=8, seed=0)
     network = random_classifier(
@@ -390,14 +391,61 @@ def test_fit_goes_on_from_an_import(tmp_path, monkeypatch):
         "fit", "--config", Path(__file__).parents[1] / "configs" / "mobilenetv2.yaml", "--ckpt_path", imported,
         "--data.root", photos, "--data.batch_size=8", "--trainer.max_epochs=1", "--trainer.accelerator=cpu",
         "--trainer.default_root_dir", run, "--hand_over.enabled=false", "--model.compile=never",
+        "--model.learning_rate=0.004",
     )  # fmt: skip
     assert code == 0
+    # what is trained is the checkpoint's, how it is trained the command's
+    said = capsys.readouterr().out
+    assert (
+        f"As {imported} has it, whatever the settings say: --model.backbone mobilenetv2_035, --model.hidden [8" in said
+    )
+    settings = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    assert (settings["trainable"], settings["learning_rate"], settings["hidden"]) == ("head", 0.004, [8])
     assert started.keys() == network.state_dict().keys()
     assert all(torch.equal(tensor, started[name]) for name, tensor in network.state_dict().items())
     trained = read_checkpoint(run / "best.ckpt")
     assert trained.network.architecture == network.architecture
     assert torch.equal(trained.network.backbone.conv_stem.weight, network.backbone.conv_stem.weight)  # frozen
     assert not torch.equal(trained.network.head.predictions.weight, network.head.predictions.weight)
+
+
+def test_import_is_fine_tuned_by_our_recipe(tmp_path):
+    photos, run = tmp_path / "photos", tmp_path / "run"
+    draw_catalogue(photos, per_class=8, seed=0)
+    network = random_classifier(backbone="mobilenetv2_035", hidden=(), pad_type="same", bn_eps=1e-3, mean=0.5, std=0.5)
+    twin = write_twin(save_checkpoint(tmp_path / "a.ckpt", network, (48, 48)), tmp_path / "a.h5").path
+    imported = tmp_path / "imported.ckpt"
+    assert lightning("import", twin, imported, "--check=false") == 0
+    given = [
+        "--config", Path(__file__).parents[1] / "configs" / "finetune.yaml", "--data.root", photos,
+        "--model.train_size=null", "--data.batch_size=8", "--data.epoch_photos=null", "--trainer.max_epochs=2",
+        "--trainer.accelerator=cpu", "--trainer.default_root_dir", run, "--hand_over.enabled=false",
+    ]  # fmt: skip
+    assert lightning("fit", *given, "--ckpt_path", imported) == 0
+    settings = read_hyper_parameters(run / "best.ckpt")
+    assert (settings["trainable"], settings["schedule"]["batch_norm"]) == ("all", "frozen")
+    trained = read_checkpoint(run / "best.ckpt").network
+    assert not torch.equal(trained.backbone.conv_stem.weight, network.backbone.conv_stem.weight)
+
+
+def test_optimiser_that_goes_on_is_not_set_otherwise(tmp_path, capsys):
+    photos = tmp_path / "photos"
+    draw_catalogue(photos, per_class=8, seed=0)
+    network = ["--model.backbone=mobilenetv2_035", "--model.pretrained=false", "--model.hidden=[]"]
+    given = [
+        "fit",
+        f"--data.root={photos}",
+        *network,
+        "--data.image_size=32",
+        "--trainer.accelerator=cpu",
+        "--hand_over.enabled=false",
+    ]
+    assert lightning(*given, f"--trainer.default_root_dir={tmp_path / 'a'}", "--trainer.max_epochs=1") == 0
+    given += ["--ckpt_path", tmp_path / "a" / "last.ckpt", "--trainer.max_epochs=2"]
+    for other in ("--model.learning_rate=0.002", "--model.trainable=all", "--model.schedule.warmup_epochs=1"):
+        assert lightning(*given, f"--trainer.default_root_dir={tmp_path / 'b'}", other) == 2
+        assert f"{other.partition('=')[0].removesuffix('.warmup_epochs')}: expected" in capsys.readouterr().err
+    assert lightning(*given, f"--trainer.default_root_dir={tmp_path / 'b'}") == 0
 
 
 def test_import_without_proof_says_so_and_takes_names_from_labels(tmp_path, small_checkpoint, capsys):

@@ -178,11 +178,17 @@ def control_reports(tmp_path_factory) -> dict[str, Report]:
         tuned_twin = write_twin(tuned, folder / f"{name}.h5", fuse_batchnorm=fuse).path
         pairs.append(Pair(tuned, tuned_twin, photos_of((64, 64))))
     change_json("training_config", lambda it: it["optimizer_config"]["config"].update(learning_rate=2e-3))(tuned_twin)
+    slow = save_checkpoint(folder / "slow.ckpt", first, (64, 64), trainable="all", learning_rate=1e-6, schedule=TUNED)
+    for name in ("slow", "slow, another learning rate"):
+        slow_twin = write_twin(slow, folder / f"{name}.h5").path
+        pairs.append(Pair(slow, slow_twin, photos_of((64, 64))))
+    change_json("training_config", lambda it: it["optimizer_config"]["config"].update(learning_rate=3.3e-7))(slow_twin)
     for number, (change, *_) in enumerate(CONTROLS.values()):
         changed = Path(shutil.copy(twin, folder / f"{number}.h5"))
         change(changed)
         pairs.append(pair_with(changed))
     names = ["unchanged", "folded", "certain", "tuned", "tuned and folded", "tuned, another learning rate"]
+    names += ["slow", "slow, another learning rate"]
     return dict(zip([*names, *CONTROLS], check_pairs(pairs), strict=True))
 
 
@@ -204,6 +210,18 @@ def test_network_that_is_trained_as_a_whole_goes_on_in_keras(control_reports):
     wrong = control_reports["tuned, another learning rate"]
     assert {rung.name for rung in wrong.failed} == {"training_steps", "contents"}
     assert "training configuration" in (wrong.likely_cause or "")
+
+
+def test_steps_shorter_than_what_passes_otherwise_are_compared_all_the_same(control_reports):
+    report = control_reports["slow"]
+    assert report.verdict == "PASS", report.failed
+    (rung,) = [rung for rung in report.rungs if rung.name == "training_steps"]
+    assert int(rung.detail.split()[0]) > 50
+    assert rung.threshold == pytest.approx(3e-9)
+    assert {rung.name for rung in control_reports["slow, another learning rate"].failed} == {
+        "training_steps",
+        "contents",
+    }
 
 
 def test_network_that_is_certain_of_everything_passes_and_is_not_trained(control_reports):

@@ -105,7 +105,19 @@ def test_page_of_the_last_epoch_says_that_no_photos_chose_it(photos, tmp_path):
     assert "optimistic" not in page
     best, epochs, final = (json.loads(content)[name] for name in ("best", "epochs", "final"))
     assert best == {"epoch": 2, "monitor": "epoch", "value": 2}
+    elsewhere = tmp_path / "elsewhere"  # where no metrics.json says by what the epoch was chosen
+    given = [f"--data.root={photos}", f"--trainer.default_root_dir={elsewhere}", "--ckpt_path", tmp_path / "best.ckpt"]
+    assert lightning("test", *TINY, *given) == 0
+    assert "nor in choosing the epoch" in (elsewhere / "report.html").read_text()
     assert final["loss"] == pytest.approx(epochs[-1]["val/loss"], rel=1e-5)
+
+
+def test_page_of_a_fit_that_validation_photos_ended_says_that_they_did(photos, tmp_path):
+    place = [f"--data.root={photos}", f"--trainer.default_root_dir={tmp_path}"]
+    last = ["--checkpoint.monitor=epoch", "--checkpoint.mode=max", "--trainer.max_epochs=30"]
+    assert lightning("fit", *TINY, *place, *last, "--early_stopping.patience=1", "--model.learning_rate=0.5") == 0
+    assert len(json.loads((tmp_path / "metrics.json").read_text())["epochs"]) < 30
+    assert "optimistic" in (tmp_path / "report.html").read_text()
 
 
 def test_figures_are_of_the_photos_as_they_are_in_the_order_of_their_files(finished, photos):
