@@ -1,6 +1,6 @@
 """Accuracy against the number of photos per class, for a catalogue as small as the customer's: a table and a plot.
 
-    python benchmarks/learning_curve.py --seeds 1 --plot docs/images/learning_curve.png
+    python benchmarks/learning_curve.py --seeds 2 --plot docs/images/learning_curve.png
     python benchmarks/learning_curve.py --table
 
 Four classes (pants, t-shirt, shoes, dress) of the clothing photos, up to 150 training photos in each, drawn by the
