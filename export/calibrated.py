@@ -22,6 +22,20 @@ _LAST_LAYER = ("network.head.predictions.weight", "network.head.predictions.bias
 _NOTE = "shelftwin_temperature"
 
 
+# Below it, nearly all photos were right, and the fit says little of how sure to be of others.
+_DOUBTFUL = 0.2
+
+
+def doubt(temperature: float) -> str:
+    """What to say of a fitted temperature that makes the network far surer than its few photos can tell; else ''."""
+    if temperature >= _DOUBTFUL:
+        return ""
+    return (
+        f"The fitted temperature is {temperature:.3f}: nearly all validation photos are right, so it says little of "
+        "how sure to be of others. Take more photos, or --temperature with a number."
+    )
+
+
 def write_calibrated(checkpoint: Path, out: Path, temperature: float) -> None:
     """Write a copy that differs in its last layer, and notes `temperature` and `of_sha256`, the original's digest.
 

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse(f"expected one of {', '.join(COMMANDS)}, received {first!r}.{hint} See `lightning --help`.")
     try:
         _function(COMMANDS[first].place)(arguments)
-    except BadInput as error:
+    except (BadInput, ArgumentError) as error:  # argparse's own: such as of a setting in a checkpoint that is none here
         refuse(str(error))
     except KeyboardInterrupt:
         print("lightning: interrupted", file=sys.stderr)

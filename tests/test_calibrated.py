@@ -84,6 +84,12 @@ def test_export_says_what_it_exports_and_refuses_what_it_cannot_have(run, capsys
     assert f"{run / 'twin_calibrated.ckpt'}: logits divided by 2.5000" in said
     assert lightning("export", run / "best.ckpt", run / "twin.h5", "--temperature=0") == 2
     assert lightning("export", run / "best.ckpt", run / "twin.h5", "--temperature=warm") == 2
+    assert "says little" not in said
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["final"]["temperature"] = 0.06
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    assert lightning("export", run / "best.ckpt", run / "twin.h5", "--temperature", "fitted") == 0
+    assert "The fitted temperature is 0.060: nearly all validation photos are right" in capsys.readouterr().out
     (run / "metrics.json").unlink()
     assert lightning("export", run / "best.ckpt", run / "twin.h5", "--temperature", "fitted") == 2
     assert "give a number" in capsys.readouterr().err
