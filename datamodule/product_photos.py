@@ -23,7 +23,6 @@ from datamodule.photo_order import EpochShuffle, OwnShare, ResumableLoader, even
 from datamodule.photo_store import BadPhoto, PhotoStore
 from datamodule.split import (
     LabelledFiles,
-    count_unlisted,
     find_class_names,
     grouped_split,
     keras_split,
@@ -31,6 +30,7 @@ from datamodule.split import (
     list_classes,
     list_photos,
     stratified_split,
+    unlisted,
 )
 from models.bad_input import BadInput
 from models.choices import INTERPOLATIONS, Interpolation
@@ -346,9 +346,8 @@ class ProductPhotos(L.LightningDataModule):
                 f"received none in {', '.join(empty)}. Put photos there or remove the folder"
                 f"{' (some are hidden)' if any(name.startswith('.') for name in empty) else ''}."
             )
-        if unlisted := count_unlisted(root):
-            counts = ", ".join(f"{count} {extension}" for extension, count in unlisted.most_common())
-            rank_zero_warn(f"{root}: left out files that Keras does not list as photos either: {counts}")
+        if others := unlisted(root):
+            rank_zero_warn(f"{root}: left out files that Keras does not list as photos either: {others}")
         return classes
 
     def _split_root(self) -> tuple[LabelledFiles, LabelledFiles]:

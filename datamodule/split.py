@@ -66,6 +66,11 @@ def count_unlisted(folder: Path) -> Counter[str]:
     )
 
 
+def unlisted(folder: Path) -> str:
+    """`count_unlisted` in words, such as "3 .webp, 1 .txt"; empty where there are none."""
+    return ", ".join(f"{count} {extension}" for extension, count in count_unlisted(folder).most_common())
+
+
 def list_classes(root: Path, class_names: list[str]) -> list[list[Path]]:
     """List the photos of each class, in the order of `class_names`."""
     return [list_photos(root / name) for name in class_names]

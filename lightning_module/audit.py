@@ -10,12 +10,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lightning_module.cli import COMMANDS, PARSING, parse, underscored
+from lightning_module.cli import parse_for, underscored
 from models.bad_input import BadInput
 from models.choices import Interpolation
 from models.whole_file import write_text
@@ -38,12 +37,9 @@ def run(argv: list[str]) -> None:
     """
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are findings
     codes = "Exit codes: 0 done; 1 a file that should have been moved is still where it was; 2 bad input."
-    parser = ArgumentParser(prog="lightning audit", description=COMMANDS["audit"].summary, epilog=codes, **PARSING)
-    parser.add_function_arguments(audit, as_positional=True)
     spelled = [underscored(each) for each in argv[1:]]
     spelled = [f"{each}=true" if each in ("--apply", "--undo") else each for each in spelled]
-    settings: dict[str, Any] = parse("audit", parser, spelled).as_dict()
-    audit(**settings)
+    audit(**parse_for(audit, "audit", spelled, codes))
 
 
 def audit(

@@ -149,6 +149,27 @@ def parse(command: str, parser: "ArgumentParser", arguments: list[str], options:
         raise BadInput(f"{message.rstrip('.')}.{hint} See `lightning {command} --help`.") from error
 
 
+def parse_for(function: Callable, command: str, arguments: list[str], exit_codes: str = EXIT_CODES) -> dict[str, Any]:
+    """Parse the command line of a command that is one function, whose arguments are its options.
+
+    Args:
+        function: with docstring and types.
+        command: its name.
+        arguments: what it is given.
+        exit_codes: for the end of its help.
+
+    Raises:
+        BadInput: it cannot be parsed.
+    """
+    from jsonargparse import ArgumentParser
+
+    summary = COMMANDS[command].summary
+    parser = ArgumentParser(prog=f"lightning {command}", description=summary, epilog=exit_codes, **PARSING)
+    parser.add_function_arguments(function, as_positional=True)
+    settings: dict[str, Any] = parse(command, parser, arguments).as_dict()
+    return settings
+
+
 _PLAIN = {
     r'^Parser key "([^"]+)":\s*': r"--\1: ",
     r"typing\.Literal\[([^]]*)\]": r"one of \1",

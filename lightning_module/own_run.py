@@ -1,4 +1,4 @@
-"""What `--resume` finds in the run's folder: nothing, a run to go on with, or one that has finished."""
+"""What a fit goes on from: with `--resume` the run in its folder, if there is one; with `--ckpt_path` a checkpoint."""
 
 import csv
 from collections.abc import Mapping

@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from jsonargparse import ArgumentParser
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from datamodule.photo_store import BadPhoto, load_photo
-from datamodule.split import LISTED_ENDINGS, count_unlisted, each_photo
-from lightning_module.cli import COMMANDS, EXIT_BAD_INPUT, EXIT_KERAS_FAILED, PARSING, parse, underscored
+from datamodule.split import LISTED_ENDINGS, each_photo, unlisted
+from lightning_module.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, parse_for, underscored
 from lightning_module.labellers import CheckpointLabeller, Device, KerasFileLabeller, Labeller, is_hdf5
 from lightning_module.top_labels import DECIMALS, SHOWN, top_labels
-from lightning_module.twin_commands import check_report_place, read_labels
+from lightning_module.twin_commands import H5_ENDINGS, check_report_place, read_labels
 from models.bad_input import BadInput
 from models.whole_file import replacing
 
@@ -43,10 +42,7 @@ def run(argv: list[str]) -> None:
     """
     codes = f"Exit codes: 0 done, photos that cannot be read being left out; {EXIT_BAD_INPUT} bad input; "
     codes += f"{EXIT_KERAS_FAILED} Keras itself crashed."
-    parser = ArgumentParser(prog="lightning predict", description=COMMANDS["predict"].summary, epilog=codes, **PARSING)
-    parser.add_function_arguments(predict, as_positional=True)
-    settings: dict[str, Any] = parse("predict", parser, [underscored(each) for each in argv[1:]]).as_dict()
-    predict(**settings)
+    predict(**parse_for(predict, "predict", [underscored(each) for each in argv[1:]], codes))
 
 
 def predict(
@@ -105,9 +101,8 @@ def predict(
             print(f"  {each}")
         if bad_rows.count > len(named):
             print(f"  and {bad_rows.count - len(named)} more")
-    if photos.is_dir() and (others := count_unlisted(photos)):
-        kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
-        print(f"left out, as their names are no photos': {kinds}")
+    if photos.is_dir() and (others := unlisted(photos)):
+        print(f"left out, as their names are no photos': {others}")
 
 
 def label(labeller: Labeller, files: Sequence[Path], photos: np.ndarray) -> Iterator[list[Any]]:
@@ -211,7 +206,7 @@ def _labeller(model: Path, device: Device, keras_python: Path | None, labels: Pa
     try:
         return CheckpointLabeller(model, device)
     except BadInput as error:
-        if model.suffix.lower() not in (".h5", ".hdf5"):
+        if model.suffix.lower() not in H5_ENDINGS:
             raise
         raise BadInput(
             f"expected a Keras .h5, as its name says, received {model}, which begins as none. Is it damaged, or a "

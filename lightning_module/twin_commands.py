@@ -6,10 +6,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
-from jsonargparse import ArgumentParser
-
 from export.keras_process import KerasFailed
-from lightning_module.cli import COMMANDS, EXIT_CODES, EXIT_MISMATCH, PARSING, parse, underscored
+from lightning_module.cli import EXIT_MISMATCH, parse_for, underscored
 from models.bad_input import BadInput
 
 if TYPE_CHECKING:
@@ -18,6 +16,7 @@ if TYPE_CHECKING:
     from export.report import Report
 
 
+H5_ENDINGS = (".h5", ".hdf5")
 _FLAGS = ("--fuse_batchnorm",)
 """Options that need no value."""
 
@@ -91,7 +90,7 @@ def export(
     if temperature != "none":
         ckpt = _calibrated(ckpt, out, temperature)
     if formats == ["keras"]:
-        if out.suffix.lower() not in (".h5", ".hdf5"):
+        if out.suffix.lower() not in H5_ENDINGS:
             raise BadInput(
                 f"expected the name of a .h5, received {out}: Keras and others go by the name. Name a .h5, or say what "
                 f"else it is to be: --format {', '.join(name for name in FORMATS if name != 'keras')}."
@@ -403,8 +402,6 @@ def _chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
 
 def _parse(name: str, function: Callable, argv: list[str], repeatable: Iterable[str] = ()) -> dict[str, Any]:
     """Parse a function's arguments; options in `repeatable` may be given several times."""
-    parser = ArgumentParser(prog=f"lightning {name}", description=COMMANDS[name].summary, epilog=EXIT_CODES, **PARSING)
-    parser.add_function_arguments(function, as_positional=True)
     spelled = [underscored(each) for each in argv[1:]]  # --keras-python is --keras_python: both are in use
     given: list[str] = []
     for each in spelled:
@@ -416,8 +413,7 @@ def _parse(name: str, function: Callable, argv: list[str], repeatable: Iterable[
         given.append(f"{option}+{equals}{value}" if option in repeatable else each)
     if given and given[-1] in _FLAGS:
         given[-1] += "=true"
-    settings: dict[str, Any] = parse(name, parser, given).as_dict()
-    return settings
+    return parse_for(function, name, given)
 
 
 def check_report_place(option: str, place: Path, *inputs: Path) -> None:

@@ -468,6 +468,14 @@ def test_new_run_has_logs_of_its_own_and_goes_on_with_them(photos, tmp_path):
     assert not (tmp_path / "interrupted").exists()
 
 
+def test_hand_over_that_changed_after_the_end_is_not_passed_over_in_silence(photos, tmp_path, capsys):
+    assert fit(photos, tmp_path) == 0
+    assert fit(photos, tmp_path, "--resume") == 0
+    assert "Not handed over again" not in capsys.readouterr().out
+    assert fit(photos, tmp_path, "--resume", "--hand_over.temperature=fitted") == 0
+    assert "Not handed over again, though changed: hand_over.temperature." in capsys.readouterr().out
+
+
 def test_run_folder_on_a_file_system_that_cannot_be_written(photos, capsys):
     place = Path("/proc/shelftwin")  # read-only for root, too
     if not Path("/proc").is_dir():
@@ -528,7 +536,9 @@ def test_new_run_in_the_folder_of_a_finished_one_shelves_it(tmp_path):
     old = {name: f"old {name}" for name in ("best.ckpt", "model.h5", "parity.json", "labels.json", "metrics.json")}
     for name, text in old.items():
         (tmp_path / name).write_text(text)
+    tmp_path.chmod(0o755)
     assert run.shelve_previous() == tmp_path / "previous"
+    assert (tmp_path / "previous").stat().st_mode & 0o777 == 0o755
     assert {path.name: path.read_text() for path in run.path.glob("previous/*")} == old
     # no verdict is left that could be taken for the new run's; the checkpoint stays until a better one replaces it
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.ckpt", "previous"]

@@ -268,6 +268,15 @@ def test_file_that_claims_or_points_beyond_itself_is_refused(twin, name):
         read_keras_classifier(twin)
 
 
+def test_weights_without_an_architecture_are_named(twin, tmp_path):
+    with h5py.File(twin) as whole, h5py.File(tmp_path / "weights.h5", "w") as alone:
+        for name, each in whole["model_weights"].items():
+            alone.copy(each, name)
+        alone.attrs.update(whole["model_weights"].attrs)
+    with pytest.raises(BadInput, match="weights alone"):
+        read_keras_h5(tmp_path / "weights.h5")
+
+
 def test_unlisted_array_is_refused(twin):
     with h5py.File(twin, "r+") as file:
         file["model_weights/Conv1/more"] = np.zeros(3, np.float32)
