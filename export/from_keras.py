@@ -123,6 +123,11 @@ def read_keras_classifier(path: Path, wishes: Wishes | None = None) -> KerasClas
     body = _body(source.graph, len(preprocessing))
     notes: list[str] = []
     settings = _settings(file, source, body, constants, notes)
+    if source.augmentation:
+        notes.append(
+            f"{', '.join(source.augmentation)}: left out, as such layers do nothing when a photo is classified; "
+            "further training changes photos as --data.augmentation says."
+        )
     network = TimmClassifier(body[-1].shape[0], **settings).eval()
     _check_constants(network.normalise, constants)
     graph = trace_network(network, network.backbone_name, image_size)

@@ -24,6 +24,7 @@ from export.checkpoint import Checkpoint, file_digest, read_checkpoint
 from export.from_keras import INPUT_RANGES, KerasClassifier, Wishes, read_keras_classifier
 from export.graph import Graph, Node
 from export.image_sets import ImageSet
+from export.keras_graph import WITHOUT_EFFECT
 from export.keras_h5 import KerasFile, read_keras_h5
 from export.keras_process import run_keras
 from export.report import LayerError, PhotoDifference, Report, Rung, worst_photos
@@ -230,7 +231,7 @@ def _compared_nodes(classifier: KerasClassifier) -> dict[str, str]:
     layer_with_output = {
         node: key
         for key, node in classifier.source.outputs.items()
-        if classifier.source.layers[key].class_name not in ("Dropout", "Flatten", "Reshape")
+        if classifier.source.layers[key].class_name not in WITHOUT_EFFECT
     }
     # the normalised image comes first: nothing after it can agree if it does not
     pairs = {node: other for node, other in classifier.layer_of.items() if other in layer_with_output}

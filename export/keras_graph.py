@@ -25,6 +25,14 @@ REBUILD = (
     "set_weights(old.get_weights()), and save that."
 )
 
+# Change training photos only. RandomCrop, RandomHeight and RandomWidth are not among them: they change the size.
+AUGMENTATION = (
+    "RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom", "RandomContrast", "RandomBrightness",
+    "GaussianNoise",
+)  # fmt: skip
+# What does nothing to what it is given when a photo is classified.
+WITHOUT_EFFECT = ("Dropout", "Flatten", "Reshape", *AUGMENTATION)
+
 _MODELS = ("Functional", "Model", "Sequential")
 # More layers than this no classifier of ours has; a file that claims more is not read.
 _MOST_LAYERS = 5000
@@ -61,6 +69,7 @@ class KerasGraph:
         graph: neutral graph; nodes are named by layer key, tensors by ``KEY/role``; NCHW, as every graph.
         layers: by key, in the order of computation.
         rates: rate of every Dropout, by its key.
+        augmentation: keys of layers that change training photos, and do nothing when a photo is classified.
         outputs: layer key -> node that is its output.
         fed_by: path of a nested model -> key of the layer whose output goes into it, None for the images; in the
             order of computation.
@@ -69,6 +78,7 @@ class KerasGraph:
     graph: Graph
     layers: dict[str, FlatLayer]
     rates: dict[str, float]
+    augmentation: list[str]
     outputs: dict[str, str]
     fed_by: dict[tuple[str, ...], str | None] = field(default_factory=dict)
 
@@ -195,8 +205,16 @@ def _inbound(layer: dict[str, Any], name: str) -> list[str]:
         return []
     call = calls[0]
     if isinstance(call, dict):
-        return _histories(call["args"])
-    return [each[0] for each in (call if call and isinstance(call[0], list) else [call])]
+        read, options = _histories(call["args"]), [call.get("kwargs") or {}]
+    else:
+        each_input = call if call and isinstance(call[0], list) else [call]
+        read, options = [each[0] for each in each_input], [option for each in each_input for option in each[3:]]
+    if any(option.get("training") is True for option in options):
+        raise BadInput(
+            f"{name}: expected a layer that predicts when a photo is classified, got one called with training=True: "
+            f"what it gives is left to chance, or to the other photos of the batch. {REBUILD}"
+        )
+    return read
 
 
 def _histories(argument: Any) -> list[str]:
@@ -292,6 +310,7 @@ class _Reader:
         self.node_of: dict[str, str] = {}  # layer key -> name of the node that is its output
         self.tensors: dict[str, np.ndarray] = {}
         self.rates: dict[str, float] = {}
+        self.augmentation: list[str] = []
 
     def read(self) -> KerasGraph:
         for key, layer in self.layers.items():
@@ -304,7 +323,7 @@ class _Reader:
                 left = ", ".join(sorted(self.weights[key]))
                 raise BadInput(f"{key}: expected weights that a {layer.class_name} has, got {left} besides. {DAMAGED}")
         graph = Graph(_fold_padding(self.nodes), self.tensors)
-        return KerasGraph(graph, self.layers, self.rates, self.node_of, self.fed_by)
+        return KerasGraph(graph, self.layers, self.rates, self.augmentation, self.node_of, self.fed_by)
 
     def before(self, layer: FlatLayer, count: int = 1) -> list[Node]:
         """The nodes that a layer reads."""
@@ -574,6 +593,12 @@ def _dropout(reader: _Reader, layer: FlatLayer) -> None:
     reader.node_of[layer.key] = before.name  # does nothing when a photo is classified
 
 
+def _augmentation(reader: _Reader, layer: FlatLayer) -> None:
+    (before,) = reader.before(layer)
+    reader.augmentation.append(layer.key)
+    reader.node_of[layer.key] = before.name  # nor does this
+
+
 def _dense(reader: _Reader, layer: FlatLayer) -> None:
     (before,) = reader.before(layer)
     if len(before.shape) != 1:
@@ -605,6 +630,7 @@ _READERS: dict[str, Callable[[_Reader, FlatLayer], None]] = {
     "Flatten": _flat,
     "Reshape": _flat,
     "Dropout": _dropout,
+    **dict.fromkeys(AUGMENTATION, _augmentation),
     "Dense": _dense,
 }
 

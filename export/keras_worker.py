@@ -61,6 +61,7 @@ KNOWN_LAYERS = frozenset(
     ZeroPadding2D Cropping2D UpSampling2D BatchNormalization LayerNormalization ReLU LeakyReLU PReLU Softmax Activation
     Add Subtract Multiply Concatenate Average Maximum GlobalAveragePooling2D GlobalMaxPooling2D AveragePooling2D
     MaxPooling2D Dropout SpatialDropout2D Flatten Reshape Permute
+    RandomFlip RandomRotation RandomTranslation RandomZoom RandomContrast RandomBrightness GaussianNoise
     """.split()  # noqa: SIM905
 )
 # What else a file may name for Keras to build: settings of layers and of training.

@@ -65,6 +65,23 @@ def unsized():
     return keras.Sequential([base(None), layers.GlobalAveragePooling2D(), layers.Dense(4, activation="softmax")])
 
 
+def augmented():
+    """Augmentation inside the model, as a Sequential of its own before the base: Keras's own tutorial has it so."""
+    changes = [
+        layers.RandomFlip("horizontal"), layers.RandomRotation(0.1), layers.RandomZoom(0.2),
+        layers.RandomTranslation(0.1, 0.1), layers.RandomContrast(0.2),
+    ]  # fmt: skip
+    photo = layers.Input((SIZE, SIZE, 3))
+    scaled = layers.Rescaling(1 / 127.5, offset=-1)(keras.Sequential(changes, name="augmentation")(photo))
+    features = base(pooling="avg")(layers.GaussianNoise(0.1)(scaled))
+    return keras.Model(photo, softmax_head(features, 16))
+
+
+def always_augmented():
+    photo = layers.Input((SIZE, SIZE, 3))
+    return keras.Model(photo, softmax_head(base(pooling="avg")(layers.RandomFlip()(photo, training=True))))
+
+
 def flattened():
     return keras.Sequential([base(), layers.Flatten(), layers.Dense(4, activation="softmax")])
 
@@ -90,6 +107,7 @@ def wide():
 
 
 VARIANTS = [nested, sequential, flat, normalised, unsized, flattened, operations, with_lambda, wide]
+VARIANTS += [augmented, always_augmented]
 
 
 def randomise(model, generator) -> None:

@@ -35,6 +35,7 @@ WISHES = {
     "flat": NAMED,
     "normalised": NAMED,
     "unsized": Wishes(class_names=CLASS_NAMES, input_range="unit", image_size=(64, 64)),
+    "augmented": NAMED,
 }
 # One more Keras, of the second generation: its interpreter. `make test-keras2` names one.
 OTHER_PYTHON = os.environ.get("SHELFTWIN_KERAS2_PYTHON") or None
@@ -268,6 +269,7 @@ EXPECTED = {
     "flat": {"hidden": [16], "dropout": 0.0},
     "normalised": {"hidden": [], "dropout": 0.0},
     "unsized": {"hidden": [], "dropout": 0.0, "mean": [0.0] * 3, "std": [1.0] * 3},
+    "augmented": {"hidden": [16], "dropout": 0.25, "mean": [0.5] * 3, "std": [0.5] * 3},
 }
 
 
@@ -282,7 +284,16 @@ def test_architecture_is_read_from_the_layers(saved):
         )  # fmt: skip
         assert read.trainable == ("head" if name == "nested" else "all")
         assert read.learning_rate == 5e-4
-        assert bool(read.notes) == (name == "flat")  # its Dropout stands before the hidden layer
+        assert bool(read.notes) == (name in ("flat", "augmented"))  # flat's Dropout stands before the hidden layer
+
+
+@pytest.mark.keras
+def test_augmentation_inside_is_left_out_and_said(saved):
+    (note,) = read_keras_classifier(saved / "augmented.h5", WISHES["augmented"]).notes
+    for layer in ("random_flip", "random_rotation", "random_zoom", "random_translation", "random_contrast"):
+        assert f"augmentation/{layer}" in note
+    assert "gaussian_noise" in note
+    assert "--data.augmentation" in note
 
 
 @pytest.mark.keras
@@ -318,6 +329,7 @@ def test_what_has_no_counterpart_is_refused_and_named(saved):
         "operations": "Rescaling",
         "with_lambda": "Lambda",
         "wide": "1.3 has none",
+        "always_augmented": "called with training=True",
     }.items():
         with pytest.raises(BadInput, match=said):
             read_keras_classifier(saved / f"{name}.h5", NAMED)
