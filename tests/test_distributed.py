@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import load_script
+from lightning.pytorch.callbacks import Callback
 
 from datamodule.demo_photos import draw_catalogue
 
@@ -48,11 +50,15 @@ def start(photos, tmp_path_factory):
         "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache),
     }  # fmt: skip
 
-    def start(run: Path, *more: str, epochs: int = 2, launcher: list[str] | None = None) -> subprocess.Popen:
+    def start(
+        run: Path, *more: str, epochs: int = 2, launcher: list[str] | None = None, log: Path | None = None, **own: str
+    ) -> subprocess.Popen:
         arguments = [*SETTINGS, f"--data.root={photos}", f"--trainer.default_root_dir={run}", *more]
         command = [*(launcher or [sys.executable]), "-m", "lightning_module", "fit", *arguments]
-        log = run.with_suffix(".log").open("w")
-        return subprocess.Popen([*command, f"--trainer.max_epochs={epochs}"], stdout=log, stderr=log, env=environment)
+        with (log or run.with_suffix(".log")).open("w") as file:
+            return subprocess.Popen(
+                [*command, f"--trainer.max_epochs={epochs}"], stdout=file, stderr=file, env=environment | own
+            )
 
     start.cache = cache
     return start
@@ -136,3 +142,92 @@ def test_fine_tuning_by_two_processes_survives_sigterm(start, tmp_path):
     # Clipped and adaptive steps amplify what adding in another order rounds off.
     assert largest_difference(peace, run) < 1e-5
     check_same_figures(peace, run)
+
+
+# Two machines, as far as one can stand for two: each with processes and a cache of its own ----------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return taken.getsockname()[1]
+
+
+def check_decoded_once_on_each(caches: list[Path]) -> None:
+    for cache in caches:
+        (pixels,) = cache.rglob("pixels")
+        assert pixels.stat().st_size == 45 * 32 * 32 * 3
+
+
+def test_two_machines_of_torchrun_train_what_one_process_trains(start, alone, tmp_path):
+    run, endpoint = tmp_path / "run", f"127.0.0.1:{free_port()}"
+    launcher = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=2", "--rdzv_backend=c10d",
+        f"--rdzv_endpoint={endpoint}", "--rdzv_id=shelftwin", "--local_addr=127.0.0.1",
+    ]  # fmt: skip
+    more = ["--data.batch_size=2", *TWO, "--trainer.num_nodes=2", "--hand_over.enabled=false"]
+    caches, logs = ([tmp_path / f"{what}{node}" for node in (0, 1)] for what in ("cache", "log"))
+    machines = [
+        start(run, *more, launcher=launcher, log=log, XDG_CACHE_HOME=str(cache))
+        for cache, log in zip(caches, logs, strict=True)
+    ]
+    assert [machine.wait() for machine in machines] == [0, 0], "".join(log.read_text() for log in logs)
+    assert largest_difference(alone, run) < 1e-5
+    check_same_figures(alone, run)
+    assert json.loads((run / "environment.json").read_text())["processes"] == 4
+    check_decoded_once_on_each(caches)
+
+
+@pytest.mark.keras
+def test_two_machines_of_slurm_are_queued_again_and_hand_over_once(start, alone, tmp_path):
+    """What SLURM does, done by hand: a process for each task, its signal to all of them, the same job once more."""
+    run, asked = tmp_path / "run", tmp_path / "asked"
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    caches, logs = ([tmp_path / f"{what}{node}" for node in (0, 1)] for what in ("cache", "log"))
+    more = [
+        "--data.batch_size=2", *TWO, "--trainer.num_nodes=2", "--hand_over.max_photos=3",
+        # an epoch of a few milliseconds is over before a signal is sent
+        "--trainer.callbacks+=test_distributed.Slowly", "--last_checkpoint.minutes=5",
+    ]  # fmt: skip
+
+    def tasks(**own: str) -> list[subprocess.Popen]:
+        job = {
+            "SLURM_JOB_ID": "77", "SLURM_JOB_NAME": "fit", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2",
+            "SLURM_NNODES": "2", "SLURM_NODELIST": "localhost", "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()), "PATH": f"{tmp_path}:{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])]),
+        }  # fmt: skip
+        return [
+            start(
+                run, *more, log=logs[task // 2] if task % 2 == 0 else tmp_path / f"second{task // 2}",
+                XDG_CACHE_HOME=str(caches[task // 2]), SLURM_PROCID=str(task), SLURM_LOCALID=str(task % 2),
+                SLURM_NODEID=str(task // 2), **job, **own,
+            )
+            for task in range(4)
+        ]  # fmt: skip
+
+    first = tasks()
+    while "epoch 1/2" not in logs[0].read_text():
+        assert first[0].poll() is None, logs[0].read_text()
+        time.sleep(0.02)
+    for task in first:
+        task.send_signal(signal.SIGUSR1)
+    assert [task.wait() for task in first] == [128 + signal.SIGUSR1] * 4, logs[0].read_text()
+    assert asked.read_text() == "requeue 77\n"
+    assert len(re.findall(r"lightning: SIGUSR1: \S*last.ckpt is of", logs[0].read_text())) == 1
+
+    again = tasks(SLURM_RESTART_COUNT="1")
+    assert [task.wait() for task in again] == [0] * 4, logs[0].read_text()
+    assert "Going on with the run" in logs[0].read_text()
+    assert largest_difference(alone, run) < 1e-5
+    check_same_figures(alone, run)
+    assert [path.name for path in tmp_path.rglob("*.h5")] == ["model.h5"]
+    check_decoded_once_on_each(caches)
+
+
+class Slowly(Callback):
+    """Gives a signal the time to come within an epoch."""
+
+    def on_train_batch_end(self, *_: object) -> None:
+        time.sleep(0.5)
