@@ -94,6 +94,11 @@ def test_run_with_a_found_size_is_the_run_with_that_size_given(photos, tmp_path,
     assert (kept["data"]["batch_size"], kept.get("find_batch_size")) == (16, None)
 
 
+def test_found_size_of_a_small_catalogue_is_called_what_it_is(photos, tmp_path, capsys):
+    assert fit(photos, tmp_path / "run", "--data.batch_size=4", "--find_batch_size", "--trainer.max_epochs=1") == 0
+    assert "--data.batch_size 36: as many as there are photos" in capsys.readouterr().out
+
+
 def test_loss_that_does_not_fall_keeps_the_rate_that_was_given(photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(finders, "suggest_rate", lambda *_: None)
     assert fit(photos, tmp_path / "run", "--data.batch_size=8", "--model.learning_rate=0.004", "--find_lr") == 0

@@ -6,7 +6,7 @@ import pytest
 from export.graph import Graph, Node
 from export.image_sets import ImageSet
 from export.report import LayerError, Report, Rung, print_report, worst_photos
-from export.rungs import check_files, check_layers, check_top1
+from export.rungs import check_files, check_layers, check_top1, check_training
 
 
 def images_of(count: int, name: str = "synthetic") -> ImageSet:
@@ -112,3 +112,33 @@ def test_photos_that_differ_most_come_first_and_those_without_a_number_before_th
     assert [photo.name for photo in photos] == ["image 2", "image 1", "image 0"]
     assert photos[0].difference == np.inf
     assert worst_photos(images_of(3, "photos"), from_torch, from_keras[:, :1]) == []
+
+
+# Training ----------------------------------------------------------------------------------------
+
+
+def dense(kernel: float) -> Graph:
+    """Pooled colours into one dense layer whose weights are all alike; torch's layout, (out, in)."""
+    nodes = (
+        Node("photo", "input", (), (3, 4, 4)),
+        Node("pool", "global_average_pool", ("photo",), (3,), {"keep_dimensions": False}),
+        Node("predictions", "dense", ("pool",), (2,), {}, {"kernel": "w"}),
+    )
+    return Graph(nodes, {"w": np.full((2, 3), kernel)})
+
+
+def after(kernel: float) -> dict[str, np.ndarray]:
+    """What Keras arrived at: (in, out)."""
+    return {"predictions/0": np.full((3, 2), kernel)}
+
+
+def test_training_that_moves_nothing_proves_nothing():
+    rung = check_training(dense(0.5), dense(0.5), after(0.5), "", steps=3, rate=1e-3)
+    assert (rung.passed, rung.figure) == (False, 0.0)
+    assert rung.first_divergence == "the first step: nothing moved"
+
+
+def test_training_that_moves_both_alike_passes_and_otherwise_not():
+    assert check_training(dense(0.5), dense(0.499), after(0.499), "", steps=1, rate=1e-3).passed
+    rung = check_training(dense(0.5), dense(0.499), after(0.4991), "", steps=1, rate=1e-3)
+    assert (rung.passed, rung.first_divergence) == (False, "predictions/kernel")
