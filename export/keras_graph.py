@@ -16,6 +16,7 @@ import numpy as np
 
 from export.graph import Graph, Node
 from export.keras_h5 import KerasFile, same_padding
+from export.keras_worker import AUGMENTATION
 from models.bad_input import BadInput
 
 # What can be done about a file that contradicts itself, and about a model that has no counterpart here.
@@ -25,11 +26,6 @@ REBUILD = (
     "set_weights(old.get_weights()), and save that."
 )
 
-# Change training photos only. RandomCrop, RandomHeight and RandomWidth are not among them: they change the size.
-AUGMENTATION = (
-    "RandomFlip", "RandomRotation", "RandomTranslation", "RandomZoom", "RandomContrast", "RandomBrightness",
-    "GaussianNoise",
-)  # fmt: skip
 # What does nothing to what it is given when a photo is classified.
 WITHOUT_EFFECT = ("Dropout", "Flatten", "Reshape", *AUGMENTATION)
 

@@ -61,6 +61,11 @@ KNOWN_LAYERS = frozenset(
     ZeroPadding2D Cropping2D UpSampling2D BatchNormalization LayerNormalization ReLU LeakyReLU PReLU Softmax Activation
     Add Subtract Multiply Concatenate Average Maximum GlobalAveragePooling2D GlobalMaxPooling2D AveragePooling2D
     MaxPooling2D Dropout SpatialDropout2D Flatten Reshape Permute
+    """.split()  # noqa: SIM905
+)
+# Change training photos, and do nothing when a photo is classified. None of them changes its size, as RandomCrop does.
+AUGMENTATION = frozenset(
+    """
     RandomFlip RandomRotation RandomTranslation RandomZoom RandomContrast RandomBrightness GaussianNoise
     """.split()  # noqa: SIM905
 )
@@ -309,7 +314,7 @@ def check_layers(path: str) -> None:
         thresholds = max(_thresholds(training), default=0)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Refused("model", f"{path} is not a Keras .h5 with an architecture: {error!r}") from error
-    unknown = sorted({name for name in named if name not in KNOWN_LAYERS | KNOWN_SETTINGS})
+    unknown = sorted({name for name in named if name not in KNOWN_LAYERS | AUGMENTATION | KNOWN_SETTINGS})
     if unknown:
         raise Refused(
             "model", f"{path} holds layers that are refused because they could run code: {', '.join(unknown)}"
@@ -644,6 +649,10 @@ def in_float64(
     shutil.copy(path, str(copy))
     config = read_architecture(path)
     for layer in layer_configs(config):
+        if layer["class_name"] in AUGMENTATION:
+            # Keras 2 cannot build some of them in float64. What they do to a photo, float32 shows.
+            kept = {name: layer["config"][name] for name in ("name", "batch_input_shape") if name in layer["config"]}
+            layer.update(class_name="Activation", config={**kept, "activation": "linear"})
         layer["config"]["dtype"] = "float64"
         change(layer)
     with h5py.File(str(copy), "r+") as file:
