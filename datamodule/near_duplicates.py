@@ -62,6 +62,8 @@ def perceptual_hashes(file: Path) -> np.ndarray | None:
     """
     import imagehash
 
+    if not file.is_file():  # a pipe may never end
+        return None
     try:
         with Image.open(file) as photo:
             # A JPEG is decoded at an eighth to a half of its size, which is what the hash looks at anyway.

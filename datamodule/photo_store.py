@@ -37,6 +37,18 @@ class BadPhoto(Exception):
         self.reason = reason
 
 
+def read_file(path: Path) -> bytes:
+    """A photo's file, whole.
+
+    Raises:
+        BadPhoto: it is a pipe, a socket or a device, which may never end.
+        OSError: it cannot be read.
+    """
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise BadPhoto(path, "is a pipe, a socket or a device")
+    return path.read_bytes()
+
+
 def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "nearest") -> np.ndarray:
     """Load one photo exactly as `keras.utils.load_img(path, target_size=image_size, interpolation=...)` does.
 
@@ -61,7 +73,7 @@ def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "ne
     height, width = image_size
     resample = Image.Resampling[interpolation.upper()]
     try:
-        content = path.read_bytes()
+        content = read_file(path)
         if not content:
             raise BadPhoto(path, "is empty (0 bytes)")
         with Image.open(io.BytesIO(content)) as photo:
@@ -219,7 +231,7 @@ class PhotoStore:
         try:
             signature = signature_of(file)
             if signature is not None:
-                digest = hashlib.sha256(file.read_bytes()).digest()
+                digest = hashlib.sha256(read_file(file)).digest()
                 if digest in self._memory or (self._file is not None and digest in self._file):
                     return signature, digest, None
             pixels = load_photo(file, self.image_size, self.interpolation)

@@ -6,7 +6,7 @@ Source mirrored: `keras/src/legacy/preprocessing/image.py` (`DirectoryIterator`,
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,19 +56,25 @@ def each_photo(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in sorted(names) if name.lower().endswith(LISTED_ENDINGS))
 
 
-def count_unlisted(folder: Path) -> Counter[str]:
-    """Count by extension the files below `folder` that are not listed as photos (hidden files aside)."""
-    return Counter(
-        Path(name).suffix.lower() or name
-        for _, _, names in os.walk(folder, followlinks=False)
+def count_unlisted(folder: Path, but: Container[Path] = ()) -> Counter[str]:
+    """Count by extension the files below `folder` that are not listed as photos, hidden files aside.
+
+    Args:
+        folder: at any depth of it.
+        but: resolved paths that are not counted either.
+    """
+    others = (
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=False)
         for name in names
         if not name.startswith(".") and not name.lower().endswith(LISTED_ENDINGS)
     )
+    return Counter(other.suffix.lower() or other.name for other in others if other.resolve() not in but)
 
 
-def unlisted(folder: Path) -> str:
+def unlisted(folder: Path, but: Container[Path] = ()) -> str:
     """`count_unlisted` in words, such as "3 .webp, 1 .txt"; empty where there are none."""
-    return ", ".join(f"{count} {extension}" for extension, count in count_unlisted(folder).most_common())
+    return ", ".join(f"{count} {extension}" for extension, count in count_unlisted(folder, but).most_common())
 
 
 def list_classes(root: Path, class_names: list[str]) -> list[list[Path]]:

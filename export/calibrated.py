@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,18 +22,26 @@ _LAST_LAYER = ("network.head.predictions.weight", "network.head.predictions.bias
 _NOTE = "shelftwin_temperature"
 
 
-# Below it, nearly all photos were right, and the fit says little of how sure to be of others.
-_DOUBTFUL = 0.2
+FEW_MISTAKES = 5
+"""With fewer, a fitted temperature says little: one photo more that is wrong would make it another."""
 
 
-def doubt(temperature: float) -> str:
-    """What to say of a fitted temperature that makes the network far surer than its few photos can tell; else ''."""
-    if temperature >= _DOUBTFUL:
-        return ""
-    return (
-        f"The fitted temperature is {temperature:.3f}: nearly all validation photos are right, so it says little of "
-        "how sure to be of others. Take more photos, or --temperature with a number."
-    )
+class Fitted(NamedTuple):
+    """A temperature, and how many of the photos that it was fitted on are wrong; None where that is not known."""
+
+    temperature: float
+    mistakes: int | None
+
+    @property
+    def doubt(self) -> str:
+        """What is to be said of a temperature that says little; else ''."""
+        if self.mistakes is None or self.mistakes >= FEW_MISTAKES:
+            return ""
+        wrong = "none is" if not self.mistakes else "one is" if self.mistakes == 1 else f"{self.mistakes} are"
+        return (
+            f"The fitted temperature is {self.temperature:.3f}: of the validation photos {wrong} wrong, so it says "
+            "little of how sure to be of others. Take more photos, or --temperature with a number."
+        )
 
 
 def write_calibrated(checkpoint: Path, out: Path, temperature: float) -> None:
@@ -72,7 +80,7 @@ def is_calibrated(content: dict[str, Any]) -> bool:
     return _NOTE in content
 
 
-def fitted_temperature(checkpoint: Path) -> float:
+def fitted_temperature(checkpoint: Path) -> Fitted:
     """The temperature that `lightning fit` fitted on the validation photos: it stands in metrics.json beside.
 
     Raises:
@@ -81,7 +89,8 @@ def fitted_temperature(checkpoint: Path) -> float:
     metrics = checkpoint.parent / "metrics.json"
     try:
         final = json.loads(metrics.read_text(encoding="utf-8"))["final"]
-        temperature, digest = float(final["temperature"]), final["checkpoint_sha256"]
+        fitted = Fitted(float(final["temperature"]), final.get("temperature_mistakes"))
+        digest = final["checkpoint_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInput(
             f"temperature: expected {metrics} to have the one fitted to {checkpoint.name}, received none. "
@@ -92,4 +101,4 @@ def fitted_temperature(checkpoint: Path) -> float:
             f"temperature: expected {metrics} to be of {checkpoint}, received one of another checkpoint. Give the "
             "run's best.ckpt, or a number."
         )
-    return temperature
+    return fitted

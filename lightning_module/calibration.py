@@ -4,15 +4,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 BINS = 15
 """Of equal width, as in the paper."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
-"""Photos that are all right would be answered with an infinitely sure network, and a temperature of 0."""
+"""Photos that are nearly all right ask for a nearly infinitely sure network, and a temperature of nearly 0."""
 FOLDS = 5
 
 
@@ -56,7 +54,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The one number that the logits are best divided by, by the likelihood of the labels.
 
     The likelihood has one maximum only, so that a bounded search of one number finds what LBFGS finds in the paper's
-    own code.
+    own code. Photos that are all right, or all wrong, have none: they leave the network as sure as it is.
 
     Args:
         logits: shape (N, C).
@@ -65,10 +63,17 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Returns:
         From `LOWEST_TEMPERATURE` to `HIGHEST_TEMPERATURE`; above 1 the network was too sure.
     """
+    if mistakes_of(logits, labels) in (0, len(labels)):
+        return 1.0
     bounds = np.log(LOWEST_TEMPERATURE), np.log(HIGHEST_TEMPERATURE)
     loss = partial(negative_log_likelihood, logits, labels)
     found = minimize_scalar(lambda x: loss(float(np.exp(x))), bounds=bounds, method="bounded", options={"xatol": 1e-7})
     return float(np.exp(found.x))
+
+
+def mistakes_of(logits: np.ndarray, labels: np.ndarray) -> int:
+    """How many photos are taken for another class."""
+    return int((logits.argmax(axis=1) != labels).sum())
 
 
 def cross_fitted_temperatures(logits: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -98,8 +103,9 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) ->
         probabilities: shape (N, C).
         labels: shape (N,).
     """
-    given, wanted = torch.from_numpy(probabilities), torch.from_numpy(labels)
-    return float(multiclass_calibration_error(given, wanted, given.shape[1], n_bins=BINS, norm="l1"))
+    # torchmetrics has it too, but rounds to float32, and puts a probability that is 1 then into a bin of its own.
+    bins = reliability(probabilities, labels)
+    return sum(each.photos * abs(each.confidence - each.accuracy) for each in bins) / len(labels)
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[ReliabilityBin]:

@@ -296,7 +296,7 @@ class HandOverTwin(Callback):
         if not self.enabled or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
             return
         from datamodule.photo_store import load_photo
-        from export.calibrated import doubt, fitted_temperature, write_calibrated
+        from export.calibrated import fitted_temperature, write_calibrated
         from export.hand_over import write_twin  # only training that ends needs them
         from export.page import write_page
         from export.parity import Pair, check_parity
@@ -307,10 +307,10 @@ class HandOverTwin(Callback):
         module = cast(ProductClassifier, pl_module)
         trainer.print("Writing the Keras twin of the best checkpoint ...")
         if self.temperature == "fitted":
-            temperature = fitted_temperature(best)
-            if said := doubt(temperature):
-                trainer.print(said)
-            write_calibrated(best, run.calibrated_checkpoint, temperature)
+            fitted = fitted_temperature(best)
+            if fitted.doubt:
+                trainer.print(fitted.doubt)
+            write_calibrated(best, run.calibrated_checkpoint, fitted.temperature)
             best = run.calibrated_checkpoint
         write_twin(best, run.model_h5, self.input_range)
         write_json(

@@ -305,13 +305,27 @@ class ProductClassifier(L.LightningModule):
                 "--model.schedule.cosine: expected a last epoch for the learning rate to fall to, received "
                 f"--trainer.max_epochs {epochs}. Give a number."
             )
-        per_epoch = max(1, math.ceil(total / epochs)) if epochs and epochs > 0 else 1
+        per_epoch = self._steps_per_epoch()
         factors: list[Callable[[int], float]] = [
             partial(schedule.rate, steps_per_epoch=per_epoch, total_steps=total, of_backbone=index > 0)
             for index in range(len(groups))
         ]
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _steps_per_epoch(self) -> int:
+        self.trainer.fit_loop.setup_data()  # the batches are not counted otherwise where no last epoch is known
+        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+
+    def _follow_epochs(self) -> None:
+        """Let the rates go on from the epoch: a run that goes on with other processes has made other steps so far."""
+        scheduler = self.lr_schedulers()
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):  # none, or that of the learning-rate finder
+            return
+        step = self.trainer.current_epoch * self._steps_per_epoch()
+        if scheduler.last_epoch != step:
+            scheduler.last_epoch = step - 1
+            scheduler.step()
 
     def load_pretrained_weights(self) -> WeightsReport | None:
         """Read the pretrained weights that the settings ask for, once; say which tensors were used.
@@ -347,8 +361,9 @@ class ProductClassifier(L.LightningModule):
             self._class_weights = balanced_weights(labels, len(self.class_names)).to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        """Put layers into the modes of this epoch: the head's own epochs may be over."""
+        """Put layers into the modes of this epoch: the head's own epochs may be over. So it is with the rates."""
         self.train()
+        self._follow_epochs()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take a checkpoint's weights for trained, and refuse one that was trained for something else.

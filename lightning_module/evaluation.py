@@ -12,6 +12,7 @@ from lightning_module.calibration import (
     cross_fitted_temperatures,
     expected_calibration_error,
     fit_temperature,
+    mistakes_of,
     negative_log_likelihood,
     probabilities_of,
 )
@@ -32,10 +33,11 @@ class Evaluation:
         accuracy: share of photos that are right.
         accuracy_interval: Wilson's.
         f1_macro: mean of the classes' F1.
-        f1_interval: percentiles of resampled photos.
+        f1_interval: percentiles of resampled photos; None where these cannot vary.
         loss: mean cross-entropy.
         temperature: what the logits are best divided by.
         fitted_on: the set it was fitted on; where that is this one, `ece_scaled` is cross-fitted.
+        mistakes: photos of that set that are wrong; with few, the temperature says little.
         ece: expected calibration error of the probabilities as they are.
         ece_scaled: after division by the temperature.
         probabilities: float64, shape (N, C), as they are.
@@ -47,10 +49,11 @@ class Evaluation:
     accuracy: float
     accuracy_interval: tuple[float, float]
     f1_macro: float
-    f1_interval: tuple[float, float]
+    f1_interval: tuple[float, float] | None
     loss: float
     temperature: float
     fitted_on: Measured
+    mistakes: int
     ece: float
     ece_scaled: float
     probabilities: np.ndarray
@@ -60,10 +63,11 @@ class Evaluation:
         """What metrics.json has of it besides what is logged."""
         return {
             "accuracy_interval": list(self.accuracy_interval),
-            "f1_macro_interval": list(self.f1_interval),
+            "f1_macro_interval": self.f1_interval and list(self.f1_interval),
             "ece": self.ece,
             "temperature": self.temperature,
             "temperature_fitted_on": self.fitted_on,
+            "temperature_mistakes": self.mistakes,
             "ece_scaled": self.ece_scaled,
             "checkpoint_sha256": self.measured.checkpoint_sha256,
         }
@@ -101,6 +105,7 @@ def evaluate(measured: MeasuredPhotos, validation: MeasuredPhotos | None = None)
         loss=negative_log_likelihood(logits, labels),
         temperature=temperature,
         fitted_on=validation.name,
+        mistakes=mistakes_of(validation.logits, validation.labels),
         ece=expected_calibration_error(probabilities, labels),
         ece_scaled=expected_calibration_error(scaled, labels),
         probabilities=probabilities,
@@ -122,7 +127,7 @@ def macro_f1(confusion: np.ndarray) -> float:
     return float((2 * hits[present] / either[present]).mean())
 
 
-def f1_interval(confusion: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def f1_interval(confusion: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
     """Percentile interval of `macro_f1` over resampled photos (bootstrap).
 
     Photos drawn with replacement are cells of the matrix drawn by their share: the same, for any number of photos.
@@ -130,7 +135,12 @@ def f1_interval(confusion: np.ndarray, seed: int = 0) -> tuple[float, float]:
     Args:
         confusion: shape (C, C).
         seed: of the drawing.
+
+    Returns:
+        None where all photos are right, or all wrong: so is whatever is drawn of them, which says nothing of chance.
     """
+    if np.trace(confusion) in (0, confusion.sum()):
+        return None
     generator, photos = np.random.default_rng(seed), int(confusion.sum())
     cells = np.flatnonzero(confusion)
     shares = confusion.flat[cells] / photos

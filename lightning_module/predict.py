@@ -25,6 +25,7 @@ from models.whole_file import replacing
 
 NAMED = 20
 """Photos that cannot be read and are named on the terminal; the file names all."""
+BAD_COLUMNS = ["file", "reason"]
 COLUMNS = [
     "file",
     "label",
@@ -82,7 +83,7 @@ def predict(
         stack.enter_context(labeller)
         progress = stack.enter_context(_progress())
         task = progress.add_task("labelling photos", total=total)
-        rows, bad_rows = _Rows(stack, out, COLUMNS), _Rows(stack, bad_out, ["file", "reason"])
+        rows, bad_rows = _Rows(stack, out, COLUMNS), _Rows(stack, bad_out, BAD_COLUMNS)
         rows.begin()
         named: list[BadPhoto] = []
         files = each_photo(photos) if photos.is_dir() else iter([photos])
@@ -92,8 +93,8 @@ def predict(
             bad_rows.write([each.path, each.reason] for each in bad)
             named.extend(bad[: NAMED - len(named)])
             progress.advance(task, len(batch) + len(bad))
-    if not bad_rows.count:
-        bad_out.unlink(missing_ok=True)  # an earlier run's, which would be taken for this one's
+    if not bad_rows.count and _is_ours(bad_out):
+        bad_out.unlink()  # an earlier run's, which would be taken for this one's
     print(f"{rows.count} photos labelled: {out}")
     if bad_rows.count:
         print(f"{bad_rows.count} that cannot be read: {bad_out}")
@@ -101,7 +102,7 @@ def predict(
             print(f"  {each}")
         if bad_rows.count > len(named):
             print(f"  and {bad_rows.count - len(named)} more")
-    if photos.is_dir() and (others := unlisted(photos)):
+    if photos.is_dir() and (others := unlisted(photos, {out.resolve(), bad_out.resolve()})):
         print(f"left out, as their names are no photos': {others}")
 
 
@@ -182,14 +183,28 @@ class _Rows:
             # a name that is not UTF-8 keeps its bytes
             file = temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="")
             self._file = self.stack.enter_context(file)
-            csv.writer(self._file, lineterminator="\n").writerow(self.columns)
+            self._write(self.columns)
 
     def write(self, rows: Iterator[list[Any]]) -> None:
         for row in rows:
             self.begin()
-            assert self._file is not None
-            csv.writer(self._file, lineterminator="\n").writerow(row)
+            self._write(row)
             self.count += 1
+
+    def _write(self, row: list[Any]) -> None:
+        assert self._file is not None
+        # csv quotes what is in its own end of line, but a carriage return ends one for whoever reads it, too
+        quoting = csv.QUOTE_ALL if any("\r" in str(value) for value in row) else csv.QUOTE_MINIMAL
+        csv.writer(self._file, lineterminator="\n", quoting=quoting).writerow(row)
+
+
+def _is_ours(bad_out: Path) -> bool:
+    """Whether a file is one of ours that lists bad photos, by its first line."""
+    try:
+        with bad_out.open("rb") as file:
+            return file.readline().strip() == ",".join(BAD_COLUMNS).encode()
+    except OSError:
+        return False
 
 
 def _labeller(model: Path, device: Device, keras_python: Path | None, labels: Path | None) -> Labeller:

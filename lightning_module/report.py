@@ -11,7 +11,7 @@ import lightning as L
 from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
-from export.calibrated import is_calibrated
+from export.calibrated import FEW_MISTAKES, is_calibrated
 from export.checkpoint import read_content
 from lightning_module.evaluation import CONFIDENCE, Evaluation, evaluate, most_confident_mistakes, per_class
 from lightning_module.measured_photos import KeepLogits, Measured, MeasuredPhotos
@@ -163,6 +163,7 @@ def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -
         pictures=pictures,
         measured=first,
         confidence=round(100 * CONFIDENCE),
+        few_mistakes=FEW_MISTAKES,
         chosen_without=chosen_without_photos(content),
         calibrated=is_calibrated(content),
     )

@@ -122,14 +122,14 @@ def export(
 
 def _calibrated(ckpt: Path, out: Path, temperature: float | str) -> Path:
     """Write the checkpoint with the temperature in it beside what is to be exported; return its place."""
-    from export.calibrated import doubt, fitted_temperature, write_calibrated
+    from export.calibrated import Fitted, fitted_temperature, write_calibrated
 
-    divisor = fitted_temperature(ckpt) if isinstance(temperature, str) else float(temperature)
-    if isinstance(temperature, str) and (said := doubt(divisor)):
-        print(said)
+    fitted = fitted_temperature(ckpt) if isinstance(temperature, str) else Fitted(float(temperature), None)
+    if fitted.doubt:
+        print(fitted.doubt)
     place = out.with_name(f"{out.stem}_calibrated.ckpt")
-    write_calibrated(ckpt, place, divisor)
-    print(f"{place}: logits divided by {divisor:.4f}; what follows is its twin")
+    write_calibrated(ckpt, place, fitted.temperature)
+    print(f"{place}: logits divided by {fitted.temperature:.4f}; what follows is its twin")
     return place
 
 

@@ -23,7 +23,11 @@ RUNG = Rung("for the test", True, 0.0, 0.0, "faults", "none")
 def run(small_checkpoint, tmp_path) -> Path:
     """A run's folder with a checkpoint, and the figures of its evaluation."""
     (tmp_path / "best.ckpt").write_bytes(small_checkpoint.read_bytes())
-    figures = {"temperature": TEMPERATURE, "checkpoint_sha256": file_digest(tmp_path / "best.ckpt")}
+    figures = {
+        "temperature": TEMPERATURE,
+        "temperature_mistakes": 9,
+        "checkpoint_sha256": file_digest(tmp_path / "best.ckpt"),
+    }
     (tmp_path / "metrics.json").write_text(json.dumps({"final": figures}))
     return tmp_path
 
@@ -69,7 +73,7 @@ def test_what_cannot_be_calibrated_is_refused(run):
 
 
 def test_fitted_temperature_is_the_runs_own_or_none(run):
-    assert fitted_temperature(run / "best.ckpt") == TEMPERATURE
+    assert fitted_temperature(run / "best.ckpt") == (TEMPERATURE, 9)
     write_calibrated(run / "best.ckpt", run / "other.ckpt", 2.0)
     with pytest.raises(BadInput, match="of another checkpoint"):
         fitted_temperature(run / "other.ckpt")
@@ -86,10 +90,13 @@ def test_export_says_what_it_exports_and_refuses_what_it_cannot_have(run, capsys
     assert lightning("export", run / "best.ckpt", run / "twin.h5", "--temperature=warm") == 2
     assert "says little" not in said
     metrics = json.loads((run / "metrics.json").read_text())
-    metrics["final"]["temperature"] = 0.06
+    metrics["final"]["temperature_mistakes"] = 4
     (run / "metrics.json").write_text(json.dumps(metrics))
     assert lightning("export", run / "best.ckpt", run / "twin.h5", "--temperature", "fitted") == 0
-    assert "The fitted temperature is 0.060: nearly all validation photos are right" in capsys.readouterr().out
+    assert (
+        "The fitted temperature is 2.500: of the validation photos 4 are wrong, so it says little"
+        in capsys.readouterr().out
+    )
     (run / "metrics.json").unlink()
     assert lightning("export", run / "best.ckpt", run / "twin.h5", "--temperature", "fitted") == 2
     assert "give a number" in capsys.readouterr().err
@@ -113,7 +120,7 @@ def test_fit_hands_over_the_checkpoint_that_it_proves(tmp_path, monkeypatch, tem
     assert read_keras_h5(run / "model.h5").details["checkpoint_sha256"] == file_digest(source)
     assert (run / "calibrated.ckpt").is_file() == (temperature == "fitted")
     best = read_checkpoint(run / "best.ckpt").network.head.predictions.weight
-    divisor = fitted_temperature(run / "best.ckpt") if temperature == "fitted" else 1.0
+    divisor = fitted_temperature(run / "best.ckpt").temperature if temperature == "fitted" else 1.0
     handed_over = read_checkpoint(source).network.head.predictions.weight
     torch.testing.assert_close(handed_over * divisor, best, rtol=1e-6, atol=0)
 

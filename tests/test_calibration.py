@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from lightning_module.calibration import (
     BINS,
@@ -47,10 +48,13 @@ def test_search_finds_what_lbfgs_finds():
     assert fit_temperature(logits * np.float32(1.7), labels) == pytest.approx(log_temperature.exp().item(), rel=1e-4)
 
 
-def test_photos_that_are_all_right_or_all_wrong_have_a_finite_temperature():
-    logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]] * 5
-    assert LOWEST_TEMPERATURE <= fit_temperature(logits, np.array([0, 1, 2, 0])) < 0.2
-    assert fit_temperature(logits, np.array([1, 2, 0, 1])) == pytest.approx(HIGHEST_TEMPERATURE, rel=0.01)
+@pytest.mark.parametrize("gap", [5, 20, 300, 800])
+def test_photos_that_are_all_right_or_all_wrong_tell_no_temperature(gap):
+    logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]] * gap
+    assert fit_temperature(logits, np.array([0, 1, 2, 0])) == 1.0
+    assert fit_temperature(logits, np.array([1, 2, 0, 1])) == 1.0
+    # one that is wrong, and however sure the others are
+    assert LOWEST_TEMPERATURE <= fit_temperature(logits, np.array([0, 1, 2, 1])) <= HIGHEST_TEMPERATURE
 
 
 def test_error_by_hand():
@@ -60,6 +64,21 @@ def test_error_by_hand():
     assert expected_calibration_error(probabilities, labels) == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
 
 
+def test_probability_of_one_is_in_the_last_bin():
+    # Two photos at 1, one of them right; two at 0.95, both right: one bin of mean 0.975 and accuracy 0.75.
+    probabilities = np.array([[1.0, 0.0], [1.0, 0.0], [0.95, 0.05], [0.05, 0.95]])
+    labels = np.array([0, 1, 0, 1])
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(0.225)
+
+
+def test_error_is_torchmetrics_where_no_probability_is_one():
+    logits, labels = calibrated(3000)
+    probabilities = probabilities_of(logits, 0.5).clip(0, 1 - 1e-6)
+    given = torch.from_numpy(probabilities), torch.from_numpy(labels)
+    theirs = multiclass_calibration_error(*given, probabilities.shape[1], n_bins=BINS, norm="l1")
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(float(theirs), abs=1e-5)  # in float32
+
+
 def test_diagram_shows_what_the_error_measures():
     logits, labels = calibrated(3000)
     probabilities = probabilities_of(logits, 0.5)
@@ -67,9 +86,7 @@ def test_diagram_shows_what_the_error_measures():
     assert len(bins) == BINS
     assert sum(each.photos for each in bins) == 3000
     gaps = sum(each.photos * abs(each.accuracy - each.confidence) for each in bins) / 3000
-    assert gaps == pytest.approx(
-        expected_calibration_error(probabilities, labels), abs=1e-5
-    )  # torchmetrics adds in float32
+    assert gaps == pytest.approx(expected_calibration_error(probabilities, labels))
 
 
 def test_too_sure_is_an_error_that_scaling_mends_on_photos_it_was_not_fitted_on():

@@ -2,6 +2,7 @@
 
 import random
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -148,6 +149,19 @@ def test_shrink_is_antialiased():
     assert torch.allclose(shrink(stripes, (2, 2)), torch.full((1, 3, 2, 2), 0.5), atol=0.07)
 
 
+class Rates(L.Callback):
+    """Notes the rates of every step."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.seen, self.of_backbone, self.last = [], [], last
+
+    def on_train_batch_start(self, trainer, *_) -> None:
+        head, backbone = trainer.optimizers[0].param_groups
+        self.seen.append(head["lr"])
+        self.of_backbone.append(backbone["lr"])
+        trainer.should_stop = len(self.seen) == self.last
+
+
 class TestTraining:
     def test_backbone_stays_while_the_head_learns_and_moves_then(self, tmp_path):
         settings = {"trainable": "all", "schedule": Schedule(head_epochs=1)}
@@ -180,6 +194,30 @@ class TestTraining:
         module = classifier(trainable="all", schedule=Schedule(cosine=True))
         with pytest.raises(BadInput, match="max_epochs"):
             trainer(tmp_path, max_epochs=-1).fit(module, batches(), batches())
+
+    def test_rates_follow_the_epochs_when_a_run_goes_on_with_longer_steps(self, tmp_path):
+        """As with more processes, which make fewer steps of an epoch."""
+        settings = {"trainable": "all", "schedule": Schedule(cosine=True)}
+        trainer(tmp_path, max_epochs=2).fit(classifier(**settings), batches(24))
+        rates = Rates()
+        going_on = trainer(tmp_path, max_epochs=4, callbacks=[rates])
+        going_on.fit(classifier(**settings), batches(8), ckpt_path=str(next(tmp_path.rglob("*.ckpt"))))
+        expected = [Schedule(cosine=True).rate(step, 2, 8) for step in range(4, 8)]
+        assert rates.seen == pytest.approx([1e-3 * rate for rate in expected])
+
+    @pytest.mark.parametrize(
+        ("limits", "first_of_epochs"),
+        [
+            ({"max_epochs": -1, "max_time": {"seconds": 30}}, [(1.0, 0.0), (1 / 3, 1 / 3), (1.0, 1.0)]),
+            ({"max_epochs": 10, "max_steps": 6}, [(1.0, 0.0), (1 / 3, 1 / 3), (1.0, 1.0)]),
+        ],
+    )
+    def test_epochs_of_the_schedule_are_real_ones_whatever_ends_the_fit(self, tmp_path, limits, first_of_epochs):
+        rates = Rates(last=6)
+        module = classifier(trainable="all", schedule=Schedule(head_epochs=1, warmup_epochs=1))
+        trainer(tmp_path, callbacks=[rates], **limits).fit(module, batches(8))
+        assert rates.seen[::2] == pytest.approx([1e-3 * head for head, _ in first_of_epochs])
+        assert rates.of_backbone[::2] == pytest.approx([1e-3 * backbone for _, backbone in first_of_epochs])
 
     def test_classes_and_sizes_of_steps(self, tmp_path):
         seen = []

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import re
 import shutil
 import sys
@@ -82,6 +83,41 @@ def test_photos_that_cannot_be_read_are_listed_and_not_fatal(predicted, photos, 
     # a run without bad photos must not leave the list of another beside its labels
     assert lightning("predict", checkpoint, photos / "odd", "--out", out) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_names_with_ends_of_lines_are_one_row_for_whoever_reads_them(checkpoint, photos, tmp_path):
+    names = ["car\rriage.jpg", "line\nfeed.jpg", 'quo"te, comma.jpg']
+    (tmp_path / "photos").mkdir()
+    for name in names:
+        shutil.copy(photos / "odd" / "plain.jpg", tmp_path / "photos" / name)
+    (tmp_path / "photos" / "emp\rty.jpg").touch()
+    out = tmp_path / "p.csv"
+    assert lightning("predict", checkpoint, tmp_path / "photos", "--out", out) == 0
+    for table, expected in ((out, names), (tmp_path / "p_bad.csv", ["emp\rty.jpg"])):
+        assert [Path(row["file"]).name for row in rows_of(table)] == sorted(expected)
+
+
+def test_pipe_is_named_and_not_waited_for(checkpoint, photos, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "p.csv"
+    folder.mkdir()
+    shutil.copy(photos / "odd" / "plain.jpg", folder)
+    os.mkfifo(folder / "pipe.jpg")
+    assert lightning("predict", checkpoint, folder, "--out", out) == 0
+    assert len(rows_of(out)) == 1
+    assert rows_of(tmp_path / "p_bad.csv")[0]["reason"] == "is a pipe, a socket or a device"
+
+
+def test_own_files_among_the_photos_are_not_counted_and_others_not_deleted(checkpoint, photos, tmp_path, capsys):
+    folder = tmp_path / "photos"
+    shutil.copytree(photos / "odd", folder)
+    (folder / "a_bad.csv").write_text("size,colour\n")
+    for place in ("a.csv", "below/../b.csv"):
+        (folder / "below").mkdir(exist_ok=True)
+        assert lightning("predict", checkpoint, folder, "--out", folder / place) == 0
+    said = capsys.readouterr().out
+    assert (folder / "a_bad.csv").read_text() == "size,colour\n"  # somebody else's
+    # by the second run, which finds those of the first
+    assert re.findall(r"left out, as their names are no photos': (.*)", said) == ["2 .csv"]
 
 
 def test_batches_change_nothing(predicted, checkpoint, photos, tmp_path):

@@ -244,6 +244,18 @@ def test_names_are_text_and_no_markup_and_missing_photos_are_no_fault(tmp_path):
     assert page.count("cannot be read any more") == 2
 
 
+@pytest.mark.parametrize("wrong", [0, 4, 5])
+def test_few_mistakes_are_no_ground_for_a_temperature(tmp_path, wrong):
+    labels = np.arange(30) % 2
+    logits = np.eye(2, dtype=np.float32)[np.where(np.arange(30) < wrong, 1 - labels, labels)] * 3
+    files = [str(tmp_path / "gone.jpg")] * 30
+    measured = MeasuredPhotos("validation", ["a", "b"], files, labels, logits, "best.ckpt", "", (8, 8), "nearest")
+    page = render_report([evaluate(measured)], {"validation_reliability": "data:"})
+    assert ("There are too few mistakes to tell how sure the network should be" in page) == (wrong < 5)
+    assert ("--hand_over.temperature fitted" in page) == (wrong >= 5)
+    assert ("photos that are all right do not tell" in page) == (wrong == 0)
+
+
 def test_module_that_does_not_compute_by_its_call_is_a_fault(photos, tmp_path):
     class Sly(ProductClassifier):
         def forward(self, images):
