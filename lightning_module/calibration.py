@@ -54,7 +54,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The one number that the logits are best divided by, by the likelihood of the labels.
 
     The likelihood has one maximum only, so that a bounded search of one number finds what LBFGS finds in the paper's
-    own code. Photos that are all right, or all wrong, have none: they leave the network as sure as it is.
+    own code. Photos that are all right have none: they leave the network as sure as it is.
 
     Args:
         logits: shape (N, C).
@@ -63,7 +63,7 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     Returns:
         From `LOWEST_TEMPERATURE` to `HIGHEST_TEMPERATURE`; above 1 the network was too sure.
     """
-    if mistakes_of(logits, labels) in (0, len(labels)):
+    if not mistakes_of(logits, labels):
         return 1.0
     bounds = np.log(LOWEST_TEMPERATURE), np.log(HIGHEST_TEMPERATURE)
     loss = partial(negative_log_likelihood, logits, labels)
