@@ -194,8 +194,9 @@ class _Rows:
     def _write(self, row: list[Any]) -> None:
         assert self._file is not None
         # csv quotes what is in its own end of line, but a carriage return ends one for whoever reads it, too
-        quoting = csv.QUOTE_ALL if any("\r" in str(value) for value in row) else csv.QUOTE_MINIMAL
-        csv.writer(self._file, lineterminator="\n", quoting=quoting).writerow(row)
+        ends_lines = any("\r" in str(value) for value in row)
+        writer = csv.writer(self._file, lineterminator="\n", quoting=csv.QUOTE_ALL if ends_lines else csv.QUOTE_MINIMAL)
+        writer.writerow(row)
 
 
 def _is_ours(bad_out: Path) -> bool:
