@@ -35,8 +35,6 @@ def test_last_line():
         assert set(figures) >= {"step", "epoch", "timm", "arithmetic_limit", "bandwidth_limit"}
         for limit in ("arithmetic_limit", "bandwidth_limit"):
             assert figures[f"step_over_{limit}"] == pytest.approx(figures["step"] / figures[limit], rel=0.02)
-    # the way back through the network costs twice the way there
-    assert summary["head"]["arithmetic_limit"] > 1.5 * summary["all"]["arithmetic_limit"]
     # the fit's own journal: an epoch to warm up and one timed, of `all` after the head's own, of the recipes' many
     lines = [line.split(" |")[0] for line in done.stdout.splitlines() if line.startswith("epoch ")]
     head, whole = (
@@ -44,6 +42,16 @@ def test_last_line():
         for name in ("mobilenetv2.yaml", "finetune.yaml")
     )
     assert lines == [f"epoch {n}/{head}" for n in (1, 2)] + [f"epoch {n}/{whole}" for n in (1, 2, 3)]
+
+
+def test_way_back_costs_twice_the_way_there(monkeypatch):
+    script = load_script(SCRIPT)
+    monkeypatch.setattr(script, "matrix_speed", lambda device: 1e9)  # measured, it is another every time
+    monkeypatch.setattr(script, "copy_speed", lambda device: 1e9)
+    module = script.ProductClassifier(["a", "b"], [32, 32], backbone="mobilenetv2_035", pretrained=False)
+    head, whole = (script.limits(module, 8, torch.device("cpu"), mode) for mode in ("head", "all"))
+    for limit in ("arithmetic_limit", "bandwidth_limit"):
+        assert head[limit] == pytest.approx(3 * whole[limit])
 
 
 @pytest.mark.parametrize(("mode", "more"), [("head", set()), ("all", {"EmaOfWeights"})])
