@@ -44,7 +44,7 @@ def read_file(path: Path) -> bytes:
         BadPhoto: it is a pipe, a socket or a device, which may never end.
         OSError: it cannot be read.
     """
-    if path.exists() and not (path.is_file() or path.is_dir()):
+    if not path.is_file() and not path.is_dir() and path.exists():
         raise BadPhoto(path, "is a pipe, a socket or a device")
     return path.read_bytes()
 
