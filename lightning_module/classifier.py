@@ -20,7 +20,7 @@ from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Sched
 from lightning_module.mean_loss import MeanLoss
 from models.bad_input import BadInput
 from models.choices import TRAINABLE, Trainable
-from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision, without_tf32
+from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision, resolve_precision, without_tf32
 from models.keras_adam import KerasAdam
 from models.pretrained import WeightsReport, load_pretrained
 from models.timm_mobilenetv2 import TimmClassifier
@@ -343,8 +343,17 @@ class ProductClassifier(L.LightningModule):
         rank_zero_info(str(self.weights_report))
         return self.weights_report
 
+    def check_device(self, device: torch.device) -> None:
+        """Refuse a device that cannot compute as the settings say.
+
+        Raises:
+            BadInput: `frozen_precision` is bfloat16, in which this processor does not convolve.
+        """
+        resolve_precision(self._frozen_backbone.precision, device)
+
     def on_fit_start(self) -> None:
         """Start from the pretrained weights. A resumed checkpoint has been read by now and is left alone."""
+        self.check_device(self.device)
         self.load_pretrained_weights()
 
     def on_train_start(self) -> None:

@@ -370,6 +370,7 @@ class TrainingCLI(LightningCLI):
     def before_fit(self) -> None:
         """Read the pretrained weights before the photos: that fails sooner. A resumed run has its own."""
         self.hand_over.at_fit_end = False  # after_fit does it
+        self.model.check_device(self.trainer.strategy.root_device)
         if not self._get(self.config_init, "ckpt_path") and not self.resumes_from:
             self.model.load_pretrained_weights()
         self._find_settings()

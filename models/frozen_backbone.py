@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, Literal, get_args
 
 import torch
@@ -191,16 +192,44 @@ def fingerprint(*modules: nn.Module) -> tuple[tuple[int, int], ...]:
 
 
 def resolve_precision(precision: FrozenPrecision, device: torch.device) -> torch.dtype:
-    """Choose the fast pass's number format for a device."""
-    if precision != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+    """Choose the fast pass's number format for a device.
+
+    Raises:
+        BadInput: bfloat16 is wanted on a processor that cannot convolve in it.
+    """
+    if precision == "float32":
+        return torch.float32
+    on_cpu = device.type == "cpu"
+    if precision == "bfloat16":
+        if on_cpu and not convolves_in_bfloat16():
+            raise BadInput(
+                "--model.frozen_precision bfloat16: expected a processor that convolves in bfloat16 (x86 with AVX-512, "
+                "AMX or AVX-NE-CONVERT, arm64 with BF16), which this one does not. Give --model.frozen_precision auto: "
+                "it takes bfloat16 where that is faster, and float32 elsewhere."
+            )
+        return torch.bfloat16
     if device.type == "cuda":
         gains = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         # Without these instructions bfloat16 is emulated, and slower than float32.
-        capabilities = torch.cpu.get_capabilities() if device.type == "cpu" else {}
-        gains = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+        capabilities = torch.cpu.get_capabilities() if on_cpu else {}
+        gains = bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")) and convolves_in_bfloat16()
     return torch.bfloat16 if gains else torch.float32
+
+
+@cache
+def convolves_in_bfloat16() -> bool:
+    """Tell whether oneDNN convolves in bfloat16 here. Tried: what the processor has is not all that decides.
+
+    `ONEDNN_MAX_CPU_ISA`, for one, lets oneDNN do without instructions that are there, and torch then still offers them.
+    """
+    image, kernel = (torch.ones(1, 8, 4, 4, dtype=torch.bfloat16) for _ in range(2))
+    convolution = _ConvolutionWithActivation(nn.Conv2d(8, 1, 4, bias=False), nn.ReLU())
+    convolution.weight = nn.Parameter(kernel, requires_grad=False)
+    try:
+        return bool(convolution(image).item() == kernel.numel())
+    except (RuntimeError, AttributeError):  # this processor's oneDNN refuses, or this torch has no oneDNN
+        return False
 
 
 def can_compile(device: torch.device) -> bool:

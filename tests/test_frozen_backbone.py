@@ -18,9 +18,11 @@ from models.bad_input import BadInput
 from models.frozen_backbone import (
     COMPILE_PAYS_AT,
     FrozenBackbone,
+    convolves_in_bfloat16,
     fold_batchnorm,
     join_activations,
     relative_error,
+    resolve_precision,
     turn_around,
 )
 from models.timm_mobilenetv2 import TimmClassifier
@@ -54,10 +56,35 @@ def test_exact_features_are_the_networks(model, size):
     assert error < 1e-5
 
 
+FAST = "bfloat16" if convolves_in_bfloat16() else "float32"
+"""What training steps are computed in here, for tests that do not care which it is."""
+
+needs_bfloat16 = pytest.mark.skipif(FAST != "bfloat16", reason="this processor cannot convolve in bfloat16")
+
+
+@needs_bfloat16
 def test_bfloat16_features_are_near():
     network = random_classifier(**MODELS["mobilenetv2_same"])
     error = relative_error(FrozenBackbone(network, "bfloat16").features(photos()), features(network, photos()))
     assert 1e-4 < error < 5e-2  # the lower bound: bfloat16 really was used
+
+
+def test_a_processor_without_bfloat16_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    """It was torch's traceback, out of the first training step."""
+    monkeypatch.setattr(frozen_backbone, "convolves_in_bfloat16", lambda: False)
+    with pytest.raises(BadInput, match=r"--model\.frozen_precision auto"):
+        fit(tmp_path, classifier(frozen_precision="bfloat16"))
+    fit(tmp_path, classifier(frozen_precision="auto"))  # the advice works
+
+
+@pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16"])
+def test_auto_takes_no_instructions_that_onednn_refuses(monkeypatch, capability):
+    """As with ONEDNN_MAX_CPU_ISA=AVX2: the processor has them, oneDNN does without."""
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {capability: True})
+    for convolves, expected in ((False, torch.float32), (True, torch.bfloat16)):
+        monkeypatch.setattr(frozen_backbone, "convolves_in_bfloat16", lambda answer=convolves: answer)
+        assert resolve_precision("auto", cpu) == expected
 
 
 def test_float32_can_be_chosen():
@@ -191,16 +218,16 @@ def test_copies_are_made_once(tmp_path, monkeypatch):
     monkeypatch.setattr(
         FrozenBackbone, "_make_pass", lambda self, dtype, *rest: made.append(dtype) or original(self, dtype, *rest)
     )
-    module = classifier(frozen_precision="bfloat16")
+    module = classifier(frozen_precision=FAST)
     module.on_train_start = lambda: None  # makes the sanity check's anew, which is no waste worth counting here
     fit(tmp_path, module)
-    assert sorted(made, key=str) == [torch.bfloat16, torch.float32]
+    assert sorted(made, key=str) == [torch.bfloat16, torch.float32] if FAST == "bfloat16" else [torch.float32]
 
 
 def test_network_is_left_alone():
     network = random_classifier(**MODELS["mobilenetv2_same"])
     before = copy.deepcopy(network.state_dict())
-    FrozenBackbone(network, "bfloat16").features(photos())
+    FrozenBackbone(network, FAST).features(photos())
     assert network.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
@@ -286,7 +313,7 @@ def fit(folder, module: ProductClassifier, **settings) -> L.Trainer:
 
 
 def test_checkpoint_knows_nothing_of_it(tmp_path):
-    fast, plain = classifier(frozen_precision="bfloat16"), classifier(frozen_precision="float32", compile="never")
+    fast, plain = classifier(frozen_precision=FAST), classifier(frozen_precision="float32", compile="never")
     assert dict(fast.hparams) == dict(plain.hparams)
     before = list(fast.state_dict())
     trainer = fit(tmp_path, fast)
@@ -354,7 +381,7 @@ def test_float16_is_the_users_own_choice():
     assert not module._frozen_backbone._passes
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
 def test_autocast_does_not_reach_the_fast_pass(precision):
     network = random_classifier(**MODELS["mobilenetv2_same"])
     plain = FrozenBackbone(network, precision).features(photos())
