@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from export.report import Report
+    from export.proof.report import Report
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "compat.md"
@@ -220,7 +220,7 @@ def export_model(folder: Path, small: bool) -> Exported:
 
     from datamodule.demo_photos import DEMO_CLASSES, draw_photo
     from datamodule.photo_store import load_photo
-    from export.hand_over import write_twin
+    from export.torch_to_keras import write_twin
     from models.pretrained import load_pretrained
     from models.timm_mobilenetv2 import TimmClassifier
 
@@ -271,9 +271,9 @@ def judge(exported: Exported, python: Path) -> dict[str, Any]:
         Plain JSON types: ``versions``; ``rungs``: name -> (figure, passed); ``verify`` and ``use``: see
         `keras_worker`; ``problems``: sentences, empty where all passed.
     """
-    from export.image_sets import ImageSet
-    from export.keras_process import KerasFailed, run_keras
-    from export.parity import Pair, check_parity
+    from export.proof.image_sets import ImageSet
+    from export.proof.parity import Pair, check_parity
+    from export.worker.keras_process import KerasFailed, run_keras
     from models.bad_input import BadInput
 
     try:

@@ -28,11 +28,11 @@ import timm
 import torch
 from torch import nn
 
-from export.hand_over import write_twin
-from export.keras_h5 import NoKerasLayer
-from export.keras_process import KerasFailed
-from export.parity import Pair, check_pairs
-from export.trace import NoKerasCounterpart, NotTraced, export_program, unknown_operations
+from export.graph.trace import NoKerasCounterpart, NotTraced, export_program, unknown_operations
+from export.keras_file.keras_h5 import NoKerasLayer
+from export.proof.parity import Pair, check_pairs
+from export.torch_to_keras import write_twin
+from export.worker.keras_process import KerasFailed
 from models.bad_input import BadInput
 from models.timm_mobilenetv2 import TimmClassifier
 

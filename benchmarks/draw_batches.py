@@ -16,12 +16,11 @@ import torch
 from PIL import Image, ImageDraw
 
 REPOSITORY = Path(__file__).parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
-
-from keras_generator import ask_keras  # noqa: E402 - the tests' own reference
+sys.path.insert(0, str(REPOSITORY))
 
 from datamodule.augment import Augmentation, FillMode  # noqa: E402
 from datamodule.demo_photos import DEMO_CLASSES, draw_photo  # noqa: E402
+from tests.datamodule.keras_generator import ask_keras  # noqa: E402 - the tests' own reference
 
 SIDE = 96
 COLUMNS = 8

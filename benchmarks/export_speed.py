@@ -31,7 +31,7 @@ if sys.argv[3] == "exporter":
 clocks = time.perf_counter, time.process_time
 starts = [clock() for clock in clocks]
 from pathlib import Path
-from export.hand_over import write_twin
+from export.torch_to_keras import write_twin
 for _ in range(2):
     write_twin(Path(sys.argv[1]), Path(sys.argv[2]))
     print(*[clock() - start for clock, start in zip(clocks, starts)])
@@ -66,9 +66,9 @@ def time_ours(checkpoint: Path, h5: Path, imported: str) -> tuple[Seconds, Secon
 def time_onnx2tf(checkpoint: Path) -> float:
     """Seconds from the checkpoint to onnx2tf's SavedModel."""
     from export.checkpoint import read_checkpoint
-    from export.format_process import run_formats
-    from export.onnx2tf_environment import onnx2tf_python
-    from export.second_opinions import OPINIONS
+    from export.proof.second_opinions import OPINIONS
+    from export.worker.format_process import run_formats
+    from export.worker.onnx2tf_environment import onnx2tf_python
 
     python, source = onnx2tf_python(), read_checkpoint(checkpoint)
     with tempfile.TemporaryDirectory(prefix="onnx2tf-") as folder:
@@ -87,7 +87,7 @@ def time_ladder(checkpoint: Path, h5: Path, photos: Path | None) -> tuple[float,
     from datamodule.photo_store import PhotoStore, load_photo
     from datamodule.split import list_photos
     from export.checkpoint import read_checkpoint
-    from export.parity import Pair, check_parity
+    from export.proof.parity import Pair, check_parity
 
     source, files = read_checkpoint(checkpoint), list_photos(photos) if photos else []
     start = time.perf_counter()

@@ -42,7 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
 from lightning_module.classifier import ProductClassifier
-from lightning_module.training import TrainingCLI, _keep_tensorflow_out
+from lightning_module.commands.training import TrainingCLI, _keep_tensorflow_out
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 RECIPES = {"head": "mobilenetv2.yaml", "all": "finetune.yaml"}

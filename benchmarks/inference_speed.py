@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, "benchmarks")
 from compat import export_model
-from export.hand_over import write_twin
+from export.torch_to_keras import write_twin
 made = export_model(Path(sys.argv[1]), small=False)
 write_twin(made.checkpoint, Path(sys.argv[1]) / "folded.h5", fuse_batchnorm=True)
 print(made.described)

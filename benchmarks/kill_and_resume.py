@@ -39,9 +39,9 @@ TIMINGS = ("seconds", "train_seconds", "images_per_second", "begun", "checkpoint
 """The last is of a file that has the others in it."""
 CONTROLS = {
     "loader": "from datamodule.photo_order import ResumableLoader as it; it.load_state_dict = lambda *_: None",
-    "seed": "from lightning_module.resume import BatchSeed as it; it.on_train_batch_start = lambda *_: None",
-    "figures": "import lightning_module.resume as it; it._add_figures = lambda *_: None",
-    "modes": "import lightning_module.resume as it; it._restore_what_learns = lambda *_: None",
+    "seed": "import lightning_module.run.last_checkpoint as it; it.BatchSeed.on_train_batch_start = lambda *_: None",
+    "figures": "import lightning_module.run.last_checkpoint as it; it._add_figures = lambda *_: None",
+    "modes": "import lightning_module.run.last_checkpoint as it; it._restore_what_learns = lambda *_: None",
 }
 """Parts that are left out on purpose, to see that the comparison would tell."""
 # Imports once, then forks for each command: starting Python anew takes many times as long as the fit. One thread,
@@ -50,8 +50,8 @@ SERVER = """
 import json, os, sys
 import torch
 torch.set_num_threads(1)
-import lightning_module.training
-from lightning_module import cli
+import lightning_module.commands.training
+from lightning_module.commands import cli
 print("ready", flush=True)
 for line in sys.stdin:
     patch, log, arguments = json.loads(line)
@@ -105,7 +105,7 @@ class Fits:
         """
         arguments = ["fit", *arguments]
         if self.server is None:
-            code = f"{patch}\nfrom lightning_module.cli import main\nmain({arguments!r})"
+            code = f"{patch}\nfrom lightning_module.commands.cli import main\nmain({arguments!r})"
             command = [sys.executable, *(("-c", code) if patch else ("-m", "lightning_module", *arguments))]
             with log.open("w") as out:
                 process = subprocess.Popen(command, stdout=out, stderr=out, env=self.environment)

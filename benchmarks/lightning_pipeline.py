@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from datamodule.augment import Augmentation
 from datamodule.product_photos import PhotoBatch, ProductPhotos
-from export.hand_over import write_twin
+from export.torch_to_keras import write_twin
 from lightning_module.classifier import ProductClassifier
 
 MAX_EPOCHS = 30

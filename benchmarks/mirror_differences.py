@@ -18,15 +18,14 @@ import numpy as np
 import torch
 
 REPOSITORY = Path(__file__).parents[1]
-sys.path[:0] = [str(REPOSITORY), str(REPOSITORY / "tests")]
-
-from keras_generator import ask_keras  # noqa: E402 - the tests' own reference, so that both measure the same
+sys.path.insert(0, str(REPOSITORY))
 
 from datamodule.augment import Augmentation, FillMode  # noqa: E402
 from datamodule.demo_photos import draw_catalogue  # noqa: E402
 from datamodule.photo_store import load_photo  # noqa: E402
 from datamodule.split import find_class_names, keras_split, list_classes  # noqa: E402
 from models.choices import INTERPOLATIONS  # noqa: E402
+from tests.datamodule.keras_generator import ask_keras  # noqa: E402 - the tests' own reference, so that both measure the same
 
 SIZE = (244, 244)
 RECIPE: dict[str, Any] = {

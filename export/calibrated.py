@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import torch
 
 from export.checkpoint import file_digest, read_checkpoint, read_content
+from models.atomic_write import replacing
 from models.bad_input import BadInput
-from models.whole_file import replacing
 
 _LAST_LAYER = ("network.head.predictions.weight", "network.head.predictions.bias")
 # Key of what is noted; Lightning leaves it alone.

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
+from models.atomic_write import replacing
 from models.bad_input import BadInput
 from models.choices import BATCH_NORM_POLICIES, INTERPOLATIONS, MOST_PIXELS, TRAINABLE
 from models.timm_mobilenetv2 import ARCHITECTURE, TimmClassifier
-from models.whole_file import replacing
 
 _PREFIX = "network."  # ProductClassifier.network
 # Key of what `lightning import` notes; Lightning leaves it alone.

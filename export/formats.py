@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from export.case import image_sets
 from export.checkpoint import Checkpoint, read_checkpoint
-from export.format_process import prediction_tasks, read_outputs, run_formats
-from export.hand_over import write_twin
-from export.image_sets import ImageSet
-from export.report import Rung, wide_console
-from export.rungs import PROBABILITY_THRESHOLD, check_labels, check_probabilities, check_top1
-from export.torch_side import torch_probabilities
+from export.proof.checks import PROBABILITY_THRESHOLD, check_labels, check_probabilities, check_top1
+from export.proof.comparison import image_sets
+from export.proof.image_sets import ImageSet
+from export.proof.report import Rung, wide_console
+from export.proof.torch_side import torch_probabilities
+from export.torch_to_keras import write_twin
+from export.worker.format_process import prediction_tasks, read_outputs, run_formats
+from models.atomic_write import replacing, replacing_folder, working_folder
 from models.bad_input import BadInput
-from models.whole_file import replacing, replacing_folder, working_folder
 
 
 @dataclass(frozen=True)

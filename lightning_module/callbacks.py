@@ -12,13 +12,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lightning_module.classifier import ProductClassifier
-from lightning_module.evaluation import finite, per_class
-from lightning_module.resume import continues
-from lightning_module.run_folder import BEST_CHECKPOINT, run_folder_of, write_json
+from lightning_module.evaluation.figures import finite, per_class
+from lightning_module.run.last_checkpoint import continues
+from lightning_module.run.run_folder import BEST_CHECKPOINT, run_folder_of, write_json
 from models.bad_input import BadInput
 
 if TYPE_CHECKING:
-    from export.report import Report
+    from export.proof.report import Report
 
 METRICS_SCHEMA = 1
 LAST_EPOCH = "epoch"
@@ -297,10 +297,10 @@ class HandOverTwin(Callback):
             return
         from datamodule.photo_store import load_photo
         from export.calibrated import fitted_temperature, write_calibrated
-        from export.hand_over import write_twin  # only training that ends needs them
-        from export.page import write_page
-        from export.parity import Pair, check_parity
-        from export.report import write_json as write_report
+        from export.proof.page import write_page
+        from export.proof.parity import Pair, check_parity
+        from export.proof.report import write_json as write_report
+        from export.torch_to_keras import write_twin  # only training that ends needs them
 
         run = run_folder_of(trainer)
         best = best_checkpoint_of(trainer)

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_module import cli
+from lightning_module.commands import cli
 from models.timm_mobilenetv2 import TimmClassifier
 
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT.parent / "shared"
+"""Photos and weights that are in no repository."""
 CLASS_NAMES = ["jeans", "sofa", "tshirt", "tv"]
 
 if "PYTEST_XDIST_WORKER" in os.environ:

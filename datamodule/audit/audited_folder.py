@@ -5,8 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from models.atomic_write import write_text
 from models.bad_input import BadInput
-from models.whole_file import write_text
 
 RECORD = "audited.json"
 

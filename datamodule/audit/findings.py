@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+from models.atomic_write import write_text
 from models.bad_input import BadInput
-from models.whole_file import write_text
 
 QUARANTINE = "quarantine"
 ACTIONS = ("", "keep", QUARANTINE)

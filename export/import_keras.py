@@ -1,0 +1,83 @@
+"""Keras `.h5` -> checkpoint: read, write, prove. The way back of `hand_over.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from export.checkpoint import file_digest, write_checkpoint
+from export.keras_to_torch import KerasClassifier
+from export.proof.comparison import image_sets
+from export.proof.import_proof import Import, check_imports
+from export.proof.parity import torch_versions
+from export.proof.report import PASS, Report
+from models.atomic_write import replacing
+from models.bad_input import BadInput
+
+
+class ImportDiffers(Exception):
+    """The network that was read does not compute what Keras computes from the file; nothing was written."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(report.last_line())
+        self.report = report
+
+
+def write_import(
+    classifier: KerasClassifier,
+    checkpoint: Path,
+    photos: np.ndarray | None = None,
+    photo_names: list[str] | None = None,
+    *,
+    check: bool = True,
+    keras_python: Path | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Report | None:
+    """Write a classifier that was read from Keras as a checkpoint that `fit` goes on from.
+
+    Args:
+        classifier: from `read_keras_classifier`.
+        checkpoint: where to; an older file is replaced only by a whole one that has been proved.
+        photos: uint8, NHWC, RGB at the classifier's size, that go through both sides; None: synthetic images only.
+        photo_names: their names, for the report.
+        check: whether Keras is to compute the same; without it nothing is proved.
+        keras_python: interpreter whose Keras is to load the file; None: our own.
+        progress: is told what goes on.
+
+    Returns:
+        The proof; None without `check`.
+
+    Raises:
+        BadInput: when it cannot be written there, or Keras cannot load the file.
+        ImportDiffers: when the two do not compute the same.
+        KerasFailed: when the Keras process crashed or ran out of time.
+    """
+    checkpoint = Path(checkpoint)
+    if checkpoint.exists() and checkpoint.samefile(classifier.path):
+        raise BadInput(f"expected a place for the checkpoint, got {checkpoint}, the Keras file itself. Name another.")
+    if not checkpoint.parent.is_dir() or checkpoint.is_dir():
+        raise BadInput(
+            f"expected a file in a folder that is there, got {checkpoint}. Make the folder, or name another."
+        )
+    facts = {
+        "class_names": list(classifier.class_names),
+        "image_size": list(classifier.image_size),
+        "interpolation": classifier.interpolation,
+        "trainable": classifier.trainable,
+        "learning_rate": classifier.learning_rate,
+        "schedule": {"batch_norm": classifier.batch_norm},
+    }
+    origin = {"sha256": file_digest(classifier.path), "input_range": classifier.input_range}
+    report = None
+    with replacing(checkpoint) as temporary:
+        write_checkpoint(temporary, classifier.network, facts, origin)
+        if check:
+            sets = image_sets(classifier.image_size, photos, photo_names or [])
+            given = Import(temporary, classifier.path, sets)
+            (report,) = check_imports([given], torch_versions(), keras_python, progress)
+            report.checkpoint["path"] = str(checkpoint)
+            if report.verdict != PASS:
+                raise ImportDiffers(report)
+    return report

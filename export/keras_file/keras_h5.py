@@ -1,0 +1,575 @@
+"""Neutral graph <-> Keras HDF5 (`.h5`), with h5py alone: no TensorFlow is needed to write or to read it.
+
+The file keeps to the common subset of tf.keras 2.4 to 2.15, tf_keras and Keras 3, found by experiment: built-in layers
+only, ``batch_input_shape``, nested ``inbound_nodes`` lists, no key that one of them refuses. It is never written
+through Keras's own save, whose files load only in the generation that wrote them.
+
+Layout in the file is Keras's: activations NHWC, convolution kernels (kh, kw, in, out), depthwise kernels
+(kh, kw, C, 1), dense kernels (in, out).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from export.graph.nodes import Graph, Node
+from export.keras_file.golden import Golden, write_golden
+from export.worker.keras_worker import GOLDEN_GROUP, UNREADABLE, Refused, check_storage, read_golden
+from models.atomic_write import replacing
+from models.bad_input import BadInput
+
+# Read by every Keras as "weights are in this generation's layout"; 2.x is the one that all of them accept.
+_KERAS_VERSION = b"2.10.0"
+# Where the facts about the network that Keras has no place for travel, as JSON.
+DETAILS_ATTRIBUTE = "shelftwin"
+
+# Keras order of a layer's weights; they are loaded by order.
+_WEIGHT_ORDER = {
+    "Conv2D": ("kernel", "bias"),
+    "DepthwiseConv2D": ("depthwise_kernel", "bias"),
+    "BatchNormalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "LayerNormalization": ("gamma", "beta"),
+    "Dense": ("kernel", "bias"),
+}
+
+
+@dataclass(frozen=True)
+class KerasLayer:
+    """One Keras layer, ready to be written.
+
+    Attributes:
+        class_name: of a built-in Keras layer.
+        name: of the layer.
+        config: its constructor's arguments, without ``name``, ``trainable`` and ``dtype``.
+        inputs: names of the layers it reads.
+        weights: (Keras weight name, tensor name in the torch state dict, array in Keras layout), in Keras's order.
+    """
+
+    class_name: str
+    name: str
+    config: dict[str, Any]
+    inputs: tuple[str, ...]
+    weights: tuple[tuple[str, str, np.ndarray], ...] = ()
+
+
+@dataclass(frozen=True)
+class KerasFile:
+    """What is in a Keras `.h5`.
+
+    Attributes:
+        config: the model's architecture, Keras's ``model_config``.
+        training_config: loss, metrics and optimiser; None if the file has none.
+        details: ShelfTwin's own facts (class names, input range, ...); empty for other files.
+        weights: layer name -> its arrays in Keras's order and layout.
+        weight_names: layer name -> the arrays' names in the file, in the same order.
+        marks: everything else that the file says: version and backend of the Keras that saved it, further groups.
+    """
+
+    config: dict[str, Any]
+    training_config: dict[str, Any] | None
+    details: dict[str, Any]
+    weights: dict[str, list[np.ndarray]]
+    weight_names: dict[str, list[str]]
+    marks: dict[str, str]
+
+
+class NoKerasLayer(BadInput):
+    """A node that the built-in Keras layers cannot compute exactly."""
+
+    def __init__(self, node: Node, why: str) -> None:
+        self.reason = f"{node.op}: {why}"
+        super().__init__(
+            f"{node.op} in module {node.source!r} has no exact counterpart among Keras's built-in layers: {why}. "
+            "torch.onnx.export followed by onnx2tf gives a SavedModel or TFLite file, without the proof."
+        )
+
+
+# Graph node -> Keras layers ------------------------------------------------------------------------------------------
+
+
+def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
+    """Translate the graph into Keras layers; one per node, and a ZeroPadding2D where SAME pads differently.
+
+    Args:
+        graph: the neutral graph.
+        input_range: ``unit`` (the model takes [0, 1]) or ``raw`` (it takes 0..255 and divides first).
+
+    Returns:
+        The layers in the order in which Keras loads their weights; the first is the input, the last the output.
+    """
+    image = graph.nodes[0]
+    channels, height, width = image.shape
+    layers = [KerasLayer("InputLayer", image.name, {"batch_input_shape": [None, height, width, channels]}, ())]
+    renamed = {image.name: image.name}
+    if input_range == "raw":
+        rescale = {"scale": [1 / 255] * channels, "offset": [0.0] * channels}
+        layers.append(KerasLayer("Rescaling", "rescale_raw", rescale, (image.name,)))
+        renamed[image.name] = "rescale_raw"
+    elif input_range != "unit":
+        raise BadInput(f"expected input_range 'unit' ([0, 1]) or 'raw' (0..255), got {input_range!r}. Name one.")
+    for node in graph.nodes[1:]:
+        inputs = tuple(renamed[name] for name in node.inputs)
+        layers.extend(_LAYERS[node.op](graph, node, inputs))
+        renamed[node.name] = node.name
+    return _in_keras_order(layers)
+
+
+def _in_keras_order(layers: list[KerasLayer]) -> list[KerasLayer]:
+    """Sort as Keras sorts `model.layers` when it rebuilds a model: weights are loaded by that order.
+
+    Source mirrored: `keras/src/ops/function.py`, `map_graph` (in Keras 2 `_map_graph_network`): by decreasing distance
+    to the output, then by the order in which a depth-first walk from the output meets them.
+    """
+    by_name = {layer.name: layer for layer in layers}
+    distance = {layers[-1].name: 0}
+    for layer in reversed(layers):
+        for name in layer.inputs:
+            distance[name] = max(distance.get(name, 0), distance[layer.name] + 1)
+    met: dict[str, int] = {}
+    stack = [layers[-1].name]
+    while stack:
+        name = stack.pop()
+        if name not in met:
+            met[name] = len(met)
+            stack.extend(reversed(by_name[name].inputs))
+    return sorted(layers, key=lambda layer: (-distance[layer.name], met[layer.name]))
+
+
+def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
+    """(before, after) that TensorFlow's SAME adds along one axis of `size` pixels: the odd pixel comes after."""
+    total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
+    return total // 2, total - total // 2
+
+
+def _conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    kernel = graph.tensors[node.weights["kernel"]]
+    out_channels, in_per_group, rows, columns = kernel.shape
+    in_channels, height, width = graph.node(node.inputs[0]).shape
+    strides, dilation, groups = node.attributes["strides"], node.attributes["dilation"], node.attributes["groups"]
+    top, bottom, left, right = node.attributes["padding"]
+    same = (
+        *same_padding(height, rows, strides[0], dilation[0]),
+        *same_padding(width, columns, strides[1], dilation[1]),
+    )
+    config: dict[str, Any] = {
+        "kernel_size": [rows, columns],
+        "strides": list(strides),
+        "padding": "valid",
+        "dilation_rate": list(dilation),
+        "use_bias": "bias" in node.weights,
+        "data_format": "channels_last",
+    }
+    if (top, bottom, left, right) == same and any(same):
+        config["padding"] = "same"
+    elif any((top, bottom, left, right)):
+        pad_name = _pad_name(node.name)
+        yield _zero_padding(pad_name, (top, bottom, left, right), inputs)
+        inputs = (pad_name,)
+    bias = [("bias", node.weights["bias"], graph.tensors[node.weights["bias"]])] if "bias" in node.weights else []
+    if groups == in_channels == out_channels and in_per_group == 1 and groups > 1:
+        # torch (C, 1, kh, kw) -> Keras (kh, kw, C, 1)
+        weight = ("depthwise_kernel", node.weights["kernel"], kernel.transpose(2, 3, 0, 1))
+        yield KerasLayer("DepthwiseConv2D", node.name, config, inputs, (weight, *bias))
+        return
+    config["filters"] = out_channels
+    if groups != 1:
+        config["groups"] = groups
+    # torch (out, in, kh, kw) -> Keras (kh, kw, in, out)
+    weight = ("kernel", node.weights["kernel"], kernel.transpose(2, 3, 1, 0))
+    yield KerasLayer("Conv2D", node.name, config, inputs, (weight, *bias))
+
+
+def _pad_name(conv_name: str) -> str:
+    """keras.applications calls the padding of block_1_depthwise block_1_pad."""
+    return conv_name.removesuffix("_depthwise") + "_pad"
+
+
+def _batch_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    config = {"epsilon": node.attributes["epsilon"], "momentum": node.attributes["momentum"]}
+    config |= {"center": "beta" in node.weights, "scale": "gamma" in node.weights}
+    weights = tuple(
+        (role, node.weights[role], graph.tensors[node.weights[role]])
+        for role in _WEIGHT_ORDER["BatchNormalization"]
+        if role in node.weights
+    )
+    yield KerasLayer("BatchNormalization", node.name, config, inputs, weights)
+
+
+def _dense(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    kernel = graph.tensors[node.weights["kernel"]]
+    weights = [("kernel", node.weights["kernel"], kernel.T)]  # torch (out, in) -> Keras (in, out)
+    if "bias" in node.weights:
+        weights.append(("bias", node.weights["bias"], graph.tensors[node.weights["bias"]]))
+    config = {"units": kernel.shape[0], "activation": "linear", "use_bias": "bias" in node.weights}
+    yield KerasLayer("Dense", node.name, config, inputs, tuple(weights))
+
+
+def _layer_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    config = {"epsilon": node.attributes["epsilon"], "center": "beta" in node.weights, "scale": "gamma" in node.weights}
+    roles = [role for role in _WEIGHT_ORDER["LayerNormalization"] if role in node.weights]
+    weights = tuple((role, node.weights[role], graph.tensors[node.weights[role]]) for role in roles)
+    yield KerasLayer("LayerNormalization", node.name, config, inputs, weights)
+
+
+def _channel_scale(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """A trained factor for each channel: no built-in layer multiplies by a weight but a 1x1 depthwise convolution."""
+    scale = graph.tensors[node.weights["scale"]].reshape(1, 1, -1, 1)
+    config = {"kernel_size": [1, 1], "padding": "valid", "use_bias": False, "data_format": "channels_last"}
+    yield KerasLayer(
+        "DepthwiseConv2D", node.name, config, inputs, (("depthwise_kernel", node.weights["scale"], scale),)
+    )
+
+
+def _hard_sigmoid(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    # Keras 2's own hard_sigmoid is clip(0.2 x + 0.5), not torch's relu6(x + 3) / 6
+    shift, ceiling = f"{node.name}_plus_3", f"{node.name}_relu6"
+    yield KerasLayer("Rescaling", shift, {"scale": 1.0, "offset": 3.0}, inputs)
+    yield KerasLayer("ReLU", ceiling, {"max_value": 6.0}, (shift,))
+    yield KerasLayer("Rescaling", node.name, {"scale": 1 / 6, "offset": 0.0}, (ceiling,))
+
+
+def _hard_swish(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    gate = replace(node, name=f"{node.name}_gate", op="hard_sigmoid")
+    yield from _hard_sigmoid(graph, gate, inputs)
+    yield KerasLayer("Multiply", node.name, {}, (*inputs, gate.name))
+
+
+def _leaky_relu(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    # the larger of x and slope * x: LeakyReLU's argument has another name in Keras 3, and TensorFlow rounds the slope
+    # to float32 even in float64
+    scaled = f"{node.name}_slope"
+    yield KerasLayer("Rescaling", scaled, {"scale": node.attributes["negative_slope"], "offset": 0.0}, inputs)
+    yield KerasLayer("Maximum", node.name, {}, (*inputs, scaled))
+
+
+def _mish(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    # Keras 2 has no mish
+    softplus, tanh = f"{node.name}_softplus", f"{node.name}_tanh"
+    yield KerasLayer("Activation", softplus, {"activation": "softplus"}, inputs)
+    yield KerasLayer("Activation", tanh, {"activation": "tanh"}, (softplus,))
+    yield KerasLayer("Multiply", node.name, {}, (*inputs, tanh))
+
+
+def _upsample(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    config = {"size": list(node.attributes["factors"]), "interpolation": "nearest", "data_format": "channels_last"}
+    yield KerasLayer("UpSampling2D", node.name, config, inputs)
+
+
+def _slice_channels(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """No built-in layer takes some of the channels, but one crops columns: so they change places, twice."""
+    start, stop = node.attributes["start"], node.attributes["stop"]
+    channels = graph.node(node.inputs[0]).shape[0]
+    turned, cropped = f"{node.name}_turned", f"{node.name}_cropped"
+    crop = {"cropping": [[0, 0], [start, channels - stop]], "data_format": "channels_last"}
+    yield KerasLayer("Permute", turned, {"dims": [1, 3, 2]}, inputs)
+    yield KerasLayer("Cropping2D", cropped, crop, (turned,))
+    yield KerasLayer("Permute", node.name, {"dims": [1, 3, 2]}, (cropped,))
+
+
+def _pooling(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """Max or average pooling; `valid` and `same` where they are what was stated, else zeros are padded first."""
+    before = graph.node(node.inputs[0])
+    kernel, strides, padding = (node.attributes[name] for name in ("kernel", "strides", "padding"))
+    same = tuple(
+        side
+        for size, window, stride in zip(before.shape[1:], kernel, strides, strict=True)
+        for side in same_padding(size, window, stride, 1)
+    )
+    config = {"pool_size": list(kernel), "strides": list(strides), "padding": "valid", "data_format": "channels_last"}
+    is_max = node.op == "max_pool"
+    # SAME neither lets padding win a maximum nor counts it in an average
+    if padding == same and any(same) and (is_max or not node.attributes["count_padding"]):
+        config["padding"] = "same"
+    elif any(padding):
+        if (is_max and before.op not in ("relu", "max_pool")) or (not is_max and not node.attributes["count_padding"]):
+            raise NoKerasLayer(node, f"padding {padding} with zeros would change the result")
+        yield _zero_padding(f"{node.name}_pad", padding, inputs)
+        inputs = (f"{node.name}_pad",)
+    yield KerasLayer("MaxPooling2D" if is_max else "AveragePooling2D", node.name, config, inputs)
+
+
+def _global_pool(class_name: str) -> _Emit:
+    """`keepdims` is refused by old Kerases, so a Reshape puts the two dimensions back."""
+
+    def emit(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+        keep = node.attributes["keep_dimensions"]
+        name = f"{node.name}_pool" if keep else node.name
+        yield KerasLayer(class_name, name, {"data_format": "channels_last"}, inputs)
+        if keep:
+            yield KerasLayer("Reshape", node.name, {"target_shape": [1, 1, node.shape[0]]}, (name,))
+
+    return emit
+
+
+def _pad(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    yield _zero_padding(node.name, node.attributes["padding"], inputs)
+
+
+def _zero_padding(name: str, padding: tuple[int, int, int, int], inputs: tuple[str, ...]) -> KerasLayer:
+    top, bottom, left, right = padding
+    config = {"padding": [[top, bottom], [left, right]], "data_format": "channels_last"}
+    return KerasLayer("ZeroPadding2D", name, config, inputs)
+
+
+def _plain(class_name: str, config_of: Callable[[Node], dict[str, Any]] = lambda node: {}) -> _Emit:
+    """A layer without weights, its configuration from the node's attributes."""
+
+    def emit(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+        yield KerasLayer(class_name, node.name, config_of(node), inputs)
+
+    return emit
+
+
+# torch's name of an activation -> the one that every Keras knows
+_ACTIVATIONS = {"silu": "swish", "sigmoid": "sigmoid", "tanh": "tanh", "gelu": "gelu"}
+
+_Emit = Callable[[Graph, Node, tuple[str, ...]], Iterator[KerasLayer]]
+_LAYERS: dict[str, _Emit] = {
+    "affine": _plain(
+        "Rescaling", lambda node: {"scale": list(node.attributes["scale"]), "offset": list(node.attributes["offset"])}
+    ),
+    "channel_scale": _channel_scale,
+    "conv2d": _conv2d,
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
+    "relu": _plain("ReLU", lambda node: {"max_value": node.attributes["max_value"]}),
+    "activation": _plain("Activation", lambda node: {"activation": _ACTIVATIONS[node.attributes["function"]]}),
+    "hard_sigmoid": _hard_sigmoid,
+    "hard_swish": _hard_swish,
+    "leaky_relu": _leaky_relu,
+    "mish": _mish,
+    "upsample": _upsample,
+    "slice_channels": _slice_channels,
+    "pad": _pad,
+    "max_pool": _pooling,
+    "average_pool": _pooling,
+    "global_average_pool": _global_pool("GlobalAveragePooling2D"),
+    "global_max_pool": _global_pool("GlobalMaxPooling2D"),
+    "add": _plain("Add"),
+    "subtract": _plain("Subtract"),
+    "multiply": _plain("Multiply"),
+    "concatenate": _plain("Concatenate", lambda node: {"axis": -1}),
+    "flatten": _plain("Reshape", lambda node: {"target_shape": [node.shape[0]]}),
+    "dropout": _plain("Dropout", lambda node: {"rate": node.attributes["rate"]}),
+    "dense": _dense,
+    "softmax": _plain("Activation", lambda node: {"activation": "softmax"}),
+}
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def training_config(learning_rate: float) -> dict[str, Any]:
+    """Keras's ``training_config``: loads compiled and trains on in both generations.
+
+    Args:
+        learning_rate: of Adam.
+    """
+    adam = {"name": "Adam", "learning_rate": learning_rate, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
+    return {
+        "loss": "categorical_crossentropy",
+        "metrics": ["accuracy"],
+        "weighted_metrics": None,
+        "loss_weights": None,
+        "optimizer_config": {"class_name": "Adam", "config": {**adam, "amsgrad": False}},
+    }
+
+
+def write_keras_h5(
+    path: Path,
+    layers: list[KerasLayer],
+    *,
+    model_name: str,
+    details: dict[str, Any],
+    training: dict[str, Any],
+    frozen: frozenset[str] = frozenset(),
+    golden: Golden | None = None,
+) -> None:
+    """Write the layers as one Keras `.h5`, atomically: temporary file, fsync, reload, compare, rename.
+
+    Args:
+        path: where to; its folder must exist. An older file there is replaced only by a whole, verified one.
+        layers: from `keras_layers`, in order.
+        model_name: the Keras model's name.
+        details: plain JSON facts kept in the file's attribute ``shelftwin``.
+        training: from `training_config`.
+        frozen: names of the layers that Keras must not train (and whose BatchNorm it must run in inference mode).
+        golden: images and torch's answers, with which ``keras_worker.py verify`` checks the file.
+
+    Raises:
+        BadInput: when it cannot be written there (folder, permissions, full disk).
+        RuntimeError: when what was written does not read back the same.
+    """
+    config = model_config(layers, model_name, frozen)
+    with replacing(path) as temporary:
+        with h5py.File(temporary, "w") as file:
+            file.attrs["keras_version"] = _KERAS_VERSION
+            file.attrs["backend"] = b"tensorflow"
+            # bytes become a variable-length string, which has no 64 KiB limit
+            file.attrs["model_config"] = json.dumps(config).encode()
+            file.attrs["training_config"] = json.dumps(training).encode()
+            file.attrs[DETAILS_ATTRIBUTE] = json.dumps(details).encode()
+            _write_weights(file.create_group("model_weights"), layers)
+            if golden is not None:
+                write_golden(file, golden, {layer.name: [array for *_, array in layer.weights] for layer in layers})
+        _verify(temporary, config, layers)
+        if golden is not None:
+            _verify_golden(temporary)
+
+
+def model_config(layers: list[KerasLayer], model_name: str, frozen: frozenset[str]) -> dict[str, Any]:
+    """Keras's ``model_config``: the architecture, in the form that every Keras reads."""
+    return {
+        "class_name": "Functional",
+        "config": {
+            "name": model_name,
+            "layers": [_layer_config(layer, layer.name not in frozen) for layer in layers],
+            # nested form: the flat one fails in Keras 3.0 to 3.3
+            "input_layers": [[layers[0].name, 0, 0]],
+            "output_layers": [[layers[-1].name, 0, 0]],
+        },
+    }
+
+
+def _layer_config(layer: KerasLayer, trainable: bool) -> dict[str, Any]:
+    config = {"name": layer.name, "dtype": "float32", **layer.config}
+    if layer.class_name != "InputLayer":
+        config["trainable"] = trainable
+    # old-style inbound nodes: a Keras 3 dict form is refused by Keras 2
+    inbound = [[[name, 0, 0, {}] for name in layer.inputs]] if layer.inputs else []
+    return {"class_name": layer.class_name, "name": layer.name, "config": config, "inbound_nodes": inbound}
+
+
+def _write_weights(group: h5py.Group, layers: list[KerasLayer]) -> None:
+    group.attrs["layer_names"] = _fixed_bytes([layer.name for layer in layers])
+    group.attrs["backend"] = b"tensorflow"
+    group.attrs["keras_version"] = _KERAS_VERSION
+    for layer in layers:
+        layer_group = group.create_group(layer.name)
+        layer_group.attrs["weight_names"] = _fixed_bytes([f"{layer.name}/{name}:0" for name, _, _ in layer.weights])
+        for name, _, array in layer.weights:
+            layer_group.create_dataset(f"{layer.name}/{name}:0", data=np.ascontiguousarray(array))
+
+
+def _fixed_bytes(names: list[str]) -> np.ndarray:
+    return np.array([name.encode() for name in names], dtype=None if names else "S1")
+
+
+def _verify(path: Path, config: dict[str, Any], layers: list[KerasLayer]) -> None:
+    with h5py.File(path, "r") as file:  # without `check_storage`: it is ours, written a moment ago
+        written = _contents(file)
+    if written.config != config:
+        raise RuntimeError(f"{path}: the architecture does not read back as it was written; the disk may be failing.")
+    for layer in layers:
+        arrays = written.weights[layer.name]
+        for (name, _, array), back in zip(layer.weights, arrays, strict=True):
+            if array.dtype != back.dtype or array.tobytes() != back.tobytes():
+                raise RuntimeError(f"{path}: {layer.name}/{name} does not read back as it was written.")
+
+
+def _verify_golden(path: Path) -> None:
+    back = read_golden(str(path))
+    if any(back.stored[part] != digest for part, digest in back.actual.items()):
+        raise RuntimeError(f"{path}: the golden images do not read back as they were written; the disk may be failing.")
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def read_keras_h5(path: Path) -> KerasFile:
+    """Read a Keras `.h5` without Keras.
+
+    Raises:
+        BadInput: if the file is missing, is no HDF5 file, or holds no Keras model.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise BadInput(f"expected a Keras .h5 file, got {path}, which {what}. Check the path.")
+    try:
+        check_storage(str(path))
+        with h5py.File(path, "r") as file:
+            if "layer_names" in file.attrs and "model_weights" not in file:
+                raise BadInput(
+                    f"expected a Keras .h5 with architecture and weights, got {path}, which has weights alone, as "
+                    "save_weights writes them. Save the whole model: model.save(PATH)."
+                )
+            return _contents(file)
+    except Refused as refused:
+        raise BadInput(
+            f"expected a Keras .h5 as Keras or this project saves it, got one that is refused: {refused}. Save it "
+            "again in the Keras that it comes from, or export it again with: lightning export CKPT OUT.h5"
+        ) from refused
+    except UNREADABLE as error:
+        raise BadInput(
+            f"expected a Keras .h5 file with architecture and weights, got {path}, which cannot be read as one "
+            f"({type(error).__name__}: {error}). Name another, or export it again with: lightning export CKPT OUT.h5"
+        ) from error
+
+
+def _contents(file: h5py.File) -> KerasFile:
+    weights, names = _read_weights(file["model_weights"])
+    return KerasFile(
+        config=_json_attribute(file, "model_config"),
+        training_config=_json_attribute(file, "training_config") if "training_config" in file.attrs else None,
+        details=_json_attribute(file, DETAILS_ATTRIBUTE) if DETAILS_ATTRIBUTE in file.attrs else {},
+        weights=weights,
+        weight_names=names,
+        marks=_marks(file),
+    )
+
+
+def _json_attribute(file: h5py.File, name: str) -> dict[str, Any]:
+    value = file.attrs[name]
+    content = json.loads(value.decode() if isinstance(value, bytes) else value)
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} is no JSON object")
+    return content
+
+
+# What a file written here has besides architecture, training configuration, details and weights.
+OWN_MARKS = {
+    "backend": "tensorflow",
+    "keras_version": _KERAS_VERSION.decode(),
+    "model_weights/backend": "tensorflow",
+    "model_weights/keras_version": _KERAS_VERSION.decode(),
+    "groups": f"model_weights {GOLDEN_GROUP}",
+}
+
+
+def _marks(file: h5py.File) -> dict[str, str]:
+    elsewhere = ("model_config", "training_config", DETAILS_ATTRIBUTE, "layer_names")
+    places = {"": file, "model_weights/": file["model_weights"]}
+    marks = {
+        place + name: value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        for place, group in places.items()
+        for name, value in group.attrs.items()
+        if name not in elsewhere
+    }
+    return {**marks, "groups": " ".join(sorted(file))}
+
+
+def _read_weights(group: h5py.Group) -> tuple[dict[str, list[np.ndarray]], dict[str, list[str]]]:
+    """Arrays and their names by layer; each dataset of the group is listed once, or the file is refused."""
+    weights, names = {}, {}
+    for layer_name in _names(group, "layer_names"):
+        layer_group = group[layer_name]
+        names[layer_name] = _names(layer_group, "weight_names")
+        weights[layer_name] = [layer_group[name][()] for name in names[layer_name]]
+    listed = sorted(f"{layer}/{name}" for layer, each in names.items() for name in each)
+    stored: list[str] = []
+    group.visititems(lambda name, item: stored.append(name) if isinstance(item, h5py.Dataset) else None)
+    if listed != sorted(stored):
+        different = sorted(set(listed) ^ set(stored)) or listed
+        raise ValueError(f"{different[0]} is not both stored and listed, once")
+    return weights, names
+
+
+def _names(group: h5py.Group, attribute: str) -> list[str]:
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[attribute]]

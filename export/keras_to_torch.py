@@ -1,0 +1,533 @@
+"""Keras classifier -> network of this project: the way back, for a team that owns only an old Keras `.h5`.
+
+The file's architecture becomes a neutral graph (`keras_graph.py`); from it follow the settings that build the same
+network in timm. Whether it *is* the same network is then no matter of trust: the network is traced, and its graph must
+equal the file's, operation by operation, with every padding, epsilon and shape. Only then are the weights copied, each
+array exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+
+from export.graph.nodes import Graph, Node
+from export.keras_file.architecture import DAMAGED, REBUILD, KerasGraph, read_keras_graph
+from export.keras_file.keras_h5 import KerasFile, read_keras_h5, same_padding
+from export.torch_to_keras import trace_network
+from models.bad_input import BadInput
+from models.choices import INTERPOLATIONS, MOST_PIXELS
+from models.timm_mobilenetv2 import ARCHITECTURE, Normalise, TimmClassifier
+
+# What the caller of the Keras model feeds it -> (factor, shift) from values in [0, 1].
+INPUT_RANGES = {"unit": (1.0, 0.0), "raw": (255.0, 0.0), "tf": (2.0, -1.0)}
+_FAMILY = "mobilenetv2_*"
+# Of Adam, where the file does not say it; Keras's own default.
+_LEARNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the caller says of the file; None leaves it to the file.
+
+    Attributes:
+        class_names: in the order of the outputs.
+        image_size: (height, width) in pixels.
+        interpolation: how photos are resized, by Keras's name.
+        input_range: what the Keras model takes: ``unit`` [0, 1], ``raw`` 0..255, ``tf`` [-1, 1].
+    """
+
+    class_names: Sequence[str] | None = None
+    image_size: tuple[int, int] | None = None
+    interpolation: str | None = None
+    input_range: str | None = None
+
+
+@dataclass(frozen=True)
+class KerasClassifier:
+    """A Keras classifier, read into a network of this project.
+
+    Attributes:
+        path: of the `.h5`.
+        file: its contents.
+        network: with the file's weights, in eval mode; takes [0, 1] whatever the Keras model takes.
+        graph: the network's neutral graph.
+        source: the file's.
+        layer_of: node of `graph` -> node of `source.graph`, those of normalisation and dropout left out.
+        tensor_of: tensor of `graph` -> tensor of `source.graph`; every one of either side once.
+        input_range: what the Keras model takes.
+        class_names: in the order of the outputs.
+        image_size: (height, width) in pixels.
+        interpolation: how photos are resized.
+        trainable: ``head`` if every layer of the base is frozen, else ``all``.
+        learning_rate: of Adam.
+        batch_norm: ``frozen`` if every BatchNorm of a base that is trained is frozen, else ``train``.
+        constants: scale and offset, float64 (3,), that the file's layers compute from [0, 1], before any rounding.
+        notes: what of the file has no place here, for the owner to know; no part of the function.
+    """
+
+    path: Path
+    file: KerasFile
+    network: TimmClassifier
+    graph: Graph
+    source: KerasGraph
+    layer_of: dict[str, str]
+    tensor_of: dict[str, str]
+    input_range: str
+    class_names: tuple[str, ...]
+    image_size: tuple[int, int]
+    interpolation: str
+    trainable: str
+    learning_rate: float
+    batch_norm: str
+    constants: tuple[np.ndarray, np.ndarray]
+    notes: list[str] = field(default_factory=list)
+
+
+def read_keras_classifier(path: Path, wishes: Wishes | None = None) -> KerasClassifier:
+    """Read a Keras MobileNetV2 classifier: base nested or flat, pooled, dense head, saved by Keras 2 or 3, or by us.
+
+    Args:
+        path: of the `.h5`.
+        wishes: what the file does not say of itself.
+
+    Raises:
+        BadInput: when the file is damaged, is no such classifier, has no counterpart in timm, or does not say enough.
+            Layers and arrays are named.
+    """
+    wishes = wishes or Wishes()
+    file = read_keras_h5(path)
+    if file.details.get("fused_batchnorm") is True:
+        raise BadInput(
+            f"expected a file with its BatchNorm layers, got {path}, into whose convolutions they were folded: what "
+            "they were cannot be told from it. Give the file that `lightning export` writes without --fuse_batchnorm."
+        )
+    source = read_keras_graph(file, wishes.image_size)
+    nodes = source.graph.nodes
+    image_size = (nodes[0].shape[1], nodes[0].shape[2])
+    if image_size[0] * image_size[1] > MOST_PIXELS:
+        raise BadInput(
+            f"expected photos of at most {MOST_PIXELS // 10**6} megapixels, got a model for {image_size[0]} x "
+            f"{image_size[1]} pixels: {path}. Give its real size with --image_size, or save the model again with it."
+        )
+    preprocessing = _preprocessing(source.graph)
+    input_range = _input_range(file, preprocessing, wishes.input_range)
+    constants = _constants(preprocessing, input_range)
+    body = _body(source.graph, len(preprocessing))
+    notes: list[str] = []
+    settings = _settings(file, source, body, constants, notes)
+    if source.augmentation:
+        notes.append(
+            f"{', '.join(source.augmentation)}: left out, as such layers do nothing when a photo is classified; "
+            "further training changes photos as --data.augmentation says."
+        )
+    network = TimmClassifier(body[-1].shape[0], **settings).eval()
+    _check_constants(network.normalise, constants)
+    graph = trace_network(network, network.backbone_name, image_size)
+    layer_of = _match(_body(graph, len(_preprocessing(graph))), body)
+    tensor_of = _copy_weights(network, graph, source.graph, layer_of, file.details)
+    trainable, batch_norm = _frozen(source, body, notes)
+    return KerasClassifier(
+        path=Path(path),
+        file=file,
+        network=network,
+        graph=Graph(graph.nodes, {name: source.graph.tensors[other] for name, other in tensor_of.items()}),
+        source=source,
+        layer_of=layer_of,
+        tensor_of=tensor_of,
+        input_range=input_range,
+        class_names=_class_names(file, wishes.class_names, body[-1].shape[0]),
+        image_size=image_size,
+        interpolation=_interpolation(file, wishes.interpolation),
+        trainable=trainable,
+        learning_rate=_learning_rate(file, notes),
+        batch_norm=batch_norm,
+        constants=constants,
+        notes=notes,
+    )
+
+
+# Preprocessing --------------------------------------------------------------------------------------------------------
+
+
+def _preprocessing(graph: Graph) -> list[Node]:
+    """The affine nodes right after the input."""
+    found = []
+    for node in graph.nodes[1:]:
+        if node.op != "affine":
+            break
+        found.append(node)
+    return found
+
+
+def _input_range(file: KerasFile, preprocessing: list[Node], given: str | None) -> str:
+    stated = _stated(file, "input_range", str)
+    if given is not None and given not in INPUT_RANGES:
+        raise BadInput(f"--input_range: expected one of {', '.join(INPUT_RANGES)}, received {given!r}. Name one.")
+    if stated in ("unit", "raw"):
+        if given not in (None, stated):
+            raise BadInput(f"--input_range {given}: expected the file's own, {stated!r}. Leave it out.")
+        return str(stated)
+    if given is not None:
+        return given
+    # A network wants about one standard deviation of pixels to be one: what divides by 100 and more takes 0..255.
+    scale = abs(float(np.prod([node.attributes["scale"][0] for node in preprocessing]))) if preprocessing else 0.0
+    if 0.5 / 255 <= scale <= 20 / 255:
+        return "raw"
+    if preprocessing and 0.5 <= scale <= 20:
+        return "unit"
+    raise BadInput(
+        "--input_range: expected to be told what this model takes, received nothing, and the file has no "
+        "Rescaling that would show it. Give unit for pixels in [0, 1] (ImageDataGenerator(rescale=1/255)), raw for "
+        "0..255, or tf for [-1, 1] (mobilenet_v2.preprocess_input)."
+    )
+
+
+def _constants(preprocessing: list[Node], input_range: str) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and offset, float64 (3,), from [0, 1] to what the first convolution takes."""
+    factor, shift = INPUT_RANGES[input_range]
+    scale, offset = np.full(3, factor), np.full(3, shift)
+    for node in preprocessing:
+        own = np.asarray(node.attributes["scale"], np.float64)
+        scale, offset = scale * own, offset * own + np.asarray(node.attributes["offset"], np.float64)
+    return scale, offset
+
+
+def _check_constants(normalise: Normalise, constants: tuple[np.ndarray, np.ndarray]) -> None:
+    """Refuse settings that give other constants than the file's, as float32."""
+    built = normalise.scale.reshape(-1).numpy(), normalise.offset.reshape(-1).numpy()
+    for name, own, wanted in zip(("scale", "offset"), built, constants, strict=True):
+        # value, not bits: a zero of either sign is added alike
+        if not np.array_equal(own, wanted.astype(np.float32)):
+            raise BadInput(
+                f"expected normalisation with {name} {wanted.tolist()}, as the file's layers have it, got "
+                f"{own.tolist()} from its own description. {DAMAGED}"
+            )
+
+
+def _shortest(accepts: Any, exact: float) -> float:
+    """The number of fewest digits near `exact` that is accepted: 0.224, not 0.22400000691413885."""
+    for digits in range(1, 18):
+        number = float(f"{exact:.{digits}g}")
+        if accepts(number):
+            return number
+    return exact
+
+
+def _mean_and_std(constants: tuple[np.ndarray, np.ndarray]) -> tuple[list[float], list[float]]:
+    """Numbers from which `Normalise` builds these constants, as float32 to the last bit."""
+    means, stds = [], []
+    for scale, offset in zip(*(each.astype(np.float32) for each in constants), strict=True):
+        if not scale > 0 or not np.isfinite(offset):
+            raise BadInput(f"expected a Rescaling by a number above zero, got {scale}. {REBUILD}")
+        std = _shortest(lambda std, scale=scale: std > 0 and np.float32(1.0 / std) == scale, 1.0 / float(scale))
+        mean = _shortest(lambda mean, offset=offset, std=std: np.float32(-mean / std) == offset, -float(offset) * std)
+        means.append(mean if mean else 0.0)
+        stds.append(std)
+    return means, stds
+
+
+# Settings -------------------------------------------------------------------------------------------------------------
+
+
+def _body(graph: Graph, preprocessing: int) -> list[Node]:
+    """The nodes after input and preprocessing, in order, without those that do nothing in inference."""
+    alias = {node.name: graph.nodes[0].name for node in graph.nodes[: preprocessing + 1]}
+    body = []
+    for node in graph.nodes[preprocessing + 1 :]:
+        inputs = tuple(alias.get(name, name) for name in node.inputs)
+        if node.op in ("dropout", "flatten"):
+            alias[node.name] = inputs[0]
+        else:
+            body.append(Node(**{**node.__dict__, "inputs": inputs}))
+    return body
+
+
+def _settings(
+    file: KerasFile,
+    source: KerasGraph,
+    body: list[Node],
+    constants: tuple[np.ndarray, np.ndarray],
+    notes: list[str],
+) -> dict[str, Any]:
+    """`ARCHITECTURE` of the network that the file holds."""
+    if body[-1].op != "softmax":
+        raise BadInput(
+            f"expected a classifier that ends in softmax, got {body[-1].op} at {body[-1].source}. Save it with "
+            "activation='softmax' in its last Dense layer, or with a Softmax layer after it."
+        )
+    dense = [node for node in body if node.op == "dense"]
+    mean, std = _mean_and_std(constants)
+    inferred = {
+        "backbone": _backbone(source.graph, body),
+        "hidden": [node.shape[0] for node in dense[:-1]],
+        "dropout": _dropout(source, dense, notes),
+        "pad_type": _pad_type(source.graph, body),
+        "bn_eps": _epsilon(body),
+        "mean": mean,
+        "std": std,
+    }
+    stated = file.details.get("architecture")
+    if not isinstance(stated, dict):
+        return inferred
+    # Our own file says it in its own words, which may tell apart what computes the same here (padding of odd sizes,
+    # digits of the mean beyond float32). What must not differ is compared with the layers.
+    if set(stated) != set(ARCHITECTURE):
+        raise BadInput(
+            f"expected the file to describe {', '.join(ARCHITECTURE)}, got {', '.join(map(str, stated))}. {DAMAGED}"
+        )
+    for name in ("backbone", "hidden", "bn_eps"):
+        if stated[name] != inferred[name]:
+            raise BadInput(
+                f"expected the file's description and its layers to agree, got {name} {str(stated[name])[:80]} and "
+                f"{inferred[name]}. {DAMAGED}"
+            )
+    return dict(stated)
+
+
+@cache
+def _kernels_of(backbone: str) -> list[tuple[int, ...]]:
+    """Shapes of all convolutions of a timm model, in the order of computation; nothing is allocated."""
+    with torch.device("meta"):
+        network = timm.create_model(backbone, pretrained=False, num_classes=0)
+    return [tuple(module.weight.shape) for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+
+
+def _backbone(graph: Graph, body: list[Node]) -> str:
+    """Name in timm of the MobileNetV2 with these channels."""
+    kernels = [graph.tensors[node.weights["kernel"]].shape for node in body if node.op == "conv2d"]
+    names = timm.list_models(_FAMILY)
+    for name in names:
+        if _kernels_of(name) == kernels:
+            return name
+    stem = kernels[0][0] if kernels else 0
+    raise BadInput(
+        f"expected the channels of a MobileNetV2 that timm has ({', '.join(names)}), got {len(kernels)} convolutions, "
+        f"the first with {stem} channels, the last with {kernels[-1][0] if kernels else 0}. Of keras.applications, "
+        "alpha 0.35, 0.5, 0.75, 1.0 and 1.4 have a counterpart in timm; 1.3 has none. Train one of those."
+    )
+
+
+def _epsilon(body: list[Node]) -> float:
+    epsilons = {node.attributes["epsilon"]: node.source for node in body if node.op == "batch_norm"}
+    if len(epsilons) != 1:
+        shown = ", ".join(f"{epsilon:g} at {name}" for epsilon, name in epsilons.items())
+        raise BadInput(
+            f"expected one epsilon in all BatchNormalization layers, got {shown or 'no such layer'}. {REBUILD}"
+        )
+    return float(next(iter(epsilons)))
+
+
+def _pad_type(graph: Graph, body: list[Node]) -> str:
+    """``same`` if every convolution pads as TensorFlow's SAME at this size, "" if every one pads symmetrically."""
+    shape = {node.name: node.shape for node in body} | {graph.nodes[0].name: graph.nodes[0].shape}
+    fits = {"same": True, "": True}
+    for node in body:
+        if node.op != "conv2d":
+            continue
+        (_, height, width), kernel = shape[node.inputs[0]], graph.tensors[node.weights["kernel"]].shape[2:]
+        strides, dilation, padding = (node.attributes[name] for name in ("strides", "dilation", "padding"))
+        same = (
+            *same_padding(height, kernel[0], strides[0], dilation[0]),
+            *same_padding(width, kernel[1], strides[1], dilation[1]),
+        )
+        symmetric = tuple(half for size in kernel for half in (size // 2, size // 2))
+        fits = {"same": fits["same"] and padding == same, "": fits[""] and padding == symmetric}
+        if not any(fits.values()):
+            raise BadInput(
+                f"{node.source}: expected the padding of TensorFlow's SAME {same} at {height}x{width} pixels, or "
+                f"{symmetric} in every layer, got {padding} (top, bottom, left, right). timm has no such MobileNetV2. "
+                "keras.applications pads so where it was built without a size: build it with input_shape, set_weights, "
+                "and save that."
+            )
+    return "same" if fits["same"] else ""
+
+
+def _dropout(source: KerasGraph, dense: list[Node], notes: list[str]) -> float:
+    """The rate after each hidden layer (before the predictions where there is none), if the file has it there."""
+    order = list(source.layers)
+    places = [order.index(node.source) for node in dense]
+    # between which dense layers each Dropout stands; 0: before the first
+    found = {key: sum(order.index(key) > place for place in places) for key in source.rates}
+    expected = list(range(1, len(dense))) if len(dense) > 1 else [0]
+    rates = set(source.rates.values())
+    if not found:
+        return 0.0
+    if sorted(found.values()) == expected and len(rates) == 1 and 0 <= min(rates) < 1:
+        return rates.pop()
+    fitting = {rate for key, rate in source.rates.items() if found[key] in expected and 0 <= rate < 1}
+    rate = fitting.pop() if len(fitting) == 1 else 0.0
+    shown = ", ".join(f"{key} ({each:g})" for key, each in source.rates.items())
+    notes.append(
+        f"Dropout {shown}: not where this project's head has it; further training takes {rate:g} after each hidden "
+        "layer. What the network computes is not touched."
+    )
+    return rate
+
+
+def _frozen(source: KerasGraph, body: list[Node], notes: list[str]) -> tuple[str, str]:
+    """What of the base is frozen: `trainable` and `batch_norm`."""
+    base = [source.layers[node.source] for node in body if node.op in ("conv2d", "batch_norm")]
+    norms = [source.layers[node.source] for node in body if node.op == "batch_norm"]
+    frozen = [layer for layer in base if layer.config.get("trainable", True) is False]
+    if len(frozen) == len(base):
+        return "head", "train"
+    if frozen and frozen == norms:
+        return "all", "frozen"
+    if frozen:
+        notes.append(f"{len(frozen)} of {len(base)} layers of the base are frozen: further training takes all of them.")
+    return "all", "train"
+
+
+def _learning_rate(file: KerasFile, notes: list[str]) -> float:
+    optimiser = (file.training_config or {}).get("optimizer_config")
+    optimiser = optimiser if isinstance(optimiser, dict) else {}
+    config = optimiser.get("config")
+    rate = config.get("learning_rate") if isinstance(config, dict) else None
+    if optimiser.get("class_name") in ("Adam", "Custom>Adam") and isinstance(rate, float) and 0 < rate < np.inf:
+        # Keras holds it as float32 and saves what that is: 0.0010000000474974513 was 0.001
+        rounded = float(np.float32(rate)) == rate
+        return _shortest(lambda short: np.float32(short) == np.float32(rate), rate) if rounded else rate
+    if file.training_config:
+        notes.append(f"Optimiser {optimiser.get('class_name')}: further training takes Adam at {_LEARNING_RATE:g}.")
+    return _LEARNING_RATE
+
+
+def _interpolation(file: KerasFile, given: str | None) -> str:
+    name = file.details.get("interpolation", "nearest") if given is None else given
+    if name not in INTERPOLATIONS:
+        of = "the file's own interpolation" if given is None else "--interpolation or that of --labels"
+        raise BadInput(f"{of}: expected one of {', '.join(INTERPOLATIONS)}, received {name!r}. Name one.")
+    return str(name)
+
+
+def _class_names(file: KerasFile, given: Sequence[str] | None, count: int) -> tuple[str, ...]:
+    stated = _stated(file, "class_names", list)
+    names = list(given) if given is not None else stated
+    if names is None:
+        raise BadInput(
+            f"expected the names of the {count} classes, received none: a Keras file does not hold them. Give "
+            "--class_names jeans,sofa,... in the order of the outputs (flow_from_directory's is sorted), "
+            "--labels labels.json, or --photos_root with one folder per class."
+        )
+    if len(names) != count or len(set(names)) != count or not all(isinstance(name, str) and name for name in names):
+        raise BadInput(
+            f"expected {count} different class names, as many as the model has outputs, received {len(names)}: "
+            f"{', '.join(map(str, names))[:200]}. Name each class once, in the order of the outputs."
+        )
+    return tuple(names)
+
+
+def _stated(file: KerasFile, name: str, kind: type) -> Any:
+    value = file.details.get(name)
+    return value if isinstance(value, kind) else None
+
+
+# Comparing the graphs -------------------------------------------------------------------------------------------------
+
+# Attributes that are no part of the function: momentum is for training; flattened or not, a pooled value is the same.
+_NOT_COMPARED = ("momentum", "keep_dimensions")
+
+
+def _match(ours: list[Node], theirs: list[Node]) -> dict[str, str]:
+    """Node of ours -> node of theirs, where both compute the same in the same order.
+
+    Raises:
+        BadInput: at the first node that has no counterpart, named as in the file.
+    """
+    start_ours, start_theirs = ours[0].inputs[0], theirs[0].inputs[0]
+    found = {start_ours: start_theirs}
+    waiting: dict[tuple[str, tuple[str, ...]], list[Node]] = {}
+    for node in theirs:
+        # sums are the same in either order
+        waiting.setdefault((node.op, tuple(sorted(node.inputs))), []).append(node)
+    for node in ours:
+        inputs = tuple(sorted(found[name] for name in node.inputs))
+        candidates = waiting.get((node.op, inputs), [])
+        if len(candidates) != 1:
+            raise BadInput(
+                f"expected {_described(node)} after {' and '.join(inputs)}, got "
+                f"{'several' if candidates else _what_follows(theirs, inputs)}. This is not the MobileNetV2 classifier "
+                f"that timm builds with these channels. {REBUILD}"
+            )
+        other = candidates.pop()
+        wanted, got = _facts(node), _facts(other)
+        differing = [name for name in wanted if wanted[name] != got.get(name)] + sorted(got.keys() - wanted.keys())
+        if differing:
+            shown = "; ".join(f"{name} {got.get(name)}, not {wanted.get(name)}" for name in differing)
+            raise BadInput(f"{other.source}: expected {_described(node)} as timm builds it, got {shown}. {REBUILD}")
+        found[node.name] = other.name
+    left = [node.source for nodes in waiting.values() for node in nodes]
+    if left:
+        raise BadInput(f"expected only layers of a MobileNetV2 classifier, got {left[0]} besides. {REBUILD}")
+    return {name: other for name, other in found.items() if name != start_ours}
+
+
+def _described(node: Node) -> str:
+    return f"{node.op} ({node.source or node.name})"
+
+
+def _what_follows(theirs: list[Node], inputs: tuple[str, ...]) -> str:
+    following = [f"{node.op} ({node.source})" for node in theirs if set(node.inputs) & set(inputs)]
+    return " and ".join(following) or "nothing"
+
+
+def _facts(node: Node) -> dict[str, Any]:
+    attributes = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in node.attributes.items()
+        if name not in _NOT_COMPARED
+    }
+    size = tuple(side for side in node.shape[1:] if node.shape[1:] != (1, 1))  # (C, 1, 1) is (C,)
+    return {**attributes, "channels": node.shape[0], "size": size, "weights": tuple(sorted(node.weights))}
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+
+def _copy_weights(
+    network: TimmClassifier, graph: Graph, source: Graph, layer_of: dict[str, str], details: dict[str, Any]
+) -> dict[str, str]:
+    """Fill the network; every array of the file is used exactly once, and every tensor of the network filled once."""
+    tensor_of = {
+        tensor: source.node(layer_of[node.name]).weights[role]
+        for node in graph.nodes
+        if node.weights
+        for role, tensor in node.weights.items()
+    }
+    unused = sorted(source.tensors.keys() - set(tensor_of.values()))
+    if unused or len(set(tensor_of.values())) != len(tensor_of):
+        raise BadInput(
+            f"expected every array to be used exactly once, got {', '.join(unused) or 'one used twice'}. {REBUILD}"
+        )
+    state = network.state_dict()
+    counters = [name for name in state if name.endswith("num_batches_tracked")]
+    missing = sorted(state.keys() - tensor_of.keys() - set(counters))
+    if missing:
+        raise BadInput(f"expected an array for every tensor, got none for {', '.join(missing)}. {REBUILD}")
+    filled = dict(zip(counters, _counts(details, len(counters)), strict=True))
+    for tensor, name in tensor_of.items():
+        array = source.tensors[name]
+        if array.shape != tuple(state[tensor].shape):
+            raise BadInput(
+                f"{name}: expected shape {tuple(state[tensor].shape)}, got {array.shape} (torch's layout). {REBUILD}"
+            )
+        filled[tensor] = torch.from_numpy(array.copy())
+    network.load_state_dict(filled)
+    return tensor_of
+
+
+def _counts(details: dict[str, Any], count: int) -> list[torch.Tensor]:
+    """How many batches each BatchNorm has seen in training: a counter that Keras does not have; our file carries it."""
+    stated = details.get("batches_tracked", 0)
+    numbers = stated if isinstance(stated, list) else [stated] * count
+    if len(numbers) != count or not all(isinstance(each, int) and 0 <= each < 1 << 62 for each in numbers):
+        raise BadInput(f"expected batches_tracked as {count} whole numbers, got {str(stated)[:80]}. {DAMAGED}")
+    return [torch.tensor(each, dtype=torch.int64) for each in numbers]

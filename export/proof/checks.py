@@ -1,0 +1,240 @@
+"""The rungs of the ladder: each compares what torch gave with what Keras gave, and says whether that is the same.
+
+Nothing is computed or run here. A rung passes only if its figure is a number and within its threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from export.checkpoint import Checkpoint
+from export.graph.nodes import Graph
+from export.keras_file.keras_h5 import KerasFile, keras_layers
+from export.proof.image_sets import ImageSet
+from export.proof.report import LAYERS_RUNG, LayerError, Rung
+from export.torch_to_keras import twin_details
+from export.worker.keras_worker import same_labels
+
+# Largest difference of a probability, both sides float32: each side's own rounding gives about a tenth of it.
+PROBABILITY_THRESHOLD = 1e-5
+# Largest error of any layer's output relative to its largest value, both sides float64: the same function gives 1e-14.
+LAYER_THRESHOLD = 1e-10
+# Largest difference of a weight after some steps of training, both sides float64; a step moves it by about 1e-3.
+TRAINING_THRESHOLD = 1e-6
+TRAINING_SHARE = 0.01  # of the rate, where that is less
+# What both sides must agree on besides the function itself.
+_FACTS = ("class_names", "image_size", "interpolation", "checkpoint_sha256")
+
+
+def check_labels(source: Checkpoint, details: dict[str, Any]) -> Rung:
+    """Class names in order, size, interpolation, and that the file names this very checkpoint as its origin.
+
+    Args:
+        source: the checkpoint.
+        details: what the file says of itself.
+    """
+    expected = twin_details(source, input_range="unit")
+    wrong = [fact for fact in _FACTS if details.get(fact) != expected[fact]]
+    detail = f"{', '.join(_FACTS)} in the file equal the checkpoint's"
+    if wrong:
+        shown = [f"{fact} {str(details.get(fact))[:80]} (checkpoint: {str(expected[fact])[:80]})" for fact in wrong]
+        detail = f"the file says {'; '.join(shown)}"
+    return Rung("labels", not wrong, len(wrong), 0, "facts differ", detail, wrong[0] if wrong else None)
+
+
+def check_weights(graph: Graph, twin: KerasFile, loaded: dict[str, np.ndarray]) -> Rung:
+    """Every array in the file, and as Keras holds it after loading, against the checkpoint, bit for bit.
+
+    That every tensor of the checkpoint is used exactly once is the graph's own condition, checked when it is traced.
+
+    Args:
+        graph: the checkpoint's.
+        twin: the file, read without Keras.
+        loaded: ``LAYER/INDEX`` -> array, as Keras gave it back.
+    """
+    different: list[str] = []
+    compared = 0
+    expected_layers = {layer.name: layer for layer in keras_layers(graph)}
+    for name, layer in expected_layers.items():
+        in_file = twin.weights.get(name, [])
+        in_keras = [loaded[key] for index in range(len(in_file)) if (key := f"{name}/{index}") in loaded]
+        if not len(layer.weights) == len(in_file) == len(in_keras):
+            different.append(f"{name} (has {len(in_file)} arrays, not {len(layer.weights)})")
+            continue
+        for (role, _, array), file_array, keras_array in zip(layer.weights, in_file, in_keras, strict=True):
+            compared += 1
+            if not (same_bits(array, file_array) and same_bits(array, keras_array)):
+                different.append(f"{name}/{role}")
+    different += [
+        f"{name} (not in the checkpoint)" for name in twin.weights.keys() - expected_layers if twin.weights[name]
+    ]
+    detail = f"{compared} arrays, in the file and as loaded, against {len(graph.tensors)} tensors of the checkpoint"
+    first = different[0] if different else None
+    return Rung("weights", not different, len(different), 0, "arrays differ", detail, first)
+
+
+def check_layers(
+    graph: Graph,
+    torch_gave: dict[str, np.ndarray],
+    keras_gave: dict[str, np.ndarray],
+    images: str = "the first and the last image",
+) -> tuple[Rung, list[LayerError]]:
+    """Every node's output, both sides in float64: largest error relative to the largest value of that output.
+
+    Args:
+        graph: says the order.
+        torch_gave: node name -> (N, H, W, C) or (N, C).
+        keras_gave: the same.
+        images: which they are, for the report, if there are several.
+    """
+    errors = [
+        LayerError(node.name, node.op, node.source, _relative_error(torch_gave[node.name], keras_gave.get(node.name)))
+        for node in graph.nodes[1:]
+    ]
+    diverging = [each for each in errors if not each.relative_error <= LAYER_THRESHOLD]
+    figure = max(each.relative_error for each in errors)
+    count = max(len(each) for each in torch_gave.values())
+    images = images if count > 1 else "one image"
+    detail = f"outputs of {len(errors)} layers for {images}, both sides in float64"
+    first = diverging[0].name if diverging else None
+    if diverging:
+        detail += f"; {first}: {diverging[0].stated()}"
+    unit = "max relative error"
+    return Rung(LAYERS_RUNG, not diverging, figure, LAYER_THRESHOLD, unit, detail, first), errors
+
+
+def _relative_error(expected: np.ndarray, received: np.ndarray | None) -> float:
+    if received is None or expected.shape != received.shape:
+        return float("inf")
+    error = float(np.abs(expected - received).max())
+    return float("inf") if np.isnan(error) else error / (float(np.abs(expected).max()) or 1.0)
+
+
+def check_probabilities(
+    images: ImageSet,
+    torch_gave: np.ndarray,
+    keras_gave: np.ndarray,
+    road: str = "",
+    threshold: float = PROBABILITY_THRESHOLD,
+) -> Rung:
+    """Largest absolute difference of any probability of any image, both sides in float32.
+
+    Args:
+        images: what went into both sides.
+        torch_gave: probabilities, (N, C).
+        keras_gave: the same, of the other side.
+        road: name of another road to them than Keras, for the rung's name.
+        threshold: the largest difference that passes.
+    """
+    name = f"probabilities_{images.name}" + (f"_{road}" if road else "")
+    unit = "max abs difference"
+    if torch_gave.shape != keras_gave.shape:
+        detail = f"torch gave shape {torch_gave.shape}, {road or 'Keras'} {keras_gave.shape}"
+        return Rung(name, False, float("inf"), threshold, unit, detail)
+    per_image = np.abs(torch_gave.astype(np.float64) - keras_gave.astype(np.float64)).max(axis=1)
+    per_image[np.isnan(per_image)] = np.inf  # not a number agrees with nothing
+    worst = int(per_image.argmax())
+    figure = float(per_image[worst])
+    passed = figure <= threshold
+    detail = f"{len(per_image)} images, softmax of both sides in float32; largest for {images.names[worst]}"
+    diverging = np.flatnonzero(per_image > threshold)
+    first = None if passed else images.names[int(diverging[0])]
+    return Rung(name, passed, figure, threshold, unit, detail, first)
+
+
+def check_top1(
+    images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray, road: str = "", threshold: float = 1.0
+) -> Rung:
+    """Share of images for which both sides put the same class first, or one as likely: see `keras_worker.same_labels`.
+
+    Args:
+        images: what went into both sides.
+        torch_gave: probabilities, (N, C).
+        keras_gave: the same, of the other side.
+        road: name of another road to them than Keras, for the rung's name.
+        threshold: the smallest share that passes.
+    """
+    same = same_labels(torch_gave, keras_gave, PROBABILITY_THRESHOLD)
+    agreement = float(np.mean(same))
+    disagreeing = np.flatnonzero(~same)
+    first = images.names[int(disagreeing[0])] if len(disagreeing) else None
+    detail = f"the same label, or one as likely, for {int(np.sum(same))} of {len(torch_gave)} images"
+    name = f"top1_{images.name}" + (f"_{road}" if road else "")
+    passed = agreement >= threshold
+    return Rung(name, passed, agreement, threshold, "share of labels equal", detail, None if passed else first, True)
+
+
+def check_training(
+    before: Graph, after: Graph, trained: dict[str, np.ndarray] | None, failed: str, steps: int, rate: float
+) -> Rung:
+    """The weights after some steps of training from the same weights on the same batch, both sides in float64.
+
+    Adam's steps are as long as its rate: weights that move by a share of it at least have been trained. Where the rate
+    is small, so is the difference that passes, or doing nothing would.
+
+    Args:
+        before: the checkpoint's graph.
+        after: the same with the weights that torch arrived at.
+        trained: ``LAYER/INDEX`` -> array that Keras arrived at; None where it could not train.
+        failed: why it could not.
+        steps: how many there were.
+        rate: of Adam.
+    """
+    unit, name = "max abs difference", "training_steps"
+    threshold = min(TRAINING_THRESHOLD, TRAINING_SHARE * rate)
+    if trained is None:
+        detail = f"Keras cannot train the file: {failed or 'it has no training configuration'}"
+        return Rung(name, False, float("inf"), threshold, unit, detail)
+    moved, figure, first = 0, 0.0, None
+    for old, new in zip(keras_layers(before), keras_layers(after), strict=True):
+        for index, ((role, _, start), (_, _, expected)) in enumerate(zip(old.weights, new.weights, strict=True)):
+            received = trained.get(f"{new.name}/{index}")
+            moved += bool(np.abs(start - expected).max() > threshold)
+            same_shape = received is not None and received.shape == expected.shape
+            difference = float(np.abs(received - expected).max()) if same_shape else np.inf
+            difference = np.inf if np.isnan(difference) else difference
+            if first is None and difference > threshold:
+                first = f"{new.name}/{role}"
+            figure = max(figure, difference)
+    made = f"{steps} step{'s' * (steps > 1)}"
+    detail = f"{moved} arrays moved in {made} of the training that the file describes, both sides in float64"
+    if not moved:
+        first = "the first step: nothing moved"
+    return Rung(name, bool(moved) and figure <= threshold, figure, threshold, unit, detail, first)
+
+
+def check_files(
+    names: Sequence[str],
+    pixels: tuple[np.ndarray, np.ndarray],
+    probabilities: tuple[np.ndarray, np.ndarray],
+    unreadable: dict[int, str],
+) -> Rung:
+    """Photos from file: each side loads them by itself, and labels what it loaded.
+
+    Args:
+        names: of N files.
+        pixels: torch's and Keras's, uint8, (N, H, W, 3).
+        probabilities: torch's and Keras's, (N, C).
+        unreadable: index -> why Keras cannot read the file; torch's side has read all.
+    """
+    apart = np.abs(pixels[0].astype(np.int16) - pixels[1].astype(np.int16)).reshape(len(names), -1).max(axis=1)
+    others = ~same_labels(*probabilities, PROBABILITY_THRESHOLD)
+    reasons = {index: f"pixels differ by up to {apart[index]} of 255" for index in map(int, np.flatnonzero(apart))}
+    reasons |= {
+        index: f"{reasons.get(index, 'same pixels')}, another label" for index in map(int, np.flatnonzero(others))
+    }
+    reasons |= {index: f"Keras cannot read it: {reason}" for index, reason in unreadable.items()}
+    detail = f"{len(names)} photos, loaded from file by each side: pixels and label"
+    first = min(reasons, default=None)
+    if first is not None:
+        detail += f". {names[first]}: {reasons[first]}"
+    where = None if first is None else names[first]
+    return Rung("file_to_label", not reasons, len(reasons), 0, "files differ", detail, where)
+
+
+def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
+    """Equal type, shape and bytes; not values: NaN equals itself, and 0.0 does not equal -0.0."""
+    return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()

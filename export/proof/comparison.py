@@ -1,0 +1,235 @@
+"""What is compared: a checkpoint, what is claimed to be its twin, and the images for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.checkpoint import Checkpoint, read_checkpoint
+from export.graph.fold import fold_batch_norms, folded_state
+from export.graph.nodes import Graph
+from export.keras_file.keras_h5 import KerasFile, read_keras_h5
+from export.proof import probe_images
+from export.proof.image_sets import ImageSet
+from export.proof.torch_side import State, torch_probabilities, torch_train
+from export.torch_to_keras import INPUT_RANGES, trace_checkpoint
+from models.bad_input import BadInput
+
+# Every layer of one of them is some 100 MB in float64.
+EXACT_IMAGES = 2
+# A probability at least so far from 0 and from 1 is one to learn from.
+UNCERTAIN = 1e-4
+# Steps of the optimiser, at most. From the second on its moments count, too; but where all is trained, a second begins
+# from weights that differ already by 7e-9 (Keras keeps beta_2 as float32), and a network of which every weight has just
+# moved by a whole learning rate makes 1e-3 of that.
+TRAINING_STEPS = {"head": 3, "all": 1}
+
+LoadPhoto = Callable[[Path, tuple[int, int], str], np.ndarray]
+"""(file, (height, width), interpolation) -> uint8, (H, W, 3), RGB: `datamodule.photo_store.load_photo`."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A checkpoint and what is claimed to be its twin.
+
+    Attributes:
+        checkpoint: from ``lightning fit``.
+        h5: the Keras file.
+        photos: uint8, NHWC, RGB, (N, H, W, 3) at the checkpoint's size; None or empty: synthetic images only.
+        photo_names: N names, for the report.
+        photo_files: of those that both sides are to load from file themselves.
+        load_photo: how our side loads them; None: loading is not compared.
+    """
+
+    checkpoint: Path
+    h5: Path
+    photos: np.ndarray | None = None
+    photo_names: Sequence[str] = ()
+    photo_files: Sequence[Path] = ()
+    load_photo: LoadPhoto | None = None
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What both sides are trained on for a few steps.
+
+    Attributes:
+        images: float64 in [0, 1], NHWC.
+        targets: float64, (B, C), one class for each image.
+        steps: how many.
+        learned: torch's weights after them, by name in the state dict, float64.
+    """
+
+    images: np.ndarray
+    targets: np.ndarray
+    steps: int
+    learned: State
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair, read and found comparable.
+
+    Attributes:
+        pair: from which it was read.
+        source: the torch side.
+        traced: its neutral graph.
+        twin: the Keras side, read without Keras.
+        folded: whether the file says that its BatchNorms are folded.
+        input_range: what it takes: ``unit`` or ``raw``.
+        sets: the images for both sides.
+    """
+
+    pair: Pair
+    source: Checkpoint
+    traced: Graph
+    twin: KerasFile
+    folded: bool
+    input_range: str
+    sets: list[ImageSet]
+
+    @property
+    def h5(self) -> Path:
+        """Path of the Keras file."""
+        return self.pair.h5
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The graph that the file should hold."""
+        return self.graph_with(self.traced.tensors)
+
+    def graph_with(self, tensors: dict[str, np.ndarray]) -> Graph:
+        """The same with other weights: name in the state dict -> array."""
+        graph = Graph(self.traced.nodes, {name: tensors[name] for name in self.traced.tensors})
+        return fold_batch_norms(graph) if self.folded else graph
+
+    @cached_property
+    def exact_state(self) -> State | None:
+        """The weights to compute with in float64; None: the network's own.
+
+        A file with folded BatchNorms holds numbers rounded anew: its layers are those of a network with these.
+        """
+        return folded_state(self.traced) if self.folded else None
+
+    @cached_property
+    def exact_images(self) -> np.ndarray:
+        """Few images for what is computed in float64; see `exact_images`."""
+        return exact_images(self.sets)
+
+    @cached_property
+    def lesson(self) -> Lesson | None:
+        """For a few steps of training; None where the network is certain of every image at hand.
+
+        The class to be learnt is not the likeliest, from which there is little to learn, nor one so unlikely that
+        Keras, which cuts probabilities at 1e-7, has no gradient: the one whose probability is nearest to a half. A
+        network that is certain of a photo learns from another image, and stops once it is certain of all.
+        """
+        images = np.concatenate([self.exact_images, self.sets[0].exact(len(self.sets[0].images))])
+        probabilities = torch_probabilities(self.source.network, [images.astype(np.float32)])
+        wanted = np.abs(probabilities - 0.5).argmin(axis=1)
+        likely = np.take_along_axis(probabilities, wanted[:, None], axis=1)[:, 0]
+        usable = np.flatnonzero(np.minimum(likely, 1 - likely) >= UNCERTAIN)[:EXACT_IMAGES]
+        targets = np.eye(probabilities.shape[1])[wanted]
+        if not len(usable):
+            return None
+        images, targets, source = images[usable], targets[usable], self.source
+        learned, steps = torch_train(
+            source.network, source.trainable, source.learning_rate, images, targets,
+            TRAINING_STEPS[source.trainable], self.exact_state, UNCERTAIN,
+        )  # fmt: skip
+        return Lesson(images, targets, steps, learned)
+
+
+def read_case(pair: Pair) -> Case:
+    """Read both files and the images.
+
+    Raises:
+        BadInput: when a file is not what it should be, or the two cannot be compared.
+    """
+    source, twin = read_checkpoint(pair.checkpoint), read_keras_h5(pair.h5)
+    input_range = twin.details.get("input_range", "unit")
+    if input_range not in INPUT_RANGES:
+        raise BadInput(f"{pair.h5}: expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}.")
+    _check_input_shape(source, twin, pair.h5)
+    sets = image_sets(source.image_size, pair.photos, pair.photo_names)
+    folded = twin.details.get("fused_batchnorm") is True
+    return Case(pair, source, trace_checkpoint(source), twin, folded, input_range, sets)
+
+
+def image_sets(image_size: tuple[int, int], photos: np.ndarray | None, photo_names: Sequence[str]) -> list[ImageSet]:
+    """The synthetic images, and the photos where there are some.
+
+    Raises:
+        BadInput: for photos of another type or size.
+    """
+    sets = [ImageSet("synthetic", probe_images.synthetic_images(image_size), probe_images.NAMES)]
+    if photos is None or not len(photos):
+        return sets
+    if photos.dtype != np.uint8 or photos.shape[1:] != (*image_size, 3):
+        raise BadInput(
+            f"expected photos as uint8 (N, {image_size[0]}, {image_size[1]}, 3), the checkpoint's size, "
+            f"got {photos.dtype} {photos.shape}. Load them with datamodule.photo_store.load_photo."
+        )
+    names = list(photo_names) or [f"photo {number}" for number in range(len(photos))]
+    return [*sets, ImageSet("photos", photos, names)]
+
+
+def exact_images(sets: Sequence[ImageSet]) -> np.ndarray:
+    """Few images for what is computed in float64: the first and the last photo, without photos two of noise.
+
+    Args:
+        sets: as `image_sets` gives them. The other synthetic images are grey: no order of channels shows in them.
+
+    Returns:
+        float64 in [0, 1], NHWC.
+    """
+    last = sets[-1]
+    if last.name == "photos":
+        return last.exact(EXACT_IMAGES)
+    noise = [last.names.index(name) for name in probe_images.EXACT_NAMES]
+    return ImageSet(last.name, last.images[noise], probe_images.EXACT_NAMES).exact(len(noise))
+
+
+def exact_kind(sets: Sequence[ImageSet]) -> str:
+    """Which images `exact_images` gives, for the report."""
+    return "the first and the last image" if sets[-1].name == "photos" else " and ".join(probe_images.EXACT_NAMES)
+
+
+def _check_input_shape(source: Checkpoint, twin: KerasFile, h5: Path) -> None:
+    """A file that is no model of one input and one output, or takes other images, cannot be compared at all."""
+    model = twin.config.get("config")
+    model = model if isinstance(model, dict) else {}
+    layers = model.get("layers")
+    if not isinstance(layers, list) or not layers or not all(map(_is_layer, layers)):
+        raise BadInput(f"expected the architecture of a Keras model, a list of named layers; {h5} has none. {_AGAIN}")
+    for ends in ("input_layers", "output_layers"):
+        if not _is_one_end(model.get(ends)):
+            raise BadInput(f"expected a model of one input and one output, got {h5} with others. {_AGAIN}")
+    first = layers[0]["config"]
+    shape = first.get("batch_input_shape", first.get("batch_shape"))
+    expected = [None, *source.image_size, 3]
+    if shape != expected:
+        raise BadInput(
+            f"expected a model whose input is {expected} (NHWC), the checkpoint's, got {h5} with input {shape}. "
+            "Is it the twin of another checkpoint?"
+        )
+
+
+_AGAIN = "Export it again with `lightning export`."
+
+
+def _is_layer(layer: Any) -> bool:
+    config = layer.get("config") if isinstance(layer, dict) else None
+    return isinstance(config, dict) and isinstance(config.get("name"), str)
+
+
+def _is_one_end(ends: Any) -> bool:
+    """``[["x", 0, 0]]`` as we and Keras 2 write it, or ``["x", 0, 0]``, Keras 3's."""
+    if isinstance(ends, list) and len(ends) == 1:
+        ends = ends[0]
+    return isinstance(ends, list) and len(ends) == 3 and isinstance(ends[0], str)

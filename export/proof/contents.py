@@ -1,0 +1,154 @@
+"""The rung that compares the rest of a twin: architecture, training configuration, facts, digests, word for word."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import h5py
+import numpy as np
+
+from export.checkpoint import Checkpoint
+from export.keras_file.golden import golden_images
+from export.keras_file.keras_h5 import (
+    DETAILS_ATTRIBUTE,
+    OWN_MARKS,
+    KerasFile,
+    KerasLayer,
+    keras_layers,
+    model_config,
+    training_config,
+)
+from export.proof.checks import PROBABILITY_THRESHOLD, same_bits
+from export.proof.comparison import Case
+from export.proof.image_sets import ImageSet
+from export.proof.report import Rung
+from export.proof.torch_side import torch_probabilities
+from export.torch_to_keras import frozen_layers, twin_details
+from export.worker.keras_worker import GOLDEN_GROUP, UNREADABLE, GoldenData, Refused, array_digest, read_golden
+
+# What `keras_h5.write_keras_h5` writes: the attributes of the file itself, of its groups, and of each layer's group.
+_ATTRIBUTES = {
+    "": ("model_config", "training_config", DETAILS_ATTRIBUTE, "keras_version", "backend"),
+    "model_weights": ("layer_names", "keras_version", "backend"),
+    GOLDEN_GROUP: ("sha256",),
+}
+_LAYER_ATTRIBUTES = ("weight_names",)
+_GOLDEN_ARRAYS = ("inputs", "outputs")
+
+
+def check_contents(case: Case) -> Rung:
+    """Everything else in the file against what would be written for this checkpoint today.
+
+    Architecture, training configuration and facts must be equal, word for word, the golden images be those that are
+    always drawn, with the probabilities that the checkpoint gives for them, the digests fit, and no group, array or
+    attribute be there that is not written: so nothing in a file that passes was changed since it was written, whether
+    or not it changes the function.
+    """
+    source, graph, twin = case.source, case.graph, case.twin
+    layers = keras_layers(graph, case.input_range)
+    # whether the checkpoint is the file's origin is for the labels; a newer version may read an older file
+    own = ("checkpoint_sha256", "shelftwin_version")
+    parts: dict[str, tuple[object, object]] = {
+        "model_config": (twin.config, model_config(layers, source.backbone, frozen_layers(source, graph))),
+        "training_config": (twin.training_config, training_config(source.learning_rate)),
+        "layer order": (list(twin.weights), [layer.name for layer in layers]),
+        "weight names": (
+            twin.weight_names,
+            {layer.name: [f"{layer.name}/{name}:0" for name, _, _ in layer.weights] for layer in layers},
+        ),
+        "marks": (twin.marks, OWN_MARKS),
+        **_facts_of(twin.details, twin_details(source, case.input_range, case.folded), own),
+        "shelftwin/shelftwin_version": (type(twin.details.get("shelftwin_version")).__name__, "str"),
+        **_golden_of(case.h5, twin, source),
+        **_names_of(case.h5, layers),
+    }
+    different = [name for name, (found, wanted) in parts.items() if _plain(found) != _plain(wanted)]
+    detail = f"{len(parts)} parts of the file are what would be written today, and have the digests it states"
+    if different:
+        detail = f"of {len(parts)} parts of the file, not what would be written today: {', '.join(different[:5])}"
+    first = different[0] if different else None
+    return Rung("contents", not different, len(different), 0, "parts differ", detail, first)
+
+
+def _facts_of(
+    found: dict[str, Any], wanted: dict[str, Any], exempt: tuple[str, ...]
+) -> dict[str, tuple[object, object]]:
+    names = sorted({*found, *wanted} - set(exempt))
+    missing = "(none)"
+    return {f"shelftwin/{name}": (found.get(name, missing), wanted.get(name, missing)) for name in names}
+
+
+def _golden_of(h5: Path, twin: KerasFile, source: Checkpoint) -> dict[str, tuple[object, object]]:
+    """The golden images, torch's answers to them, and the digests."""
+    try:
+        golden = read_golden(str(h5))
+    except Refused as refused:
+        return {"golden images": (str(refused), None)}
+    images = golden_images(source.image_size)
+    expected = torch_probabilities(source.network, ImageSet("golden", images, ()).batches())
+    return {
+        **_digests_of(golden, twin),
+        "golden inputs": (same_bits(golden.inputs, images), True),
+        "golden outputs": (_same_probabilities(golden.outputs, expected), True),
+    }
+
+
+def _same_probabilities(found: np.ndarray, expected: np.ndarray) -> bool:
+    """Same type and shape, and no number further away than on the rung of probabilities; NaN is near nothing."""
+    if found.dtype != expected.dtype or found.shape != expected.shape:
+        return False
+    return bool((np.abs(found.astype(np.float64) - expected) <= PROBABILITY_THRESHOLD).all())
+
+
+def _digests_of(golden: GoldenData, twin: KerasFile) -> dict[str, tuple[object, object]]:
+    if not isinstance(golden.stored, dict):
+        return {"digests": (golden.stored, "a JSON object")}
+    layers = {name: array_digest(*arrays) for name, arrays in twin.weights.items() if arrays}
+    actual: dict[str, object] = {**golden.actual, "layers": layers}
+    parts = sorted({*golden.stored, *actual})
+    return {f"digest of {part}": (golden.stored.get(part), actual.get(part)) for part in parts}
+
+
+def _names_of(h5: Path, layers: list[KerasLayer]) -> dict[str, tuple[object, object]]:
+    """Each group, array and attribute that is there and should not be, or the other way round."""
+    try:
+        found = _names_in(h5)
+    except UNREADABLE as error:
+        return {"names": (str(error), None)}
+    wanted = _written_names(layers)
+    return {"names": (None, None)} | {name: (name in found, name in wanted) for name in sorted(found ^ wanted)}
+
+
+def _names_in(h5: Path) -> set[str]:
+    names: set[str] = set()
+
+    def add(name: str, item: h5py.HLObject) -> None:
+        names.update(f"attribute {key} of /{name}" for key in item.attrs)
+        if name:
+            names.add(f"{type(item).__name__.lower()} {name}")
+
+    with h5py.File(h5, "r") as file:
+        add("", file)
+        file.visititems(add)
+    return names
+
+
+def _written_names(layers: list[KerasLayer]) -> set[str]:
+    of_layers = {f"model_weights/{layer.name}": layer for layer in layers}
+    arrays = {f"{GOLDEN_GROUP}/{name}" for name in _GOLDEN_ARRAYS}
+    arrays |= {f"{group}/{layer.name}/{name}:0" for group, layer in of_layers.items() for name, _, _ in layer.weights}
+    # h5py makes a group of every step of a path
+    groups = {str(parent) for path in (*arrays, *of_layers) for parent in PurePosixPath(path).parents} - {"."}
+    attributes = {**_ATTRIBUTES, **dict.fromkeys(of_layers, _LAYER_ATTRIBUTES)}
+    return (
+        {f"dataset {path}" for path in arrays}
+        | {f"group {path}" for path in (groups | of_layers.keys())}
+        | {f"attribute {name} of /{path}" for path, names in attributes.items() for name in names}
+    )
+
+
+def _plain(value: object) -> str:
+    """As JSON, keys sorted: a tuple is a list, and NaN equals itself."""
+    return json.dumps(value, sort_keys=True)

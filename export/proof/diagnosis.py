@@ -1,0 +1,228 @@
+"""Why twins differ, where the pattern shows it: the hypothesis that gives what Keras gave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from export.graph.nodes import Graph, Node
+from export.keras_file.keras_h5 import keras_layers, training_config
+from export.proof.comparison import Case
+from export.proof.keras_side import KerasSide
+from export.proof.report import Report
+from models.bad_input import BadInput
+
+# A hypothesis is right if it gives Keras's output up to float64's rounding of one layer.
+EXPLAINS = 1e-9
+_EPSILONS = (1e-3, 1e-5, 1e-2, 1e-4, 1e-6, 1e-7, 1e-8)
+
+Hypothesis = tuple[str, Callable[[], np.ndarray]]
+"""What would be the cause, and the output (N, H, W, C) or (N, C) that would then come."""
+
+
+def likely_cause(case: Case, report: Report, torch_gave: dict[str, np.ndarray], keras_side: KerasSide) -> str | None:
+    """Look at the first failure; None where no pattern is known.
+
+    Args:
+        case: what was compared.
+        report: with its rungs.
+        torch_gave: node name -> output in float64.
+        keras_side: what Keras gave.
+    """
+    first = report.failed[0]
+    if first.name == "labels":
+        return _of_labels(case)
+    if first.name == "weights":
+        return _of_weights(case)
+    if first.name == "layers_float64" and first.first_divergence:
+        return _of_layer(case, case.graph.node(first.first_divergence), torch_gave, keras_side.layers)
+    if first.name == "file_to_label":
+        return _of_files(case, keras_side)
+    if first.name == "training_steps":
+        return _of_training(case, first.first_divergence)
+    return None
+
+
+def _of_training(case: Case, first: str | None) -> str | None:
+    stated = case.twin.training_config
+    if stated is None:
+        return None  # the check itself says so
+    if stated.get("optimizer_config") != training_config(case.source.learning_rate)["optimizer_config"]:
+        return "The file's training configuration is not Adam at the checkpoint's learning rate with Keras's epsilon."
+    layer = (first or "").partition("/")[0]
+    frozen = [node.name for node in case.graph.nodes if not node.source.startswith("head")]
+    if case.source.trainable == "head" and layer in frozen:
+        return f"{layer} is frozen in the checkpoint, and this Keras trains it."
+    return None
+
+
+def _of_labels(case: Case) -> str | None:
+    stated, source = case.twin.details, case.source
+    named, interpolation = stated.get("class_names"), stated.get("interpolation")
+    if isinstance(named, list) and sorted(map(str, named)) == sorted(source.class_names):
+        if list(named) != list(source.class_names):
+            return "The same classes in another order."
+        if stated.get("checkpoint_sha256") != source.digest:
+            return "The file was exported from another checkpoint, or the checkpoint has been trained on since."
+    if interpolation is not None and interpolation != source.interpolation:
+        return (
+            f"The file says that photos are resized with {interpolation}, the network was trained with "
+            f"{source.interpolation}."
+        )
+    return None
+
+
+def _of_weights(case: Case) -> str | None:
+    """Find the first array that differs among the others, as it is or transposed."""
+    has_norms = any(layer.get("class_name") == "BatchNormalization" for layer in case.twin.config["config"]["layers"])
+    if case.folded and has_norms:
+        return "The file says that its BatchNorms are folded, and has BatchNorms."
+    expected = [
+        (f"{layer.name}/{role}", array) for layer in keras_layers(case.graph) for role, _, array in layer.weights
+    ]
+    in_file = {
+        f"{layer.name}/{role}": received
+        for layer in keras_layers(case.graph)
+        for (role, _, _), received in zip(layer.weights, case.twin.weights.get(layer.name, []), strict=False)
+    }
+    for name, array in expected:
+        received = in_file.get(name)
+        if received is None or np.array_equal(received, array):
+            continue
+        if received.size == array.size and array.ndim == 4 and np.array_equal(received, array.transpose(1, 0, 2, 3)):
+            return f"{name} has rows and columns exchanged (layout)."
+        if received.size == array.size and np.array_equal(np.sort(received, axis=None), np.sort(array, axis=None)):
+            return f"{name} holds the right numbers in another order (layout)."
+        for other, candidate in expected:
+            if other != name and np.array_equal(received, candidate):
+                return f"{name} holds what belongs to {other}."
+        if received.shape == array.shape:
+            changed = int(np.sum(received != array))
+            return f"{changed} of {array.size} numbers of {name} are others: another checkpoint's twin, or edited."
+    return None
+
+
+def _of_layer(
+    case: Case, node: Node, torch_gave: dict[str, np.ndarray], keras_gave: dict[str, np.ndarray]
+) -> str | None:
+    """Compute the layer anew from torch's inputs, each time with another fault, until it gives what Keras gave."""
+    received = keras_gave.get(node.name)
+    if received is None:
+        return f"The file has no layer {node.name}."
+    values = {case.graph.nodes[0].name: case.exact_images, **torch_gave}
+    for text, compute in _HYPOTHESES.get(node.op, _no_hypotheses)(case.graph, node, values):
+        try:
+            computed = compute()
+        except RuntimeError:
+            continue  # shapes that such a fault cannot have
+        if computed.shape == received.shape and _relative(computed, received) <= EXPLAINS:
+            return f"{node.name}: {text}."
+    return None
+
+
+def _relative(computed: np.ndarray, received: np.ndarray) -> float:
+    return float(np.abs(computed - received).max() / (np.abs(received).max() or 1.0))
+
+
+def _no_hypotheses(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
+    yield from ()
+
+
+def _convolutions(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
+    kernel = torch.from_numpy(graph.tensors[node.weights["kernel"]]).double()
+    bias = torch.from_numpy(graph.tensors[node.weights["bias"]]).double() if "bias" in node.weights else None
+    image = torch.from_numpy(values[node.inputs[0]]).double().permute(0, 3, 1, 2)
+    stated = tuple(node.attributes["padding"])
+    result = node.shape[1:]
+
+    def computed(padding: tuple[int, int, int, int], weight: torch.Tensor = kernel) -> np.ndarray:
+        top, bottom, left, right = padding
+        padded = functional.pad(image, (left, right, top, bottom))
+        strides, dilation = node.attributes["strides"], node.attributes["dilation"]
+        value = functional.conv2d(padded, weight, bias, strides, 0, dilation, node.attributes["groups"])
+        return value[:, :, : result[0], : result[1]].permute(0, 2, 3, 1).numpy()
+
+    def of(padding: tuple[int, int, int, int], weight: torch.Tensor = kernel) -> Callable[[], np.ndarray]:
+        return lambda: computed(padding, weight)
+
+    rows, columns = kernel.shape[2:]
+    for top, left in product(range(rows), range(columns)):
+        # far enough at the end for any; what is too much is cut off
+        if (top, left) != (stated[0], stated[2]):
+            padding = (top, rows, left, columns)
+            yield (
+                (
+                    f"it is padded by {top} above and {left} at the left, not by {stated[0]} and {stated[2]} "
+                    "(padding: TensorFlow's SAME puts the odd pixel at the end, torch pads both sides alike)"
+                ),
+                of(padding),
+            )
+    yield "its kernel has rows and columns exchanged (layout)", of(stated, kernel.transpose(2, 3))
+    yield "its kernel is turned by 180 degrees (layout)", of(stated, kernel.flip(2, 3))
+    yield "its input channels are in reverse order (BGR for RGB)", of(stated, kernel.flip(1))
+
+
+def _batch_norms(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
+    image, stated = values[node.inputs[0]], node.attributes["epsilon"]
+    weights = {role: graph.tensors[name].astype(np.float64) for role, name in node.weights.items()}
+    gamma, beta = weights.get("gamma", np.float64(1)), weights.get("beta", np.float64(0))
+
+    def of(epsilon: float) -> Callable[[], np.ndarray]:
+        scale = gamma / np.sqrt(weights["moving_variance"] + epsilon)
+        return lambda: (image - weights["moving_mean"]) * scale + beta
+
+    for epsilon in _EPSILONS:
+        if epsilon != stated:
+            yield f"its epsilon is {epsilon:g}, not {stated:g}", of(epsilon)
+
+
+def _ceilings(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
+    image, stated = values[node.inputs[0]], node.attributes["max_value"]
+    for ceiling in (None, 6.0, 1.0):
+        if ceiling != stated:
+            text = f"its ceiling is {ceiling}, not {stated} (ReLU6 is max_value 6, ReLU has none)"
+            yield text, partial(np.clip, image, 0, ceiling)
+
+
+def _normalisations(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
+    image = values[node.inputs[0]]
+    scale, offset = (np.array(node.attributes[name], np.float64) for name in ("scale", "offset"))
+    yield "its channels are in reverse order (preprocessing: BGR for RGB)", lambda: image * scale[::-1] + offset[::-1]
+    yield "it does nothing (preprocessing is missing)", lambda: image
+    yield "it takes 0 to 255, not 0 to 1 (preprocessing)", lambda: image / 255 * scale + offset
+    yield "it takes 0 to 1 where the file says 0 to 255 (preprocessing)", lambda: image * 255 * scale + offset
+    yield "it gives -1 to 1 (preprocessing of keras.applications.mobilenet_v2)", lambda: image * 2 - 1
+    yield "it adds no offset (preprocessing)", lambda: image * scale
+
+
+_HYPOTHESES: dict[str, Callable[[Graph, Node, dict[str, np.ndarray]], Iterator[Hypothesis]]] = {
+    "conv2d": _convolutions,
+    "batch_norm": _batch_norms,
+    "relu": _ceilings,
+    "affine": _normalisations,
+}
+
+
+def _of_files(case: Case, keras_side: KerasSide) -> str | None:
+    """Load the first file that differs with every interpolation."""
+    loaded, load_photo = keras_side.loaded, case.pair.load_photo
+    if loaded is None or load_photo is None:
+        return None
+    for index, path in enumerate(loaded.files):
+        ours = load_photo(path, case.source.image_size, case.source.interpolation)
+        if index in loaded.unreadable or np.array_equal(ours, loaded.pixels[index]):
+            continue
+        for interpolation in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"):
+            try:
+                other = load_photo(path, case.source.image_size, interpolation)
+            except BadInput:
+                continue
+            if np.array_equal(other, loaded.pixels[index]):
+                return f"Keras resizes with {interpolation}, the network was trained with {case.source.interpolation}."
+        return f"Keras decodes {path.name} to other pixels; another version of Pillow may."
+    return None

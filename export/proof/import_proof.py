@@ -1,0 +1,277 @@
+"""The proof of an import: a checkpoint and the foreign Keras `.h5` that it was made from are the same function.
+
+The same ladder as for a twin (`parity.py`), for a file that was not written by us: its layers have other names and may
+be nested, it says nothing of classes, and it may take another range of values. The map from one side to the other is
+the one by which the weights were read (`from_keras.py`); what is compared is the checkpoint, as it lies on disk, with
+what a real Keras computes from the file.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.checkpoint import Checkpoint, file_digest, read_checkpoint
+from export.graph.nodes import Graph, Node
+from export.keras_file.architecture import WITHOUT_EFFECT
+from export.keras_file.keras_h5 import KerasFile, read_keras_h5
+from export.keras_to_torch import INPUT_RANGES, KerasClassifier, Wishes, read_keras_classifier
+from export.proof.checks import check_layers, check_probabilities, check_top1, same_bits
+from export.proof.comparison import exact_images, exact_kind
+from export.proof.image_sets import ImageSet
+from export.proof.report import LayerError, PhotoDifference, Report, Rung, worst_photos
+from export.proof.torch_side import torch_layers, torch_probabilities
+from export.worker.keras_process import run_keras
+from models.bad_input import BadInput
+
+# torch's layout -> Keras's
+_TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+_TO_KERAS_DEPTHWISE = (2, 3, 0, 1)
+# Rungs that a twin's ladder has, and why this one has not.
+_SKIPPED = {
+    "file_to_label": "an import is compared on the same pixels: a foreign file does not say how its photos are loaded",
+    "training_steps": "an import is compared as it predicts: it is trained on with Adam, anew, whatever the file says",
+}
+# Where the checkpoint was made from no Keras file, and the file says nothing of itself.
+_SAVED_AGAIN = (
+    "The file says nothing of its origin, and the checkpoint was imported from no file: probably the twin was saved "
+    "again by Keras, which drops ShelfTwin's attributes (or the checkpoint has been trained on since its import). "
+    "Compare the file as it was exported."
+)
+
+
+@dataclass(frozen=True)
+class Import:
+    """A checkpoint, the Keras file it was made from, and images for both.
+
+    Attributes:
+        checkpoint: from ``lightning import``.
+        h5: the Keras file, as it was saved by its owner.
+        sets: images for both sides, as `case.image_sets` gives them.
+    """
+
+    checkpoint: Path
+    h5: Path
+    sets: list[ImageSet]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """An import, read.
+
+    Attributes:
+        given: the two files and the images.
+        source: the torch side.
+        classifier: the file, read.
+        facts: whether both say the same of themselves.
+        compared: our node -> Keras layer whose output it is.
+    """
+
+    given: Import
+    source: Checkpoint
+    classifier: KerasClassifier
+    facts: Rung
+    compared: dict[str, str]
+
+
+def check_imports(
+    imports: Sequence[Import],
+    versions: dict[str, str],
+    keras_python: Path | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> list[Report]:
+    """Climb the ladder for checkpoints and the Keras files that they were imported from, in one Keras process.
+
+    Args:
+        imports: the files and the images.
+        versions: of torch's side, for the report.
+        keras_python: interpreter whose Keras is to load the files; None: our own.
+        progress: is told what goes on.
+
+    Raises:
+        BadInput: when a file is not what it should be, or that Keras cannot load the `.h5`.
+        KerasFailed: when the Keras process crashed or ran out of time.
+    """
+    start = time.perf_counter()
+    cases = [_read(given) for given in imports]
+    progress("Keras computes, in a process of its own")
+    reports = []
+    with tempfile.TemporaryDirectory(prefix="shelftwin-") as name:
+        folders = [Path(name) / str(number) for number in range(len(cases))]
+        jobs = [(case.given.h5, _tasks(case, folder)) for case, folder in zip(cases, folders, strict=True)]
+        images = sum(len(each.images) for case in cases for each in case.given.sets)
+        reply = run_keras(jobs, python=keras_python, time_limit=600 + 5 * images)
+        progress("torch computes the same")
+        for case, folder in zip(cases, folders, strict=True):
+            rungs, layer_errors, photos = _climb(case, folder)
+            report = Report(
+                checkpoint={"path": str(case.given.checkpoint), "sha256": case.source.digest},
+                model={
+                    "path": str(case.given.h5),
+                    "sha256": file_digest(case.given.h5),
+                    "input_range": case.classifier.input_range,
+                },
+                rungs=rungs,
+                versions={"torch": versions, "keras": reply["versions"]},
+                layers=layer_errors,
+                class_names=list(case.source.class_names),
+                photos=photos,
+                skipped=dict(_SKIPPED),
+            )
+            if report.failed and _is_saved_again(case.source, case.classifier.file):
+                report.likely_cause = _SAVED_AGAIN
+            report.seconds = round(time.perf_counter() - start, 2)
+            reports.append(report)
+    return reports
+
+
+def _read(given: Import) -> _Case:
+    source = read_checkpoint(given.checkpoint)
+    imported_range = source.imported_range if source.imported_range in INPUT_RANGES else None
+    wishes = Wishes(source.class_names, source.image_size, source.interpolation, imported_range)
+    try:
+        classifier = read_keras_classifier(given.h5, wishes)
+    except BadInput as error:
+        if _is_saved_again(source, read_keras_h5(given.h5)):
+            raise BadInput(f"{error}\n{_SAVED_AGAIN}") from error
+        raise
+    return _Case(given, source, classifier, _check_facts(source, classifier), _compared_nodes(classifier))
+
+
+def _is_saved_again(source: Checkpoint, file: KerasFile) -> bool:
+    """Whether neither side knows of the other, so that the file is hardly one that the checkpoint was made from."""
+    return source.imported_from is None and not file.details
+
+
+def _climb(case: _Case, folder: Path) -> tuple[list[Rung], list[LayerError], list[PhotoDifference]]:
+    source, classifier = case.source, case.classifier
+    rungs = [case.facts]
+    layer_errors: list[LayerError] = []
+    photos: list[PhotoDifference] = []
+    if source.network.architecture == classifier.network.architecture:  # else there is nothing to hold side by side
+        with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
+            rungs.append(_check_weights(source, classifier, dict(arrays)))
+        gave = {
+            node: np.load(folder / "layers" / f"{index}.npy", allow_pickle=False)
+            for index, node in enumerate(case.compared)
+        }
+        # with the constants that the file states, as Keras in float64 does not round them either
+        expected = torch_layers(_unrounded(source, classifier), classifier.graph, exact_images(case.given.sets))
+        gave = {node: _flat_where_pooled(value, expected[node]) for node, value in gave.items()}
+        nodes = (_alone(classifier.graph.node(node)) for node in case.compared)
+        graph = Graph((classifier.graph.nodes[0], *nodes), {})
+        rung, layer_errors = check_layers(graph, expected, gave, exact_kind(case.given.sets))
+        rungs.append(rung)
+    for images in case.given.sets:
+        keras_gave = np.load(folder / f"{images.name}_probabilities.npy", allow_pickle=False)
+        torch_gave = torch_probabilities(source.network, images.batches())
+        rungs.append(check_probabilities(images, torch_gave, keras_gave))
+        rungs.append(check_top1(images, torch_gave, keras_gave))
+        if images.name == "photos":
+            photos = worst_photos(images, torch_gave, keras_gave)
+    return rungs, layer_errors, photos
+
+
+def _check_facts(source: Checkpoint, classifier: KerasClassifier) -> Rung:
+    """The checkpoint was made from this very file, and describes the same network, classes and images."""
+    stated = classifier.file.details
+    pairs: dict[str, tuple[Any, Any]] = {
+        "imported_from": (source.imported_from, file_digest(classifier.path)),
+        "architecture": (source.network.architecture, classifier.network.architecture),
+        "class_names": (list(source.class_names), stated.get("class_names", list(source.class_names))),
+        "image_size": (list(source.image_size), stated.get("image_size", list(classifier.image_size))),
+        "interpolation": (source.interpolation, stated.get("interpolation", source.interpolation)),
+    }
+    wrong = [name for name, (own, other) in pairs.items() if own != other]
+    detail = f"{', '.join(pairs)} of the checkpoint equal the file's, where it states them"
+    if wrong:
+        shown = [f"{name} {str(pairs[name][0])[:80]} (file: {str(pairs[name][1])[:80]})" for name in wrong]
+        detail = f"the checkpoint says {'; '.join(shown)}"
+    return Rung("labels", not wrong, len(wrong), 0, "facts differ", detail, wrong[0] if wrong else None)
+
+
+def _check_weights(source: Checkpoint, classifier: KerasClassifier, loaded: dict[str, np.ndarray]) -> Rung:
+    """Every array, in the file and as Keras holds it after loading, against the checkpoint, bit for bit."""
+    state = {name: tensor.numpy() for name, tensor in source.network.state_dict().items()}
+    different, in_keras = [], dict(loaded)
+    for node in classifier.graph.nodes:
+        # Keras's order in a layer: kernel, bias; gamma, beta, moving_mean, moving_variance
+        for index, tensor in enumerate(node.weights.values()):
+            name = classifier.tensor_of[tensor]
+            layer = classifier.source.graph.node(classifier.layer_of[node.name]).source
+            held = in_keras.pop(f"{layer}/{index}", None)
+            expected = _keras_layout(node, state[tensor])
+            in_file = _keras_layout(node, classifier.source.graph.tensors[name])
+            if held is None or not (same_bits(expected, in_file) and same_bits(expected, held)):
+                different.append(name)
+    preprocessing = {node.source for node in classifier.source.graph.nodes if node.op == "affine"}
+    different += [
+        f"{name} (not in the checkpoint)" for name in in_keras if name.rpartition("/")[0] not in preprocessing
+    ]
+    detail = f"{len(classifier.tensor_of)} arrays, in the file and as loaded, against the checkpoint's tensors"
+    first = different[0] if different else None
+    return Rung("weights", not different, len(different), 0, "arrays differ", detail, first)
+
+
+def _keras_layout(node: Node, array: np.ndarray) -> np.ndarray:
+    depthwise = node.op == "conv2d" and node.attributes["groups"] > 1 and array.ndim == 4
+    return array.transpose(_TO_KERAS_DEPTHWISE if depthwise else _TO_KERAS[array.ndim])
+
+
+def _compared_nodes(classifier: KerasClassifier) -> dict[str, str]:
+    """Our node -> Keras layer with the same output; where a Dense has its activation inside, the sum has none."""
+    layer_with_output = {
+        node: key
+        for key, node in classifier.source.outputs.items()
+        if classifier.source.layers[key].class_name not in WITHOUT_EFFECT
+    }
+    # the normalised image comes first: nothing after it can agree if it does not
+    pairs = {node: other for node, other in classifier.layer_of.items() if other in layer_with_output}
+    return {node: layer_with_output[other] for node, other in pairs.items()}
+
+
+def _flat_where_pooled(value: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """(N, 1, 1, C) as (N, C), where torch has it so: Keras's pooling may keep the two dimensions."""
+    return value[:, 0, 0] if value.ndim == 4 and expected.ndim == 2 and value.shape[1:3] == (1, 1) else value
+
+
+def _alone(node: Node) -> Node:
+    """The node without inputs and weights: for the report, which needs its name, operation and module."""
+    return Node(node.name, node.op, (), node.shape, node.attributes, {}, node.source)
+
+
+def _unrounded(source: Checkpoint, classifier: KerasClassifier) -> torch.nn.Module:
+    network = copy.deepcopy(source.network).double()
+    scale, offset = (torch.from_numpy(each).reshape(1, 3, 1, 1) for each in classifier.constants)
+    network.normalise.scale, network.normalise.offset = scale, offset
+    return network
+
+
+def _tasks(case: _Case, folder: Path) -> list[dict[str, object]]:
+    classifier = case.classifier
+    (folder / "layers").mkdir(parents=True)
+    factor, shift = INPUT_RANGES[classifier.input_range]
+    np.save(folder / "exact.npy", exact_images(case.given.sets) * factor + shift)
+    layers = classifier.source.layers
+    fed_by = {
+        "/".join(path): None if feeding is None or layers[feeding].class_name == "InputLayer" else feeding
+        for path, feeding in classifier.source.fed_by.items()
+    }
+    names = {"names": list(case.compared.values()), "fed_by": fed_by}
+    paths = {"inputs": str(folder / "exact.npy"), "folder": str(folder / "layers")}
+    tasks: list[dict[str, object]] = [
+        {"task": "weights", "outputs": str(folder / "weights.npz")},
+        {"task": "layers", **names, **paths},
+    ]
+    for each in case.given.sets:
+        inputs = each.save(folder, classifier.input_range)
+        tasks.append({"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")})
+    return tasks

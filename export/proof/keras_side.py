@@ -1,0 +1,170 @@
+"""What Keras computes, for the proof: asked of `keras_worker.py` in one process, whatever the number of files."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from export.proof.comparison import Case
+from export.proof.image_sets import RESCALE
+from export.proof.probe_images import write_probe_files
+from export.worker.keras_process import run_keras
+
+# Photos that both sides load from their files.
+MOST_FILES = 64
+
+Task = dict[str, Any]
+"""What `keras_worker.TASKS` take."""
+
+
+@dataclass(frozen=True)
+class LoadedFiles:
+    """Photos that Keras loaded from file, and those it could not.
+
+    Attributes:
+        files: N of them.
+        pixels: uint8, NHWC, (N, H, W, 3); zeros for those that cannot be read.
+        probabilities: float32, (N, C).
+        unreadable: index -> reason.
+    """
+
+    files: Sequence[Path]
+    pixels: np.ndarray
+    probabilities: np.ndarray
+    unreadable: dict[int, str]
+
+
+@dataclass(frozen=True)
+class KerasSide:
+    """All that one Keras gave for one file.
+
+    Attributes:
+        versions: of everything that computed.
+        weights: ``LAYER/INDEX`` -> array, as Keras holds it after loading.
+        layers: node name -> output in float64, for the case's exact images.
+        probabilities: for each set of images, float32, (N, C).
+        trained: as `weights`, in float64, after some steps of training; None where there was none.
+        training_failed: why, where Keras could not train; empty where it could.
+        loaded: the photos from file; None where none were asked for or Keras cannot load any.
+        loading_skipped: why Keras cannot load any; empty where it can.
+    """
+
+    versions: dict[str, str]
+    weights: dict[str, np.ndarray]
+    layers: dict[str, np.ndarray]
+    probabilities: list[np.ndarray]
+    trained: dict[str, np.ndarray] | None = None
+    training_failed: str = ""
+    loaded: LoadedFiles | None = None
+    loading_skipped: str = ""
+
+
+def keras_sides(cases: Sequence[Case], folder: Path, python: Path | None) -> list[KerasSide]:
+    """Ask one Keras about all cases.
+
+    Args:
+        cases: what to compare.
+        folder: for the probe files, which the other side is to read, too; must exist.
+        python: interpreter that has the Keras; None: our own.
+
+    Raises:
+        BadInput: when the interpreter has no Keras, or its Keras cannot load a model.
+        KerasFailed: when the process crashed or ran out of time.
+    """
+    with tempfile.TemporaryDirectory(prefix="shelftwin-") as name:
+        asked = []
+        for number, case in enumerate(cases):
+            (folder / str(number)).mkdir()
+            own = Path(name) / str(number)
+            own.mkdir()
+            asked.append(_tasks(case, own, folder / str(number)))
+        jobs = [(case.h5, list(tasks.values())) for case, tasks in zip(cases, asked, strict=True)]
+        images = sum(len(each.images) for case in cases for each in case.sets)
+        reply = run_keras(jobs, python=python, time_limit=600 + 120 * len(cases) + 5 * images)
+        return [
+            _collect(case, tasks, dict(zip(tasks, results, strict=True)), reply["versions"])
+            for case, tasks, results in zip(cases, asked, reply["results"], strict=True)
+        ]
+
+
+def _tasks(case: Case, folder: Path, probes: Path) -> dict[str, Task]:
+    """Tasks by a name of ours; `probes` gets the odd files."""
+    exact, layers = folder / "exact.npy", folder / "layers"
+    layers.mkdir()
+    raw = case.input_range == "raw"
+    np.save(exact, case.exact_images * 255 if raw else case.exact_images)
+    in_file = {layer["config"]["name"] for layer in case.twin.config["config"]["layers"]}
+    names = [node.name for node in case.graph.nodes[1:] if node.name in in_file]
+    tasks: dict[str, Task] = {
+        "weights": {"task": "weights", "outputs": str(folder / "weights.npz")},
+        "layers": {"task": "layers", "inputs": str(exact), "names": names, "folder": str(layers)},
+    }
+    for each in case.sets:
+        inputs = each.save(folder, case.input_range)
+        tasks[each.name] = {"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")}
+    if case.twin.training_config is not None and case.lesson is not None:
+        np.save(folder / "lesson.npy", case.lesson.images * 255 if raw else case.lesson.images)
+        np.save(folder / "targets.npy", case.lesson.targets)
+        tasks["train"] = {
+            "task": "train",
+            "inputs": str(folder / "lesson.npy"),
+            "targets": str(folder / "targets.npy"),
+            "steps": case.lesson.steps,
+            "copy": str(folder / "training.h5"),
+            "outputs": str(folder / "trained.npz"),
+        }
+    if case.pair.load_photo is not None:
+        tasks["files"] = {
+            "task": "files",
+            "files": [str(path.resolve()) for path in [*write_probe_files(probes), *_chosen(case.pair.photo_files)]],
+            "image_size": list(case.source.image_size),
+            # As whoever has nothing but the file would load them.
+            "interpolation": case.twin.details.get("interpolation", "nearest"),
+            "scale": 1.0 if raw else float(RESCALE),
+            "pixels": str(folder / "file_pixels.npy"),
+            "outputs": str(folder / "file_probabilities.npy"),
+        }
+    return tasks
+
+
+def _chosen(files: Sequence[Path]) -> list[Path]:
+    """At most `MOST_FILES`, evenly spread."""
+    chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), MOST_FILES)).round().astype(int))
+    return [files[index] for index in chosen]
+
+
+def _collect(case: Case, tasks: dict[str, Task], results: dict[str, Any], versions: dict[str, str]) -> KerasSide:
+    layers = Path(tasks["layers"]["folder"])
+    train, files = results.get("train", {}), results.get("files", {})
+    loaded = None
+    if "files" in tasks and "skipped" not in files:
+        loaded = LoadedFiles(
+            [Path(path) for path in tasks["files"]["files"]],
+            _load(tasks["files"]["pixels"]),
+            _load(tasks["files"]["outputs"]),
+            {int(index): reason for index, reason in files["unreadable"].items()},
+        )
+    return KerasSide(
+        versions=versions,
+        weights=_arrays(tasks["weights"]["outputs"]),
+        layers={name: _load(layers / f"{index}.npy") for index, name in enumerate(tasks["layers"]["names"])},
+        probabilities=[_load(tasks[each.name]["outputs"]) for each in case.sets],
+        trained=_arrays(tasks["train"]["outputs"]) if train and "failed" not in train else None,
+        training_failed=train.get("failed", ""),
+        loaded=loaded,
+        loading_skipped=files.get("skipped", ""),
+    )
+
+
+def _load(path: str | Path) -> np.ndarray:
+    return np.load(path, allow_pickle=False)
+
+
+def _arrays(path: str) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)

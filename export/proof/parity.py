@@ -1,0 +1,172 @@
+"""The proof: a ladder of checks that a checkpoint and a Keras `.h5` are the same function.
+
+Every rung compares what torch computes from the checkpoint with what a real Keras, in a process of its own, computes
+from the file. A rung passes only if its figure is a number and within its threshold; one failed rung is a FAIL.
+
+The rungs: labels, weights, every layer in float64, probabilities and top-1 on synthetic images and on photos, photos
+from file to label, steps of training, and everything else in the file.
+"""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from export.checkpoint import Checkpoint, file_digest, read_checkpoint
+from export.keras_file.keras_h5 import read_keras_h5
+from export.proof.checks import (
+    check_files,
+    check_labels,
+    check_layers,
+    check_probabilities,
+    check_top1,
+    check_training,
+    check_weights,
+)
+from export.proof.comparison import Case, Lesson, Pair, exact_kind, image_sets, read_case
+from export.proof.contents import check_contents
+from export.proof.diagnosis import likely_cause
+from export.proof.image_sets import ImageSet
+from export.proof.import_proof import Import, check_imports
+from export.proof.keras_side import KerasSide, keras_sides
+from export.proof.report import Report, Rung, worst_photos
+from export.proof.second_opinions import opinion_rungs, second_opinion
+from export.proof.torch_side import torch_layers, torch_probabilities
+from models.bad_input import BadInput
+
+
+def check_parity(
+    pair: Pair,
+    keras_python: Path | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    opinions: Sequence[str] = (),
+) -> Report:
+    """Climb the ladder for one pair.
+
+    Args:
+        pair: the two files, and photos.
+        keras_python: interpreter whose Keras is to load the file; None: our own.
+        progress: is told what goes on.
+        opinions: further roads to the same probabilities, keys of `second_opinions.OPINIONS`.
+
+    Raises:
+        BadInput: when a file is not what it should be, or that Keras cannot load the `.h5`.
+        KerasFailed: when the Keras process crashed or ran out of time.
+    """
+    source = read_checkpoint(pair.checkpoint)
+    if is_import(source, pair.h5):
+        if opinions:
+            raise BadInput(
+                f"second opinions: expected a .h5 that `lightning export` wrote, got {pair.h5}, which was there before "
+                "its checkpoint. Leave them out, or export the checkpoint and ask about that file."
+            )
+        sets = image_sets(source.image_size, pair.photos, pair.photo_names)
+        return check_imports([Import(pair.checkpoint, pair.h5, sets)], torch_versions(), keras_python, progress)[0]
+    return check_pairs([pair], keras_python, progress, opinions)[0]
+
+
+def is_import(source: Checkpoint, h5: Path) -> bool:
+    """Whether the Keras file came first: the checkpoint was made from it, or it was not written by us at all."""
+    return not read_keras_h5(h5).details or source.imported_from == file_digest(h5)
+
+
+def check_pairs(
+    pairs: Sequence[Pair],
+    keras_python: Path | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+    opinions: Sequence[str] = (),
+) -> list[Report]:
+    """Climb the ladder for several pairs, all of them in one Keras process; otherwise as `check_parity`."""
+    start = time.perf_counter()
+    cases = [read_case(pair) for pair in pairs]
+    reports = []
+    with tempfile.TemporaryDirectory(prefix="shelftwin-probes-") as probes:
+        progress("Keras computes, in a process of its own")
+        sides = keras_sides(cases, Path(probes), keras_python)
+        progress("torch computes the same")
+        for case, keras_side in zip(cases, sides, strict=True):
+            report, from_torch = _climb(case, keras_side)
+            asked = [
+                second_opinion(name, case.source, case.h5, case.input_range, case.sets, progress) for name in opinions
+            ]
+            for opinion in asked:
+                report.rungs += opinion_rungs(opinion, case.sets, from_torch)
+                report.versions[opinion.name] = opinion.versions
+            for index, images in enumerate(case.sets):
+                if images.name == "photos":
+                    others = {opinion.name: opinion.probabilities[index] for opinion in asked}
+                    report.photos = worst_photos(images, from_torch[index], keras_side.probabilities[index], others)
+            report.seconds = round(time.perf_counter() - start, 2)
+            reports.append(report)
+    return reports
+
+
+def _climb(case: Case, keras_side: KerasSide) -> tuple[Report, list[np.ndarray]]:
+    """Compare what Keras gave with what torch gives; torch's probabilities for each set of images come with it."""
+    network, report = case.source.network, Report(
+        checkpoint={"path": str(case.source.path), "sha256": case.source.digest},
+        model={"path": str(case.h5), "sha256": file_digest(case.h5), "input_range": case.input_range},
+        versions={"torch": torch_versions(), "keras": keras_side.versions},
+        class_names=list(case.source.class_names),
+    )  # fmt: skip
+    report.rungs += [
+        check_labels(case.source, case.twin.details),
+        check_weights(case.graph, case.twin, keras_side.weights),
+    ]
+    torch_gave = torch_layers(network, case.graph, case.exact_images, case.exact_state)
+    layers, report.layers = check_layers(case.graph, torch_gave, keras_side.layers, exact_kind(case.sets))
+    report.rungs.append(layers)
+    probabilities = []
+    for images, from_keras in zip(case.sets, keras_side.probabilities, strict=True):
+        from_torch = torch_probabilities(network, images.batches())
+        probabilities.append(from_torch)
+        report.rungs.append(check_probabilities(images, from_torch, from_keras))
+        report.rungs.append(check_top1(images, from_torch, from_keras))
+    if keras_side.loaded is not None:
+        report.rungs.append(_check_files(case, keras_side))
+    elif keras_side.loading_skipped:
+        report.skipped["file_to_label"] = f"this Keras cannot load photos: {keras_side.loading_skipped}"
+    if case.folded and case.source.trainable == "all":
+        report.skipped["training_steps"] = "with BatchNorm folded into them, other weights are trained"
+    elif case.lesson is None:
+        report.skipped["training_steps"] = (
+            "the network is certain of every image here: it would learn nothing from them"
+        )
+    else:
+        report.rungs.append(_check_training(case, case.lesson, keras_side))
+    report.rungs.append(check_contents(case))
+    if report.failed:
+        report.likely_cause = likely_cause(case, report, torch_gave, keras_side)
+    return report, probabilities
+
+
+def _check_files(case: Case, keras_side: KerasSide) -> Rung:
+    """Load the files as this project's own commands do, and compare."""
+    loaded, load_photo = keras_side.loaded, case.pair.load_photo
+    assert loaded is not None
+    assert load_photo is not None  # for which they were asked
+    size, interpolation = case.source.image_size, case.source.interpolation
+    pixels = np.stack([load_photo(path, size, interpolation) for path in loaded.files])
+    names = [path.name for path in loaded.files]
+    probabilities = torch_probabilities(case.source.network, ImageSet("files", pixels, names).batches())
+    return check_files(names, (pixels, loaded.pixels), (probabilities, loaded.probabilities), loaded.unreadable)
+
+
+def _check_training(case: Case, lesson: Lesson, keras_side: KerasSide) -> Rung:
+    """Compare what both sides have learned."""
+    after = case.graph_with(lesson.learned)
+    return check_training(
+        case.graph, after, keras_side.trained, keras_side.training_failed, lesson.steps, case.source.learning_rate
+    )
+
+
+def torch_versions() -> dict[str, str]:
+    """Versions of what computes on torch's side."""
+    packages = {"torch": "torch", "timm": "timm", "lightning": "lightning", "pillow": "pillow", "numpy": "numpy"}
+    return {"python": platform.python_version(), **{name: version(package) for name, package in packages.items()}}

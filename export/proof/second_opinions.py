@@ -1,0 +1,152 @@
+"""Further roads to the same probabilities, which share as little as they can with ours.
+
+- ``tf2onnx``: the `.h5` -> Keras -> tf2onnx -> onnxruntime. The file that was handed over, computed by no Keras.
+- ``onnx2tf``: the checkpoint -> torch.onnx.export -> onnx2tf -> TensorFlow. Neither our trace nor our `.h5`.
+
+Where both agree with torch and with the twin, a fault would have to be the same in three independent converters.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from export.checkpoint import Checkpoint
+from export.proof.checks import PROBABILITY_THRESHOLD, check_probabilities, check_top1
+from export.proof.image_sets import ImageSet
+from export.proof.report import Rung
+from export.worker.format_process import prediction_tasks, read_outputs, run_formats
+from export.worker.keras_process import KerasFailed
+from export.worker.onnx2tf_environment import onnx2tf_python
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What another road gave.
+
+    Attributes:
+        name: of the road, a key of `OPINIONS`.
+        versions: of all that computed.
+        probabilities: for each set of images, float32, (N, C).
+        seconds: the whole road took; the making of an environment is not counted.
+    """
+
+    name: str
+    versions: dict[str, str]
+    probabilities: list[np.ndarray]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Road:
+    """A way to an opinion.
+
+    Attributes:
+        prepare: (checkpoint, `.h5`, an empty folder) -> tasks that make a model, its format, its path, and the batch
+            size it takes.
+        takes_range: whether the model takes the `.h5`'s input range; else it takes the checkpoint's [0, 1].
+        python: finds the interpreter, and tells what goes on if that takes long; None: the one that runs us.
+        threshold: the largest difference of a probability that passes.
+    """
+
+    prepare: Callable[[Checkpoint, Path, Path], tuple[list[dict], str, Path, int]]
+    takes_range: bool
+    python: Callable[[Callable[[str], None]], Path] | None
+    threshold: float
+
+
+def second_opinion(
+    name: str,
+    source: Checkpoint,
+    h5: Path,
+    input_range: str,
+    image_sets: Sequence[ImageSet],
+    progress: Callable[[str], None] = lambda text: None,
+) -> Opinion:
+    """Ask one road.
+
+    Args:
+        name: a key of `OPINIONS`.
+        source: the checkpoint.
+        h5: what is claimed to be its twin.
+        input_range: what the `.h5` takes: ``unit`` or ``raw``.
+        image_sets: what goes in.
+        progress: is told what goes on.
+
+    Raises:
+        BadInput: when the `.h5` is refused, or the road's environment cannot be made.
+        KerasFailed: when a converter fails, its process crashes or runs out of time.
+    """
+    road = OPINIONS[name]
+    python = road.python(progress) if road.python else None
+    progress(f"a second opinion: {name}")
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="shelftwin-") as temporary:
+        folder = Path(temporary)
+        saved = [images.save(folder, input_range if road.takes_range else "unit") for images in image_sets]
+        making, model_format, path, batch_size = road.prepare(source, h5, folder)
+        asking = prediction_tasks(model_format, path, saved, folder, batch_size=batch_size)
+        reply = run_formats([*making, *asking], sum(len(each.images) for each in image_sets), python)
+        failed = [result["failed"] for result in reply["results"] if "failed" in result]
+        if failed:
+            raise KerasFailed(f"second opinion {name}: {failed[0]}")
+        probabilities = [read_outputs(task) for task in asking]
+    return Opinion(name, reply["versions"], probabilities, round(time.perf_counter() - start, 2))
+
+
+def opinion_rungs(opinion: Opinion, image_sets: Sequence[ImageSet], torch_gave: Sequence[np.ndarray]) -> list[Rung]:
+    """The rungs of the ladder that an opinion adds.
+
+    Args:
+        opinion: what it gave.
+        image_sets: what went in.
+        torch_gave: torch's probabilities for each set, (N, C).
+    """
+    rungs, road = [], OPINIONS[opinion.name]
+    for images, expected, given in zip(image_sets, torch_gave, opinion.probabilities, strict=True):
+        rungs.append(check_probabilities(images, expected, given, opinion.name, road.threshold))
+        if images.name == "photos":
+            rungs.append(check_top1(images, expected, given, opinion.name))
+    return [replace(rung, detail=f"{rung.detail}; the road took {opinion.seconds:.0f} s") for rung in rungs]
+
+
+def _tf2onnx(source: Checkpoint, h5: Path, folder: Path) -> tuple[list[dict], str, Path, int]:
+    path = folder / "model.onnx"
+    return [{"task": "make", "format": "onnx", "h5": str(h5.resolve()), "path": str(path)}], "onnx", path, 32
+
+
+def _onnx2tf(source: Checkpoint, h5: Path, folder: Path) -> tuple[list[dict], str, Path, int]:
+    onnx, path = folder / "torch.onnx", folder / "saved_model"
+    write_torch_onnx(source, onnx)
+    return [{"task": "from_onnx", "onnx": str(onnx), "path": str(path)}], "saved_model", path, 1
+
+
+def write_torch_onnx(source: Checkpoint, path: Path) -> None:
+    """Write the checkpoint's network and its softmax as ONNX: ``image``, float32, (1, 3, H, W), in [0, 1].
+
+    The batch size is 1 and fixed: onnx2tf folds it into reshapes and so would compute something else, or fail, at
+    another one; and with a free one it fails for some of the families. The exporter is the older one, because the newer
+    needs a further package (onnxscript).
+    """
+    network = nn.Sequential(source.network, nn.Softmax(dim=1)).eval()
+    image = torch.zeros(1, 3, *source.image_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.onnx.export(
+            network, (image,), path, dynamo=False, opset_version=17, input_names=["image"],
+            output_names=["probabilities"],
+        )  # fmt: skip
+
+
+OPINIONS = {
+    "tf2onnx": Road(_tf2onnx, takes_range=True, python=None, threshold=PROBABILITY_THRESHOLD),
+    "onnx2tf": Road(_onnx2tf, takes_range=False, python=onnx2tf_python, threshold=PROBABILITY_THRESHOLD),
+}

@@ -1,0 +1,136 @@
+"""What torch computes, for the proof: probabilities in float32; every layer and training steps in float64."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from export.graph.nodes import Graph, Node
+from export.graph.trace import export_program
+from models.keras_adam import KerasAdam
+
+State = dict[str, np.ndarray]
+"""Name in the state dict -> float64 array."""
+
+
+def torch_probabilities(network: nn.Module, batches: Iterable[np.ndarray]) -> np.ndarray:
+    """Softmax of the network's logits, float32, (N, C).
+
+    Args:
+        network: in eval mode, takes NCHW in [0, 1].
+        batches: float32, NHWC, in [0, 1].
+    """
+    with torch.inference_mode():
+        given = [network(_nchw(batch)).softmax(dim=1).numpy() for batch in batches]
+    return np.concatenate(given)
+
+
+def torch_layers(
+    network: nn.Module, graph: Graph, images: np.ndarray, state: State | None = None
+) -> dict[str, np.ndarray]:
+    """Output of every node of the graph, computed in float64.
+
+    Args:
+        network: from which the graph was traced; is not changed.
+        graph: its neutral graph.
+        images: float64, NHWC, in [0, 1].
+        state: weights to compute with instead of the network's.
+
+    Returns:
+        node name -> float64 in Keras's layout: (N, H, W, C) or (N, C). The input node is left out.
+    """
+    exact = _in_float64(network, state)
+    program = export_program(exact, (images.shape[1], images.shape[2]), batch=len(images))
+    recorder = _Recorder(program.module(), {node.trace_name: node for node in graph.nodes[1:] if node.trace_name})
+    with torch.inference_mode():
+        logits = recorder.run(_nchw(images))
+    logits = logits[0] if isinstance(logits, tuple | list) else logits
+    recorder.values[graph.output.name] = logits.softmax(dim=1).numpy()  # the one node that torch does not have
+    return recorder.values
+
+
+def _in_float64(network: nn.Module, state: State | None) -> nn.Module:
+    exact = copy.deepcopy(network).double()
+    if state is not None:  # BatchNorm's counters are not in it
+        exact.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, strict=False)
+    return exact
+
+
+class _Recorder(fx.Interpreter):
+    """Runs the traced program and keeps what the named operations gave, in Keras's layout."""
+
+    def __init__(self, module: nn.Module, nodes: dict[str, Node]) -> None:
+        super().__init__(module)
+        self.nodes = nodes
+        self.values: dict[str, np.ndarray] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        node = self.nodes.get(n.name)
+        if node is not None:
+            self.values[node.name] = _keras_layout(node, result)
+        return result
+
+
+def _keras_layout(node: Node, value: Tensor) -> np.ndarray:
+    # a copy: the next operation may change the value in place
+    value = value.clone()
+    if len(node.shape) == 1:
+        return value.reshape(len(value), -1).numpy()
+    return (value if node.trace_channels_last else value.permute(0, 2, 3, 1)).numpy()
+
+
+def _nchw(images: np.ndarray) -> Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def torch_train(
+    network: nn.Module,
+    trainable: str,
+    learning_rate: float,
+    images: np.ndarray,
+    targets: np.ndarray,
+    steps: int,
+    state: State | None = None,
+    uncertain: float = 0.0,
+) -> tuple[State, int]:
+    """Make optimiser steps in float64, with dropout off and BatchNorm in inference mode.
+
+    Args:
+        network: is not changed. Its dense head is its attribute `head`.
+        trainable: ``head``, or ``all``: then all but BatchNorm.
+        learning_rate: of Keras's Adam.
+        images: float64, NHWC, in [0, 1].
+        targets: float64, (B, C), each row adding up to 1.
+        steps: how many, at most.
+        state: weights to begin with instead of the network's.
+        uncertain: no step is made, but the first, once the probability of a target is nearer than this to 0 or 1.
+
+    Returns:
+        name in the state dict -> float64 array after the steps; and how many were made.
+    """
+    exact = _in_float64(network, state).eval()
+    for module in exact.modules():
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(not isinstance(module, nn.BatchNorm2d))
+    if trainable == "head":
+        exact.requires_grad_(False)
+        exact.get_submodule("head").requires_grad_(True)
+    adam = KerasAdam([each for each in exact.parameters() if each.requires_grad], learning_rate)
+    photos, wanted = _nchw(images), torch.from_numpy(targets)
+    made = 0
+    while made < steps:
+        logits = exact(photos)
+        likely = (logits.detach().softmax(1) * wanted).sum(1)
+        if made and not torch.minimum(likely, 1 - likely).min() >= uncertain:
+            break
+        adam.zero_grad()
+        nn.functional.cross_entropy(logits, wanted).backward()
+        adam.step()
+        made += 1
+    return {name: tensor.detach().numpy() for name, tensor in exact.state_dict().items()}, made

@@ -1,0 +1,150 @@
+"""Checkpoint -> Keras `.h5`: trace, translate, write."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from export.checkpoint import Checkpoint, read_checkpoint
+from export.graph.fold import fold_batch_norms
+from export.graph.layer_names import mobilenetv2_layer_names
+from export.graph.nodes import Graph
+from export.graph.trace import LayerNames, export_program, trace_graph
+from export.keras_file.golden import Golden, golden_images
+from export.keras_file.keras_h5 import keras_layers, training_config, write_keras_h5
+from export.proof.image_sets import ImageSet
+from export.proof.torch_side import torch_probabilities
+from models.bad_input import BadInput
+from models.timm_mobilenetv2 import TimmClassifier
+
+INPUT_RANGES = ("unit", "raw")
+_BACKBONE = "backbone."
+_HEAD = "head."
+
+
+@dataclass(frozen=True)
+class Twin:
+    """What was handed over.
+
+    Attributes:
+        path: of the `.h5`.
+        layers: number of Keras layers in it.
+        parameters: number of weights in it, BatchNorm statistics included.
+        details: what the file says of itself (`twin_details`).
+    """
+
+    path: Path
+    layers: int
+    parameters: int
+    details: dict[str, Any]
+
+
+def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit", fuse_batchnorm: bool = False) -> Twin:
+    """Export a checkpoint as one Keras `.h5` that every Keras loads with a plain ``load_model(path)``.
+
+    Args:
+        checkpoint: from ``lightning fit``.
+        h5: where to; replaced only by a whole file.
+        input_range: ``unit``: the model takes RGB in [0, 1], NHWC; ``raw``: it takes 0..255.
+        fuse_batchnorm: fold every BatchNorm into the convolution before it; for a file that only predicts.
+
+    Raises:
+        BadInput: for a file that is not such a checkpoint, an unknown input range, a folder that cannot be written, or
+            a network with an operation that Keras's built-in layers do not have.
+    """
+    if input_range not in INPUT_RANGES:
+        raise BadInput(f"expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}. Name one.")
+    h5 = Path(h5)
+    if not h5.parent.is_dir():
+        raise BadInput(
+            f"expected a folder to write {h5.name} into, got {h5.parent}, which does not exist. Make it first."
+        )
+    if h5.exists() and h5.samefile(checkpoint):
+        raise BadInput(f"expected a place for the .h5, got {h5}, the checkpoint itself. Name another file.")
+    source = read_checkpoint(checkpoint)
+    graph = trace_checkpoint(source)
+    graph = fold_batch_norms(graph) if fuse_batchnorm else graph
+    layers = keras_layers(graph, input_range)
+    details = twin_details(source, input_range, fuse_batchnorm)
+    write_keras_h5(
+        h5,
+        layers,
+        model_name=source.backbone,
+        details=details,
+        training=training_config(source.learning_rate),
+        frozen=frozen_layers(source, graph),
+        golden=_golden(source),
+    )
+    parameters = sum(array.size for layer in layers for _, _, array in layer.weights)
+    return Twin(h5, len(layers), parameters, details)
+
+
+def trace_checkpoint(checkpoint: Checkpoint) -> Graph:
+    """The neutral graph of a checkpoint's network, its layers named as Keras users know them."""
+    return trace_network(checkpoint.network, checkpoint.backbone, checkpoint.image_size)
+
+
+def frozen_layers(checkpoint: Checkpoint, graph: Graph) -> frozenset[str]:
+    """Names of the layers that Keras must not train: what was frozen in the training.
+
+    Keras has no layer whose statistics stay while its gamma and beta are trained: a BatchNorm whose statistics stayed
+    is frozen as a whole.
+    """
+    if checkpoint.trainable != "head" and checkpoint.batch_norm != "frozen":
+        return frozenset()
+    operations = {node.op for node in graph.nodes} if checkpoint.trainable == "head" else {"batch_norm"}
+    return frozenset(node.name for node in graph.nodes if node.op in operations and node.source.startswith(_BACKBONE))
+
+
+def trace_network(network: TimmClassifier, backbone: str, image_size: tuple[int, int]) -> Graph:
+    """The neutral graph of a network that takes images of (height, width) pixels."""
+    return trace_graph(export_program(network, image_size), _layer_names(backbone))
+
+
+def _golden(checkpoint: Checkpoint) -> Golden:
+    images = golden_images(checkpoint.image_size)
+    return Golden(images, torch_probabilities(checkpoint.network, ImageSet("golden", images, ()).batches()))
+
+
+def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool = False) -> dict[str, Any]:
+    """The facts that travel in the file's attributes."""
+    return {
+        "class_names": list(checkpoint.class_names),
+        "image_size": list(checkpoint.image_size),
+        "interpolation": checkpoint.interpolation,
+        "input_range": input_range,
+        "fused_batchnorm": fused_batchnorm,
+        "backbone": checkpoint.backbone,
+        "checkpoint_sha256": checkpoint.digest,
+        # what the layers do not show: Keras's BatchNorm does not count, and odd sizes pad alike either way
+        "architecture": checkpoint.network.architecture,
+        "batches_tracked": _batches_tracked(checkpoint.network),
+        "shelftwin_version": _own_version(),
+    }
+
+
+def _layer_names(backbone: str) -> LayerNames:
+    def names(paths: Any) -> dict[str, str]:
+        paths = list(paths)
+        named = {path: path.removeprefix(_HEAD).replace(".", "_") for path in paths if path.startswith(_HEAD)}
+        if backbone.startswith("mobilenetv2_"):
+            inner = [path.removeprefix(_BACKBONE) for path in paths if path.startswith(_BACKBONE)]
+            named |= {_BACKBONE + path: name for path, name in mobilenetv2_layer_names(inner).items()}
+        return named
+
+    return names
+
+
+def _batches_tracked(network: TimmClassifier) -> int | list[int]:
+    """How many batches each BatchNorm has seen; one number where it is the same for all."""
+    counts = [int(each) for name, each in network.state_dict().items() if name.endswith("num_batches_tracked")]
+    return counts[0] if len(set(counts)) == 1 else counts
+
+
+def _own_version() -> str:
+    try:
+        return version("shelftwin")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"

@@ -1,0 +1,219 @@
+"""`lightning audit`: find the photos that should not be trained on; set aside those that a person chose."""
+
+import shlex
+import shutil
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from lightning_module.commands.cli import parse_for, underscored
+from models.atomic_write import write_text
+from models.bad_input import BadInput
+from models.choices import Interpolation
+
+if TYPE_CHECKING:
+    from datamodule.audit.quarantine import Outcome
+    from lightning_module.photo_features import PhotoFeatures
+
+EXTRA = {"cleanlab": "cleanlab", "imagehash": "imagehash", "scipy": "scipy", "sklearn": "scikit-learn"}
+"""Packages of the extra `audit`, and what they are called where they are installed from."""
+CSV, PAGE, QUARANTINE, FEATURES = "audit.csv", "audit.html", "quarantine", "features.npz"
+
+
+def run(argv: list[str]) -> None:
+    """Parse `audit PHOTOS --out DIR [...]` and do it.
+
+    Raises:
+        BadInput: something given cannot be used.
+        SystemExit: 1 where --apply or --undo left a file that should have been moved.
+    """
+    warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are findings
+    codes = "Exit codes: 0 done; 1 a file that should have been moved is still where it was; 2 bad input."
+    spelled = [underscored(each) for each in argv[1:]]
+    spelled = [f"{each}=true" if each in ("--apply", "--undo") else each for each in spelled]
+    audit(**parse_for(audit, "audit", spelled, codes))
+
+
+def audit(
+    photos: Path,
+    out: Path = Path("audit"),
+    apply: bool = False,
+    undo: bool = False,
+    weights: Path | None = None,
+    backbone: str = "mobilenetv2_100",
+    pad_type: str | None = None,
+    bn_eps: float | None = None,
+    mean: float | list[float] | None = None,
+    std: float | list[float] | None = None,
+    checkpoint: Path | None = None,
+    image_size: int = 224,
+    interpolation: Interpolation = "bilinear",
+    validation_split: float = 0.2,
+    seed: int = 0,
+) -> None:
+    """Find the photos that should not be trained on. Nothing is ever deleted.
+
+    Args:
+        photos: folder with one folder of photos per class.
+        out: folder for audit.html, audit.csv, the cached features and the quarantine; not inside `photos`.
+        apply: do not audit; move what OUT/audit.csv marks with `quarantine` in its column `action` to OUT/quarantine.
+        undo: do not audit; move everything in OUT/quarantine back.
+        weights: pretrained weights of the backbone in timm naming, .safetensors or .pth; without it timm's download.
+        backbone: timm's name of a CNN.
+        pad_type: '' or 'same' (TensorFlow's); without it timm's own.
+        bn_eps: BatchNorm's epsilon; without it timm's own.
+        mean: of the normalisation, one number or three, on the scale where pixels are 0 to 1; without it timm's own.
+        std: of the normalisation, likewise.
+        checkpoint: of `lightning fit`; its backbone, weights and normalisation are taken instead of those above.
+        image_size: side, in pixels, of what the backbone sees.
+        interpolation: Pillow's filter for resizing.
+        validation_split: share of each class that training will hold out; for duplicates on both sides.
+        seed: of cross-validation and groups.
+    """
+    if apply and undo:
+        raise BadInput("expected --apply or --undo, received both. Run one, then the other.")
+    if any(folder.resolve().is_relative_to(photos.resolve()) for folder in (out, out / QUARANTINE)):
+        raise BadInput(f"--out: expected a folder outside {photos}, received {out}: it would become a class.")
+    if not photos.is_dir():
+        raise BadInput(
+            f"expected a folder with one folder of photos per class, received {photos}, which is none. Check the path."
+        )
+    from datamodule.audit.audited_folder import check_same_folder
+
+    check_same_folder(out, photos)
+    if undo:
+        _undo(photos, out)
+    elif apply:
+        _apply(photos, out)
+    else:
+        if not 0 < validation_split < 1:
+            raise BadInput(f"--validation_split: expected a share above 0 and below 1, received {validation_split}.")
+        if image_size < 32:
+            raise BadInput(f"--image_size: expected at least 32 pixels, received {image_size}.")
+        _require_extra()
+        architecture = {"backbone": backbone, "pad_type": pad_type, "bn_eps": bn_eps, "mean": mean, "std": std}
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"--out: expected a folder that can be made, received {out}: {error}.") from error
+        features = _features(architecture, weights, checkpoint, image_size, interpolation, out / FEATURES)
+        _audit(photos, out, features, validation_split, seed)
+
+
+def _require_extra() -> None:
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        raise BadInput(
+            f"`lightning audit` needs packages that are not installed: {', '.join(missing)}. "
+            f"Install them with: {sys.executable} -m pip install {' '.join(EXTRA[name] for name in missing)}"
+        )
+
+
+def _features(
+    architecture: dict[str, Any],
+    weights: Path | None,
+    checkpoint: Path | None,
+    image_size: int,
+    interpolation: str,
+    cache: Path,
+) -> "PhotoFeatures":
+    import torch
+
+    from lightning_module.photo_features import PhotoFeatures
+    from models.pretrained import load_pretrained
+    from models.timm_mobilenetv2 import TimmClassifier
+
+    if checkpoint is not None:
+        from export.checkpoint import read_checkpoint
+
+        if weights is not None:
+            raise BadInput("expected --weights or --checkpoint, received both: a checkpoint has weights of its own.")
+        network = read_checkpoint(checkpoint).network
+    else:
+        try:
+            network = TimmClassifier(2, hidden=(), **architecture).eval()
+            load_pretrained(network, weights)
+        except BadInput as error:
+            # `fit` calls these settings --model.weights and so on, and can do without weights
+            message = str(error).replace(", or start untrained with --model.pretrained false", "")
+            raise BadInput(message.replace("--model.", "--")) from error
+    return PhotoFeatures(network.to(memory_format=torch.channels_last), image_size, interpolation, cache)
+
+
+def _audit(photos: Path, out: Path, features: "PhotoFeatures", validation_split: float, seed: int) -> None:
+    from datamodule.audit.audited_folder import write_record
+    from datamodule.audit.findings import KINDS, displayable, keep_decisions, read_actions, write_findings
+    from datamodule.audit.page import render_page
+    from datamodule.audit.survey import survey
+
+    def looking(items: Iterable, total: int) -> Iterable:
+        return track(items, "Looking at the photos", total, console=Console(stderr=True), transient=True)
+
+    def computing(items: Iterable, total: int) -> Iterable:
+        return track(items, "Computing features", total, console=Console(stderr=True), transient=True)
+
+    table = out / CSV
+    decided = read_actions(table) if table.is_file() else {}
+    found = survey(photos, lambda each: features.of(each, computing), features.size, validation_split, seed, looking)
+    findings = keep_decisions(found.findings, decided, photos)
+    counts = Counter(each.kind for each in findings if each.kind != "group")
+    summary = f"{found.photos} photos in {len(found.class_names)} classes: {', '.join(found.class_names)}."
+    command = f"lightning audit {shlex.quote(str(photos))} --out {shlex.quote(str(out))}"
+    page = render_page(photos.resolve(), findings, [summary, *found.notes], CSV, command)
+    if table.is_file():
+        shutil.copy2(table, out / "audit.previous.csv")
+    write_record(out, photos, found.class_names)
+    write_findings(table, findings)
+    write_text(out / PAGE, page)
+
+    shown = Table("finding", "files")
+    for kind, (title, _) in KINDS.items():
+        if counts[kind]:
+            shown.add_row(title, str(counts[kind]))
+    console = Console()
+
+    def say(sentence: str) -> None:
+        console.print(displayable(sentence), soft_wrap=True, markup=False)
+
+    say(summary)
+    console.print(shown)
+    for note in found.notes:
+        say(note)
+    marked = len({each.file for each in findings if each.action == "quarantine"})
+    say(f"Look at {out / PAGE}; {marked} files are marked in {table}.")
+
+
+def _apply(photos: Path, out: Path) -> None:
+    from datamodule.audit.findings import QUARANTINE as MARK
+    from datamodule.audit.findings import read_actions
+    from datamodule.audit.quarantine import set_aside
+
+    marked = dict.fromkeys(file for (file, _), action in read_actions(out / CSV).items() if action == MARK)
+    outcome = set_aside(photos, marked, out / QUARANTINE)
+    before = f"; {len(outcome.done_before)} had been set aside before" if outcome.done_before else ""
+    _report(f"{len(outcome.moved)} files moved to {out / QUARANTINE}{before}; --undo brings them back.", outcome)
+
+
+def _undo(photos: Path, out: Path) -> None:
+    from datamodule.audit.quarantine import bring_back
+
+    outcome = bring_back(photos, out / QUARANTINE)
+    _report(f"{len(outcome.moved)} files brought back.", outcome)
+
+
+def _report(summary: str, outcome: "Outcome") -> None:
+    from datamodule.audit.findings import displayable
+
+    print(displayable(summary))
+    for move, reason in outcome.left:
+        print(displayable(f"left: {move.file}: {reason}"))
+    if outcome.left:
+        raise SystemExit(1)

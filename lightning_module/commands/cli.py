@@ -1,0 +1,185 @@
+"""The `lightning` command: which subcommand, and what its failure looks like. Imports nothing heavy by itself."""
+
+import re
+import sys
+from argparse import ArgumentError
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from importlib.metadata import version
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from export.worker.keras_process import KerasFailed
+from models.bad_input import BadInput
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+EXIT_MISMATCH = 1
+"""The twins do not agree."""
+EXIT_BAD_INPUT = 2
+"""Something was given that cannot be used; argparse's own code for a wrong command line, too."""
+
+EXIT_KERAS_FAILED = 3
+"""The Keras process crashed or ran out of time: nothing is known of the twins."""
+
+EXIT_INTERRUPTED = 130
+"""Ctrl-C, as shells have it."""
+
+EXIT_CODES = (
+    f"Exit codes: 0 done, and the twins are the same network; {EXIT_MISMATCH} they differ; {EXIT_BAD_INPUT} bad input; "
+    f"{EXIT_KERAS_FAILED} Keras itself crashed;\n{EXIT_INTERRUPTED} interrupted by Ctrl-C; 143 told to stop by SIGTERM."
+)
+"""For the help texts."""
+
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        summary: one line.
+        place: "module:function"; the function takes the arguments, the subcommand's name first.
+    """
+
+    summary: str
+    place: str
+
+
+COMMANDS = {
+    "fit": Command("Train on a folder of photos, hand over the Keras twin and prove it.", "training:run"),
+    "validate": Command("Measure a checkpoint on the validation photos.", "training:run"),
+    "test": Command("Measure a checkpoint on the test photos.", "training:run"),
+    "predict": Command("Label photos with a checkpoint or a Keras .h5; writes predictions.csv.", "predict:run"),
+    "export": Command("Write a checkpoint as a Keras .h5, or in other formats made of it.", "twin_commands:run_export"),
+    "parity": Command("Prove that a .h5 computes what its checkpoint computes.", "twin_commands:run_parity"),
+    "import": Command(
+        "Read a Keras .h5 into a checkpoint that fit goes on from, and prove it.", "twin_commands:run_import"
+    ),
+    "audit": Command("Find the photos that should not be trained on; set aside those you choose.", "audit:run"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the `lightning` command.
+
+    Args:
+        argv: the arguments after the command's name; None for the process's own.
+
+    Raises:
+        SystemExit: 1 where the twins do not agree, 2 for input that cannot be used, 3 where the Keras process failed,
+            130 at Ctrl-C; anything else that goes wrong keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    first = arguments[0] if arguments else "--help"
+    if first in ("-h", "--help", "help"):
+        print(help_text())
+        return
+    if first == "--version":
+        print(f"shelftwin {version('shelftwin')}")
+        return
+    if first not in COMMANDS:
+        near = get_close_matches(first, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        refuse(f"expected one of {', '.join(COMMANDS)}, received {first!r}.{hint} See `lightning --help`.")
+    try:
+        _function(COMMANDS[first].place)(arguments)
+    except (BadInput, ArgumentError) as error:  # argparse's own: such as of a setting in a checkpoint that is none here
+        refuse(str(error))
+    except KeyboardInterrupt:
+        print("lightning: interrupted", file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except KerasFailed as error:
+        print(f"lightning: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_KERAS_FAILED) from error
+
+
+def help_text() -> str:
+    """What `lightning --help` prints."""
+    rows = "\n".join(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items())
+    return (
+        "usage: lightning <command> [arguments]\n\n"
+        "Train a product-photo classifier; hand over a Keras .h5 that is proved to compute the same function.\n\n"
+        f"commands:\n{rows}\n\n{EXIT_CODES}\n\n"
+        "Each has its own help: lightning fit --help. Settings can come from YAML: lightning fit --config FILE."
+    )
+
+
+def refuse(message: str) -> NoReturn:
+    """Say what is wrong with the input, without a traceback, and leave with its exit code."""
+    print(f"lightning: {message}", file=sys.stderr)
+    raise SystemExit(EXIT_BAD_INPUT)
+
+
+def underscored(argument: str) -> str:
+    """Spell an option's name, and nothing of its value, with underscores: both spellings are in use."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"
+
+
+PARSING: Mapping[str, Any] = MappingProxyType({"allow_abbrev": False, "exit_on_error": False})
+"""How every command's parser is made. A misspelt option could be taken for the abbreviation of another."""
+
+
+def parse(command: str, parser: "ArgumentParser", arguments: list[str], options: "ArgumentParser | None" = None) -> Any:
+    """Parse a command line.
+
+    Args:
+        command: its name.
+        parser: made with `PARSING`.
+        arguments: what it is given.
+        options: the parser that has the command's options, where it is another.
+
+    Raises:
+        BadInput: it cannot be parsed; without the list of all options, which would hide what is wrong.
+    """
+    try:
+        return parser.parse_args(arguments)
+    except ArgumentError as error:
+        message = str(error)
+        for jargon, plain in _PLAIN.items():
+            message = re.sub(jargon, plain, message)
+        hint = ""
+        if unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
+            known = [option for action in (options or parser)._actions for option in action.option_strings]
+            near = get_close_matches(unknown[1], known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+        raise BadInput(f"{message.rstrip('.')}.{hint} See `lightning {command} --help`.") from error
+
+
+def parse_for(function: Callable, command: str, arguments: list[str], exit_codes: str = EXIT_CODES) -> dict[str, Any]:
+    """Parse the command line of a command that is one function, whose arguments are its options.
+
+    Args:
+        function: with docstring and types.
+        command: its name.
+        arguments: what it is given.
+        exit_codes: for the end of its help.
+
+    Raises:
+        BadInput: it cannot be parsed.
+    """
+    from jsonargparse import ArgumentParser
+
+    summary = COMMANDS[command].summary
+    parser = ArgumentParser(prog=f"lightning {command}", description=summary, epilog=exit_codes, **PARSING)
+    parser.add_function_arguments(function, as_positional=True)
+    settings: dict[str, Any] = parse(command, parser, arguments).as_dict()
+    return settings
+
+
+_PLAIN = {
+    r'^Parser key "([^"]+)":\s*': r"--\1: ",
+    r"typing\.Literal\[([^]]*)\]": r"one of \1",
+    r"<class '([^']*)'>": r"\1",
+    r"\bExpected an? one of": "Expected one of",
+}
+"""What jsonargparse says, and how it reads to somebody who does not write Python."""
+
+
+def _function(place: str) -> Callable[[list[str]], None]:
+    module, _, name = place.partition(":")
+    function: Callable[[list[str]], None] = getattr(import_module(f"lightning_module.commands.{module}"), name)
+    return function

@@ -1,0 +1,257 @@
+"""`lightning predict`: label photos with a checkpoint or its twin, as many as there are."""
+
+import csv
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from datamodule.photo_store import BadPhoto, load_photo
+from datamodule.split import LISTED_ENDINGS, each_photo, unlisted
+from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, parse_for, underscored
+from lightning_module.commands.twin_commands import H5_ENDINGS, check_report_place, read_labels
+from lightning_module.evaluation.labellers import CheckpointLabeller, Device, KerasFileLabeller, Labeller, is_hdf5
+from lightning_module.evaluation.top_labels import DECIMALS, SHOWN, top_labels
+from models.atomic_write import replacing
+from models.bad_input import BadInput
+
+NAMED = 20
+"""Photos that cannot be read and are named on the terminal; the file names all."""
+BAD_COLUMNS = ["file", "reason"]
+COLUMNS = [
+    "file",
+    "label",
+    "probability",
+    *(f"{column}_{place}" for place in range(2, SHOWN + 1) for column in ("label", "probability")),
+]
+
+
+def run(argv: list[str]) -> None:
+    """Parse `predict CKPT_OR_H5 PHOTOS [--out FILE] [...]` and do it.
+
+    Raises:
+        BadInput: something given cannot be used.
+        KerasFailed: the Keras process crashed or ran out of time.
+    """
+    codes = f"Exit codes: 0 done, photos that cannot be read being left out; {EXIT_BAD_INPUT} bad input; "
+    codes += f"{EXIT_KERAS_FAILED} Keras itself crashed."
+    predict(**parse_for(predict, "predict", [underscored(each) for each in argv[1:]], codes))
+
+
+def predict(
+    model: Path,
+    photos: Path,
+    out: Path = Path("predictions.csv"),
+    batch_size: int = 32,
+    device: Device = "auto",
+    keras_python: Path | None = None,
+    labels: Path | None = None,
+) -> None:
+    """Write the likeliest labels of photos, with their probabilities, into a CSV file.
+
+    Photos that cannot be read are left out and listed, with the reason, in OUT_bad.csv.
+
+    Args:
+        model: checkpoint of `lightning fit`, such as RUN/best.ckpt, or a Keras .h5, such as RUN/model.h5.
+        photos: folder with photos, at any depth, or a single photo.
+        out: the CSV file to write; an existing one is replaced once the new one is whole.
+        batch_size: photos that are computed at once; what is written does not depend on it.
+        device: where a checkpoint is computed: `auto` is a GPU where there is one.
+        keras_python: interpreter whose Keras computes a .h5; without it this environment's.
+        labels: labels.json for a .h5 that does not say itself what it takes and gives.
+    """
+    if out.name.lower().endswith(LISTED_ENDINGS):
+        raise BadInput(f"--out: expected the name of a CSV file, received {out}: photos are named so. Name another.")
+    bad_out = out.with_name(f"{out.stem}_bad.csv")
+    inputs = [model, photos, *([labels] if labels else [])]
+    for place in (out, bad_out):
+        check_report_place("--out", place, *inputs)
+    if batch_size < 1:
+        raise BadInput(f"--batch_size: expected 1 or more, received {batch_size}.")
+    labeller = _labeller(model, device, keras_python, labels)
+    total = _count(photos)
+    warnings.filterwarnings("ignore", module="PIL")  # about odd files: they are read, or they are named
+    with ExitStack() as stack:
+        stack.enter_context(labeller)
+        progress = stack.enter_context(_progress())
+        task = progress.add_task("labelling photos", total=total)
+        rows, bad_rows = _Rows(stack, out, COLUMNS), _Rows(stack, bad_out, BAD_COLUMNS)
+        rows.begin()
+        named: list[BadPhoto] = []
+        files = each_photo(photos) if photos.is_dir() else iter([photos])
+        for batch, bad in decoded(files, batch_size, labeller.image_size, labeller.interpolation):
+            if batch:
+                rows.write(label(labeller, [file for file, _ in batch], np.stack([pixels for _, pixels in batch])))
+            bad_rows.write([each.path, each.reason] for each in bad)
+            named.extend(bad[: NAMED - len(named)])
+            progress.advance(task, len(batch) + len(bad))
+    if not bad_rows.count and _is_ours(bad_out):
+        bad_out.unlink()  # an earlier run's, which would be taken for this one's
+    print(f"{rows.count} photos labelled: {out}")
+    if bad_rows.count:
+        print(f"{bad_rows.count} that cannot be read: {bad_out}")
+        for each in named:
+            print(f"  {each}")
+        if bad_rows.count > len(named):
+            print(f"  and {bad_rows.count - len(named)} more")
+    if photos.is_dir() and (others := unlisted(photos, {out.resolve(), bad_out.resolve()})):
+        print(f"left out, as their names are no photos': {others}")
+
+
+def label(labeller: Labeller, files: Sequence[Path], photos: np.ndarray) -> Iterator[list[Any]]:
+    """Rows of the CSV file.
+
+    Args:
+        labeller: knows the probabilities.
+        files: N of them.
+        photos: their pixels, uint8, shape (N, H, W, 3).
+
+    Raises:
+        BadInput: what the labeller gives are no probabilities.
+    """
+    probabilities = labeller.probabilities(photos)
+    if not (np.abs(probabilities.sum(axis=1) - 1) < 1e-3).all() or (probabilities < 0).any():  # NaN is not near 1
+        raise BadInput(
+            f"expected probabilities of {len(labeller.class_names)} classes that add up to 1, received "
+            f"{probabilities[0].tolist()[:4]} ... for {files[0]}. The model gives something else, or its weights are "
+            "no numbers."
+        )
+    top = top_labels(probabilities, lambda rows: labeller.exact(photos[rows]))
+    for file, classes, values in zip(files, top.classes, top.probabilities, strict=True):
+        row: list[Any] = [file]
+        for index, value in zip(classes, values, strict=True):
+            row += [labeller.class_names[index], f"{value:.{DECIMALS}f}"]
+        yield row + [""] * (len(COLUMNS) - len(row))
+
+
+def decoded(
+    files: Iterator[Path], batch_size: int, image_size: tuple[int, int], interpolation: str
+) -> Iterator[tuple[list[tuple[Path, np.ndarray]], list[BadPhoto]]]:
+    """Photos batch after batch; the next one is decoded meanwhile, and no more than that.
+
+    Yields:
+        files with their pixels, uint8 (H, W, 3), and those that cannot be read; together `batch_size`.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    with ThreadPoolExecutor(cores) as pool:
+
+        def begin() -> list[tuple[Path, Future[np.ndarray]]]:
+            return [
+                (each, pool.submit(load_photo, each, image_size, interpolation)) for each in islice(files, batch_size)
+            ]
+
+        ahead = begin()
+        while ahead:
+            here, ahead = ahead, begin()
+            batch, bad = [], []
+            for file, coming in here:
+                try:
+                    batch.append((file, coming.result()))
+                except BadPhoto as error:
+                    bad.append(error)
+            yield batch, bad
+
+
+class _Rows:
+    """A CSV file that is written row by row beside its place, and put there when whole; none without rows or `begin`.
+
+    Args:
+        stack: puts it there when it is left without an error.
+        path: the place.
+        columns: the first line.
+
+    Attributes:
+        count: rows so far.
+    """
+
+    def __init__(self, stack: ExitStack, path: Path, columns: list[str]) -> None:
+        self.stack, self.path, self.columns = stack, path, columns
+        self.count = 0
+        self._file: IO[str] | None = None
+
+    def begin(self) -> None:
+        if self._file is None:
+            temporary = self.stack.enter_context(replacing(self.path))
+            # a name that is not UTF-8 keeps its bytes
+            file = temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+            self._file = self.stack.enter_context(file)
+            self._write(self.columns)
+
+    def write(self, rows: Iterator[list[Any]]) -> None:
+        for row in rows:
+            self.begin()
+            self._write(row)
+            self.count += 1
+
+    def _write(self, row: list[Any]) -> None:
+        assert self._file is not None
+        # csv quotes what is in its own end of line, but a carriage return ends one for whoever reads it, too
+        ends_lines = any("\r" in str(value) for value in row)
+        writer = csv.writer(self._file, lineterminator="\n", quoting=csv.QUOTE_ALL if ends_lines else csv.QUOTE_MINIMAL)
+        writer.writerow(row)
+
+
+def _is_ours(bad_out: Path) -> bool:
+    """Whether a file is one of ours that lists bad photos, by its first line."""
+    try:
+        with bad_out.open("rb") as file:
+            return file.readline().strip() == ",".join(BAD_COLUMNS).encode()
+    except OSError:
+        return False
+
+
+def _labeller(model: Path, device: Device, keras_python: Path | None, labels: Path | None) -> Labeller:
+    if is_hdf5(model):
+        if device == "cuda":
+            raise BadInput(
+                "--device: expected auto or cpu for a .h5, received cuda. Set SHELFTWIN_KERAS_GPU=0 for Keras's "
+                "process, or give the checkpoint."
+            )
+        return KerasFileLabeller(model, read_labels(labels) if labels else None, keras_python)
+    for option, given in (("--keras_python", keras_python), ("--labels", labels)):
+        if given:
+            raise BadInput(f"{option}: expected with a .h5 only, received with {model}, which is none. Leave it out.")
+    try:
+        return CheckpointLabeller(model, device)
+    except BadInput as error:
+        if model.suffix.lower() not in H5_ENDINGS:
+            raise
+        raise BadInput(
+            f"expected a Keras .h5, as its name says, received {model}, which begins as none. Is it damaged, or a "
+            ".keras? `lightning fit` writes RUN/model.h5."
+        ) from error
+
+
+def _count(photos: Path) -> int:
+    """How many there are.
+
+    Raises:
+        BadInput: none.
+    """
+    if photos.is_dir():
+        count = sum(1 for _ in each_photo(photos))
+        if not count:
+            raise BadInput(
+                f"expected photos (.jpg, .png, .bmp, .ppm, .tif) in {photos}, received none. "
+                "Name the folder that has them."
+            )
+        return count
+    if not photos.is_file():
+        raise BadInput(
+            f"expected a folder with photos or a photo, received {photos}, which is neither. Check the path."
+        )
+    return 1
+
+
+def _progress() -> Progress:
+    """A bar for a person; a log file gets none."""
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Progress(*columns, disable=not sys.stdout.isatty(), transient=True)

@@ -1,0 +1,259 @@
+"""The two roads from photos to probabilities: a checkpoint in torch, and a `.h5` in a Keras process."""
+
+import copy
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self, get_args
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.checkpoint import read_checkpoint
+from export.keras_file.keras_h5 import DETAILS_ATTRIBUTE
+from export.worker.keras_process import KerasStream
+from export.worker.keras_worker import UNREADABLE, Refused, check_storage
+from models.bad_input import BadInput
+from models.choices import INTERPOLATIONS, MOST_PIXELS
+from models.frozen_backbone import FrozenBackbone, without_tf32
+
+Device = Literal["auto", "cpu", "cuda"]
+InputRange = Literal["unit", "raw", "tf"]
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SECONDS_PER_PHOTO, SECONDS_TO_START = 30.0, 600.0
+"""What Keras may take at most: far more than it needs, far less than for ever."""
+
+
+class Labeller(Protocol):
+    """What knows the probabilities of photos; a context manager.
+
+    Attributes:
+        class_names: in the order of the probabilities.
+        image_size: (height, width) in pixels that photos must have.
+        interpolation: how they are to be resized to that.
+    """
+
+    class_names: list[str]
+    image_size: tuple[int, int]
+    interpolation: str
+
+    def __enter__(self) -> Self:
+        """Begin."""
+        ...
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        """Give back what was taken."""
+        ...
+
+    def probabilities(self, photos: np.ndarray) -> np.ndarray:
+        """Computed in float32, shape (N, C), of photos, uint8 (N, H, W, 3), RGB."""
+        ...
+
+    def exact(self, photos: np.ndarray) -> np.ndarray:
+        """The same, computed in float64."""
+        ...
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a file begins as an HDF5 file does, whatever its name.
+
+    Raises:
+        BadInput: it is none, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
+    except OSError as error:
+        raise BadInput(
+            f"expected a checkpoint or a Keras .h5, received {path}: {error.strerror}. `lightning fit` writes "
+            "RUN/best.ckpt and RUN/model.h5."
+        ) from error
+
+
+class CheckpointLabeller:
+    """A checkpoint's network in torch.
+
+    Args:
+        checkpoint: of `lightning fit`.
+        device: `auto` is a GPU where there is one.
+
+    Raises:
+        BadInput: no such checkpoint, or no such device.
+    """
+
+    def __init__(self, checkpoint: Path, device: Device = "auto") -> None:
+        self.device = choose_device(device)
+        source = read_checkpoint(checkpoint)
+        self.class_names, self.image_size = list(source.class_names), source.image_size
+        self.interpolation = source.interpolation
+        self.network = source.network.to(self.device).to(memory_format=torch.channels_last)
+        # of a network that does not change any more, all of the backbone is frozen
+        self._backbone = FrozenBackbone(self.network, "float32", "never")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+    def probabilities(self, photos: np.ndarray) -> np.ndarray:
+        """Computed in float32, shape (N, C), of photos, uint8 (N, H, W, 3), RGB."""
+        return self._softmax(self._logits, torch.from_numpy(photos).to(self.device).float())
+
+    def exact(self, photos: np.ndarray) -> np.ndarray:
+        """The same, computed in float64."""
+        return self._softmax(self._in_float64, torch.from_numpy(photos).to(self.device).double())
+
+    @cached_property
+    def _in_float64(self) -> nn.Module:
+        return copy.deepcopy(self.network).double()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network.head(self._backbone.features(images, exact=True))
+        return logits
+
+    def _softmax(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> np.ndarray:
+        # TF32 keeps 10 bits of a float32, far fewer than `top_labels` counts on
+        with torch.inference_mode(), without_tf32():
+            probabilities = network(pixels.mul_(1 / 255).permute(0, 3, 1, 2)).softmax(dim=1)
+        return probabilities.cpu().numpy()
+
+
+class KerasFileLabeller:
+    """A `.h5` in a Keras process of its own: one for all batches, which go there through files.
+
+    Args:
+        h5: of `lightning fit` or `lightning export`, or any that is given its labels.
+        labels: `class_names`, `input_range` and, where they are not the file's input size and `nearest`, `image_size`
+            and `interpolation`; what the file says itself must not differ.
+        python: interpreter that has the Keras; None: the one that runs us.
+
+    Raises:
+        BadInput: no such file, no such Keras, or it is not known what the file takes and gives.
+        KerasFailed: when the process crashed or ran out of time.
+    """
+
+    def __init__(self, h5: Path, labels: dict[str, Any] | None = None, python: Path | None = None) -> None:
+        self.h5, self.python = h5, python
+        facts = _read_facts(h5, labels or {})
+        self.class_names: list[str] = facts["class_names"]
+        self.interpolation: str = facts["interpolation"]
+        self.input_range: InputRange = facts["input_range"]
+        self.image_size: tuple[int, int] = facts.get("image_size", (0, 0))  # (0, 0): what Keras says
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shelftwin-")))
+            self._keras = stack.enter_context(KerasStream(self.h5, self.python, SECONDS_TO_START))
+            self.image_size = self._checked_size()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._stack.close()
+
+    def probabilities(self, photos: np.ndarray) -> np.ndarray:
+        """Computed in float32, shape (N, C), of photos, uint8 (N, H, W, 3), RGB."""
+        return self._ask("predict", photos, np.float32)
+
+    def exact(self, photos: np.ndarray) -> np.ndarray:
+        """The same, computed in float64."""
+        return self._ask("predict_exact", photos, np.float64)
+
+    def _ask(self, task: str, photos: np.ndarray, dtype: type) -> np.ndarray:
+        # Keras makes its graph anew for each number of photos: few different ones come
+        filled = 1 << (len(photos) - 1).bit_length()
+        images = np.concatenate([photos, np.zeros((filled - len(photos), *photos.shape[1:]), np.uint8)])
+        scale = {"unit": 1 / 255, "raw": 1.0, "tf": 1.0}[self.input_range]
+        if self.input_range == "tf":  # as mobilenet_v2.preprocess_input computes it
+            images = images.astype(dtype) / dtype(127.5) - dtype(1)
+        inputs, outputs = self._folder / "photos.npy", self._folder / "probabilities.npy"
+        np.save(inputs, images)
+        asked = {"task": task, "inputs": str(inputs), "outputs": str(outputs), "scale": scale, "batch_size": filled}
+        limit = SECONDS_TO_START + SECONDS_PER_PHOTO * filled  # the first of a shape begins with making its graph
+        self._keras.ask({**asked, "copy": str(self._folder / "float64.h5")}, limit)
+        return np.load(outputs, allow_pickle=False)[: len(photos)]
+
+    def _checked_size(self) -> tuple[int, int]:
+        given, takes, gives = self.image_size, self._keras.input_shape, self._keras.output_shape
+        if takes is None or len(takes) != 4 or takes[3] not in (3, None):
+            raise BadInput(
+                f"{self.h5}: expected a model of one RGB image, (N, height, width, 3), received one of {takes}. "
+                "Another model is needed."
+            )
+        if gives is None or len(gives) != 2 or gives[1] != len(self.class_names):
+            raise BadInput(
+                f"{self.h5}: expected a probability for each of {len(self.class_names)} class names, received a model "
+                f"that gives {gives}. Give the names that belong to it with --labels."
+            )
+        size: tuple[int, int] = given if given != (0, 0) else (takes[1] or 0, takes[2] or 0)
+        differs = any(own not in (None, side) for own, side in zip(takes[1:3], size, strict=True))
+        if 0 in size or size[0] * size[1] > MOST_PIXELS or differs:
+            raise BadInput(
+                f"{self.h5}: expected image_size, [height, width] in pixels that the model takes ({takes[1:3]}), at "
+                f"most {MOST_PIXELS // 10**6} megapixels, received {list(given) if given != (0, 0) else 'none'}. State "
+                "it in the file given with --labels."
+            )
+        return size
+
+
+def choose_device(device: Device) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if device not in get_args(Device):
+        raise BadInput(f"--device: expected one of {', '.join(get_args(Device))}, received {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device: expected a GPU that torch can use, received cuda and found none. Use --device cpu.")
+    return torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def _read_facts(h5: Path, labels: dict[str, Any]) -> dict[str, Any]:
+    """Class names, input range, interpolation and, where it is stated, image size."""
+    try:
+        check_storage(str(h5))
+        with h5py.File(h5, "r") as file:
+            stated = dict(json.loads(file.attrs[DETAILS_ATTRIBUTE])) if DETAILS_ATTRIBUTE in file.attrs else {}
+    except Refused as refused:
+        raise BadInput(f"expected a Keras .h5, received one that is refused: {refused}.") from refused
+    except UNREADABLE as error:
+        raise BadInput(f"expected a Keras .h5, received {h5}, which cannot be read as one ({error}).") from error
+    names = ("class_names", "input_range", "interpolation", "image_size")
+    own, given = ({name: each[name] for name in names if name in each} for each in (stated, labels))
+    different = [name for name in own if name in given and own[name] != given[name]]
+    if different:
+        name = different[0]
+        raise BadInput(
+            f"--labels: expected {name} as {h5} has it, {own[name]}, received {given[name]}. Leave --labels out: the "
+            "file says itself what it takes and gives."
+        )
+    facts = {"interpolation": "nearest", **given, **own}
+    fits = {
+        "class_names": isinstance(facts.get("class_names"), list) and len(facts["class_names"]) > 1,
+        "input_range": facts.get("input_range") in get_args(InputRange),
+        "interpolation": facts["interpolation"] in INTERPOLATIONS,
+        "image_size": facts.get("image_size") is None or _is_size(facts["image_size"]),
+    }
+    wrong = [name for name, fit in fits.items() if not fit]
+    if wrong:
+        received = facts.get(wrong[0], "none: the file does not say it")
+        raise BadInput(
+            f"{h5}: expected {', '.join(wrong)} to be known, received {received}. Give a labels.json with --labels "
+            '({"class_names": [...], "input_range": "unit", "raw" (0 to 255) or "tf" (-1 to 1)}); '
+            "`lightning fit` writes one."
+        )
+    if "image_size" in facts:
+        facts["image_size"] = tuple(facts["image_size"])
+    return facts
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(side, int) and side > 0 for side in value)

@@ -1,0 +1,199 @@
+"""`report.html`: how good the checkpoint is, and how sure of that one can be, as one self-contained page."""
+
+import base64
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+from jinja2 import Environment, PackageLoader, select_autoescape
+from PIL import Image
+
+from export.calibrated import FEW_MISTAKES, is_calibrated
+from export.checkpoint import read_content
+from lightning_module.evaluation.figures import CONFIDENCE, Evaluation, evaluate, most_confident_mistakes, per_class
+from lightning_module.evaluation.measured_photos import KeepLogits, Measured, MeasuredPhotos
+from lightning_module.run.run_folder import RunFolder, run_folder_of
+from models.atomic_write import replacing, write_text
+from models.bad_input import BadInput
+
+if TYPE_CHECKING:
+    from lightning_module.callbacks import MetricsJournal
+
+MOST_MISTAKES = 24
+THUMBNAIL = 180
+"""Pixels of the longer side."""
+SETS: tuple[Measured, ...] = ("test", "validation")
+"""In the order of the page: what is honest first."""
+
+
+def report_fit(trainer: L.Trainer, journal: "MetricsJournal", logits: KeepLogits) -> None:
+    """Add the figures of a finished fit to its journal, and write its report.
+
+    Raises:
+        BadInput: a file cannot be written.
+    """
+    if not trainer.is_global_zero:
+        return
+    run = run_folder_of(trainer)
+    evaluations = _evaluations(dict(logits.kept))
+    for each in evaluations:
+        journal.add(trainer, {"validation": "final", "test": "test"}[each.measured.name], each.figures())
+    _write(run, evaluations)
+
+
+def report_test(trainer: L.Trainer, logits: KeepLogits) -> Path | None:
+    """Write the report of a checkpoint that was tested on its own.
+
+    What a fit, or another test, measured of the same checkpoint in the same folder stays in the page. Where the folder
+    has the report of another checkpoint, a folder in it is taken, so that neither is taken for the other's.
+
+    Returns:
+        Path of the page; None where nothing was measured that a page could be made of.
+
+    Raises:
+        BadInput: a file cannot be written.
+    """
+    if not trainer.is_global_zero or not logits.kept:
+        return None
+    measured = next(iter(logits.kept.values()))
+    run = run_folder_of(trainer)
+    before = _kept_in(run)
+    if any(each.checkpoint_sha256 != measured.checkpoint_sha256 for each in before.values()):
+        run = RunFolder(run.path / f"test-{Path(measured.checkpoint).stem}")
+        before = _kept_in(run)
+    same = {name: each for name, each in before.items() if each.checkpoint_sha256 == measured.checkpoint_sha256}
+    evaluations = _evaluations(same | logits.kept)
+    _write(run, evaluations)
+    return run.report
+
+
+def _kept_in(run: RunFolder) -> dict[Measured, MeasuredPhotos]:
+    found = {name: MeasuredPhotos.load(run.evaluation / f"{name}.npz") for name in SETS}
+    return {name: each for name, each in found.items() if each is not None}
+
+
+def _evaluations(measured: dict[Measured, MeasuredPhotos]) -> list[Evaluation]:
+    found = [evaluate(measured[name], measured.get("validation")) for name in SETS if name in measured]
+    return [each for each in found if each is not None]
+
+
+def _epochs_of(run: RunFolder, sha256: str) -> tuple[list[dict[str, Any]], int | None]:
+    """The epochs in the journal beside the report, if it is of this checkpoint, and which was kept."""
+    try:
+        content = json.loads(run.metrics.read_text(encoding="utf-8"))
+        if content["final"]["checkpoint_sha256"] == sha256:
+            return list(content["epochs"]), content["best"] and int(content["best"]["epoch"])
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # there is none, or none that this could be said of
+    return [], None
+
+
+def chosen_without_photos(content: dict[str, Any]) -> bool:
+    """Whether it is known of a checkpoint that no validation photos chose its epoch, nor when its fit ended.
+
+    Args:
+        content: of its file.
+    """
+    callbacks = content.get("callbacks") or {}
+    monitors = [str(state.get("monitor")) for key, state in callbacks.items() if key.startswith("BestCheckpoint")]
+    stopped = any(
+        key.startswith("EarlyStopping") and "'val" in key and state.get("stopped_epoch")
+        for key, state in callbacks.items()
+    )
+    return bool(monitors) and not stopped and not any(monitor.startswith("val") for monitor in monitors)
+
+
+def _write(run: RunFolder, evaluations: Sequence[Evaluation]) -> None:
+    if not evaluations:
+        return
+    from lightning_module.evaluation.plots import confusion_png, curves_png, reliability_png
+
+    run.evaluation.mkdir(parents=True, exist_ok=True)
+    pictures: dict[str, str] = {}
+
+    def draw(name: str, picture: Callable[..., bytes], *given: Any) -> None:
+        content = picture(*given)
+        with replacing(run.evaluation / f"{name}.png") as temporary:
+            temporary.write_bytes(content)
+        pictures[name] = _data_uri(content, "png")
+
+    epochs, kept = _epochs_of(run, evaluations[0].measured.checkpoint_sha256)
+    if epochs:
+        draw("curves", curves_png, epochs, kept)
+    for each in evaluations:
+        name = each.measured.name
+        each.measured.save(run.evaluation / f"{name}.npz")
+        draw(f"{name}_confusion", confusion_png, each)
+        draw(f"{name}_reliability", reliability_png, each)
+    write_text(run.report, render_report(evaluations, pictures), errors="replace")
+
+
+def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -> str:
+    """The page as HTML, everything in it: it loads nothing from anywhere.
+
+    Args:
+        evaluations: of the same checkpoint.
+        pictures: `curves`, and `SET_confusion` and `SET_reliability` of each set, as data URIs; any may be missing.
+    """
+    environment = Environment(loader=PackageLoader("lightning_module.evaluation", "."), autoescape=select_autoescape())
+    first = evaluations[0].measured
+    try:
+        content = read_content(Path(first.checkpoint))
+    except BadInput:  # it has gone: what is not known is not said in its favour
+        content = {}
+    sections = [
+        {
+            "evaluation": each,
+            "name": each.measured.name,
+            "photos": len(each.measured.labels),
+            "classes": _class_rows(each),
+            "mistakes": [
+                {**mistake._asdict(), "image": _thumbnail(mistake.file)}
+                for mistake in most_confident_mistakes(each, MOST_MISTAKES)
+            ],
+            "mistakes_in_all": int(each.confusion.sum() - each.confusion.trace()),
+        }
+        for each in evaluations
+    ]
+    return environment.get_template("report.html").render(
+        sections=sections,
+        pictures=pictures,
+        measured=first,
+        confidence=round(100 * CONFIDENCE),
+        few_mistakes=FEW_MISTAKES,
+        chosen_without=chosen_without_photos(content),
+        calibrated=is_calibrated(content),
+    )
+
+
+def _class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
+    """Figures per class, and what its photos are most often taken for."""
+    names = evaluation.measured.class_names
+    rows = []
+    for index, (name, figures) in enumerate(per_class(evaluation.confusion.tolist(), names).items()):
+        others = evaluation.confusion[index].copy()
+        others[index] = 0
+        most = int(others.argmax())
+        rows.append({"name": name, **figures, "taken_for": (names[most], int(others[most])) if others[most] else None})
+    return rows
+
+
+def _thumbnail(file: Path) -> str | None:
+    """The photo small, its sides in their own proportion; None where it cannot be read any more."""
+    try:
+        with Image.open(file) as photo:
+            photo.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))  # a JPEG is decoded small at once
+            small = photo.convert("RGB")
+        small.thumbnail((THUMBNAIL, THUMBNAIL))
+        content = io.BytesIO()
+        small.save(content, "JPEG", quality=80)
+    except Exception:  # Pillow's readers raise nearly anything, and a missing picture is no reason to lose the page
+        return None
+    return _data_uri(content.getvalue(), "jpeg")
+
+
+def _data_uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()

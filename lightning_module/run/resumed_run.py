@@ -1,0 +1,205 @@
+"""What a fit goes on from: with `--resume` the run in its folder, if there is one; with `--ckpt_path` a checkpoint."""
+
+import csv
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from export.checkpoint import read_hyper_parameters
+from lightning_module.fine_tuning import Schedule
+from lightning_module.run.last_checkpoint import KEY
+from lightning_module.run.run_folder import RunFolder, read_environment
+from models.bad_input import BadInput
+
+FREE_TO_CHANGE = (
+    "ckpt_path", "data.demo", "data.kaggle", "data.num_workers", "data.predict_root", "data.root", "data.store_dir",
+    "data.store_ram_share", "data.test_root", "data.val_root", "hand_over", "journal",
+    "last_checkpoint", "model.compile", "model.weights", "num_threads", "trainer.accelerator",
+    "trainer.default_root_dir", "trainer.devices", "trainer.enable_checkpointing", "trainer.enable_model_summary",
+    "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger", "trainer.max_epochs",
+    "trainer.max_time", "trainer.num_nodes", "trainer.profiler", "trainer.strategy",
+)  # fmt: skip
+"""Settings that may differ when a run goes on, with all below them. The photos' folders are among them because it is
+their content that must be the same, which is looked at by itself."""
+
+
+def last_checkpoint(run: RunFolder) -> Path | None:
+    """Return the checkpoint that the run in a folder goes on from; None where there is none.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    if not run.last_checkpoint.is_file():
+        return None
+    read_hyper_parameters(run.last_checkpoint)
+    return run.last_checkpoint
+
+
+class Progress(NamedTuple):
+    """How far a run had come when a checkpoint was written.
+
+    Attributes:
+        epochs: that are finished.
+        steps: that were made.
+        stopped: whether training had been stopped, by early stopping for one.
+    """
+
+    epochs: int
+    steps: int
+    stopped: bool
+
+
+def progress_of(checkpoint: Path) -> Progress:
+    """Return how far the run of a checkpoint had come."""
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    epochs = content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
+    return Progress(epochs, content["global_step"], content.get(KEY, {}).get("should_stop", False))
+
+
+OF_OPTIMIZER = ("trainable", "learning_rate", "schedule")
+"""The model's settings that an optimiser which goes on has in its state already."""
+
+
+def check_optimizer_settings(checkpoint: Path, saved: Mapping[str, Any], model: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint with an optimiser that is set otherwise: it would take no notice.
+
+    Args:
+        checkpoint: to go on from; an imported one has no optimiser yet.
+        saved: its settings.
+        model: those of the fit.
+
+    Raises:
+        BadInput: they differ.
+    """
+    if not torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("optimizer_states"):
+        return
+    for name in OF_OPTIMIZER:
+        then, now = saved.get(name), model[name]
+        if name == "schedule":
+            then, now = (asdict(Schedule(**dict(each or {}))) for each in (then, now))
+        if then is not None and then != now:
+            raise BadInput(
+                f"--model.{name}: expected {then}, with which the optimiser in {checkpoint} goes on, received {now}. "
+                "Give the same; or begin from its weights alone: `lightning export` it, and `lightning import` the .h5."
+            )
+
+
+def differing(group: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """Options whose value in a checkpoint is another than the given one, with the checkpoint's."""
+    return [
+        f"--{group}.{name} {value}"
+        for name, value in saved.items()
+        if given[name] is not None and _alike(given[name]) != _alike(value) and value is not None
+    ]
+
+
+def _alike(value: Any) -> Any:
+    """One number stands for as many as there are."""
+    if isinstance(value, list | tuple):
+        return value[0] if value and len(set(value)) == 1 else list(value)
+    return value
+
+
+def changed_settings(run: RunFolder, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return by name the settings that are not what the run began with, as (then, now).
+
+    Args:
+        run: its folder.
+        settings: as `KeepConfig` writes them.
+    """
+    try:
+        before = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}  # it was killed before it was written
+    if not isinstance(before, dict):
+        return {}
+    then, today = _flat(before), _flat(settings)
+    return {
+        name: (then.get(name), today.get(name)) for name in sorted({*then, *today}) if then.get(name) != today.get(name)
+    }
+
+
+def check_settings(run: RunFolder, changed: dict[str, tuple[Any, Any]]) -> None:
+    """Refuse to go on with a run under settings that would make it another.
+
+    Raises:
+        BadInput: there are such.
+    """
+    others = [name for name in changed if not _is_free(name)]
+    if others:
+        listed = ", ".join(f"--{name} {changed[name][0]} (now {changed[name][1]})" for name in others)
+        raise BadInput(
+            f"--resume: expected the settings that the run in {run.path} began with, {listed}. Give the same command, "
+            "or begin anew without --resume."
+        )
+
+
+def check_photos(run: RunFolder, sets: dict[str, dict[str, Any]]) -> None:
+    """Refuse to go on with a run on other photos than it began with.
+
+    Raises:
+        BadInput: they have changed.
+    """
+    before = read_environment(run).get("data", {})
+    for name in ("train", "val"):
+        then, today = before.get(name), sets.get(name)
+        if then is not None and today is not None and then != today:
+            raise BadInput(
+                f"--resume: expected the {name} photos that the run in {run.path} began with, {then['photos']} with "
+                f"digest {then['sha256'][:12]}; received {today['photos']} with {today['sha256'][:12]}. Put them back, "
+                "or begin anew without --resume."
+            )
+
+
+def finished(run: RunFolder) -> dict[str, Any] | None:
+    """Return how the run in a folder has finished; None where it has not."""
+    outcome = read_environment(run).get("finished")
+    return outcome if isinstance(outcome, dict) else None
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _is_free(name: str) -> bool:
+    return any(name == free or name.startswith(f"{free}.") for free in FREE_TO_CHANGE)
+
+
+class ContinuedCSVLogger(CSVLogger):
+    """Keeps the rows of before an interruption; Lightning's begins its file anew.
+
+    Args:
+        save_dir: as in CSVLogger.
+        name: likewise.
+        version: likewise.
+        steps: rows from this step on are of a run before, or of what is done again.
+    """
+
+    def __init__(self, save_dir: Path, name: str, version: str, steps: int = 0) -> None:
+        super().__init__(save_dir, name, version)
+        file = Path(self.log_dir, "metrics.csv")
+        self._earlier: list[dict[str, Any]] = []
+        if file.is_file():
+            with file.open(newline="", encoding="utf-8") as rows:
+                for row in csv.DictReader(rows):
+                    # a kill may have left half a row at the end
+                    if (row.get("step") or "").isdigit() and int(row["step"]) < steps:
+                        self._earlier.append({key: value for key, value in row.items() if key and value})
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the rows, the earlier ones first."""
+        self.experiment.metrics[:0], self._earlier = self._earlier, []
+        super().save()

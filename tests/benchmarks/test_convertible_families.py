@@ -1,0 +1,92 @@
+"""`make families`: what counts as a CNN, which model stands for a family, what the page says."""
+
+import pytest
+import torch
+from torch import nn
+
+from export.graph.trace import NotTraced, export_program, unknown_operations
+from tests.conftest import ROOT, load_script, random_classifier
+
+SCRIPT = ROOT / "benchmarks" / "convertible_families.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script(SCRIPT)
+
+
+class Patches(nn.Module):
+    """Convolutions whose windows do not overlap, as before a transformer."""
+
+    def __init__(self, attention: bool) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 4, stride=2 if attention else 4)
+        self.attention = attention
+
+    def forward(self, images):
+        x = self.conv(images).flatten(2)
+        return (torch.bmm(x, x.transpose(1, 2)) if self.attention else x).mean(2)
+
+
+def test_cnn_is_told_from_what_is_traced(script):
+    assert script.is_cnn(export_program(random_classifier(backbone="mobilenetv2_035"), (32, 32)))
+    assert not script.is_cnn(export_program(Patches(attention=False), (32, 32)))
+    assert not script.is_cnn(export_program(Patches(attention=True), (32, 32)))
+
+
+def test_operations_without_a_converter_are_listed():
+    assert unknown_operations(export_program(Patches(attention=True), (32, 32))) == ["aten.bmm", "aten.transpose"]
+    assert unknown_operations(export_program(random_classifier(backbone="mobilenetv2_035"), (32, 32))) == []
+
+
+def test_smallest_model_stands_for_its_family(script):
+    assert script.smallest(["resnet50", "resnet18", "resnet34"]) == "resnet18"
+    assert "mobilenetv2_035" in script.families()["efficientnet"]
+
+
+def test_model_that_converts_and_one_that_does_not(script, tmp_path):
+    good = script.convert("mobilenetv2_035", tmp_path)
+    assert (good["converts"], good["cnn"], good["size"]) == (True, True, 64)
+    assert (tmp_path / "mobilenetv2_035.h5").is_file()
+    bad = script.convert("convnextv2_atto", tmp_path)
+    assert (bad["converts"], bad["reason"]) == (
+        False,
+        "no counterpart: aten.addcmul, aten.div, aten.linalg_vector_norm",
+    )
+    assert not (tmp_path / "convnextv2_atto.ckpt").exists()
+    assert not script.convert("vit_tiny_patch16_224", tmp_path)["cnn"]
+
+
+def test_model_of_256_pixels_alone_is_tried_at_256(script, tmp_path):
+    """Otherwise attention would count as a CNN that does not convert, for want of a trace."""
+    result = script.convert("halonet_h1", tmp_path)
+    assert (result["cnn"], result["size"], result["reason"]) == (False, 256, "")
+
+
+def test_model_that_cannot_be_traced_is_told_in_its_own_words(script, tmp_path, monkeypatch):
+    def refuse(network, image_size):
+        raise NotTraced(network, image_size, RuntimeError("depends on data\nand more"))
+
+    monkeypatch.setattr(script, "export_program", refuse)
+    result = script.convert("mobilenetv2_035", tmp_path)
+    assert (result["converts"], result["reason"]) == (False, "not traced: depends on data")
+
+
+def test_page_says_what_was_proved_what_not_and_what_was_not_tried(script):
+    base = {"model": "m", "cnn": True, "converts": True, "layers": 9, "size": 64, "reason": ""}
+    rungs = {"layers_float64": 1e-14, "probabilities_photos": 1e-7}
+    results = {
+        "a": {**base, "verdict": "PASS", "rungs": rungs},
+        "b": {**base, "verdict": "FAIL", "failed": ["weights 1 at x"], "rungs": rungs},
+        "c": base,
+        "d": {**base, "converts": False, "reason": "no counterpart: aten.erf"},
+        "e": {**base, "cnn": False},
+    }
+    text = script.page(results, "2026-11-23")
+    assert "| a | m | 64 | 9 | certified | 1.0e-14 | 1.0e-07 |" in text
+    assert "FAIL: weights 1 at x" in text
+    assert "converts, not certified" in text
+    assert "no counterpart: aten.erf" in text
+    assert "| e |" not in text
+    assert "3 of 4 convert; 1 of them" in " ".join(text.split())
+    assert "Not tried: " in text

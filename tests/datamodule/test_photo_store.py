@@ -1,0 +1,147 @@
+"""Pixels are those of `keras.utils.load_img`; unreadable files are named."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, ImageOps
+
+from datamodule.photo_store import BadPhoto, PhotoStore, load_photo
+from models.choices import INTERPOLATIONS
+from tests.conftest import SHARED
+from tests.datamodule.keras_generator import ask_keras, needs_keras
+from tests.datamodule.odd_photos import draw_bad_photos, draw_odd_photos, noise
+
+SIZE = (24, 40)
+BILINEAR = Image.Resampling.BILINEAR
+CLOTHING = SHARED / "data/clothing/train"
+
+
+class TestAgainstKeras:
+    pytestmark = needs_keras
+
+    @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+    def test_same_pixels(self, tmp_path, interpolation):
+        photos = draw_odd_photos(tmp_path)
+        keras = ask_keras(
+            "load", paths=[str(path) for path in photos.values()], image_size=SIZE, interpolation=interpolation
+        )
+        for row, (name, path) in enumerate(photos.items()):
+            ours = load_photo(path, SIZE, interpolation)
+            assert ours.dtype == np.uint8
+            assert ours.shape == (*SIZE, 3)
+            np.testing.assert_array_equal(ours, keras[str(row)], err_msg=name)
+
+    def test_same_pixels_of_real_photos(self):
+        if not CLOTHING.is_dir():
+            pytest.skip("the shared clothing photos are not here")
+        paths = [path for folder in sorted(CLOTHING.iterdir()) for path in sorted(folder.glob("*.jpg"))[:2]]
+        for interpolation in INTERPOLATIONS:
+            keras = ask_keras(
+                "load", paths=[str(path) for path in paths], image_size=[244, 244], interpolation=interpolation
+            )
+            for row, path in enumerate(paths):
+                np.testing.assert_array_equal(load_photo(path, (244, 244), interpolation), keras[str(row)])
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            lambda photo: ImageOps.exif_transpose(photo).convert("RGB").resize((40, 24), BILINEAR),
+            lambda photo: photo.resize((40, 24), BILINEAR).convert("RGB"),
+            lambda photo: ImageOps.fit(photo.convert("RGB"), (40, 24), BILINEAR),
+            lambda photo: (photo.draft("RGB", (40, 24)), photo.convert("RGB").resize((40, 24), BILINEAR))[1],
+        ],
+        ids=["exif", "resized_first", "aspect_ratio_kept", "jpeg_decoded_small"],
+    )
+    def test_another_way_to_load_is_noticed(self, tmp_path, wrong):
+        """Negative control: the odd photos tell Keras's way from others that look as good."""
+        photos = list(draw_odd_photos(tmp_path).values())
+        keras = ask_keras("load", paths=[str(path) for path in photos], image_size=SIZE, interpolation="bilinear")
+        differ = []
+        for row, path in enumerate(photos):
+            with Image.open(path) as photo:
+                differ.append(not np.array_equal(np.asarray(wrong(photo)), keras[str(row)]))
+        assert any(differ)
+        assert not all(differ)
+
+    def test_interpolation_matters(self, tmp_path):
+        """Negative control: the comparison above can fail."""
+        path = draw_odd_photos(tmp_path)["plain"]
+        keras = ask_keras("load", paths=[str(path)], image_size=SIZE, interpolation="nearest")["0"]
+        assert not np.array_equal(load_photo(path, SIZE, "bilinear"), keras)
+
+    def test_keras_cannot_read_them_either(self, tmp_path):
+        bad = draw_bad_photos(tmp_path / "bad")
+        paths = [str(path) for path in bad.values()]
+        assert ask_keras("load", paths=paths, image_size=SIZE, interpolation="nearest") == {}
+
+
+def test_exif_rotation_is_ignored(tmp_path):
+    photos = draw_odd_photos(tmp_path)
+    np.testing.assert_array_equal(load_photo(photos["exif_rotated"], SIZE), load_photo(photos["plain"], SIZE))
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("truncated", "cannot be read: image file is truncated"),
+        ("only_header", "not an image"),
+        ("zero_bytes", "is empty"),
+        ("text", "not an image"),
+        ("gone", "No such file"),
+        ("bomb", "too large"),
+    ],
+)
+def test_bad_photo_says_what_is_wrong(tmp_path, name, reason):
+    path = draw_bad_photos(tmp_path / "bad")[name]
+    with pytest.raises(BadPhoto, match=reason) as caught:
+        load_photo(path, SIZE)
+    assert caught.value.path == path
+
+
+def test_truncated_is_refused_because_pillow_refuses(monkeypatch, tmp_path):
+    """Negative control: with Pillow told to be lenient, the same file loads."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    assert load_photo(draw_bad_photos(tmp_path / "bad")["truncated"], SIZE).shape == (*SIZE, 3)
+
+
+def test_store_names_all_bad_and_keeps_all_good(tmp_path):
+    good = list(draw_odd_photos(tmp_path / "good").values())
+    bad = list(draw_bad_photos(tmp_path / "bad").values())
+    mixed = [good[0], *bad[:3], *good[1:], *bad[3:]]
+    store = PhotoStore(SIZE)
+    assert [photo.path for photo in store.add(mixed)] == bad
+    assert len(store) == len(good)
+    assert bad[0] not in store
+    photos = store.photos_of(good)
+    for row, path in enumerate(good):
+        np.testing.assert_array_equal(photos[row], load_photo(path, SIZE))
+
+
+def test_each_photo_is_decoded_once(tmp_path, monkeypatch):
+    paths = list(draw_odd_photos(tmp_path).values())
+    store = PhotoStore(SIZE)
+    store.add(paths[:5] * 3)
+    monkeypatch.setattr("datamodule.photo_store.load_photo", lambda *_: pytest.fail("decoded again"))
+    assert store.add(paths[:5]) == []
+    assert len(store.photos_of(paths[:5])) == 5
+
+
+def test_changing_a_batch_leaves_the_store_alone(tmp_path):
+    path = tmp_path / "photo.png"
+    Image.fromarray(noise(*SIZE)).save(path)
+    store = PhotoStore(SIZE)
+    store.add([path])
+    store.photos_of([path])[:] = 0
+    np.testing.assert_array_equal(store.photos_of([path])[0], noise(*SIZE))
+
+
+def test_progress_sees_every_photo(tmp_path):
+    paths = list(draw_odd_photos(tmp_path).values())
+    seen = []
+
+    def count(results, total):
+        for result in results:
+            seen.append((result, total))
+            yield result
+
+    PhotoStore(SIZE).add(paths, count)
+    assert seen == [(None, len(paths))] * len(paths)

@@ -1,0 +1,207 @@
+import copy
+import csv
+import os
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from datamodule.audit.inspection import inspect_all
+from datamodule.demo_photos import draw_catalogue
+from lightning_module.commands import audit as command
+from lightning_module.photo_features import PhotoFeatures
+from tests.conftest import lightning, random_classifier
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    network = random_classifier(backbone="mobilenetv2_035")
+    save_file({name: tensor.contiguous() for name, tensor in network.backbone.state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def small(weights):
+    return ["--backbone", "mobilenetv2_035", "--weights", weights, "--image_size", "48", "--mean", "0.5", "--std=0.5"]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    root = tmp_path / "photos"
+    draw_catalogue(root, per_class=6, seed=0, size=64)
+    (root / "tv" / "broken.jpg").write_bytes(b"no photo")
+    (root / "tv" / "<script><b>.jpg").write_bytes((root / "tv" / "tv_0001.jpg").read_bytes())
+    return root
+
+
+def rows(out):
+    return list(csv.DictReader((out / "audit.csv").open(newline="", encoding="utf-8-sig", errors="surrogateescape")))
+
+
+def write(out, table):
+    with (out / "audit.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, table[0])
+        writer.writeheader()
+        writer.writerows(table)
+
+
+def test_audit_apply_undo(photos, small, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    before = sorted(path for path in photos.rglob("*"))
+    assert lightning("audit", photos, "--out", out, *small) == 0
+    assert sorted(path for path in photos.rglob("*")) == before
+    page = (out / "audit.html").read_text()
+    # self-contained, and names cannot break out
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert "<b>.jpg" not in page
+    assert page.count("<script") == 3
+    table = rows(out)
+    assert {row["finding"] for row in table if row["action"] == "quarantine"} == {"unreadable", "exact_duplicate"}
+    for row in table:
+        row["action"] = "quarantine" if row["file"] == "sofa/sofa_0002.jpg" else row["action"]
+        row["action"] = "keep" if row["finding"] == "exact_duplicate" else row["action"]
+    if not any(row["file"] == "sofa/sofa_0002.jpg" for row in table):
+        table.append({**table[0], "file": "sofa/sofa_0002.jpg", "action": "quarantine"})
+    write(out, table)
+
+    # features come from the cache, decisions from the CSV
+    monkeypatch.setattr("models.frozen_backbone.FrozenBackbone.features", None)
+    assert lightning("audit", photos, "--out", out, *small) == 0
+    assert {row["action"] for row in rows(out) if row["finding"] == "exact_duplicate"} == {"keep"}
+    write(out, table)
+    assert lightning("audit", photos, "--out", out, "--apply") == 0
+    assert not (photos / "tv" / "broken.jpg").exists()
+    assert (out / "quarantine" / "tv" / "broken.jpg").is_file()
+    assert (out / "quarantine" / "sofa" / "sofa_0002.jpg").is_file()
+    assert len(list(photos.rglob("*"))) == len(before) - 2
+    assert lightning("audit", photos, "--out", out, "--undo") == 0
+    assert sorted(path for path in photos.rglob("*")) == before
+    assert "2 files brought back" in capsys.readouterr().out
+
+
+def test_names_that_are_not_utf8(photos, small, tmp_path, capsys):
+    name = os.fsdecode(b"caf\xe9.jpg")
+    try:
+        (photos / "tv" / name).write_bytes(b"no photo")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    out = tmp_path / "out"
+    assert lightning("audit", photos, "--out", out, *small) == 0
+    assert {row["action"] for row in rows(out) if row["file"] == f"tv/{name}"} == {"quarantine"}
+    (out / "audit.html").read_text(encoding="utf-8")
+    assert lightning("audit", photos, "--out", out, *small) == 0
+    assert lightning("audit", photos, "--out", out, "--apply") == 0
+    assert not (photos / "tv" / name).exists()
+    # a place that is taken: the name is shown, too
+    (photos / "tv" / name).write_bytes(b"another")
+    assert lightning("audit", photos, "--out", out, "--undo") == 1
+    assert "left: tv/caf?.jpg" in capsys.readouterr().out
+    (photos / "tv" / name).unlink()
+    assert lightning("audit", photos, "--out", out, "--undo") == 0
+    assert (photos / "tv" / name).read_bytes() == b"no photo"
+
+
+def test_files_that_are_left_are_exit_code_1(photos, small, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert lightning("audit", photos, "--out", out, *small) == 0
+    assert lightning("audit", photos, "--out", out, "--apply") == 0
+    capsys.readouterr()
+    assert lightning("audit", photos, "--out", out, "--apply") == 0
+    assert "2 had been set aside before" in capsys.readouterr().out
+    (photos / "tv" / "broken.jpg").write_bytes(b"a new one")
+    assert lightning("audit", photos, "--out", out, "--apply") == 1
+    assert lightning("audit", photos, "--out", out, "--undo") == 1
+
+
+def test_one_out_is_for_one_folder(photos, small, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    shutil.copytree(photos, other)
+    assert lightning("audit", photos, "--out", out, *small) == 0
+    for arguments in (["--apply"], small):
+        assert lightning("audit", other, "--out", out, *arguments) == 2
+        assert "another --out" in capsys.readouterr().err
+    assert lightning("audit", photos, "--out", out, "--apply") == 0
+    assert lightning("audit", other, "--out", out, "--undo") == 2
+    assert (other / "tv" / "broken.jpg").exists()
+    renamed = photos.rename(tmp_path / "renamed")
+    assert lightning("audit", renamed, "--out", out, "--undo") == 0
+    assert (renamed / "tv" / "broken.jpg").exists()
+
+
+def test_checkpoint_in_place_of_weights(photos, small_checkpoint, tmp_path):
+    arguments = ["audit", photos, "--out", tmp_path / "out", "--image-size", "48", "--checkpoint", small_checkpoint]
+    assert lightning(*arguments) == 0
+    cached = np.load(tmp_path / "out" / "features.npz")
+    assert cached["features"].shape == (24, 1280)
+    assert np.isfinite(cached["features"]).all()
+
+
+def test_features_are_float32_on_every_processor(photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("models.frozen_backbone.convolves_in_bfloat16", lambda: True)
+    network = random_classifier(backbone="mobilenetv2_035").eval()
+    extractor = PhotoFeatures(network, 48, "bilinear", tmp_path / "features.npz")
+    seen, _ = inspect_all(sorted((photos / "sofa").iterdir())[:2], lambda items, _: items)
+    features = extractor.of(seen, lambda items, _: items)
+    views = torch.from_numpy(np.stack([extractor._views(each) for each in seen])).permute(0, 1, 4, 2, 3) / 255
+    with torch.no_grad():
+        expected = network.features(views.flatten(0, 1)).unflatten(0, (2, 3)).mean(1).numpy()
+    error = np.linalg.norm(features - expected) / np.linalg.norm(expected)
+    assert error < 1e-5
+    # a pass in bfloat16 is noticed; torch's own, which every processor has
+    rounded = copy.deepcopy(network).bfloat16().requires_grad_(False)
+    extractor.backbone = SimpleNamespace(features=lambda images, **_: rounded.features(images.bfloat16()).float())
+    extractor.cache = tmp_path / "other.npz"
+    rough = extractor.of(seen, lambda items, _: items)
+    assert np.linalg.norm(rough - expected) / np.linalg.norm(expected) > 1e-3
+
+
+def test_bad_input_is_one_message(photos, small, weights, tmp_path, capsys, monkeypatch):
+    out = ["--out", tmp_path / "out"]
+    (tmp_path / "empty").mkdir()
+    for arguments, words in (
+        ([tmp_path / "none", *out, *small], "one folder of photos per class"),
+        ([tmp_path / "empty", *out, *small], "no photos"),
+        ([photos, "--out", photos / "audit", *small], "would become a class"),
+        ([photos, *out, "--weights", tmp_path / "none.pth"], "--weights"),
+        ([photos, *out, "--weights", weights], "does not fit"),
+        ([photos, *out, "--backbone", "mobilnetv2"], "knows no model"),
+        ([photos, *out, *small, "--validation_split", "1"], "--validation_split"),
+        ([photos, "--out", tmp_path / "new", "--apply"], "Audit first"),
+        ([photos, "--out", tmp_path / "new", "--undo"], "journal"),
+        ([photos, *out, "--apply", "--undo"], "received both"),
+    ):
+        assert lightning("audit", *arguments) == 2
+        error = capsys.readouterr().err
+        assert words in error
+        assert "Traceback" not in error
+        assert "--model." not in error
+    monkeypatch.setattr(command, "EXTRA", {"cleanlab": "cleanlab", "no_such_package": "its-name"})
+    assert lightning("audit", photos, *out, *small) == 2
+    assert f"{sys.executable} -m pip install its-name" in capsys.readouterr().err
+
+
+def test_weights_out_of_reach_name_the_option(photos, tmp_path, capsys, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr("models.pretrained.huggingface_hub.get_session", unreachable)
+    monkeypatch.setattr("models.pretrained._cached_file", lambda *_: None)
+    assert lightning("audit", photos, "--out", tmp_path / "out") == 2
+    assert "--weights FILE" in capsys.readouterr().err
+
+
+def test_the_package_loads_nothing_heavy():
+    heavy = "{'torch', 'sklearn', 'numpy'}"
+    code = (
+        f"import sys, datamodule.audit, lightning_module.commands.cli; print([m for m in sys.modules if m in {heavy}])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
