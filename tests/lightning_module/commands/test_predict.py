@@ -17,7 +17,7 @@ from export.checkpoint import read_checkpoint
 from export.torch_to_keras import write_twin
 from export.worker.keras_process import KerasFailed, KerasStream
 from lightning_module.commands import predict
-from lightning_module.evaluation.figures import top_labels
+from lightning_module.evaluation import top_labels
 from lightning_module.evaluation.labellers import CheckpointLabeller, KerasFileLabeller
 from tests.conftest import lightning, random_classifier, save_checkpoint
 from tests.datamodule.odd_photos import draw_odd_photos

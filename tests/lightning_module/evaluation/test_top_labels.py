@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from lightning_module.evaluation.figures import top_labels as module
+from lightning_module.evaluation import top_labels as module
 from lightning_module.evaluation.top_labels import DECIMALS, FLOAT32_ERROR, float32_decides, top_labels
 
 
