@@ -268,7 +268,7 @@ def judge(exported: Exported, python: Path) -> dict[str, Any]:
     """Put the file through everything under one interpreter.
 
     Returns:
-        Plain JSON types: ``versions``; ``rungs``: name -> (figure, passed); ``verify`` and ``use``: see
+        Plain JSON types: ``versions``; ``checks``: name -> (figure, passed); ``verify`` and ``use``: see
         `keras_worker`; ``problems``: sentences, empty where all passed.
     """
     from export.proof.image_sets import ImageSet
@@ -284,19 +284,19 @@ def judge(exported: Exported, python: Path) -> dict[str, Any]:
             task = {"task": "use", **images.save(Path(name), "unit"), "labels": labels, "folder": name}
             ((verified, use),) = run_keras([(exported.h5, [{"task": "verify"}, task])], python=python)["results"]
     except (BadInput, KerasFailed) as error:
-        return {"versions": {}, "rungs": {}, "verify": {}, "use": {}, "problems": [str(error)]}
+        return {"versions": {}, "checks": {}, "verify": {}, "use": {}, "problems": [str(error)]}
     result = {
         "versions": report.versions["keras"],
-        "rungs": {rung.name: [rung.figure, rung.passed] for rung in report.rungs},
+        "checks": {check.name: [check.figure, check.passed] for check in report.checks},
         "verify": verified,
         "use": use,
     }
-    return {**result, "problems": rung_problems(report) + problems_of(result)}
+    return {**result, "problems": check_problems(report) + problems_of(result)}
 
 
-def rung_problems(report: Report) -> list[str]:
-    """Rungs that failed, in sentences; the first with its likely cause, which tells a known fault from another."""
-    problems = [f"{rung.name}: {rung.figure:.3g} at {rung.first_divergence}" for rung in report.failed]
+def check_problems(report: Report) -> list[str]:
+    """Checks that failed, in sentences; the first with its likely cause, which tells a known fault from another."""
+    problems = [f"{check.name}: {check.figure:.3g} at {check.first_divergence}" for check in report.failed]
     return [f"{problems[0]}. {report.likely_cause}", *problems[1:]] if report.likely_cause else problems
 
 
@@ -370,16 +370,16 @@ def row(environment: Environment, result: dict[str, Any] | None) -> str:
     if result is None or "skipped" in result:
         why = result["skipped"] if result else "not run"
         return f"| {environment.name} | {environment.python} |" + " - |" * 8 + f" {why} |"
-    if not result["rungs"]:
+    if not result["checks"]:
         return f"| {environment.name} | {environment.python} |" + " - |" * 8 + " FAIL |"
-    versions, rungs, use = result["versions"], result["rungs"], result["use"]
+    versions, checks, use = result["versions"], result["checks"], result["use"]
     verdict = "FAIL" if failures_of(environment, result) else "PASS, but see below" if result["problems"] else "PASS"
     verified = "PASS" if result["verify"]["passed"] else "FAIL"
     backend = " ".join([versions["backend"], versions.get(versions["backend"], "")]).strip()
-    probabilities = max(figure for name, (figure, _) in rungs.items() if name.startswith("probabilities"))
+    probabilities = max(figure for name, (figure, _) in checks.items() if name.startswith("probabilities"))
     cells = [
         environment.name, versions["python"], versions["keras"], backend, versions["numpy"],
-        f"{rungs['layers_float64'][0]:.1e}", f"{probabilities:.1e}", verified, f"{use['loss']:.4f}",
+        f"{checks['layers_float64'][0]:.1e}", f"{probabilities:.1e}", verified, f"{use['loss']:.4f}",
         f"{max(use['saved'].values(), default=math.inf):.1e}", verdict,
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"

@@ -29,7 +29,7 @@ import torch
 from torch import nn
 
 from export.graph.trace import NoKerasCounterpart, NotTraced, export_program, unknown_operations
-from export.keras_file.keras_h5 import NoKerasLayer
+from export.keras_file.layers import NoKerasLayer
 from export.proof.parity import Pair, check_pairs
 from export.torch_to_keras import write_twin
 from export.worker.keras_process import KerasFailed
@@ -174,7 +174,7 @@ def convert(name: str, folder: Path) -> dict[str, Any]:
 
 
 def certify(results: list[dict[str, Any]], folder: Path) -> None:
-    """Climb the ladder for models that convert, in one Keras process; adds ``verdict``, ``failed``, ``rungs``."""
+    """Prove models that convert, in one Keras process; adds ``verdict``, ``failed``, ``checks``."""
     chance = np.random.default_rng(0)
     pairs = []
     for result in results:
@@ -191,8 +191,8 @@ def certify(results: list[dict[str, Any]], folder: Path) -> None:
         return
     for result, report in zip(results, reports, strict=True):
         result["verdict"] = report.verdict
-        result["failed"] = [f"{rung.name} {rung.figure:.2g} at {rung.first_divergence}" for rung in report.failed]
-        result["rungs"] = {rung.name: rung.figure for rung in report.rungs}
+        result["failed"] = [f"{check.name} {check.figure:.2g} at {check.first_divergence}" for check in report.failed]
+        result["checks"] = {check.name: check.figure for check in report.checks}
 
 
 HEADER = """# Which CNN families convert
@@ -228,15 +228,15 @@ def page(results: dict[str, dict[str, Any]], date: str) -> str:
 
 def row(family: str, result: dict[str, Any]) -> str:
     """One line of the table."""
-    rungs = result.get("rungs", {})
-    probabilities = max((figure for name, figure in rungs.items() if name.startswith("probabilities")), default=None)
+    checks = result.get("checks", {})
+    probabilities = max((figure for name, figure in checks.items() if name.startswith("probabilities")), default=None)
     said = {"PASS": "certified", "FAIL": "FAIL: " + "; ".join(result.get("failed", ()))}.get(
         result.get("verdict", ""), "converts, not certified"
     )
     cells = [
         family, result["model"], str(result["size"] or "-"), str(result["layers"] or "-"),
         said if result["converts"] else result["reason"].replace("|", "/"),
-        f"{rungs['layers_float64']:.1e}" if rungs else "-",
+        f"{checks['layers_float64']:.1e}" if checks else "-",
         "-" if probabilities is None else f"{probabilities:.1e}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |\n"

@@ -14,8 +14,8 @@ from export.checkpoint import Checkpoint, read_checkpoint
 from export.proof.checks import PROBABILITY_THRESHOLD, check_labels, check_probabilities, check_top1
 from export.proof.comparison import image_sets
 from export.proof.image_sets import ImageSet
-from export.proof.report import Rung, wide_console
-from export.proof.torch_side import torch_probabilities
+from export.proof.report import Check, wide_console
+from export.torch_answers import torch_probabilities
 from export.torch_to_keras import write_twin
 from export.worker.format_process import prediction_tasks, read_outputs, run_formats
 from models.atomic_write import replacing, replacing_folder, working_folder
@@ -73,27 +73,27 @@ class Photos:
 
 
 @dataclass(frozen=True)
-class Made:
+class WrittenFormat:
     """What became of one format.
 
     Attributes:
         name: of the format.
-        path: its place; the file or folder is there, new, only if all rungs passed.
-        rungs: of its ladder.
+        path: its place; the file or folder is there, new, only if all checks passed.
+        checks: of its ladder.
         size: in bytes.
         seconds: its making took.
     """
 
     name: str
     path: Path
-    rungs: list[Rung]
+    checks: list[Check]
     size: int
     seconds: float
 
     @property
     def passed(self) -> bool:
-        """Whether all rungs passed, and there were some."""
-        return bool(self.rungs) and all(rung.passed for rung in self.rungs)
+        """Whether all checks passed, and there were some."""
+        return bool(self.checks) and all(check.passed for check in self.checks)
 
 
 def write_formats(
@@ -103,7 +103,7 @@ def write_formats(
     input_range: str = "unit",
     photos: Photos | None = None,
     fuse_batchnorm: bool = False,
-) -> tuple[list[Made], dict[str, str]]:
+) -> tuple[list[WrittenFormat], dict[str, str]]:
     """Make formats of a checkpoint and prove each; those that pass are put in place, each in one step.
 
     Args:
@@ -153,9 +153,9 @@ def write_formats(
         made = []
         for name, path in files.items():
             outcomes = [(task, next(results)) for task in tasks[name]]
-            rungs = _climb(FORMATS[name], source, benches[name], outcomes)
+            checks = _run_checks(FORMATS[name], source, benches[name], outcomes)
             seconds = sum(result["seconds"] for task, result in outcomes if task["task"] == "make")
-            made.append(Made(name, places[name], rungs, _size(path), seconds))
+            made.append(WrittenFormat(name, places[name], checks, _size(path), seconds))
         for each in made:
             if each.passed:
                 _put_in_place(files[each.name], each.path)
@@ -264,28 +264,28 @@ def _tasks(name: str, path: Path, common: dict[str, Any], bench: _Bench) -> list
 # The ladder of a format -----------------------------------------------------------------------------------------------
 
 
-def _climb(
+def _run_checks(
     of: Format, source: Checkpoint, bench: _Bench, outcomes: list[tuple[dict[str, Any], dict[str, Any]]]
-) -> list[Rung]:
-    """All rungs of one format, from its tasks and their results."""
+) -> list[Check]:
+    """All checks of one format, from its tasks and their results."""
     failed = [f"{task['task']}: {result['failed']}" for task, result in outcomes if "failed" in result]
     if failed:
-        return [Rung("made", False, len(failed), 0, "steps failed", failed[0], failed[0])]
-    rungs = []
+        return [Check("made", False, len(failed), 0, "steps failed", failed[0], failed[0])]
+    checks = []
     asked = [task for task, _ in outcomes if task["task"] == "predict"]
-    rungs += [check_labels(source, result["facts"]) for _, result in outcomes if "facts" in result]
+    checks += [check_labels(source, result["facts"]) for _, result in outcomes if "facts" in result]
     for judge, task in zip(bench.judges, asked, strict=True):
         given, photos = read_outputs(task), judge.images.name == "photos"
         if not of.quantised:
-            rungs.append(check_probabilities(judge.images, judge.expected, given, threshold=of.difference))
+            checks.append(check_probabilities(judge.images, judge.expected, given, threshold=of.difference))
         if photos:
-            rungs.append(check_top1(judge.images, judge.expected, given, threshold=of.agreement))
+            checks.append(check_top1(judge.images, judge.expected, given, threshold=of.agreement))
         if of.quantised and (judge.labels >= 0).any():
-            rungs.append(check_accuracy(judge.labels, judge.expected, given, of.accuracy_drop))
-    return rungs
+            checks.append(check_accuracy(judge.labels, judge.expected, given, of.accuracy_drop))
+    return checks
 
 
-def check_accuracy(labels: np.ndarray, torch_gave: np.ndarray, given: np.ndarray, threshold: float) -> Rung:
+def check_accuracy(labels: np.ndarray, torch_gave: np.ndarray, given: np.ndarray, threshold: float) -> Check:
     """By how much the accuracy of what was given is below torch's.
 
     Args:
@@ -299,7 +299,7 @@ def check_accuracy(labels: np.ndarray, torch_gave: np.ndarray, given: np.ndarray
     before, after = (int(np.sum(gave.argmax(axis=1)[known] == labels[known])) for gave in (torch_gave, given))
     drop = (before - after) / count  # of whole photos: a difference of shares would be rounded
     detail = f"accuracy {after / count:.4f}, torch {before / count:.4f}, on {count} labelled photos that set no range"
-    return Rung("accuracy_drop_photos", drop <= threshold, drop, threshold, "less than torch's accuracy", detail)
+    return Check("accuracy_drop_photos", drop <= threshold, drop, threshold, "less than torch's accuracy", detail)
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def _size(path: Path) -> int:
 # For a person ---------------------------------------------------------------------------------------------------------
 
 
-def print_formats(made: Sequence[Made], versions: dict[str, str]) -> None:
+def print_formats(made: Sequence[WrittenFormat], versions: dict[str, str]) -> None:
     """Print all ladders as one table, what was written, the versions, and the verdict as the last line."""
     from rich.markup import escape
     from rich.table import Table
@@ -329,12 +329,12 @@ def print_formats(made: Sequence[Made], versions: dict[str, str]) -> None:
     for heading in ("format", "check", "figure", "threshold", "", "what was compared"):
         table.add_column(heading, overflow="fold")
     for each in made:
-        for rung in each.rungs:
-            sign = ">=" if rung.larger_is_better else "<="
-            verdict = "[green]pass[/]" if rung.passed else "[red]FAIL[/]"
-            figure, threshold = f"{rung.figure:.3g} {rung.unit}", f"{sign} {rung.threshold:g}"
+        for check in each.checks:
+            sign = ">=" if check.larger_is_better else "<="
+            verdict = "[green]pass[/]" if check.passed else "[red]FAIL[/]"
+            figure, threshold = f"{check.figure:.3g} {check.unit}", f"{sign} {check.threshold:g}"
             # names of files and what a converter said are in it; they are no markup
-            table.add_row(each.name, rung.name, figure, threshold, verdict, escape(rung.detail))
+            table.add_row(each.name, check.name, figure, threshold, verdict, escape(check.detail))
         table.add_section()
     console = wide_console()
     console.print(table)
@@ -345,13 +345,13 @@ def print_formats(made: Sequence[Made], versions: dict[str, str]) -> None:
     console.print(last_line(made), highlight=False, soft_wrap=True, markup=False)
 
 
-def last_line(made: Sequence[Made]) -> str:
+def last_line(made: Sequence[WrittenFormat]) -> str:
     """The verdict, with the first figure that is beyond its threshold."""
     for each in made:
-        for rung in each.rungs:
-            if not rung.passed:
-                sign = ">=" if rung.larger_is_better else "<="
-                measured = f"{rung.figure:.3g} {rung.unit}, expected {sign} {rung.threshold:g}"
-                where = f" at {rung.first_divergence}" if rung.first_divergence else ""
-                return f"export FAIL: {each.name}: {rung.name}{where}: {measured}; {each.path} was not written"
+        for check in each.checks:
+            if not check.passed:
+                sign = ">=" if check.larger_is_better else "<="
+                measured = f"{check.figure:.3g} {check.unit}, expected {sign} {check.threshold:g}"
+                where = f" at {check.first_divergence}" if check.first_divergence else ""
+                return f"export FAIL: {each.name}: {check.name}{where}: {measured}; {each.path} was not written"
     return f"export PASS: {len(made)} of {len(made)} formats"

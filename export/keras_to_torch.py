@@ -1,6 +1,6 @@
 """Keras classifier -> network of this project: the way back, for a team that owns only an old Keras `.h5`.
 
-The file's architecture becomes a neutral graph (`keras_graph.py`); from it follow the settings that build the same
+The file's architecture becomes a neutral graph (`architecture.py`); from it follow the settings that build the same
 network in timm. Whether it *is* the same network is then no matter of trust: the network is traced, and its graph must
 equal the file's, operation by operation, with every padding, epsilon and shape. Only then are the weights copied, each
 array exactly once.
@@ -20,7 +20,8 @@ import torch
 
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import DAMAGED, REBUILD, KerasGraph, read_keras_graph
-from export.keras_file.keras_h5 import KerasFile, read_keras_h5, same_padding
+from export.keras_file.layers import same_padding
+from export.keras_file.read import KerasFile, read_keras_h5
 from export.torch_to_keras import trace_network
 from models.bad_input import BadInput
 from models.choices import INTERPOLATIONS, MOST_PIXELS
@@ -34,7 +35,7 @@ _LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ImportSettings:
     """What the caller says of the file; None leaves it to the file.
 
     Attributes:
@@ -91,25 +92,25 @@ class KerasClassifier:
     notes: list[str] = field(default_factory=list)
 
 
-def read_keras_classifier(path: Path, wishes: Wishes | None = None) -> KerasClassifier:
+def read_keras_classifier(path: Path, settings_given: ImportSettings | None = None) -> KerasClassifier:
     """Read a Keras MobileNetV2 classifier: base nested or flat, pooled, dense head, saved by Keras 2 or 3, or by us.
 
     Args:
         path: of the `.h5`.
-        wishes: what the file does not say of itself.
+        settings_given: what the file does not say of itself.
 
     Raises:
         BadInput: when the file is damaged, is no such classifier, has no counterpart in timm, or does not say enough.
             Layers and arrays are named.
     """
-    wishes = wishes or Wishes()
+    settings_given = settings_given or ImportSettings()
     file = read_keras_h5(path)
     if file.details.get("fused_batchnorm") is True:
         raise BadInput(
             f"expected a file with its BatchNorm layers, got {path}, into whose convolutions they were folded: what "
             "they were cannot be told from it. Give the file that `lightning export` writes without --fuse_batchnorm."
         )
-    source = read_keras_graph(file, wishes.image_size)
+    source = read_keras_graph(file, settings_given.image_size)
     nodes = source.graph.nodes
     image_size = (nodes[0].shape[1], nodes[0].shape[2])
     if image_size[0] * image_size[1] > MOST_PIXELS:
@@ -118,7 +119,7 @@ def read_keras_classifier(path: Path, wishes: Wishes | None = None) -> KerasClas
             f"{image_size[1]} pixels: {path}. Give its real size with --image_size, or save the model again with it."
         )
     preprocessing = _preprocessing(source.graph)
-    input_range = _input_range(file, preprocessing, wishes.input_range)
+    input_range = _input_range(file, preprocessing, settings_given.input_range)
     constants = _constants(preprocessing, input_range)
     body = _body(source.graph, len(preprocessing))
     notes: list[str] = []
@@ -143,9 +144,9 @@ def read_keras_classifier(path: Path, wishes: Wishes | None = None) -> KerasClas
         layer_of=layer_of,
         tensor_of=tensor_of,
         input_range=input_range,
-        class_names=_class_names(file, wishes.class_names, body[-1].shape[0]),
+        class_names=_class_names(file, settings_given.class_names, body[-1].shape[0]),
         image_size=image_size,
-        interpolation=_interpolation(file, wishes.interpolation),
+        interpolation=_interpolation(file, settings_given.interpolation),
         trainable=trainable,
         learning_rate=_learning_rate(file, notes),
         batch_norm=batch_norm,

@@ -13,9 +13,9 @@ from export.graph.layer_names import mobilenetv2_layer_names
 from export.graph.nodes import Graph
 from export.graph.trace import LayerNames, export_program, trace_graph
 from export.keras_file.golden import Golden, golden_images
-from export.keras_file.keras_h5 import keras_layers, training_config, write_keras_h5
-from export.proof.image_sets import ImageSet
-from export.proof.torch_side import torch_probabilities
+from export.keras_file.layers import keras_layers
+from export.keras_file.write import training_config, write_keras_h5
+from export.torch_answers import RESCALE, torch_probabilities
 from models.bad_input import BadInput
 from models.timm_mobilenetv2 import TimmClassifier
 
@@ -105,7 +105,7 @@ def trace_network(network: TimmClassifier, backbone: str, image_size: tuple[int,
 
 def _golden(checkpoint: Checkpoint) -> Golden:
     images = golden_images(checkpoint.image_size)
-    return Golden(images, torch_probabilities(checkpoint.network, ImageSet("golden", images, ()).batches()))
+    return Golden(images, torch_probabilities(checkpoint.network, [images.astype("float32") * RESCALE]))
 
 
 def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool = False) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def _number(value: float | None) -> str:
     return "nan" if value is None else f"{value:.4f}"
 
 
-class HandOverTwin(Callback):
+class ExportTwin(Callback):
     """After fitting: best checkpoint -> `model.h5` -> proof in `parity.json`; `labels.json` says what it takes.
 
     Runs on the first process only.
@@ -249,7 +249,7 @@ class HandOverTwin(Callback):
     Attributes:
         report: the outcome; None until there is one.
         at_fit_end: whether to act as soon as fitting ends. The command line evaluates first, so that no figure is
-            lost should Keras fail, and calls `hand_over` then.
+            lost should Keras fail, and calls `export_twin` then.
     """
 
     def __init__(
@@ -284,9 +284,9 @@ class HandOverTwin(Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Hand over, unless somebody else does it in a moment."""
         if self.at_fit_end:
-            self.hand_over(trainer, pl_module)
+            self.export_twin(trainer, pl_module)
 
-    def hand_over(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def export_twin(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write the twin of the best checkpoint and its labels, prove it, and keep the proof.
 
         Raises:

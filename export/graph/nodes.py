@@ -1,6 +1,6 @@
 """The neutral graph: what a network computes, in typed nodes and numpy weights, with no framework in it.
 
-`trace.py` makes it from a torch module, `keras_h5.py` writes it as Keras HDF5, `parity.py` walks it when it compares.
+`trace.py` makes it from a torch module, `keras_file` writes it as Keras HDF5, `proof` walks it when it compares.
 Everything that the two frameworks have different defaults for (padding, epsilon, momentum, the ceiling of a ReLU) is
 stated in a node's attributes; nothing is inherited from a default.
 

@@ -1,4 +1,4 @@
-"""Keras architecture -> neutral graph: the way back of `keras_h5.py`, for files that any Keras 2 or 3 has saved.
+"""Keras architecture -> neutral graph: the way back of `layers.py`, for files that any Keras 2 or 3 has saved.
 
 A model may hold other models as layers (`keras.applications` as a base), be Functional or Sequential, and name its
 layers as it likes. What comes out is one flat graph in which everything is stated: SAME is numbers of pixels, an
@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from export.graph.nodes import Graph, Node
-from export.keras_file.keras_h5 import KerasFile, same_padding
+from export.keras_file.layers import same_padding
+from export.keras_file.read import KerasFile
 from export.worker.keras_worker import AUGMENTATION
 from models.bad_input import BadInput
 

@@ -1,6 +1,6 @@
-"""The rungs of the ladder: each compares what torch gave with what Keras gave, and says whether that is the same.
+"""The checks of the ladder: each compares what torch gave with what Keras gave, and says whether that is the same.
 
-Nothing is computed or run here. A rung passes only if its figure is a number and within its threshold.
+Nothing is computed or run here. A check passes only if its figure is a number and within its threshold.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import numpy as np
 
 from export.checkpoint import Checkpoint
 from export.graph.nodes import Graph
-from export.keras_file.keras_h5 import KerasFile, keras_layers
+from export.keras_file.layers import keras_layers
+from export.keras_file.read import KerasFile
 from export.proof.image_sets import ImageSet
-from export.proof.report import LAYERS_RUNG, LayerError, Rung
+from export.proof.report import LAYERS_CHECK, Check, LayerError
 from export.torch_to_keras import twin_details
 from export.worker.keras_worker import same_labels
 
@@ -29,7 +30,7 @@ TRAINING_SHARE = 0.01  # of the rate, where that is less
 _FACTS = ("class_names", "image_size", "interpolation", "checkpoint_sha256")
 
 
-def check_labels(source: Checkpoint, details: dict[str, Any]) -> Rung:
+def check_labels(source: Checkpoint, details: dict[str, Any]) -> Check:
     """Class names in order, size, interpolation, and that the file names this very checkpoint as its origin.
 
     Args:
@@ -42,10 +43,10 @@ def check_labels(source: Checkpoint, details: dict[str, Any]) -> Rung:
     if wrong:
         shown = [f"{fact} {str(details.get(fact))[:80]} (checkpoint: {str(expected[fact])[:80]})" for fact in wrong]
         detail = f"the file says {'; '.join(shown)}"
-    return Rung("labels", not wrong, len(wrong), 0, "facts differ", detail, wrong[0] if wrong else None)
+    return Check("labels", not wrong, len(wrong), 0, "facts differ", detail, wrong[0] if wrong else None)
 
 
-def check_weights(graph: Graph, twin: KerasFile, loaded: dict[str, np.ndarray]) -> Rung:
+def check_weights(graph: Graph, twin: KerasFile, loaded: dict[str, np.ndarray]) -> Check:
     """Every array in the file, and as Keras holds it after loading, against the checkpoint, bit for bit.
 
     That every tensor of the checkpoint is used exactly once is the graph's own condition, checked when it is traced.
@@ -73,7 +74,7 @@ def check_weights(graph: Graph, twin: KerasFile, loaded: dict[str, np.ndarray]) 
     ]
     detail = f"{compared} arrays, in the file and as loaded, against {len(graph.tensors)} tensors of the checkpoint"
     first = different[0] if different else None
-    return Rung("weights", not different, len(different), 0, "arrays differ", detail, first)
+    return Check("weights", not different, len(different), 0, "arrays differ", detail, first)
 
 
 def check_layers(
@@ -81,7 +82,7 @@ def check_layers(
     torch_gave: dict[str, np.ndarray],
     keras_gave: dict[str, np.ndarray],
     images: str = "the first and the last image",
-) -> tuple[Rung, list[LayerError]]:
+) -> tuple[Check, list[LayerError]]:
     """Every node's output, both sides in float64: largest error relative to the largest value of that output.
 
     Args:
@@ -103,7 +104,7 @@ def check_layers(
     if diverging:
         detail += f"; {first}: {diverging[0].stated()}"
     unit = "max relative error"
-    return Rung(LAYERS_RUNG, not diverging, figure, LAYER_THRESHOLD, unit, detail, first), errors
+    return Check(LAYERS_CHECK, not diverging, figure, LAYER_THRESHOLD, unit, detail, first), errors
 
 
 def _relative_error(expected: np.ndarray, received: np.ndarray | None) -> float:
@@ -119,21 +120,21 @@ def check_probabilities(
     keras_gave: np.ndarray,
     road: str = "",
     threshold: float = PROBABILITY_THRESHOLD,
-) -> Rung:
+) -> Check:
     """Largest absolute difference of any probability of any image, both sides in float32.
 
     Args:
         images: what went into both sides.
         torch_gave: probabilities, (N, C).
         keras_gave: the same, of the other side.
-        road: name of another road to them than Keras, for the rung's name.
+        road: name of another road to them than Keras, for the check's name.
         threshold: the largest difference that passes.
     """
     name = f"probabilities_{images.name}" + (f"_{road}" if road else "")
     unit = "max abs difference"
     if torch_gave.shape != keras_gave.shape:
         detail = f"torch gave shape {torch_gave.shape}, {road or 'Keras'} {keras_gave.shape}"
-        return Rung(name, False, float("inf"), threshold, unit, detail)
+        return Check(name, False, float("inf"), threshold, unit, detail)
     per_image = np.abs(torch_gave.astype(np.float64) - keras_gave.astype(np.float64)).max(axis=1)
     per_image[np.isnan(per_image)] = np.inf  # not a number agrees with nothing
     worst = int(per_image.argmax())
@@ -142,19 +143,19 @@ def check_probabilities(
     detail = f"{len(per_image)} images, softmax of both sides in float32; largest for {images.names[worst]}"
     diverging = np.flatnonzero(per_image > threshold)
     first = None if passed else images.names[int(diverging[0])]
-    return Rung(name, passed, figure, threshold, unit, detail, first)
+    return Check(name, passed, figure, threshold, unit, detail, first)
 
 
 def check_top1(
     images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray, road: str = "", threshold: float = 1.0
-) -> Rung:
+) -> Check:
     """Share of images for which both sides put the same class first, or one as likely: see `keras_worker.same_labels`.
 
     Args:
         images: what went into both sides.
         torch_gave: probabilities, (N, C).
         keras_gave: the same, of the other side.
-        road: name of another road to them than Keras, for the rung's name.
+        road: name of another road to them than Keras, for the check's name.
         threshold: the smallest share that passes.
     """
     same = same_labels(torch_gave, keras_gave, PROBABILITY_THRESHOLD)
@@ -164,12 +165,12 @@ def check_top1(
     detail = f"the same label, or one as likely, for {int(np.sum(same))} of {len(torch_gave)} images"
     name = f"top1_{images.name}" + (f"_{road}" if road else "")
     passed = agreement >= threshold
-    return Rung(name, passed, agreement, threshold, "share of labels equal", detail, None if passed else first, True)
+    return Check(name, passed, agreement, threshold, "share of labels equal", detail, None if passed else first, True)
 
 
 def check_training(
     before: Graph, after: Graph, trained: dict[str, np.ndarray] | None, failed: str, steps: int, rate: float
-) -> Rung:
+) -> Check:
     """The weights after some steps of training from the same weights on the same batch, both sides in float64.
 
     Adam's steps are as long as its rate: weights that move by a share of it at least have been trained. Where the rate
@@ -187,7 +188,7 @@ def check_training(
     threshold = min(TRAINING_THRESHOLD, TRAINING_SHARE * rate)
     if trained is None:
         detail = f"Keras cannot train the file: {failed or 'it has no training configuration'}"
-        return Rung(name, False, float("inf"), threshold, unit, detail)
+        return Check(name, False, float("inf"), threshold, unit, detail)
     moved, figure, first = 0, 0.0, None
     for old, new in zip(keras_layers(before), keras_layers(after), strict=True):
         for index, ((role, _, start), (_, _, expected)) in enumerate(zip(old.weights, new.weights, strict=True)):
@@ -203,7 +204,7 @@ def check_training(
     detail = f"{moved} arrays moved in {made} of the training that the file describes, both sides in float64"
     if not moved:
         first = "the first step: nothing moved"
-    return Rung(name, bool(moved) and figure <= threshold, figure, threshold, unit, detail, first)
+    return Check(name, bool(moved) and figure <= threshold, figure, threshold, unit, detail, first)
 
 
 def check_files(
@@ -211,7 +212,7 @@ def check_files(
     pixels: tuple[np.ndarray, np.ndarray],
     probabilities: tuple[np.ndarray, np.ndarray],
     unreadable: dict[int, str],
-) -> Rung:
+) -> Check:
     """Photos from file: each side loads them by itself, and labels what it loaded.
 
     Args:
@@ -232,7 +233,7 @@ def check_files(
     if first is not None:
         detail += f". {names[first]}: {reasons[first]}"
     where = None if first is None else names[first]
-    return Rung("file_to_label", not reasons, len(reasons), 0, "files differ", detail, where)
+    return Check("file_to_label", not reasons, len(reasons), 0, "files differ", detail, where)
 
 
 def same_bits(left: np.ndarray, right: np.ndarray) -> bool:

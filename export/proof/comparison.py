@@ -13,10 +13,11 @@ import numpy as np
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.graph.fold import fold_batch_norms, folded_state
 from export.graph.nodes import Graph
-from export.keras_file.keras_h5 import KerasFile, read_keras_h5
+from export.keras_file.read import KerasFile, read_keras_h5
 from export.proof import probe_images
 from export.proof.image_sets import ImageSet
-from export.proof.torch_side import State, torch_probabilities, torch_train
+from export.proof.torch_side import State, torch_train
+from export.torch_answers import torch_probabilities
 from export.torch_to_keras import INPUT_RANGES, trace_checkpoint
 from models.bad_input import BadInput
 
@@ -55,7 +56,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Lesson:
+class TrainingSteps:
     """What both sides are trained on for a few steps.
 
     Attributes:
@@ -72,7 +73,7 @@ class Lesson:
 
 
 @dataclass(frozen=True)
-class Case:
+class Comparison:
     """A pair, read and found comparable.
 
     Attributes:
@@ -122,7 +123,7 @@ class Case:
         return exact_images(self.sets)
 
     @cached_property
-    def lesson(self) -> Lesson | None:
+    def training_steps(self) -> TrainingSteps | None:
         """For a few steps of training; None where the network is certain of every image at hand.
 
         The class to be learnt is not the likeliest, from which there is little to learn, nor one so unlikely that
@@ -142,10 +143,10 @@ class Case:
             source.network, source.trainable, source.learning_rate, images, targets,
             TRAINING_STEPS[source.trainable], self.exact_state, UNCERTAIN,
         )  # fmt: skip
-        return Lesson(images, targets, steps, learned)
+        return TrainingSteps(images, targets, steps, learned)
 
 
-def read_case(pair: Pair) -> Case:
+def read_comparison(pair: Pair) -> Comparison:
     """Read both files and the images.
 
     Raises:
@@ -158,7 +159,7 @@ def read_case(pair: Pair) -> Case:
     _check_input_shape(source, twin, pair.h5)
     sets = image_sets(source.image_size, pair.photos, pair.photo_names)
     folded = twin.details.get("fused_batchnorm") is True
-    return Case(pair, source, trace_checkpoint(source), twin, folded, input_range, sets)
+    return Comparison(pair, source, trace_checkpoint(source), twin, folded, input_range, sets)
 
 
 def image_sets(image_size: tuple[int, int], photos: np.ndarray | None, photo_names: Sequence[str]) -> list[ImageSet]:

@@ -1,4 +1,4 @@
-"""The rung that compares the rest of a twin: architecture, training configuration, facts, digests, word for word."""
+"""The check that compares the rest of a twin: architecture, training configuration, facts, digests, word for word."""
 
 from __future__ import annotations
 
@@ -11,24 +11,18 @@ import numpy as np
 
 from export.checkpoint import Checkpoint
 from export.keras_file.golden import golden_images
-from export.keras_file.keras_h5 import (
-    DETAILS_ATTRIBUTE,
-    OWN_MARKS,
-    KerasFile,
-    KerasLayer,
-    keras_layers,
-    model_config,
-    training_config,
-)
+from export.keras_file.layers import KerasLayer, keras_layers
+from export.keras_file.read import DETAILS_ATTRIBUTE, OWN_MARKS, KerasFile
+from export.keras_file.write import model_config, training_config
 from export.proof.checks import PROBABILITY_THRESHOLD, same_bits
-from export.proof.comparison import Case
+from export.proof.comparison import Comparison
 from export.proof.image_sets import ImageSet
-from export.proof.report import Rung
-from export.proof.torch_side import torch_probabilities
+from export.proof.report import Check
+from export.torch_answers import torch_probabilities
 from export.torch_to_keras import frozen_layers, twin_details
 from export.worker.keras_worker import GOLDEN_GROUP, UNREADABLE, GoldenData, Refused, array_digest, read_golden
 
-# What `keras_h5.write_keras_h5` writes: the attributes of the file itself, of its groups, and of each layer's group.
+# What `write_keras_h5` writes: the attributes of the file itself, of its groups, and of each layer's group.
 _ATTRIBUTES = {
     "": ("model_config", "training_config", DETAILS_ATTRIBUTE, "keras_version", "backend"),
     "model_weights": ("layer_names", "keras_version", "backend"),
@@ -38,7 +32,7 @@ _LAYER_ATTRIBUTES = ("weight_names",)
 _GOLDEN_ARRAYS = ("inputs", "outputs")
 
 
-def check_contents(case: Case) -> Rung:
+def check_contents(comparison: Comparison) -> Check:
     """Everything else in the file against what would be written for this checkpoint today.
 
     Architecture, training configuration and facts must be equal, word for word, the golden images be those that are
@@ -46,8 +40,8 @@ def check_contents(case: Case) -> Rung:
     attribute be there that is not written: so nothing in a file that passes was changed since it was written, whether
     or not it changes the function.
     """
-    source, graph, twin = case.source, case.graph, case.twin
-    layers = keras_layers(graph, case.input_range)
+    source, graph, twin = comparison.source, comparison.graph, comparison.twin
+    layers = keras_layers(graph, comparison.input_range)
     # whether the checkpoint is the file's origin is for the labels; a newer version may read an older file
     own = ("checkpoint_sha256", "shelftwin_version")
     parts: dict[str, tuple[object, object]] = {
@@ -59,17 +53,17 @@ def check_contents(case: Case) -> Rung:
             {layer.name: [f"{layer.name}/{name}:0" for name, _, _ in layer.weights] for layer in layers},
         ),
         "marks": (twin.marks, OWN_MARKS),
-        **_facts_of(twin.details, twin_details(source, case.input_range, case.folded), own),
+        **_facts_of(twin.details, twin_details(source, comparison.input_range, comparison.folded), own),
         "shelftwin/shelftwin_version": (type(twin.details.get("shelftwin_version")).__name__, "str"),
-        **_golden_of(case.h5, twin, source),
-        **_names_of(case.h5, layers),
+        **_golden_of(comparison.h5, twin, source),
+        **_names_of(comparison.h5, layers),
     }
     different = [name for name, (found, wanted) in parts.items() if _plain(found) != _plain(wanted)]
     detail = f"{len(parts)} parts of the file are what would be written today, and have the digests it states"
     if different:
         detail = f"of {len(parts)} parts of the file, not what would be written today: {', '.join(different[:5])}"
     first = different[0] if different else None
-    return Rung("contents", not different, len(different), 0, "parts differ", detail, first)
+    return Check("contents", not different, len(different), 0, "parts differ", detail, first)
 
 
 def _facts_of(
@@ -96,7 +90,7 @@ def _golden_of(h5: Path, twin: KerasFile, source: Checkpoint) -> dict[str, tuple
 
 
 def _same_probabilities(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Same type and shape, and no number further away than on the rung of probabilities; NaN is near nothing."""
+    """Same type and shape, and no number further away than on the check of probabilities; NaN is near nothing."""
     if found.dtype != expected.dtype or found.shape != expected.shape:
         return False
     return bool((np.abs(found.astype(np.float64) - expected) <= PROBABILITY_THRESHOLD).all())

@@ -11,8 +11,9 @@ import torch
 from torch.nn import functional
 
 from export.graph.nodes import Graph, Node
-from export.keras_file.keras_h5 import keras_layers, training_config
-from export.proof.comparison import Case
+from export.keras_file.layers import keras_layers
+from export.keras_file.write import training_config
+from export.proof.comparison import Comparison
 from export.proof.keras_side import KerasSide
 from export.proof.report import Report
 from models.bad_input import BadInput
@@ -25,44 +26,46 @@ Hypothesis = tuple[str, Callable[[], np.ndarray]]
 """What would be the cause, and the output (N, H, W, C) or (N, C) that would then come."""
 
 
-def likely_cause(case: Case, report: Report, torch_gave: dict[str, np.ndarray], keras_side: KerasSide) -> str | None:
+def likely_cause(
+    comparison: Comparison, report: Report, torch_gave: dict[str, np.ndarray], keras_side: KerasSide
+) -> str | None:
     """Look at the first failure; None where no pattern is known.
 
     Args:
-        case: what was compared.
-        report: with its rungs.
+        comparison: what was compared.
+        report: with its checks.
         torch_gave: node name -> output in float64.
         keras_side: what Keras gave.
     """
     first = report.failed[0]
     if first.name == "labels":
-        return _of_labels(case)
+        return _of_labels(comparison)
     if first.name == "weights":
-        return _of_weights(case)
+        return _of_weights(comparison)
     if first.name == "layers_float64" and first.first_divergence:
-        return _of_layer(case, case.graph.node(first.first_divergence), torch_gave, keras_side.layers)
+        return _of_layer(comparison, comparison.graph.node(first.first_divergence), torch_gave, keras_side.layers)
     if first.name == "file_to_label":
-        return _of_files(case, keras_side)
+        return _of_files(comparison, keras_side)
     if first.name == "training_steps":
-        return _of_training(case, first.first_divergence)
+        return _of_training(comparison, first.first_divergence)
     return None
 
 
-def _of_training(case: Case, first: str | None) -> str | None:
-    stated = case.twin.training_config
+def _of_training(comparison: Comparison, first: str | None) -> str | None:
+    stated = comparison.twin.training_config
     if stated is None:
         return None  # the check itself says so
-    if stated.get("optimizer_config") != training_config(case.source.learning_rate)["optimizer_config"]:
+    if stated.get("optimizer_config") != training_config(comparison.source.learning_rate)["optimizer_config"]:
         return "The file's training configuration is not Adam at the checkpoint's learning rate with Keras's epsilon."
     layer = (first or "").partition("/")[0]
-    frozen = [node.name for node in case.graph.nodes if not node.source.startswith("head")]
-    if case.source.trainable == "head" and layer in frozen:
+    frozen = [node.name for node in comparison.graph.nodes if not node.source.startswith("head")]
+    if comparison.source.trainable == "head" and layer in frozen:
         return f"{layer} is frozen in the checkpoint, and this Keras trains it."
     return None
 
 
-def _of_labels(case: Case) -> str | None:
-    stated, source = case.twin.details, case.source
+def _of_labels(comparison: Comparison) -> str | None:
+    stated, source = comparison.twin.details, comparison.source
     named, interpolation = stated.get("class_names"), stated.get("interpolation")
     if isinstance(named, list) and sorted(map(str, named)) == sorted(source.class_names):
         if list(named) != list(source.class_names):
@@ -77,18 +80,20 @@ def _of_labels(case: Case) -> str | None:
     return None
 
 
-def _of_weights(case: Case) -> str | None:
+def _of_weights(comparison: Comparison) -> str | None:
     """Find the first array that differs among the others, as it is or transposed."""
-    has_norms = any(layer.get("class_name") == "BatchNormalization" for layer in case.twin.config["config"]["layers"])
-    if case.folded and has_norms:
+    has_norms = any(
+        layer.get("class_name") == "BatchNormalization" for layer in comparison.twin.config["config"]["layers"]
+    )
+    if comparison.folded and has_norms:
         return "The file says that its BatchNorms are folded, and has BatchNorms."
     expected = [
-        (f"{layer.name}/{role}", array) for layer in keras_layers(case.graph) for role, _, array in layer.weights
+        (f"{layer.name}/{role}", array) for layer in keras_layers(comparison.graph) for role, _, array in layer.weights
     ]
     in_file = {
         f"{layer.name}/{role}": received
-        for layer in keras_layers(case.graph)
-        for (role, _, _), received in zip(layer.weights, case.twin.weights.get(layer.name, []), strict=False)
+        for layer in keras_layers(comparison.graph)
+        for (role, _, _), received in zip(layer.weights, comparison.twin.weights.get(layer.name, []), strict=False)
     }
     for name, array in expected:
         received = in_file.get(name)
@@ -108,14 +113,14 @@ def _of_weights(case: Case) -> str | None:
 
 
 def _of_layer(
-    case: Case, node: Node, torch_gave: dict[str, np.ndarray], keras_gave: dict[str, np.ndarray]
+    comparison: Comparison, node: Node, torch_gave: dict[str, np.ndarray], keras_gave: dict[str, np.ndarray]
 ) -> str | None:
     """Compute the layer anew from torch's inputs, each time with another fault, until it gives what Keras gave."""
     received = keras_gave.get(node.name)
     if received is None:
         return f"The file has no layer {node.name}."
-    values = {case.graph.nodes[0].name: case.exact_images, **torch_gave}
-    for text, compute in _HYPOTHESES.get(node.op, _no_hypotheses)(case.graph, node, values):
+    values = {comparison.graph.nodes[0].name: comparison.exact_images, **torch_gave}
+    for text, compute in _HYPOTHESES.get(node.op, _no_hypotheses)(comparison.graph, node, values):
         try:
             computed = compute()
         except RuntimeError:
@@ -208,21 +213,22 @@ _HYPOTHESES: dict[str, Callable[[Graph, Node, dict[str, np.ndarray]], Iterator[H
 }
 
 
-def _of_files(case: Case, keras_side: KerasSide) -> str | None:
+def _of_files(comparison: Comparison, keras_side: KerasSide) -> str | None:
     """Load the first file that differs with every interpolation."""
-    loaded, load_photo = keras_side.loaded, case.pair.load_photo
+    loaded, load_photo = keras_side.loaded, comparison.pair.load_photo
     if loaded is None or load_photo is None:
         return None
     for index, path in enumerate(loaded.files):
-        ours = load_photo(path, case.source.image_size, case.source.interpolation)
+        ours = load_photo(path, comparison.source.image_size, comparison.source.interpolation)
         if index in loaded.unreadable or np.array_equal(ours, loaded.pixels[index]):
             continue
         for interpolation in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"):
             try:
-                other = load_photo(path, case.source.image_size, interpolation)
+                other = load_photo(path, comparison.source.image_size, interpolation)
             except BadInput:
                 continue
             if np.array_equal(other, loaded.pixels[index]):
-                return f"Keras resizes with {interpolation}, the network was trained with {case.source.interpolation}."
+                trained_with = comparison.source.interpolation
+                return f"Keras resizes with {interpolation}, the network was trained with {trained_with}."
         return f"Keras decodes {path.name} to other pixels; another version of Pillow may."
     return None

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from export.torch_answers import RESCALE
+
 BATCH_SIZE = 32
-# ImageDataGenerator(rescale=1/255) multiplies by the rounded reciprocal; a division would differ in the last bit.
-RESCALE = np.float32(1 / 255)
 
 
 @dataclass(frozen=True)

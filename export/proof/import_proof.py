@@ -22,20 +22,21 @@ import torch
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import WITHOUT_EFFECT
-from export.keras_file.keras_h5 import KerasFile, read_keras_h5
-from export.keras_to_torch import INPUT_RANGES, KerasClassifier, Wishes, read_keras_classifier
+from export.keras_file.read import KerasFile, read_keras_h5
+from export.keras_to_torch import INPUT_RANGES, ImportSettings, KerasClassifier, read_keras_classifier
 from export.proof.checks import check_layers, check_probabilities, check_top1, same_bits
 from export.proof.comparison import exact_images, exact_kind
 from export.proof.image_sets import ImageSet
-from export.proof.report import LayerError, PhotoDifference, Report, Rung, worst_photos
-from export.proof.torch_side import torch_layers, torch_probabilities
+from export.proof.report import Check, LayerError, PhotoDifference, Report, worst_photos
+from export.proof.torch_side import torch_layers
+from export.torch_answers import torch_probabilities
 from export.worker.keras_process import run_keras
 from models.bad_input import BadInput
 
 # torch's layout -> Keras's
 _TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 _TO_KERAS_DEPTHWISE = (2, 3, 0, 1)
-# Rungs that a twin's ladder has, and why this one has not.
+# Checks that a twin's ladder has, and why this one has not.
 _SKIPPED = {
     "file_to_label": "an import is compared on the same pixels: a foreign file does not say how its photos are loaded",
     "training_steps": "an import is compared as it predicts: it is trained on with Adam, anew, whatever the file says",
@@ -55,7 +56,7 @@ class Import:
     Attributes:
         checkpoint: from ``lightning import``.
         h5: the Keras file, as it was saved by its owner.
-        sets: images for both sides, as `case.image_sets` gives them.
+        sets: images for both sides, as `comparison.image_sets` gives them.
     """
 
     checkpoint: Path
@@ -64,7 +65,7 @@ class Import:
 
 
 @dataclass(frozen=True)
-class _Case:
+class _Comparison:
     """An import, read.
 
     Attributes:
@@ -78,7 +79,7 @@ class _Case:
     given: Import
     source: Checkpoint
     classifier: KerasClassifier
-    facts: Rung
+    facts: Check
     compared: dict[str, str]
 
 
@@ -88,7 +89,7 @@ def check_imports(
     keras_python: Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> list[Report]:
-    """Climb the ladder for checkpoints and the Keras files that they were imported from, in one Keras process.
+    """Make all checks for checkpoints and the Keras files that they were imported from, in one Keras process.
 
     Args:
         imports: the files and the images.
@@ -101,49 +102,52 @@ def check_imports(
         KerasFailed: when the Keras process crashed or ran out of time.
     """
     start = time.perf_counter()
-    cases = [_read(given) for given in imports]
+    comparisons = [_read(given) for given in imports]
     progress("Keras computes, in a process of its own")
     reports = []
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as name:
-        folders = [Path(name) / str(number) for number in range(len(cases))]
-        jobs = [(case.given.h5, _tasks(case, folder)) for case, folder in zip(cases, folders, strict=True)]
-        images = sum(len(each.images) for case in cases for each in case.given.sets)
+        folders = [Path(name) / str(number) for number in range(len(comparisons))]
+        jobs = [
+            (comparison.given.h5, _tasks(comparison, folder))
+            for comparison, folder in zip(comparisons, folders, strict=True)
+        ]
+        images = sum(len(each.images) for comparison in comparisons for each in comparison.given.sets)
         reply = run_keras(jobs, python=keras_python, time_limit=600 + 5 * images)
         progress("torch computes the same")
-        for case, folder in zip(cases, folders, strict=True):
-            rungs, layer_errors, photos = _climb(case, folder)
+        for comparison, folder in zip(comparisons, folders, strict=True):
+            checks, layer_errors, photos = _run_checks(comparison, folder)
             report = Report(
-                checkpoint={"path": str(case.given.checkpoint), "sha256": case.source.digest},
+                checkpoint={"path": str(comparison.given.checkpoint), "sha256": comparison.source.digest},
                 model={
-                    "path": str(case.given.h5),
-                    "sha256": file_digest(case.given.h5),
-                    "input_range": case.classifier.input_range,
+                    "path": str(comparison.given.h5),
+                    "sha256": file_digest(comparison.given.h5),
+                    "input_range": comparison.classifier.input_range,
                 },
-                rungs=rungs,
+                checks=checks,
                 versions={"torch": versions, "keras": reply["versions"]},
                 layers=layer_errors,
-                class_names=list(case.source.class_names),
+                class_names=list(comparison.source.class_names),
                 photos=photos,
                 skipped=dict(_SKIPPED),
             )
-            if report.failed and _is_saved_again(case.source, case.classifier.file):
+            if report.failed and _is_saved_again(comparison.source, comparison.classifier.file):
                 report.likely_cause = _SAVED_AGAIN
             report.seconds = round(time.perf_counter() - start, 2)
             reports.append(report)
     return reports
 
 
-def _read(given: Import) -> _Case:
+def _read(given: Import) -> _Comparison:
     source = read_checkpoint(given.checkpoint)
     imported_range = source.imported_range if source.imported_range in INPUT_RANGES else None
-    wishes = Wishes(source.class_names, source.image_size, source.interpolation, imported_range)
+    settings_given = ImportSettings(source.class_names, source.image_size, source.interpolation, imported_range)
     try:
-        classifier = read_keras_classifier(given.h5, wishes)
+        classifier = read_keras_classifier(given.h5, settings_given)
     except BadInput as error:
         if _is_saved_again(source, read_keras_h5(given.h5)):
             raise BadInput(f"{error}\n{_SAVED_AGAIN}") from error
         raise
-    return _Case(given, source, classifier, _check_facts(source, classifier), _compared_nodes(classifier))
+    return _Comparison(given, source, classifier, _check_facts(source, classifier), _compared_nodes(classifier))
 
 
 def _is_saved_again(source: Checkpoint, file: KerasFile) -> bool:
@@ -151,36 +155,36 @@ def _is_saved_again(source: Checkpoint, file: KerasFile) -> bool:
     return source.imported_from is None and not file.details
 
 
-def _climb(case: _Case, folder: Path) -> tuple[list[Rung], list[LayerError], list[PhotoDifference]]:
-    source, classifier = case.source, case.classifier
-    rungs = [case.facts]
+def _run_checks(comparison: _Comparison, folder: Path) -> tuple[list[Check], list[LayerError], list[PhotoDifference]]:
+    source, classifier = comparison.source, comparison.classifier
+    checks = [comparison.facts]
     layer_errors: list[LayerError] = []
     photos: list[PhotoDifference] = []
     if source.network.architecture == classifier.network.architecture:  # else there is nothing to hold side by side
         with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
-            rungs.append(_check_weights(source, classifier, dict(arrays)))
+            checks.append(_check_weights(source, classifier, dict(arrays)))
         gave = {
             node: np.load(folder / "layers" / f"{index}.npy", allow_pickle=False)
-            for index, node in enumerate(case.compared)
+            for index, node in enumerate(comparison.compared)
         }
         # with the constants that the file states, as Keras in float64 does not round them either
-        expected = torch_layers(_unrounded(source, classifier), classifier.graph, exact_images(case.given.sets))
+        expected = torch_layers(_unrounded(source, classifier), classifier.graph, exact_images(comparison.given.sets))
         gave = {node: _flat_where_pooled(value, expected[node]) for node, value in gave.items()}
-        nodes = (_alone(classifier.graph.node(node)) for node in case.compared)
+        nodes = (_alone(classifier.graph.node(node)) for node in comparison.compared)
         graph = Graph((classifier.graph.nodes[0], *nodes), {})
-        rung, layer_errors = check_layers(graph, expected, gave, exact_kind(case.given.sets))
-        rungs.append(rung)
-    for images in case.given.sets:
+        check, layer_errors = check_layers(graph, expected, gave, exact_kind(comparison.given.sets))
+        checks.append(check)
+    for images in comparison.given.sets:
         keras_gave = np.load(folder / f"{images.name}_probabilities.npy", allow_pickle=False)
         torch_gave = torch_probabilities(source.network, images.batches())
-        rungs.append(check_probabilities(images, torch_gave, keras_gave))
-        rungs.append(check_top1(images, torch_gave, keras_gave))
+        checks.append(check_probabilities(images, torch_gave, keras_gave))
+        checks.append(check_top1(images, torch_gave, keras_gave))
         if images.name == "photos":
             photos = worst_photos(images, torch_gave, keras_gave)
-    return rungs, layer_errors, photos
+    return checks, layer_errors, photos
 
 
-def _check_facts(source: Checkpoint, classifier: KerasClassifier) -> Rung:
+def _check_facts(source: Checkpoint, classifier: KerasClassifier) -> Check:
     """The checkpoint was made from this very file, and describes the same network, classes and images."""
     stated = classifier.file.details
     pairs: dict[str, tuple[Any, Any]] = {
@@ -195,10 +199,10 @@ def _check_facts(source: Checkpoint, classifier: KerasClassifier) -> Rung:
     if wrong:
         shown = [f"{name} {str(pairs[name][0])[:80]} (file: {str(pairs[name][1])[:80]})" for name in wrong]
         detail = f"the checkpoint says {'; '.join(shown)}"
-    return Rung("labels", not wrong, len(wrong), 0, "facts differ", detail, wrong[0] if wrong else None)
+    return Check("labels", not wrong, len(wrong), 0, "facts differ", detail, wrong[0] if wrong else None)
 
 
-def _check_weights(source: Checkpoint, classifier: KerasClassifier, loaded: dict[str, np.ndarray]) -> Rung:
+def _check_weights(source: Checkpoint, classifier: KerasClassifier, loaded: dict[str, np.ndarray]) -> Check:
     """Every array, in the file and as Keras holds it after loading, against the checkpoint, bit for bit."""
     state = {name: tensor.numpy() for name, tensor in source.network.state_dict().items()}
     different, in_keras = [], dict(loaded)
@@ -218,7 +222,7 @@ def _check_weights(source: Checkpoint, classifier: KerasClassifier, loaded: dict
     ]
     detail = f"{len(classifier.tensor_of)} arrays, in the file and as loaded, against the checkpoint's tensors"
     first = different[0] if different else None
-    return Rung("weights", not different, len(different), 0, "arrays differ", detail, first)
+    return Check("weights", not different, len(different), 0, "arrays differ", detail, first)
 
 
 def _keras_layout(node: Node, array: np.ndarray) -> np.ndarray:
@@ -255,23 +259,23 @@ def _unrounded(source: Checkpoint, classifier: KerasClassifier) -> torch.nn.Modu
     return network
 
 
-def _tasks(case: _Case, folder: Path) -> list[dict[str, object]]:
-    classifier = case.classifier
+def _tasks(comparison: _Comparison, folder: Path) -> list[dict[str, object]]:
+    classifier = comparison.classifier
     (folder / "layers").mkdir(parents=True)
     factor, shift = INPUT_RANGES[classifier.input_range]
-    np.save(folder / "exact.npy", exact_images(case.given.sets) * factor + shift)
+    np.save(folder / "exact.npy", exact_images(comparison.given.sets) * factor + shift)
     layers = classifier.source.layers
     fed_by = {
         "/".join(path): None if feeding is None or layers[feeding].class_name == "InputLayer" else feeding
         for path, feeding in classifier.source.fed_by.items()
     }
-    names = {"names": list(case.compared.values()), "fed_by": fed_by}
+    names = {"names": list(comparison.compared.values()), "fed_by": fed_by}
     paths = {"inputs": str(folder / "exact.npy"), "folder": str(folder / "layers")}
     tasks: list[dict[str, object]] = [
         {"task": "weights", "outputs": str(folder / "weights.npz")},
         {"task": "layers", **names, **paths},
     ]
-    for each in case.given.sets:
+    for each in comparison.given.sets:
         inputs = each.save(folder, classifier.input_range)
         tasks.append({"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")})
     return tasks

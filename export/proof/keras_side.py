@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from export.proof.comparison import Case
-from export.proof.image_sets import RESCALE
+from export.proof.comparison import Comparison
 from export.proof.probe_images import write_probe_files
+from export.torch_answers import RESCALE
 from export.worker.keras_process import run_keras
 
 # Photos that both sides load from their files.
@@ -46,7 +46,7 @@ class KerasSide:
     Attributes:
         versions: of everything that computed.
         weights: ``LAYER/INDEX`` -> array, as Keras holds it after loading.
-        layers: node name -> output in float64, for the case's exact images.
+        layers: node name -> output in float64, for the comparison's exact images.
         probabilities: for each set of images, float32, (N, C).
         trained: as `weights`, in float64, after some steps of training; None where there was none.
         training_failed: why, where Keras could not train; empty where it could.
@@ -64,11 +64,11 @@ class KerasSide:
     loading_skipped: str = ""
 
 
-def keras_sides(cases: Sequence[Case], folder: Path, python: Path | None) -> list[KerasSide]:
-    """Ask one Keras about all cases.
+def keras_sides(comparisons: Sequence[Comparison], folder: Path, python: Path | None) -> list[KerasSide]:
+    """Ask one Keras about all comparisons.
 
     Args:
-        cases: what to compare.
+        comparisons: what to compare.
         folder: for the probe files, which the other side is to read, too; must exist.
         python: interpreter that has the Keras; None: our own.
 
@@ -78,53 +78,58 @@ def keras_sides(cases: Sequence[Case], folder: Path, python: Path | None) -> lis
     """
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as name:
         asked = []
-        for number, case in enumerate(cases):
+        for number, comparison in enumerate(comparisons):
             (folder / str(number)).mkdir()
             own = Path(name) / str(number)
             own.mkdir()
-            asked.append(_tasks(case, own, folder / str(number)))
-        jobs = [(case.h5, list(tasks.values())) for case, tasks in zip(cases, asked, strict=True)]
-        images = sum(len(each.images) for case in cases for each in case.sets)
-        reply = run_keras(jobs, python=python, time_limit=600 + 120 * len(cases) + 5 * images)
+            asked.append(_tasks(comparison, own, folder / str(number)))
+        jobs = [(comparison.h5, list(tasks.values())) for comparison, tasks in zip(comparisons, asked, strict=True)]
+        images = sum(len(each.images) for comparison in comparisons for each in comparison.sets)
+        reply = run_keras(jobs, python=python, time_limit=600 + 120 * len(comparisons) + 5 * images)
         return [
-            _collect(case, tasks, dict(zip(tasks, results, strict=True)), reply["versions"])
-            for case, tasks, results in zip(cases, asked, reply["results"], strict=True)
+            _collect(comparison, tasks, dict(zip(tasks, results, strict=True)), reply["versions"])
+            for comparison, tasks, results in zip(comparisons, asked, reply["results"], strict=True)
         ]
 
 
-def _tasks(case: Case, folder: Path, probes: Path) -> dict[str, Task]:
+def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task]:
     """Tasks by a name of ours; `probes` gets the odd files."""
     exact, layers = folder / "exact.npy", folder / "layers"
     layers.mkdir()
-    raw = case.input_range == "raw"
-    np.save(exact, case.exact_images * 255 if raw else case.exact_images)
-    in_file = {layer["config"]["name"] for layer in case.twin.config["config"]["layers"]}
-    names = [node.name for node in case.graph.nodes[1:] if node.name in in_file]
+    raw = comparison.input_range == "raw"
+    np.save(exact, comparison.exact_images * 255 if raw else comparison.exact_images)
+    in_file = {layer["config"]["name"] for layer in comparison.twin.config["config"]["layers"]}
+    names = [node.name for node in comparison.graph.nodes[1:] if node.name in in_file]
     tasks: dict[str, Task] = {
         "weights": {"task": "weights", "outputs": str(folder / "weights.npz")},
         "layers": {"task": "layers", "inputs": str(exact), "names": names, "folder": str(layers)},
     }
-    for each in case.sets:
-        inputs = each.save(folder, case.input_range)
+    for each in comparison.sets:
+        inputs = each.save(folder, comparison.input_range)
         tasks[each.name] = {"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")}
-    if case.twin.training_config is not None and case.lesson is not None:
-        np.save(folder / "lesson.npy", case.lesson.images * 255 if raw else case.lesson.images)
-        np.save(folder / "targets.npy", case.lesson.targets)
+    if comparison.twin.training_config is not None and comparison.training_steps is not None:
+        np.save(
+            folder / "training_steps.npy",
+            comparison.training_steps.images * 255 if raw else comparison.training_steps.images,
+        )
+        np.save(folder / "targets.npy", comparison.training_steps.targets)
         tasks["train"] = {
             "task": "train",
-            "inputs": str(folder / "lesson.npy"),
+            "inputs": str(folder / "training_steps.npy"),
             "targets": str(folder / "targets.npy"),
-            "steps": case.lesson.steps,
+            "steps": comparison.training_steps.steps,
             "copy": str(folder / "training.h5"),
             "outputs": str(folder / "trained.npz"),
         }
-    if case.pair.load_photo is not None:
+    if comparison.pair.load_photo is not None:
         tasks["files"] = {
             "task": "files",
-            "files": [str(path.resolve()) for path in [*write_probe_files(probes), *_chosen(case.pair.photo_files)]],
-            "image_size": list(case.source.image_size),
+            "files": [
+                str(path.resolve()) for path in [*write_probe_files(probes), *_chosen(comparison.pair.photo_files)]
+            ],
+            "image_size": list(comparison.source.image_size),
             # As whoever has nothing but the file would load them.
-            "interpolation": case.twin.details.get("interpolation", "nearest"),
+            "interpolation": comparison.twin.details.get("interpolation", "nearest"),
             "scale": 1.0 if raw else float(RESCALE),
             "pixels": str(folder / "file_pixels.npy"),
             "outputs": str(folder / "file_probabilities.npy"),
@@ -138,7 +143,9 @@ def _chosen(files: Sequence[Path]) -> list[Path]:
     return [files[index] for index in chosen]
 
 
-def _collect(case: Case, tasks: dict[str, Task], results: dict[str, Any], versions: dict[str, str]) -> KerasSide:
+def _collect(
+    comparison: Comparison, tasks: dict[str, Task], results: dict[str, Any], versions: dict[str, str]
+) -> KerasSide:
     layers = Path(tasks["layers"]["folder"])
     train, files = results.get("train", {}), results.get("files", {})
     loaded = None
@@ -153,7 +160,7 @@ def _collect(case: Case, tasks: dict[str, Task], results: dict[str, Any], versio
         versions=versions,
         weights=_arrays(tasks["weights"]["outputs"]),
         layers={name: _load(layers / f"{index}.npy") for index, name in enumerate(tasks["layers"]["names"])},
-        probabilities=[_load(tasks[each.name]["outputs"]) for each in case.sets],
+        probabilities=[_load(tasks[each.name]["outputs"]) for each in comparison.sets],
         trained=_arrays(tasks["train"]["outputs"]) if train and "failed" not in train else None,
         training_failed=train.get("failed", ""),
         loaded=loaded,

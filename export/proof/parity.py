@@ -1,9 +1,9 @@
 """The proof: a ladder of checks that a checkpoint and a Keras `.h5` are the same function.
 
-Every rung compares what torch computes from the checkpoint with what a real Keras, in a process of its own, computes
-from the file. A rung passes only if its figure is a number and within its threshold; one failed rung is a FAIL.
+Every check compares what torch computes from the checkpoint with what a real Keras, in a process of its own, computes
+from the file. A check passes only if its figure is a number and within its threshold; one failed check is a FAIL.
 
-The rungs: labels, weights, every layer in float64, probabilities and top-1 on synthetic images and on photos, photos
+The checks: labels, weights, every layer in float64, probabilities and top-1 on synthetic images and on photos, photos
 from file to label, steps of training, and everything else in the file.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
-from export.keras_file.keras_h5 import read_keras_h5
+from export.keras_file.read import read_keras_h5
 from export.proof.checks import (
     check_files,
     check_labels,
@@ -29,15 +29,16 @@ from export.proof.checks import (
     check_training,
     check_weights,
 )
-from export.proof.comparison import Case, Lesson, Pair, exact_kind, image_sets, read_case
+from export.proof.comparison import Comparison, Pair, TrainingSteps, exact_kind, image_sets, read_comparison
 from export.proof.contents import check_contents
 from export.proof.diagnosis import likely_cause
 from export.proof.image_sets import ImageSet
 from export.proof.import_proof import Import, check_imports
 from export.proof.keras_side import KerasSide, keras_sides
-from export.proof.report import Report, Rung, worst_photos
-from export.proof.second_opinions import opinion_rungs, second_opinion
-from export.proof.torch_side import torch_layers, torch_probabilities
+from export.proof.report import Check, Report, worst_photos
+from export.proof.second_opinions import opinion_checks, second_opinion
+from export.proof.torch_side import torch_layers
+from export.torch_answers import torch_probabilities
 from models.bad_input import BadInput
 
 
@@ -47,7 +48,7 @@ def check_parity(
     progress: Callable[[str], None] = lambda text: None,
     opinions: Sequence[str] = (),
 ) -> Report:
-    """Climb the ladder for one pair.
+    """Make all checks for one pair.
 
     Args:
         pair: the two files, and photos.
@@ -82,23 +83,26 @@ def check_pairs(
     progress: Callable[[str], None] = lambda text: None,
     opinions: Sequence[str] = (),
 ) -> list[Report]:
-    """Climb the ladder for several pairs, all of them in one Keras process; otherwise as `check_parity`."""
+    """Make all checks for several pairs, all of them in one Keras process; otherwise as `check_parity`."""
     start = time.perf_counter()
-    cases = [read_case(pair) for pair in pairs]
+    comparisons = [read_comparison(pair) for pair in pairs]
     reports = []
     with tempfile.TemporaryDirectory(prefix="shelftwin-probes-") as probes:
         progress("Keras computes, in a process of its own")
-        sides = keras_sides(cases, Path(probes), keras_python)
+        sides = keras_sides(comparisons, Path(probes), keras_python)
         progress("torch computes the same")
-        for case, keras_side in zip(cases, sides, strict=True):
-            report, from_torch = _climb(case, keras_side)
+        for comparison, keras_side in zip(comparisons, sides, strict=True):
+            report, from_torch = _run_checks(comparison, keras_side)
             asked = [
-                second_opinion(name, case.source, case.h5, case.input_range, case.sets, progress) for name in opinions
+                second_opinion(
+                    name, comparison.source, comparison.h5, comparison.input_range, comparison.sets, progress
+                )
+                for name in opinions
             ]
             for opinion in asked:
-                report.rungs += opinion_rungs(opinion, case.sets, from_torch)
+                report.checks += opinion_checks(opinion, comparison.sets, from_torch)
                 report.versions[opinion.name] = opinion.versions
-            for index, images in enumerate(case.sets):
+            for index, images in enumerate(comparison.sets):
                 if images.name == "photos":
                     others = {opinion.name: opinion.probabilities[index] for opinion in asked}
                     report.photos = worst_photos(images, from_torch[index], keras_side.probabilities[index], others)
@@ -107,62 +111,67 @@ def check_pairs(
     return reports
 
 
-def _climb(case: Case, keras_side: KerasSide) -> tuple[Report, list[np.ndarray]]:
+def _run_checks(comparison: Comparison, keras_side: KerasSide) -> tuple[Report, list[np.ndarray]]:
     """Compare what Keras gave with what torch gives; torch's probabilities for each set of images come with it."""
-    network, report = case.source.network, Report(
-        checkpoint={"path": str(case.source.path), "sha256": case.source.digest},
-        model={"path": str(case.h5), "sha256": file_digest(case.h5), "input_range": case.input_range},
+    network, report = comparison.source.network, Report(
+        checkpoint={"path": str(comparison.source.path), "sha256": comparison.source.digest},
+        model={"path": str(comparison.h5), "sha256": file_digest(comparison.h5), "input_range": comparison.input_range},
         versions={"torch": torch_versions(), "keras": keras_side.versions},
-        class_names=list(case.source.class_names),
+        class_names=list(comparison.source.class_names),
     )  # fmt: skip
-    report.rungs += [
-        check_labels(case.source, case.twin.details),
-        check_weights(case.graph, case.twin, keras_side.weights),
+    report.checks += [
+        check_labels(comparison.source, comparison.twin.details),
+        check_weights(comparison.graph, comparison.twin, keras_side.weights),
     ]
-    torch_gave = torch_layers(network, case.graph, case.exact_images, case.exact_state)
-    layers, report.layers = check_layers(case.graph, torch_gave, keras_side.layers, exact_kind(case.sets))
-    report.rungs.append(layers)
+    torch_gave = torch_layers(network, comparison.graph, comparison.exact_images, comparison.exact_state)
+    layers, report.layers = check_layers(comparison.graph, torch_gave, keras_side.layers, exact_kind(comparison.sets))
+    report.checks.append(layers)
     probabilities = []
-    for images, from_keras in zip(case.sets, keras_side.probabilities, strict=True):
+    for images, from_keras in zip(comparison.sets, keras_side.probabilities, strict=True):
         from_torch = torch_probabilities(network, images.batches())
         probabilities.append(from_torch)
-        report.rungs.append(check_probabilities(images, from_torch, from_keras))
-        report.rungs.append(check_top1(images, from_torch, from_keras))
+        report.checks.append(check_probabilities(images, from_torch, from_keras))
+        report.checks.append(check_top1(images, from_torch, from_keras))
     if keras_side.loaded is not None:
-        report.rungs.append(_check_files(case, keras_side))
+        report.checks.append(_check_files(comparison, keras_side))
     elif keras_side.loading_skipped:
         report.skipped["file_to_label"] = f"this Keras cannot load photos: {keras_side.loading_skipped}"
-    if case.folded and case.source.trainable == "all":
+    if comparison.folded and comparison.source.trainable == "all":
         report.skipped["training_steps"] = "with BatchNorm folded into them, other weights are trained"
-    elif case.lesson is None:
+    elif comparison.training_steps is None:
         report.skipped["training_steps"] = (
             "the network is certain of every image here: it would learn nothing from them"
         )
     else:
-        report.rungs.append(_check_training(case, case.lesson, keras_side))
-    report.rungs.append(check_contents(case))
+        report.checks.append(_check_training(comparison, comparison.training_steps, keras_side))
+    report.checks.append(check_contents(comparison))
     if report.failed:
-        report.likely_cause = likely_cause(case, report, torch_gave, keras_side)
+        report.likely_cause = likely_cause(comparison, report, torch_gave, keras_side)
     return report, probabilities
 
 
-def _check_files(case: Case, keras_side: KerasSide) -> Rung:
+def _check_files(comparison: Comparison, keras_side: KerasSide) -> Check:
     """Load the files as this project's own commands do, and compare."""
-    loaded, load_photo = keras_side.loaded, case.pair.load_photo
+    loaded, load_photo = keras_side.loaded, comparison.pair.load_photo
     assert loaded is not None
     assert load_photo is not None  # for which they were asked
-    size, interpolation = case.source.image_size, case.source.interpolation
+    size, interpolation = comparison.source.image_size, comparison.source.interpolation
     pixels = np.stack([load_photo(path, size, interpolation) for path in loaded.files])
     names = [path.name for path in loaded.files]
-    probabilities = torch_probabilities(case.source.network, ImageSet("files", pixels, names).batches())
+    probabilities = torch_probabilities(comparison.source.network, ImageSet("files", pixels, names).batches())
     return check_files(names, (pixels, loaded.pixels), (probabilities, loaded.probabilities), loaded.unreadable)
 
 
-def _check_training(case: Case, lesson: Lesson, keras_side: KerasSide) -> Rung:
+def _check_training(comparison: Comparison, training_steps: TrainingSteps, keras_side: KerasSide) -> Check:
     """Compare what both sides have learned."""
-    after = case.graph_with(lesson.learned)
+    after = comparison.graph_with(training_steps.learned)
     return check_training(
-        case.graph, after, keras_side.trained, keras_side.training_failed, lesson.steps, case.source.learning_rate
+        comparison.graph,
+        after,
+        keras_side.trained,
+        keras_side.training_failed,
+        training_steps.steps,
+        comparison.source.learning_rate,
     )
 
 

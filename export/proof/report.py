@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 
 SCHEMA = 2
 PASS, FAIL = "PASS", "FAIL"
-# The rung that names a layer.
-LAYERS_RUNG = "layers_float64"
+# The check that names a layer.
+LAYERS_CHECK = "layers_float64"
 # Photos that the report shows.
 WORST_PHOTOS = 8
 
 
 @dataclass(frozen=True)
-class Rung:
+class Check:
     """One check's outcome.
 
     Attributes:
@@ -124,12 +124,12 @@ def worst_photos(
 
 @dataclass
 class Report:
-    """All rungs under one Keras, and the verdict.
+    """All checks under one Keras, and the verdict.
 
     Attributes:
         checkpoint: path and digest of the torch side.
         model: path and digest of the Keras side, and the input range it takes.
-        rungs: in the order of the ladder.
+        checks: in the order of the ladder.
         versions: of everything that computed, for each side.
         seconds: the whole ladder took.
         layers: in the order of computation.
@@ -141,7 +141,7 @@ class Report:
 
     checkpoint: dict[str, str]
     model: dict[str, str]
-    rungs: list[Rung] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
     seconds: float = 0.0
     layers: list[LayerError] = field(default_factory=list)
@@ -152,28 +152,30 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """``PASS`` if there are rungs and all of them passed, else ``FAIL``."""
-        return PASS if self.rungs and all(rung.passed for rung in self.rungs) else FAIL
+        """``PASS`` if there are checks and all of them passed, else ``FAIL``."""
+        return PASS if self.checks and all(check.passed for check in self.checks) else FAIL
 
     @property
-    def failed(self) -> list[Rung]:
-        """The rungs that did not pass, in order."""
-        return [rung for rung in self.rungs if not rung.passed]
+    def failed(self) -> list[Check]:
+        """The checks that did not pass, in order."""
+        return [check for check in self.checks if not check.passed]
 
     @property
-    def roads(self) -> dict[str, dict[str, Rung]]:
-        """Set of images -> road to its probabilities, Keras first -> the rung that compares them with torch's."""
-        found: dict[str, dict[str, Rung]] = {}
-        for rung in self.rungs:
-            kind, _, rest = rung.name.partition("_")
+    def roads(self) -> dict[str, dict[str, Check]]:
+        """Set of images -> road to its probabilities, Keras first -> the check that compares them with torch's."""
+        found: dict[str, dict[str, Check]] = {}
+        for check in self.checks:
+            kind, _, rest = check.name.partition("_")
             if kind == "probabilities":
                 images, _, road = rest.partition("_")
-                found.setdefault(images, {})[road or "Keras"] = rung
+                found.setdefault(images, {})[road or "Keras"] = check
         return found
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON types; a figure that is no finite number becomes its name, such as ``"nan"``."""
         content = {"verdict": self.verdict, **asdict(self)}
+        # what the checks are called in files of this schema
+        content = {"rungs" if name == "checks" else name: value for name, value in content.items()}
         for photo in content["photos"]:
             del photo["pixels"]
         return _finite(content)
@@ -182,10 +184,10 @@ class Report:
         """The verdict in one line, with the first thing that differs."""
         if self.verdict == PASS:
             skipped = f", {len(self.skipped)} skipped" if self.skipped else ""
-            return f"parity PASS: {len(self.rungs)} of {len(self.rungs)} checks{skipped}, {self.seconds:.0f} s"
+            return f"parity PASS: {len(self.checks)} of {len(self.checks)} checks{skipped}, {self.seconds:.0f} s"
         first = self.failed[0] if self.failed else None
         where = f" at {first.first_divergence}" if first and first.first_divergence else ""
-        if first and first.name == LAYERS_RUNG:
+        if first and first.name == LAYERS_CHECK:
             # its figure is the largest of all layers; what counts is that of the first
             where += "".join(f": {each.stated()}" for each in self.layers if each.name == first.first_divergence)
         cause = f". {self.likely_cause}" if self.likely_cause else ""
@@ -242,20 +244,20 @@ def wide_console() -> Console:
 
 
 def print_report(report: Report) -> None:
-    """Print the rungs as a table, the versions, and the verdict as the last line."""
+    """Print the checks as a table, the versions, and the verdict as the last line."""
     from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="Is the Keras file the network that was trained?", title_justify="left")
     for heading in ("check", "figure", "threshold", "", "what was compared"):
         table.add_column(heading, overflow="fold")
-    for rung in report.rungs:
-        sign = ">=" if rung.larger_is_better else "<="
-        verdict = "[green]pass[/]" if rung.passed else "[red]FAIL[/]"
-        where = f". First: {rung.first_divergence}" if rung.first_divergence else ""
-        figure, threshold = f"{rung.figure:.3g} {rung.unit}", f"{sign} {rung.threshold:g}"
+    for check in report.checks:
+        sign = ">=" if check.larger_is_better else "<="
+        verdict = "[green]pass[/]" if check.passed else "[red]FAIL[/]"
+        where = f". First: {check.first_divergence}" if check.first_divergence else ""
+        figure, threshold = f"{check.figure:.3g} {check.unit}", f"{sign} {check.threshold:g}"
         # a file's own names are in it; they are no markup
-        table.add_row(rung.name, figure, threshold, verdict, escape(rung.detail + where))
+        table.add_row(check.name, figure, threshold, verdict, escape(check.detail + where))
     console = wide_console()
     console.print(table)
     for name, reason in report.skipped.items():

@@ -22,7 +22,7 @@ from torch import nn
 from export.checkpoint import Checkpoint
 from export.proof.checks import PROBABILITY_THRESHOLD, check_probabilities, check_top1
 from export.proof.image_sets import ImageSet
-from export.proof.report import Rung
+from export.proof.report import Check
 from export.worker.format_process import prediction_tasks, read_outputs, run_formats
 from export.worker.keras_process import KerasFailed
 from export.worker.onnx2tf_environment import onnx2tf_python
@@ -102,20 +102,20 @@ def second_opinion(
     return Opinion(name, reply["versions"], probabilities, round(time.perf_counter() - start, 2))
 
 
-def opinion_rungs(opinion: Opinion, image_sets: Sequence[ImageSet], torch_gave: Sequence[np.ndarray]) -> list[Rung]:
-    """The rungs of the ladder that an opinion adds.
+def opinion_checks(opinion: Opinion, image_sets: Sequence[ImageSet], torch_gave: Sequence[np.ndarray]) -> list[Check]:
+    """The checks of the ladder that an opinion adds.
 
     Args:
         opinion: what it gave.
         image_sets: what went in.
         torch_gave: torch's probabilities for each set, (N, C).
     """
-    rungs, road = [], OPINIONS[opinion.name]
+    checks, road = [], OPINIONS[opinion.name]
     for images, expected, given in zip(image_sets, torch_gave, opinion.probabilities, strict=True):
-        rungs.append(check_probabilities(images, expected, given, opinion.name, road.threshold))
+        checks.append(check_probabilities(images, expected, given, opinion.name, road.threshold))
         if images.name == "photos":
-            rungs.append(check_top1(images, expected, given, opinion.name))
-    return [replace(rung, detail=f"{rung.detail}; the road took {opinion.seconds:.0f} s") for rung in rungs]
+            checks.append(check_top1(images, expected, given, opinion.name))
+    return [replace(check, detail=f"{check.detail}; the road took {opinion.seconds:.0f} s") for check in checks]
 
 
 def _tf2onnx(source: Checkpoint, h5: Path, folder: Path) -> tuple[list[dict], str, Path, int]:

@@ -1,9 +1,8 @@
-"""What torch computes, for the proof: probabilities in float32; every layer and training steps in float64."""
+"""What torch computes in float64, for the proof: every layer, and training steps."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -12,22 +11,11 @@ from torch import Tensor, fx, nn
 
 from export.graph.nodes import Graph, Node
 from export.graph.trace import export_program
+from export.torch_answers import nchw
 from models.keras_adam import KerasAdam
 
 State = dict[str, np.ndarray]
 """Name in the state dict -> float64 array."""
-
-
-def torch_probabilities(network: nn.Module, batches: Iterable[np.ndarray]) -> np.ndarray:
-    """Softmax of the network's logits, float32, (N, C).
-
-    Args:
-        network: in eval mode, takes NCHW in [0, 1].
-        batches: float32, NHWC, in [0, 1].
-    """
-    with torch.inference_mode():
-        given = [network(_nchw(batch)).softmax(dim=1).numpy() for batch in batches]
-    return np.concatenate(given)
 
 
 def torch_layers(
@@ -48,7 +36,7 @@ def torch_layers(
     program = export_program(exact, (images.shape[1], images.shape[2]), batch=len(images))
     recorder = _Recorder(program.module(), {node.trace_name: node for node in graph.nodes[1:] if node.trace_name})
     with torch.inference_mode():
-        logits = recorder.run(_nchw(images))
+        logits = recorder.run(nchw(images))
     logits = logits[0] if isinstance(logits, tuple | list) else logits
     recorder.values[graph.output.name] = logits.softmax(dim=1).numpy()  # the one node that torch does not have
     return recorder.values
@@ -85,10 +73,6 @@ def _keras_layout(node: Node, value: Tensor) -> np.ndarray:
     return (value if node.trace_channels_last else value.permute(0, 2, 3, 1)).numpy()
 
 
-def _nchw(images: np.ndarray) -> Tensor:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
-
-
 def torch_train(
     network: nn.Module,
     trainable: str,
@@ -122,7 +106,7 @@ def torch_train(
         exact.requires_grad_(False)
         exact.get_submodule("head").requires_grad_(True)
     adam = KerasAdam([each for each in exact.parameters() if each.requires_grad], learning_rate)
-    photos, wanted = _nchw(images), torch.from_numpy(targets)
+    photos, wanted = nchw(images), torch.from_numpy(targets)
     made = 0
     while made < steps:
         logits = exact(photos)

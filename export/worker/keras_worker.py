@@ -53,7 +53,7 @@ except ImportError:  # `check_packages` says so to whoever asked: a wrong interp
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# What `keras_h5.py` writes and what classifiers of the MobileNet era hold; none of these can run foreign code.
+# What our export writes and what classifiers of the MobileNet era hold; none of these can run foreign code.
 KNOWN_LAYERS = frozenset(
     # a text, because as a list it would be longer than the rest of this page
     """

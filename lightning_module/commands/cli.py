@@ -51,10 +51,10 @@ COMMANDS = {
     "validate": Command("Measure a checkpoint on the validation photos.", "training:run"),
     "test": Command("Measure a checkpoint on the test photos.", "training:run"),
     "predict": Command("Label photos with a checkpoint or a Keras .h5; writes predictions.csv.", "predict:run"),
-    "export": Command("Write a checkpoint as a Keras .h5, or in other formats made of it.", "twin_commands:run_export"),
-    "parity": Command("Prove that a .h5 computes what its checkpoint computes.", "twin_commands:run_parity"),
+    "export": Command("Write a checkpoint as a Keras .h5, or in other formats made of it.", "export:run_export"),
+    "parity": Command("Prove that a .h5 computes what its checkpoint computes.", "parity:run_parity"),
     "import": Command(
-        "Read a Keras .h5 into a checkpoint that fit goes on from, and prove it.", "twin_commands:run_import"
+        "Read a Keras .h5 into a checkpoint that fit goes on from, and prove it.", "import_keras:run_import"
     ),
     "audit": Command("Find the photos that should not be trained on; set aside those you choose.", "audit:run"),
 }

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from datamodule.photo_store import BadPhoto, load_photo
 from datamodule.split import LISTED_ENDINGS, each_photo, unlisted
 from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, parse_for, underscored
-from lightning_module.commands.twin_commands import H5_ENDINGS, check_report_place, read_labels
+from lightning_module.commands.options import H5_ENDINGS, check_report_place, read_labels
 from lightning_module.evaluation.labellers import CheckpointLabeller, Device, KerasFileLabeller, Labeller, is_hdf5
 from lightning_module.evaluation.top_labels import DECIMALS, SHOWN, top_labels
 from models.atomic_write import replacing

@@ -22,12 +22,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodule.product_photos import ProductPhotos
 from export.checkpoint import read_hyper_parameters
-from lightning_module.callbacks import LAST_EPOCH, BestCheckpoint, HandOverTwin, MetricsJournal, best_checkpoint_of
+from lightning_module.callbacks import LAST_EPOCH, BestCheckpoint, ExportTwin, MetricsJournal, best_checkpoint_of
 from lightning_module.classifier import ProductClassifier
 from lightning_module.commands.cli import EXIT_MISMATCH, PARSING, parse
 from lightning_module.evaluation.measured_photos import KeepLogits
 from lightning_module.evaluation.report import report_fit, report_test
-from lightning_module.run.checkpoint_io import WholeCheckpoints
+from lightning_module.run.checkpoint_io import AtomicCheckpoints
 from lightning_module.run.closing_table import print_closing_table
 from lightning_module.run.environment import describe_environment, note_finish, note_resumption
 from lightning_module.run.last_checkpoint import BatchSeed, LastCheckpoint, continues
@@ -193,7 +193,7 @@ class TrainingCLI(LightningCLI):
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.add_lightning_class_args(MetricsJournal, "journal")
-        parser.add_lightning_class_args(HandOverTwin, "hand_over")
+        parser.add_lightning_class_args(ExportTwin, "hand_over")
         parser.add_lightning_class_args(KeepLogits, "logits")
         parser.set_defaults(
             {
@@ -278,9 +278,9 @@ class TrainingCLI(LightningCLI):
             if self.subcommand == "fit":
                 check_monitors(self.config["fit"])
             if self.subcommand == "fit" and (self._get(self.config, "resume") or requeued()):
-                self._find_own_run(run)
+                self._find_run_to_resume(run)
 
-    def _find_own_run(self, run: RunFolder) -> None:
+    def _find_run_to_resume(self, run: RunFolder) -> None:
         """Decide where a fit with --resume goes on.
 
         Raises:
@@ -343,7 +343,7 @@ class TrainingCLI(LightningCLI):
         plugins = settings.plugins or []
         plugins = list(plugins) if isinstance(plugins, list) else [plugins]
         if not any(isinstance(each, CheckpointIO) for each in plugins):
-            kwargs["plugins"] = [*plugins, WholeCheckpoints()]
+            kwargs["plugins"] = [*plugins, AtomicCheckpoints()]
         try:
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, TypeError, ValueError) as error:  # such as a GPU that is not there
@@ -362,9 +362,9 @@ class TrainingCLI(LightningCLI):
         return callback
 
     @property
-    def hand_over(self) -> HandOverTwin:
+    def hand_over(self) -> ExportTwin:
         """The callback that holds the verdict."""
-        callback: HandOverTwin = self._get(self.config_init, "hand_over")
+        callback: ExportTwin = self._get(self.config_init, "hand_over")
         return callback
 
     def before_fit(self) -> None:
@@ -454,7 +454,7 @@ class TrainingCLI(LightningCLI):
             if self.datamodule.test_root is not None:
                 self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             report_fit(self.trainer, self._get(self.config_init, "journal"), self._get(self.config_init, "logits"))
-            self.hand_over.hand_over(self.trainer, self.model)
+            self.hand_over.export_twin(self.trainer, self.model)
         finally:
             self._close()
         if self.trainer.is_global_zero:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from export.checkpoint import read_checkpoint
-from export.keras_file.keras_h5 import DETAILS_ATTRIBUTE
+from export.keras_file.read import DETAILS_ATTRIBUTE
 from export.worker.keras_process import KerasStream
 from export.worker.keras_worker import UNREADABLE, Refused, check_storage
 from models.bad_input import BadInput

@@ -10,7 +10,7 @@ from models.atomic_write import replacing
 from models.bad_input import BadInput
 
 
-class WholeCheckpoints(TorchCheckpointIO):
+class AtomicCheckpoints(TorchCheckpointIO):
     """Writes each checkpoint beside its place, flushes it to the disk and renames it.
 
     Lightning's own is written to the system's temporary folder and moved: where that is another disk the move is a

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from export.proof.image_sets import ImageSet
-from export.proof.report import Report, Rung
+from export.proof.report import Check, Report
 from export.torch_to_keras import write_twin
 from export.worker.keras_process import run_keras
 from tests.conftest import ROOT, load_script
@@ -17,7 +17,7 @@ from tests.conftest import ROOT, load_script
 SCRIPT = ROOT / "benchmarks" / "compat.py"
 GOOD = {
     "versions": {"python": "3.11.7", "keras": "3.15.1", "backend": "jax", "numpy": "2.4.6", "jax": "0.9"},
-    "rungs": {"layers_float64": [1e-14, True], "probabilities_photos": [2e-7, True], "labels": [0, True]},
+    "checks": {"layers_float64": [1e-14, True], "probabilities_photos": [2e-7, True], "labels": [0, True]},
     "verify": {"passed": True, "lines": ["pass  weights"]},
     "use": {
         "summary": 40,
@@ -73,7 +73,7 @@ def test_page_has_a_row_for_every_environment_and_names_what_failed(compat):
     results = {
         first: GOOD,
         second: {**GOOD, "problems": ["weights: 1 at Conv1"]},
-        third: {"versions": {}, "rungs": {}, "verify": {}, "use": {}, "problems": ["cannot load"]},
+        third: {"versions": {}, "checks": {}, "verify": {}, "use": {}, "problems": ["cannot load"]},
         fourth: {"skipped": "no interpreter"},
     }
     text = compat.page(results, "a network", "2.15.0", "2026-11-23")
@@ -127,13 +127,14 @@ def test_only_what_is_known_of_a_keras_is_excused(compat, name):
 
 
 def test_first_failure_is_stated_with_its_cause(compat):
-    rungs = [
-        Rung(name, False, 0.00274, 0, "", "", first) for name, first in (("training_steps", "Conv1/kernel"), ("b", "x"))
+    checks = [
+        Check(name, False, 0.00274, 0, "", "", first)
+        for name, first in (("training_steps", "Conv1/kernel"), ("b", "x"))
     ]
-    report = Report({}, {}, rungs, likely_cause="Conv1 is frozen in the checkpoint, and this Keras trains it.")
-    assert compat.rung_problems(report) == [FROZEN, "b: 0.00274 at x"]
-    assert compat.rung_problems(Report({}, {}, rungs))[0] == "training_steps: 0.00274 at Conv1/kernel"
-    assert compat.rung_problems(Report({}, {}, [])) == []
+    report = Report({}, {}, checks, likely_cause="Conv1 is frozen in the checkpoint, and this Keras trains it.")
+    assert compat.check_problems(report) == [FROZEN, "b: 0.00274 at x"]
+    assert compat.check_problems(Report({}, {}, checks))[0] == "training_steps: 0.00274 at Conv1/kernel"
+    assert compat.check_problems(Report({}, {}, [])) == []
 
 
 def test_interpreter_is_found_or_said_to_be_missing(compat):

@@ -74,10 +74,10 @@ def test_model_that_cannot_be_traced_is_told_in_its_own_words(script, tmp_path, 
 
 def test_page_says_what_was_proved_what_not_and_what_was_not_tried(script):
     base = {"model": "m", "cnn": True, "converts": True, "layers": 9, "size": 64, "reason": ""}
-    rungs = {"layers_float64": 1e-14, "probabilities_photos": 1e-7}
+    checks = {"layers_float64": 1e-14, "probabilities_photos": 1e-7}
     results = {
-        "a": {**base, "verdict": "PASS", "rungs": rungs},
-        "b": {**base, "verdict": "FAIL", "failed": ["weights 1 at x"], "rungs": rungs},
+        "a": {**base, "verdict": "PASS", "checks": checks},
+        "b": {**base, "verdict": "FAIL", "failed": ["weights 1 at x"], "checks": checks},
         "c": base,
         "d": {**base, "converts": False, "reason": "no counterpart: aten.erf"},
         "e": {**base, "cnn": False},

@@ -71,28 +71,28 @@ def _leave_out(structure: np.ndarray, item: h5py.HLObject) -> None:
 
 def judge_h5(original: Path, partner: Path) -> Callable[[Path], str]:
     """As the parity command judges, without Keras: what Keras holds is taken for what is in the file."""
-    from export.keras_file.keras_h5 import read_keras_h5
+    from export.keras_file.read import read_keras_h5
     from export.proof.checks import check_labels, check_weights
-    from export.proof.comparison import Pair, read_case
+    from export.proof.comparison import Pair, read_comparison
     from export.proof.contents import check_contents
 
     pair = Pair(partner, original)
-    case = read_case(pair)
-    whole = case.twin
+    comparison = read_comparison(pair)
+    whole = comparison.twin
 
     def judge(path: Path) -> str:
         twin = read_keras_h5(path)
-        if twin.details.get("input_range") != case.input_range:
+        if twin.details.get("input_range") != comparison.input_range:
             return "noticed: input_range"
-        changed = replace(case, pair=replace(pair, h5=path), twin=twin)
-        rungs = [
-            check_labels(case.source, twin.details),
-            check_weights(case.graph, twin, loaded_of(twin)),
+        changed = replace(comparison, pair=replace(pair, h5=path), twin=twin)
+        checks = [
+            check_labels(comparison.source, twin.details),
+            check_weights(comparison.graph, twin, loaded_of(twin)),
             check_contents(changed),
         ]
-        for rung in rungs:
-            if not rung.passed:
-                return f"noticed: {rung.name}"
+        for check in checks:
+            if not check.passed:
+                return f"noticed: {check.name}"
         return "nothing" if equal(whole, twin) else "unnoticed"
 
     return judge
@@ -100,7 +100,7 @@ def judge_h5(original: Path, partner: Path) -> Callable[[Path], str]:
 
 def judge_small(original: Path, partner: Path) -> Callable[[Path], str]:
     """As `verify` judges, by the file's own digests, of a file so small that most flips hit its structure."""
-    from export.keras_file.keras_h5 import read_keras_h5
+    from export.keras_file.read import read_keras_h5
     from export.worker.keras_worker import contents_check, loaded_weights_check, read_golden
 
     whole, whole_golden = read_keras_h5(original), read_golden(str(original))
@@ -161,26 +161,26 @@ def judge_checkpoint(original: Path, partner: Path) -> Callable[[Path], str]:
 
     That is another one for every flip, which says nothing of whether what a checkpoint means would be noticed.
     """
-    from export.proof import checks as rungs
+    from export.proof import checks as compare
     from export.proof import contents
-    from export.proof.comparison import Pair, read_case
+    from export.proof.comparison import Pair, read_comparison
 
-    whole = read_case(Pair(original, partner))
+    whole = read_comparison(Pair(original, partner))
     loaded = loaded_of(whole.twin)
 
     def judge(path: Path) -> str:
-        case = read_case(Pair(path, partner))
-        case = replace(case, source=replace(case.source, digest=whole.source.digest))
-        case.lesson  # noqa: B018  computed when it is asked for
-        climbed = [
-            rungs.check_labels(case.source, case.twin.details),
-            rungs.check_weights(case.graph, case.twin, loaded),
-            contents.check_contents(case),
+        comparison = read_comparison(Pair(path, partner))
+        comparison = replace(comparison, source=replace(comparison.source, digest=whole.source.digest))
+        comparison.training_steps  # noqa: B018  computed when it is asked for
+        made = [
+            compare.check_labels(comparison.source, comparison.twin.details),
+            compare.check_weights(comparison.graph, comparison.twin, loaded),
+            contents.check_contents(comparison),
         ]
-        for rung in climbed:
-            if not rung.passed:
-                return f"noticed: {rung.name}"
-        different = changed(facts_of(whole.source), facts_of(case.source))
+        for check in made:
+            if not check.passed:
+                return f"noticed: {check.name}"
+        different = changed(facts_of(whole.source), facts_of(comparison.source))
         return f"unnoticed: {different}" if different else "nothing"
 
     return judge
@@ -211,7 +211,8 @@ def judge_import(original: Path, partner: Path) -> Callable[[Path], str]:
 
     Its numbers must be the file's, and so must the architecture that would be written for it.
     """
-    from export.keras_file.keras_h5 import keras_layers, model_config
+    from export.keras_file.layers import keras_layers
+    from export.keras_file.write import model_config
     from export.keras_to_torch import read_keras_classifier
 
     whole = read_keras_classifier(original)
@@ -271,7 +272,7 @@ def config_difference(found: Any, wanted: Any, key: str = "") -> str:
 
 def judge_worker(original: Path, partner: Path) -> Callable[[Path], str]:
     """A real Keras, and what `verify` says of the file: refused, noticed, or all that has a meaning is what it was."""
-    from export.keras_file.keras_h5 import read_keras_h5
+    from export.keras_file.read import read_keras_h5
     from export.worker import keras_worker
 
     keras, whole = keras_worker.find_keras(), read_keras_h5(original)

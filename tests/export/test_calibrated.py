@@ -8,15 +8,15 @@ import torch
 from datamodule.demo_photos import draw_catalogue
 from export.calibrated import fitted_temperature, write_calibrated
 from export.checkpoint import file_digest, read_checkpoint
-from export.keras_file.keras_h5 import read_keras_h5
-from export.proof.report import Report, Rung
+from export.keras_file.read import read_keras_h5
+from export.proof.report import Check, Report
 from export.torch_to_keras import write_twin
 from lightning_module.evaluation.labellers import KerasFileLabeller
 from models.bad_input import BadInput
 from tests.conftest import lightning
 
 TEMPERATURE = 2.5
-RUNG = Rung("for the test", True, 0.0, 0.0, "faults", "none")
+CHECK = Check("for the test", True, 0.0, 0.0, "faults", "none")
 
 
 @pytest.fixture
@@ -106,7 +106,7 @@ def test_export_says_what_it_exports_and_refuses_what_it_cannot_have(run, capsys
 def test_fit_hands_over_the_checkpoint_that_it_proves(tmp_path, monkeypatch, temperature):
     pairs = []
     monkeypatch.setattr(
-        "export.proof.parity.check_parity", lambda pair, *_: pairs.append(pair) or Report({}, {}, [RUNG])
+        "export.proof.parity.check_parity", lambda pair, *_: pairs.append(pair) or Report({}, {}, [CHECK])
     )
     monkeypatch.setattr("export.proof.page.write_page", lambda *_: None)
     draw_catalogue(tmp_path / "photos", per_class=8, seed=0)
@@ -137,8 +137,8 @@ def test_both_twins_carry_the_temperature_and_the_proof_tells_them_from_the_orig
     assert capsys.readouterr().out.strip().splitlines()[-1].startswith("parity PASS")
     # the negative control: the twin of the calibrated checkpoint is not the best checkpoint's
     assert lightning("parity", best, twin, "--json", run / "parity.json") == 1
-    rungs = json.loads((run / "parity.json").read_text())["reports"][0]["rungs"]
-    failed = {rung["name"] for rung in rungs if not rung["passed"]}
+    checks = json.loads((run / "parity.json").read_text())["reports"][0]["rungs"]
+    failed = {check["name"] for check in checks if not check["passed"]}
     assert {"labels", "weights", "probabilities_synthetic"} <= failed
     assert "top1_synthetic" not in failed
     photos = np.random.default_rng(0).integers(0, 256, (5, 48, 40, 3), dtype=np.uint8)

@@ -15,8 +15,17 @@ import export.formats
 from datamodule.demo_photos import draw_catalogue
 from datamodule.photo_store import PhotoStore
 from datamodule.split import list_photos
-from export.formats import FORMATS, Made, Photos, check_accuracy, last_line, places_of, print_formats, write_formats
-from export.proof.report import Rung
+from export.formats import (
+    FORMATS,
+    Photos,
+    WrittenFormat,
+    check_accuracy,
+    last_line,
+    places_of,
+    print_formats,
+    write_formats,
+)
+from export.proof.report import Check
 from export.torch_to_keras import write_twin
 from models import atomic_write as whole_file
 from models.atomic_write import replacing_folder
@@ -81,7 +90,7 @@ def checkpoint(tmp_path_factory, photos) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(checkpoint, photos, tmp_path_factory) -> tuple[Path, list[Made], dict[str, str]]:
+def made(checkpoint, photos, tmp_path_factory) -> tuple[Path, list[WrittenFormat], dict[str, str]]:
     folder = tmp_path_factory.mktemp("made")
     floats = [name for name, each in FORMATS.items() if not each.quantised]
     formats, versions = write_formats(checkpoint, folder / "model.h5", floats, "raw", photos)
@@ -94,7 +103,7 @@ def made(checkpoint, photos, tmp_path_factory) -> tuple[Path, list[Made], dict[s
 def test_every_format_is_the_network_and_in_its_place(made):
     folder, formats, versions = made
     assert [each.name for each in formats] == list(FORMATS)
-    assert {each.name: [rung.name for rung in each.rungs if not rung.passed] for each in formats} == {
+    assert {each.name: [check.name for check in each.checks if not check.passed] for each in formats} == {
         name: [] for name in FORMATS
     }
     assert sorted(path.name for path in folder.iterdir()) == PLACES
@@ -102,7 +111,7 @@ def test_every_format_is_the_network_and_in_its_place(made):
     floats = ["labels", "probabilities_synthetic", "probabilities_photos", "top1_photos"]
     for each in formats:
         quantised = FORMATS[each.name].quantised
-        assert [rung.name for rung in each.rungs] == (
+        assert [check.name for check in each.checks] == (
             ["labels", "top1_photos", "accuracy_drop_photos"] if quantised else floats
         )
     # a quarter of float32: it is not the float model under another name
@@ -142,10 +151,10 @@ def test_what_differs_is_not_written_and_the_old_files_survive(
     )
     assert lightning(*given) == 1
 
-    failed = {each.name: {rung.name for rung in each.rungs if not rung.passed} for each in results}
+    failed = {each.name: {check.name for check in each.checks if not check.passed} for each in results}
     assert all({"probabilities_synthetic", "probabilities_photos"} <= failed[name] for name in names.split(",")[:3])
     assert {"top1_photos", "accuracy_drop_photos"} <= failed["tflite_int8"]
-    assert all("labels" in rungs for rungs in failed.values())  # it names another checkpoint
+    assert all("labels" in checks for checks in failed.values())  # it names another checkpoint
     for name in ("model.onnx", "model.tflite", "model_int8.tflite", "model_saved_model/saved_model.pb"):
         assert (tmp_path / name).read_text() == f"old {name}"
     assert not (tmp_path / "model.h5").exists()
@@ -183,20 +192,22 @@ def test_lower_accuracy_fails_however_small_the_difference_of_floats():
 
 
 def test_last_line_states_the_figure_and_its_threshold():
-    rung = Rung("top1_photos", False, 0.8, 0.9, "share of labels equal", "", "a.jpg", True)
-    failed = Made("tflite_int8", Path("m_int8.tflite"), [rung], 1, 0.0)
+    check = Check("top1_photos", False, 0.8, 0.9, "share of labels equal", "", "a.jpg", True)
+    failed = WrittenFormat("tflite_int8", Path("m_int8.tflite"), [check], 1, 0.0)
     assert last_line([failed]) == (
         "export FAIL: tflite_int8: top1_photos at a.jpg: 0.8 share of labels equal, expected >= 0.9; "
         "m_int8.tflite was not written"
     )
-    assert not Made("onnx", Path("m.onnx"), [], 1, 0.0).passed
+    assert not WrittenFormat("onnx", Path("m.onnx"), [], 1, 0.0).passed
 
 
 def test_what_a_converter_said_and_names_are_printed_as_they_are_and_not_taken_for_markup(capsys):
     said = "no kernel on [/job:localhost/replica:0/task:0/device:CPU:0]"
-    broken = Made("onnx", Path("[old]/m.onnx"), [Rung("made", False, 1, 0, "steps failed", said, said)], 0, 0.0)
+    broken = WrittenFormat(
+        "onnx", Path("[old]/m.onnx"), [Check("made", False, 1, 0, "steps failed", said, said)], 0, 0.0
+    )
     worst = "12 images; largest for [red]dress.jpg"
-    good = Made("tflite", Path("[new]/m.tflite"), [Rung("top1_photos", True, 1, 0.9, "", worst)], 10, 1.0)
+    good = WrittenFormat("tflite", Path("[new]/m.tflite"), [Check("top1_photos", True, 1, 0.9, "", worst)], 10, 1.0)
     print_formats([good, broken], {"python": "3.11"})
     shown = capsys.readouterr().out
     lines = shown.splitlines()

@@ -18,10 +18,12 @@ import torch
 
 from export.graph.nodes import Graph, Node
 from export.keras_file.golden import Golden, golden_images
-from export.keras_file.keras_h5 import keras_layers, read_keras_h5, training_config, write_keras_h5
+from export.keras_file.layers import keras_layers
+from export.keras_file.read import read_keras_h5
+from export.keras_file.write import training_config, write_keras_h5
 from export.keras_to_torch import read_keras_classifier
-from export.proof.comparison import Pair, read_case
-from export.proof.report import Rung
+from export.proof.comparison import Pair, read_comparison
+from export.proof.report import Check
 from export.torch_to_keras import write_twin
 from export.worker.keras_worker import Refused, check_layers, verify_and_say
 from models.bad_input import BadInput
@@ -170,8 +172,8 @@ def test_change_of_a_checkpoint_without_its_check_is_unnoticed(pair, tmp_path, m
     judge = fuzz_reading.judge_checkpoint(checkpoint, h5)
     assert judge(checkpoint) == "nothing"
     assert judge(tmp_path / "a.ckpt") == "noticed: contents"
-    passed = Rung("contents", True, 0, 0, "", "")
-    monkeypatch.setattr("export.proof.contents.check_contents", lambda case: passed)
+    passed = Check("contents", True, 0, 0, "", "")
+    monkeypatch.setattr("export.proof.contents.check_contents", lambda comparison: passed)
     assert judge(tmp_path / "a.ckpt") == "unnoticed: learning_rate"
 
 
@@ -359,7 +361,7 @@ BROKEN_ARCHITECTURES = {
 def test_architecture_of_another_shape_is_refused_by_parity(pair, twin, name):
     change_attribute(twin, "model_config", BROKEN_ARCHITECTURES[name])
     with pytest.raises(BadInput):
-        read_case(Pair(pair[1], twin))
+        read_comparison(Pair(pair[1], twin))
 
 
 def golden_of_long_texts(group) -> None:

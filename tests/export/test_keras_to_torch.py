@@ -18,8 +18,8 @@ import yaml
 from datamodule.demo_photos import draw_catalogue
 from export.checkpoint import read_checkpoint, read_hyper_parameters
 from export.import_keras import ImportDiffers, write_import
-from export.keras_file.keras_h5 import read_keras_h5
-from export.keras_to_torch import Wishes, read_keras_classifier
+from export.keras_file.read import read_keras_h5
+from export.keras_to_torch import ImportSettings, read_keras_classifier
 from export.proof.comparison import image_sets
 from export.proof.import_proof import Import, check_imports
 from export.proof.report import Report
@@ -27,14 +27,14 @@ from export.torch_to_keras import write_twin
 from models.bad_input import BadInput
 from tests.conftest import CLASS_NAMES, ROOT, lightning, random_classifier, save_checkpoint
 
-NAMED = Wishes(class_names=CLASS_NAMES)
+NAMED = ImportSettings(class_names=CLASS_NAMES)
 # Variants that can be imported, and what must be said of them.
 WISHES = {
     "nested": NAMED,
-    "sequential": Wishes(class_names=CLASS_NAMES, input_range="tf"),
+    "sequential": ImportSettings(class_names=CLASS_NAMES, input_range="tf"),
     "flat": NAMED,
     "normalised": NAMED,
-    "unsized": Wishes(class_names=CLASS_NAMES, input_range="unit", image_size=(64, 64)),
+    "unsized": ImportSettings(class_names=CLASS_NAMES, input_range="unit", image_size=(64, 64)),
     "augmented": NAMED,
 }
 # One more Keras, of the second generation: its interpreter. `make test-keras2` names one.
@@ -177,7 +177,7 @@ def test_array_that_is_left_over_is_named(tmp_path, small_checkpoint):
 def test_class_names_must_be_as_many_as_the_outputs(tmp_path, small_checkpoint, names):
     twin = write_twin(small_checkpoint, tmp_path / "m.h5").path
     with pytest.raises(BadInput, match="expected 4 different class names"):
-        read_keras_classifier(twin, Wishes(class_names=names))
+        read_keras_classifier(twin, ImportSettings(class_names=names))
 
 
 def test_file_with_folded_batchnorm_is_refused(tmp_path, small_checkpoint):
@@ -247,8 +247,8 @@ def proofs(saved, keras_python, tmp_path_factory) -> dict[str, Report]:
     folder = tmp_path_factory.mktemp("imported")
     photos = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     imports, names = [], []
-    for name, wishes in WISHES.items():
-        classifier = read_keras_classifier(saved / f"{name}.h5", wishes)
+    for name, settings_given in WISHES.items():
+        classifier = read_keras_classifier(saved / f"{name}.h5", settings_given)
         write_import(classifier, folder / f"{name}.ckpt", check=False)
         fitting = photos[:, : classifier.image_size[0], : classifier.image_size[1]]
         sets = image_sets(classifier.image_size, fitting, [])
@@ -300,7 +300,7 @@ def test_augmentation_inside_is_left_out_and_said(saved):
 def test_every_variant_passes_the_ladder(proofs):
     for name in WISHES:
         assert proofs[name].verdict == "PASS", (name, proofs[name].failed)
-        assert [rung.name for rung in proofs[name].rungs] == [
+        assert [check.name for check in proofs[name].checks] == [
             "labels", "weights", "layers_float64", "probabilities_synthetic", "top1_synthetic", "probabilities_photos",
             "top1_photos",
         ]  # fmt: skip
@@ -314,12 +314,12 @@ def test_every_variant_passes_the_ladder(proofs):
 @pytest.mark.keras
 def test_planted_differences_are_caught_and_named(proofs):
     for name, layer in zip(CONTROLS, ("block_5_expand", "block_4_expand_BN"), strict=True):
-        failed = {rung.name: rung for rung in proofs[name].failed}
+        failed = {check.name: check for check in proofs[name].failed}
         assert {"labels", "weights"} <= failed.keys()
         assert failed["labels"].first_divergence == "imported_from"
         assert layer in failed["weights"].first_divergence
         assert proofs[name].likely_cause is None  # the checkpoint was imported: nobody saved a twin again
-    assert "layers_float64" in {rung.name for rung in proofs["statistics of two layers swapped"].failed}
+    assert "layers_float64" in {check.name for check in proofs["statistics of two layers swapped"].failed}
 
 
 @pytest.mark.keras
@@ -346,15 +346,15 @@ def test_what_the_file_does_not_say_must_be_given(saved):
     # Keras pads as if every size were even where it does not know it
     with pytest.raises(BadInput, match="expected the padding"):
         read_keras_classifier(
-            saved / "unsized.h5", Wishes(class_names=CLASS_NAMES, input_range="unit", image_size=(61, 61))
+            saved / "unsized.h5", ImportSettings(class_names=CLASS_NAMES, input_range="unit", image_size=(61, 61))
         )
 
 
 OF_THE_WAY_BACK = [
     ROOT / "export" / f"{name}.py"
-    for name in ("keras_to_torch", "keras_file/architecture", "import_keras", "keras_file/keras_h5")
+    for name in ("keras_to_torch", "keras_file/architecture", "import_keras", "keras_file/read")
 ]
-OF_THE_WAY_BACK.append(ROOT / "lightning_module" / "commands" / "twin_commands.py")
+OF_THE_WAY_BACK += [ROOT / "lightning_module" / "commands" / f"{name}.py" for name in ("import_keras", "options")]
 
 
 def messages_of(source: str) -> list[str]:

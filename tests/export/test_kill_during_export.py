@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.keras_file.keras_h5 import KerasFile, read_keras_h5
+from export.keras_file.read import KerasFile, read_keras_h5
 from export.torch_to_keras import write_twin
 from tests.conftest import ROOT, random_classifier, save_checkpoint
 

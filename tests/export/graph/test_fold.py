@@ -7,7 +7,7 @@ import torch
 from export.checkpoint import read_checkpoint
 from export.graph.fold import fold_batch_norms, foldable, folded_state
 from export.graph.nodes import Graph
-from export.keras_file.keras_h5 import read_keras_h5
+from export.keras_file.read import read_keras_h5
 from export.proof.torch_side import torch_layers
 from export.torch_to_keras import trace_checkpoint, write_twin
 from tests.conftest import random_classifier, save_checkpoint

@@ -1,4 +1,4 @@
-"""What the rungs say of given numbers: no Keras, no network."""
+"""What the checks say of given numbers: no Keras, no network."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from export.graph.nodes import Graph, Node
 from export.proof.checks import check_files, check_layers, check_top1, check_training
 from export.proof.image_sets import ImageSet
-from export.proof.report import LayerError, Report, Rung, print_report, worst_photos
+from export.proof.report import Check, LayerError, Report, print_report, worst_photos
 
 
 def images_of(count: int, name: str = "synthetic") -> ImageSet:
@@ -23,22 +23,22 @@ def rows(*values: tuple[float, ...]) -> np.ndarray:
 def test_label_that_is_as_likely_counts_as_the_same():
     torch_gave = rows((0.400001, 0.4, 0.2), (0.1, 0.2, 0.7))
     keras_gave = rows((0.4, 0.400001, 0.2), (0.1, 0.2, 0.7))
-    rung = check_top1(images_of(2), torch_gave, keras_gave)
-    assert (rung.name, rung.passed, rung.figure, rung.first_divergence) == ("top1_synthetic", True, 1.0, None)
+    check = check_top1(images_of(2), torch_gave, keras_gave)
+    assert (check.name, check.passed, check.figure, check.first_divergence) == ("top1_synthetic", True, 1.0, None)
 
 
 def test_label_that_is_a_little_less_likely_is_another():
     torch_gave = rows((0.1, 0.2, 0.7), (0.40002, 0.4, 0.2))
     keras_gave = rows((0.1, 0.2, 0.7), (0.4, 0.40002, 0.2))
-    rung = check_top1(images_of(2), torch_gave, keras_gave)
-    assert (rung.passed, rung.figure, rung.first_divergence) == (False, 0.5, "image 1")
+    check = check_top1(images_of(2), torch_gave, keras_gave)
+    assert (check.passed, check.figure, check.first_divergence) == (False, 0.5, "image 1")
 
 
 @pytest.mark.parametrize("side", ["torch", "keras", "both"])
 def test_what_is_not_a_number_has_no_label(side):
     good, broken = rows((0.6, 0.4), (0.3, 0.7)), rows((0.6, 0.4), (np.nan, np.nan))
-    rung = check_top1(images_of(2), good if side == "keras" else broken, good if side == "torch" else broken)
-    assert (rung.passed, rung.first_divergence) == (False, "image 1")
+    check = check_top1(images_of(2), good if side == "keras" else broken, good if side == "torch" else broken)
+    assert (check.passed, check.first_divergence) == (False, "image 1")
 
 
 def test_other_numbers_of_classes_have_no_label_in_common():
@@ -49,9 +49,9 @@ def test_photo_labelled_from_its_file_may_have_a_label_that_is_as_likely():
     pixels = np.zeros((2, 2, 2, 3), np.uint8)
     torch_gave, keras_gave = rows((0.400001, 0.4, 0.2), (0.1, 0.2, 0.7)), rows((0.4, 0.400001, 0.2), (0.1, 0.2, 0.7))
     assert check_files(["a.jpg", "b.jpg"], (pixels, pixels), (torch_gave, keras_gave), {}).passed
-    rung = check_files(["a.jpg", "b.jpg"], (pixels, pixels), (torch_gave, keras_gave[::-1]), {})
-    assert (rung.passed, rung.figure, rung.first_divergence) == (False, 2, "a.jpg")
-    assert "same pixels, another label" in rung.detail
+    check = check_files(["a.jpg", "b.jpg"], (pixels, pixels), (torch_gave, keras_gave[::-1]), {})
+    assert (check.passed, check.figure, check.first_divergence) == (False, 2, "a.jpg")
+    assert "same pixels, another label" in check.detail
 
 
 # Layers ------------------------------------------------------------------------------------------
@@ -71,31 +71,31 @@ GRAPH = Graph(
 def test_error_of_the_first_diverging_layer_is_stated_in_table_and_last_line():
     torch_gave = {name: np.ones((2, 1)) for name in ("first", "second", "third")}
     keras_gave = {"first": np.ones((2, 1)), "second": np.full((2, 1), 1.25), "third": np.full((2, 1), 9.0)}
-    rung, errors = check_layers(GRAPH, torch_gave, keras_gave)
-    assert (rung.figure, rung.first_divergence) == (8.0, "second")
-    assert "second: relative error 0.25" in rung.detail
-    report = Report({}, {}, [rung], layers=errors, likely_cause="A cause")
+    check, errors = check_layers(GRAPH, torch_gave, keras_gave)
+    assert (check.figure, check.first_divergence) == (8.0, "second")
+    assert "second: relative error 0.25" in check.detail
+    report = Report({}, {}, [check], layers=errors, likely_cause="A cause")
     assert report.last_line() == "parity FAIL: layers_float64 at second: relative error 0.25. A cause"
 
 
 def test_layers_that_agree_state_no_layer_and_how_many_images():
     torch_gave = {name: np.ones((2, 1)) for name in ("first", "second", "third")}
-    rung, _ = check_layers(GRAPH, torch_gave, torch_gave)
-    assert rung.passed
-    assert "the first and the last image" in rung.detail
-    assert "relative" not in rung.detail
+    check, _ = check_layers(GRAPH, torch_gave, torch_gave)
+    assert check.passed
+    assert "the first and the last image" in check.detail
+    assert "relative" not in check.detail
     one = {name: array[:1] for name, array in torch_gave.items()}
     assert "for one image" in check_layers(GRAPH, one, one)[0].detail
 
 
 def test_last_line_of_another_rung_states_no_layer():
-    failed = Rung("weights", False, 1, 0, "arrays differ", "", "second")
+    failed = Check("weights", False, 1, 0, "arrays differ", "", "second")
     report = Report({}, {}, [failed], layers=[LayerError("second", "relu", "", 0.25)])
     assert report.last_line() == "parity FAIL: weights at second"
 
 
 def test_name_from_a_file_is_printed_as_it_is_and_not_taken_for_markup(capsys):
-    failed = Rung("contents", False, 1, 0, "parts differ", "not written: group [/x]", "group [/x]")
+    failed = Check("contents", False, 1, 0, "parts differ", "not written: group [/x]", "group [/x]")
     print_report(Report({}, {}, [failed], skipped={"file_to_label": "no [/y]"}))
     printed = capsys.readouterr().out
     assert "no [/y]" in printed
@@ -133,12 +133,12 @@ def after(kernel: float) -> dict[str, np.ndarray]:
 
 
 def test_training_that_moves_nothing_proves_nothing():
-    rung = check_training(dense(0.5), dense(0.5), after(0.5), "", steps=3, rate=1e-3)
-    assert (rung.passed, rung.figure) == (False, 0.0)
-    assert rung.first_divergence == "the first step: nothing moved"
+    check = check_training(dense(0.5), dense(0.5), after(0.5), "", steps=3, rate=1e-3)
+    assert (check.passed, check.figure) == (False, 0.0)
+    assert check.first_divergence == "the first step: nothing moved"
 
 
 def test_training_that_moves_both_alike_passes_and_otherwise_not():
     assert check_training(dense(0.5), dense(0.499), after(0.499), "", steps=1, rate=1e-3).passed
-    rung = check_training(dense(0.5), dense(0.499), after(0.4991), "", steps=1, rate=1e-3)
-    assert (rung.passed, rung.first_divergence) == (False, "predictions/kernel")
+    check = check_training(dense(0.5), dense(0.499), after(0.4991), "", steps=1, rate=1e-3)
+    assert (check.passed, check.first_divergence) == (False, "predictions/kernel")

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from export.proof.comparison import Pair, read_case
+from export.proof.comparison import Pair, read_comparison
 from export.proof.contents import check_contents
 from export.torch_to_keras import write_twin
 from export.worker.keras_worker import array_digest
@@ -23,8 +23,8 @@ def test_file_as_it_was_written_passes(tmp_path, input_range, folded, trainable)
     network = random_classifier(backbone="mobilenetv2_035", hidden=(8,), dropout=0.1, mean=(0.3, 0.4, 0.5), std=0.7)
     checkpoint = save_checkpoint(tmp_path / "a.ckpt", network, (32, 32), trainable=trainable)
     twin = write_twin(checkpoint, tmp_path / "a.h5", input_range, folded).path
-    rung = check_contents(read_case(Pair(checkpoint, twin)))
-    assert rung.passed, rung
+    check = check_contents(read_comparison(Pair(checkpoint, twin)))
+    assert check.passed, check
 
 
 @pytest.fixture(scope="module")
@@ -65,12 +65,12 @@ def test_change_is_noticed_and_named(small_checkpoint, written, tmp_path, part):
     twin = Path(shutil.copy(written, tmp_path))
     with h5py.File(twin, "r+") as file:
         CHANGES[part](file)
-    rung = check_contents(read_case(Pair(small_checkpoint, twin)))
-    assert not rung.passed
+    check = check_contents(read_comparison(Pair(small_checkpoint, twin)))
+    assert not check.passed
     differing = {part, "marks"} if part == "golden images" else {part}
-    assert rung.first_divergence in differing
-    assert rung.first_divergence in rung.detail
-    assert np.isfinite(rung.figure)
+    assert check.first_divergence in differing
+    assert check.first_divergence in check.detail
+    assert np.isfinite(check.figure)
 
 
 # Changed by somebody who computes the digests anew ------------------------------------------------------------
@@ -143,9 +143,9 @@ def test_change_with_new_digests_is_noticed_and_named(small_checkpoint, written,
     with h5py.File(twin, "r+") as file:
         change(file)
         write_digests_anew(file)
-    rung = check_contents(read_case(Pair(small_checkpoint, twin)))
-    assert not rung.passed
-    assert rung.first_divergence == named, rung
+    check = check_contents(read_comparison(Pair(small_checkpoint, twin)))
+    assert not check.passed
+    assert check.first_divergence == named, check
 
 
 @pytest.mark.parametrize("near", [0.0, 2e-6])
@@ -154,12 +154,12 @@ def test_answers_as_another_machine_rounds_them_pass(small_checkpoint, written, 
     with h5py.File(twin, "r+") as file:
         replaced("outputs", lambda array: array + np.float32(near))(file)
         write_digests_anew(file)
-    rung = check_contents(read_case(Pair(small_checkpoint, twin)))
-    assert rung.passed, rung
+    check = check_contents(read_comparison(Pair(small_checkpoint, twin)))
+    assert check.passed, check
 
 
 def test_another_group_is_noticed(small_checkpoint, written, tmp_path):
     twin = Path(shutil.copy(written, tmp_path))
     with h5py.File(twin, "r+") as file:
         file.create_group("optimizer_weights")
-    assert check_contents(read_case(Pair(small_checkpoint, twin))).first_divergence == "marks"
+    assert check_contents(read_comparison(Pair(small_checkpoint, twin))).first_divergence == "marks"

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from export.graph.trace import NoKerasCounterpart, export_program, trace_graph
-from export.keras_file.keras_h5 import keras_layers, training_config, write_keras_h5
+from export.keras_file.layers import keras_layers
+from export.keras_file.write import training_config, write_keras_h5
 from export.proof.checks import LAYER_THRESHOLD, check_layers
-from export.proof.torch_side import torch_layers, torch_probabilities
+from export.proof.torch_side import torch_layers
+from export.torch_answers import torch_probabilities
 from export.worker.keras_process import run_keras
 
 SIZE = (16, 12)
@@ -91,8 +93,8 @@ def test_new_operations_are_the_same_function_in_keras(tmp_path):
     run_keras([(h5, tasks)])
     expected = torch_layers(network, graph, images)
     given = {name: np.load(tmp_path / f"{index}.npy") for index, name in enumerate(names)}
-    rung, _ = check_layers(graph, expected, given)
-    assert rung.passed, rung
+    check, _ = check_layers(graph, expected, given)
+    assert check.passed, check
     probabilities = torch_probabilities(network, [images.astype(np.float32)])
     assert np.abs(np.load(tmp_path / "p.npy") - probabilities).max() < 1e-6
     # what the comparison is for: channels cut one too far would be seen

@@ -1,4 +1,4 @@
-"""The ladder against a real Keras: twins pass, and every planted difference fails on the rung that should catch it.
+"""The ladder against a real Keras: twins pass, and every planted difference fails on the check that should catch it.
 
 One Keras process does all the work of this file: starting one costs ten seconds. Twins of other networks:
 `test_parity_backbones.py`.
@@ -18,11 +18,11 @@ import torch
 
 from datamodule.photo_store import load_photo
 from export.proof.checks import check_layers, check_probabilities, check_top1
-from export.proof.comparison import EXACT_IMAGES, read_case
+from export.proof.comparison import EXACT_IMAGES, read_comparison
 from export.proof.image_sets import ImageSet
 from export.proof.page import render_page
 from export.proof.parity import Pair, check_pairs, check_parity
-from export.proof.report import Report, Rung, write_json
+from export.proof.report import Check, Report, write_json
 from export.proof.torch_side import torch_layers
 from export.torch_to_keras import write_twin
 from export.worker.keras_process import KerasFailed, run_keras
@@ -95,8 +95,8 @@ def swap_channels(layers: dict[str, dict]) -> None:
         layers["normalise"][key] = layers["normalise"][key][::-1]
 
 
-# What is changed in the `.h5`: by what, the rung that must catch it first, what it must name, and the likely cause that
-# the report must give.
+# What is changed in the `.h5`: by what, the check that must catch it first, what it must name, and the likely cause
+# that the report must give.
 CONTROLS = {
     "one weight off by one ulp": (
         change_array("block_5_expand/block_5_expand/kernel:0", one_ulp),
@@ -195,30 +195,34 @@ def control_reports(tmp_path_factory) -> dict[str, Report]:
 @pytest.mark.parametrize("name", ["unchanged", "folded"])
 def test_the_unchanged_file_passes(control_reports, name):
     assert control_reports[name].verdict == "PASS", control_reports[name].failed
-    assert [rung.name for rung in control_reports[name].rungs][-3:] == ["file_to_label", "training_steps", "contents"]
+    assert [check.name for check in control_reports[name].checks][-3:] == [
+        "file_to_label",
+        "training_steps",
+        "contents",
+    ]
 
 
 def test_network_that_is_trained_as_a_whole_goes_on_in_keras(control_reports):
     report = control_reports["tuned"]
     assert report.verdict == "PASS", report.failed
-    (rung,) = [rung for rung in report.rungs if rung.name == "training_steps"]
-    assert "in 1 step" in rung.detail
-    assert int(rung.detail.split()[0]) > 50  # the convolutions', too
+    (check,) = [check for check in report.checks if check.name == "training_steps"]
+    assert "in 1 step" in check.detail
+    assert int(check.detail.split()[0]) > 50  # the convolutions', too
     folded = control_reports["tuned and folded"]
     assert folded.verdict == "PASS", folded.failed
     assert list(folded.skipped) == ["training_steps"]
     wrong = control_reports["tuned, another learning rate"]
-    assert {rung.name for rung in wrong.failed} == {"training_steps", "contents"}
+    assert {check.name for check in wrong.failed} == {"training_steps", "contents"}
     assert "training configuration" in (wrong.likely_cause or "")
 
 
 def test_steps_shorter_than_what_passes_otherwise_are_compared_all_the_same(control_reports):
     report = control_reports["slow"]
     assert report.verdict == "PASS", report.failed
-    (rung,) = [rung for rung in report.rungs if rung.name == "training_steps"]
-    assert int(rung.detail.split()[0]) > 50
-    assert rung.threshold == pytest.approx(3e-9)
-    assert {rung.name for rung in control_reports["slow, another learning rate"].failed} == {
+    (check,) = [check for check in report.checks if check.name == "training_steps"]
+    assert int(check.detail.split()[0]) > 50
+    assert check.threshold == pytest.approx(3e-9)
+    assert {check.name for check in control_reports["slow, another learning rate"].failed} == {
         "training_steps",
         "contents",
     }
@@ -237,12 +241,14 @@ def test_network_that_is_certain_of_a_photo_learns_from_another_image(small_chec
     given[0] = (1 - 3e-6, 1e-6, 1e-6, 1e-6)  # the first photo
     given[1] = (0.9, 0.1, 0, 0)
     monkeypatch.setattr("export.proof.comparison.torch_probabilities", lambda network, batches: given)
-    case = read_case(Pair(small_checkpoint, write_twin(small_checkpoint, tmp_path / "m.h5").path, photos_of((48, 40))))
-    assert np.array_equal(case.lesson.images, [case.exact_images[1], case.sets[0].images[0]])
-    assert case.lesson.targets.argmax(axis=1).tolist() == [0, 0]
+    comparison = read_comparison(
+        Pair(small_checkpoint, write_twin(small_checkpoint, tmp_path / "m.h5").path, photos_of((48, 40)))
+    )
+    assert np.array_equal(comparison.training_steps.images, [comparison.exact_images[1], comparison.sets[0].images[0]])
+    assert comparison.training_steps.targets.argmax(axis=1).tolist() == [0, 0]
     given[1:] = given[0]
-    del case.__dict__["lesson"]
-    assert case.lesson is None
+    del comparison.__dict__["training_steps"]
+    assert comparison.training_steps is None
 
 
 @pytest.mark.parametrize("name", CONTROLS)
@@ -250,7 +256,7 @@ def test_planted_difference_is_caught_and_named(control_reports, name):
     _, rung_name, named, cause = CONTROLS[name]
     report = control_reports[name]
     assert report.verdict == "FAIL"
-    caught = next(rung for rung in report.rungs if rung.name == rung_name)
+    caught = next(check for check in report.checks if check.name == rung_name)
     assert not caught.passed
     assert named in (caught.first_divergence or "")
     assert report.failed[0].name == rung_name
@@ -261,7 +267,7 @@ def test_planted_difference_is_caught_and_named(control_reports, name):
 
 def test_photos_are_loaded_as_the_file_says(control_reports):
     """So another interpolation is not only read off the labels, but seen in the pixels."""
-    failed = {rung.name: rung for rung in control_reports["resized with another interpolation"].failed}
+    failed = {check.name: check for check in control_reports["resized with another interpolation"].failed}
     assert failed["file_to_label"].first_divergence == "plain.jpg"
 
 
@@ -305,8 +311,8 @@ def test_not_a_number_agrees_with_nothing():
     same = np.full((2, 4), 0.25, np.float32)
     broken = same.copy()
     broken[1] = np.nan
-    rung = check_probabilities(images_of(2), same, broken)
-    assert (rung.passed, rung.first_divergence) == (False, "photo 1")
+    check = check_probabilities(images_of(2), same, broken)
+    assert (check.passed, check.first_divergence) == (False, "photo 1")
     both = check_probabilities(images_of(2), broken, broken)
     assert not both.passed
 
@@ -320,13 +326,13 @@ def test_a_negative_difference_counts_as_much_as_a_positive_one():
 def test_one_label_of_many_fails_top1():
     torch_gave = np.eye(4, dtype=np.float32)
     keras_gave = torch_gave[[0, 1, 3, 3]]
-    rung = check_top1(images_of(4), torch_gave, keras_gave)
-    assert (rung.passed, rung.figure, rung.first_divergence) == (False, 0.75, "photo 2")
+    check = check_top1(images_of(4), torch_gave, keras_gave)
+    assert (check.passed, check.figure, check.first_divergence) == (False, 0.75, "photo 2")
 
 
 def test_nothing_checked_is_no_pass():
     assert Report({}, {}).verdict == "FAIL"
-    assert Report({}, {}, [Rung("a", True, 0, 0, "", ""), Rung("b", False, 1, 0, "", "")]).verdict == "FAIL"
+    assert Report({}, {}, [Check("a", True, 0, 0, "", ""), Check("b", False, 1, 0, "", "")]).verdict == "FAIL"
 
 
 def test_file_that_is_the_twin_of_another_size_is_refused(small_checkpoint, tmp_path):
@@ -346,18 +352,18 @@ def test_without_photos_every_layer_still_sees_the_order_of_channels(tmp_path):
     """Where all channels are normalised alike, nothing but a colour tells them from each other."""
     network = random_classifier(backbone="mobilenetv2_035", mean=0.5, std=0.5)
     checkpoint = save_checkpoint(tmp_path / "a.ckpt", network, (48, 48))
-    case = read_case(Pair(checkpoint, write_twin(checkpoint, tmp_path / "a.h5").path))
+    comparison = read_comparison(Pair(checkpoint, write_twin(checkpoint, tmp_path / "a.h5").path))
 
-    def rung(images: np.ndarray) -> Rung:
+    def check(images: np.ndarray) -> Check:
         """Of a Keras side that takes BGR for RGB."""
-        rgb, bgr = (torch_layers(network, case.graph, each) for each in (images, images[..., ::-1].copy()))
-        return check_layers(case.graph, rgb, bgr)[0]
+        rgb, bgr = (torch_layers(network, comparison.graph, each) for each in (images, images[..., ::-1].copy()))
+        return check_layers(comparison.graph, rgb, bgr)[0]
 
-    assert len(case.exact_images) == EXACT_IMAGES
-    assert not rung(case.exact_images).passed
-    assert rung(case.exact_images).first_divergence == "normalise"
+    assert len(comparison.exact_images) == EXACT_IMAGES
+    assert not check(comparison.exact_images).passed
+    assert check(comparison.exact_images).first_divergence == "normalise"
     # the control: images that would not see it
-    assert rung(case.sets[0].exact(EXACT_IMAGES)).passed
+    assert check(comparison.sets[0].exact(EXACT_IMAGES)).passed
 
 
 def interpreter(folder: Path, script: str) -> Path:

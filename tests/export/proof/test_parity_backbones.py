@@ -59,7 +59,7 @@ def matrix_reports(tmp_path_factory) -> dict[tuple[str, str, tuple[int, int]], R
 def test_every_backbone_padding_and_size_passes(matrix_reports, backbone, pad_type, size):
     report = matrix_reports[backbone, pad_type, size]
     assert report.verdict == "PASS", report.failed
-    assert [rung.name for rung in report.rungs] == [
+    assert [check.name for check in report.checks] == [
         "labels", "weights", "layers_float64", "probabilities_synthetic", "top1_synthetic", "probabilities_photos",
         "top1_photos", "training_steps", "contents",
     ]  # fmt: skip

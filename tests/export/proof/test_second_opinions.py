@@ -15,8 +15,8 @@ from export.proof import parity
 from export.proof.image_sets import ImageSet
 from export.proof.page import render_page
 from export.proof.parity import Pair, check_pairs
-from export.proof.second_opinions import OPINIONS, Opinion, opinion_rungs, second_opinion, write_torch_onnx
-from export.proof.torch_side import torch_probabilities
+from export.proof.second_opinions import OPINIONS, Opinion, opinion_checks, second_opinion, write_torch_onnx
+from export.torch_answers import torch_probabilities
 from export.torch_to_keras import write_twin
 from export.worker import onnx2tf_environment
 from export.worker.onnx2tf_environment import environment_folder, onnx2tf_python
@@ -47,7 +47,7 @@ def test_tf2onnx_agrees_and_notices_a_changed_weight(checkpoint, tmp_path):
     right, wrong = check_pairs([Pair(checkpoint, h5, photos()) for h5 in (whole, changed)], opinions=["tf2onnx"])
     assert right.verdict == "PASS", right.failed
     added = ["probabilities_synthetic_tf2onnx", "probabilities_photos_tf2onnx", "top1_photos_tf2onnx"]
-    assert [rung.name for rung in right.rungs][-3:] == added
+    assert [check.name for check in right.checks][-3:] == added
     assert {"tf2onnx", "onnxruntime", "keras"} <= right.versions["tf2onnx"].keys()
     for photo in right.photos:
         np.testing.assert_allclose(photo.opinions["tf2onnx"], photo.torch, atol=1e-5)
@@ -57,7 +57,7 @@ def test_tf2onnx_agrees_and_notices_a_changed_weight(checkpoint, tmp_path):
     }
     # a column in the table of roads, and one of each photo
     assert render_page([right]).count("<th>tf2onnx</th>") == 1 + len(right.photos)
-    failed = [rung.name for rung in wrong.failed]
+    failed = [check.name for check in wrong.failed]
     assert {"weights", "probabilities_synthetic_tf2onnx", "probabilities_photos_tf2onnx"} <= set(failed)
 
 
@@ -72,15 +72,15 @@ def test_onnx2tf_agrees_and_notices_a_changed_weight(checkpoint, tmp_path):
     sets = [ImageSet("photos", photos(), ["a", "b", "c"])]
     expected = [torch_probabilities(source.network, sets[0].batches())]
     opinion = second_opinion("onnx2tf", source, tmp_path / "not needed.h5", "raw", sets)
-    rungs = opinion_rungs(opinion, sets, expected)
-    assert [rung.name for rung in rungs] == ["probabilities_photos_onnx2tf", "top1_photos_onnx2tf"]
-    assert all(rung.passed for rung in rungs), rungs
+    checks = opinion_checks(opinion, sets, expected)
+    assert [check.name for check in checks] == ["probabilities_photos_onnx2tf", "top1_photos_onnx2tf"]
+    assert all(check.passed for check in checks), checks
     assert opinion.versions["onnx2tf"] == onnx2tf_environment.VERSION
 
     with torch.no_grad():
         source.network.backbone.blocks[2][0].conv_pw.weight[0, 0] += 0.5
     changed = second_opinion("onnx2tf", source, tmp_path / "not needed.h5", "raw", sets)
-    assert not opinion_rungs(changed, sets, expected)[0].passed
+    assert not opinion_checks(changed, sets, expected)[0].passed
 
 
 # What needs no Keras process ------------------------------------------------------------------------------------------
@@ -102,9 +102,9 @@ def test_an_opinion_that_differs_fails_by_its_own_threshold(monkeypatch):
     given[1] += [3e-5, -3e-5, 0, 0]
     for threshold, passed in ((1e-5, False), (1e-4, True)):
         monkeypatch.setitem(OPINIONS, "tf2onnx", replace(OPINIONS["tf2onnx"], threshold=threshold))
-        rung = opinion_rungs(Opinion("tf2onnx", {}, [given], 1.0), sets, [expected])[0]
-        assert (rung.passed, rung.threshold) == (passed, threshold)
-        assert rung.first_divergence == (None if passed else "b")
+        check = opinion_checks(Opinion("tf2onnx", {}, [given], 1.0), sets, [expected])[0]
+        assert (check.passed, check.threshold) == (passed, threshold)
+        assert check.first_divergence == (None if passed else "b")
 
 
 def lightning(*arguments) -> int:

@@ -169,7 +169,7 @@ def test_what_keras_saved_again_has_nothing_to_verify_and_parity_says_why(small_
     subprocess.run([sys.executable, "-c", KERAS_SAVES, twin, again], capture_output=True, check=True)
     assert keras_worker.verify_and_say(str(again)) == 2
     report = check_parity(Pair(small_checkpoint, again))
-    assert [(rung.name, rung.first_divergence) for rung in report.failed] == [("labels", "imported_from")]
+    assert [(check.name, check.first_divergence) for check in report.failed] == [("labels", "imported_from")]
     assert "saved again by Keras" in report.last_line()
 
 

@@ -11,9 +11,9 @@ import yaml
 
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
-from export.proof.report import Report, Rung
+from export.proof.report import Check, Report
 from export.worker.keras_process import KerasFailed
-from lightning_module.callbacks import BestCheckpoint, HandOverTwin, MetricsJournal, best_epoch
+from lightning_module.callbacks import BestCheckpoint, ExportTwin, MetricsJournal, best_epoch
 from lightning_module.classifier import ProductClassifier
 from lightning_module.commands import cli
 from lightning_module.run.run_folder import RunFolder, write_json
@@ -220,15 +220,15 @@ def test_export_and_parity_on_their_own_name_one_changed_weight_last_and_exit_1(
     assert "FAIL" in (tmp_path / "p.html").read_text()
     first, second = content["reports"]
     assert first["versions"] == second["versions"]
-    failed = {rung["name"] for rung in first["rungs"] if not rung["passed"]}
+    failed = {check["name"] for check in first["rungs"] if not check["passed"]}
     assert {"labels", "weights"} <= failed
 
 
 def refused(*_, **__) -> Report:
     """A proof that a fit must not survive."""
     versions = {"torch": {"torch": "0"}, "keras": {"keras": "0", "backend": "none"}}
-    rung = Rung("for the test", False, 1.0, 0.0, "faults", "planted")
-    return Report({"path": "a", "sha256": "b"}, {"path": "c", "sha256": "d", "input_range": "unit"}, [rung], versions)
+    check = Check("for the test", False, 1.0, 0.0, "faults", "planted")
+    return Report({"path": "a", "sha256": "b"}, {"path": "c", "sha256": "d", "input_range": "unit"}, [check], versions)
 
 
 def test_fit_with_a_failed_proof_says_so_last_and_exits_1(photos, tmp_path, monkeypatch, capsys):
@@ -266,7 +266,7 @@ def test_parity_under_an_interpreter_without_packages_is_bad_input(finished, tmp
 def judged(verdict: str) -> Report:
     versions = {"torch": {"torch": "0"}, "keras": {"keras": "0", "backend": "none"}}
     model = {"path": "c", "sha256": "d", "input_range": "unit"}
-    return Report({"path": "a", "sha256": "b"}, model, [Rung("weights", verdict == "PASS", 0, 0, "", "")], versions)
+    return Report({"path": "a", "sha256": "b"}, model, [Check("weights", verdict == "PASS", 0, 0, "", "")], versions)
 
 
 # What each interpreter does -> exit code, verdicts of the reports that are written, who is named as not checked
@@ -360,7 +360,7 @@ def test_python_users_get_the_twin_without_the_command(photos, tmp_path, monkeyp
     monkeypatch.setattr(export.proof.parity, "check_parity", refused)
     data = ProductPhotos(photos, image_size=32, validation_split=0.25)
     model = ProductClassifier(data.class_names, data.image_size, backbone="mobilenetv2_035", pretrained=False)
-    hand_over = HandOverTwin()
+    hand_over = ExportTwin()
     L.Trainer(
         default_root_dir=tmp_path,
         max_epochs=1,
@@ -570,7 +570,7 @@ def test_best_epoch_is_the_first_lowest():
 
 def test_callbacks_refuse_what_cannot_be():
     with pytest.raises(BadInput, match="max_photos"):
-        HandOverTwin(max_photos=-1)
+        ExportTwin(max_photos=-1)
 
 
 def test_journal_takes_up_earlier_epochs_only_to_go_on_fitting():

@@ -59,7 +59,7 @@ def test_every_config_builds_model_data_and_trainer(config, photos, tmp_path):
     assert tuple(cli.model.hparams["image_size"]) == cli.datamodule.image_size
     assert cli.trainer.max_epochs > 0
     kinds = {type(callback).__name__ for callback in cli.trainer.callbacks}
-    assert {"EarlyStopping", "BestCheckpoint", "MetricsJournal", "HandOverTwin"} <= kinds
+    assert {"EarlyStopping", "BestCheckpoint", "MetricsJournal", "ExportTwin"} <= kinds
 
 
 def test_the_recipe_is_the_customers(photos, tmp_path):

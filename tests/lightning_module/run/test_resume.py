@@ -18,7 +18,7 @@ import lightning_module.commands.training
 import lightning_module.run.last_checkpoint
 from datamodule.demo_photos import draw_catalogue
 from lightning_module.callbacks import MetricsJournal
-from lightning_module.run.checkpoint_io import WholeCheckpoints
+from lightning_module.run.checkpoint_io import AtomicCheckpoints
 from lightning_module.run.last_checkpoint import BatchSeed, LastCheckpoint
 from lightning_module.run.run_folder import RunFolder
 from lightning_module.run.stop_signals import Preempted, StopSignals, requeued
@@ -463,13 +463,13 @@ def test_error_of_a_logger_is_a_message(photos, tmp_path, monkeypatch, capsys):
 
 
 def test_real_write_error_within_torchs_own_file_format(tmp_path):
-    checkpoints = WholeCheckpoints()
+    checkpoints = AtomicCheckpoints()
     checkpoints.save_checkpoint({"a": torch.ones(3)}, tmp_path / "x.ckpt")
     code = (
-        "import resource, signal, sys, torch; from lightning_module.run.checkpoint_io import WholeCheckpoints;"
+        "import resource, signal, sys, torch; from lightning_module.run.checkpoint_io import AtomicCheckpoints;"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, resource.RLIM_INFINITY));"
         "content = {name: torch.ones(1 << 16) for name in 'abc'};"
-        "WholeCheckpoints().save_checkpoint(content, sys.argv[1])"
+        "AtomicCheckpoints().save_checkpoint(content, sys.argv[1])"
     )
     ended = subprocess.run(
         [os.sys.executable, "-c", code, tmp_path / "x.ckpt"],
@@ -553,7 +553,7 @@ def test_without_the_command_line_too(photos, tmp_path):
             logger=False,
             enable_progress_bar=False,
             callbacks=[*callbacks, *([interruption] if interruption else [])],
-            plugins=[WholeCheckpoints()],
+            plugins=[AtomicCheckpoints()],
         )
         trainer.fit(module, data, ckpt_path=checkpoint)
         return module.state_dict()

@@ -1,34 +1,19 @@
-"""Neutral graph <-> Keras HDF5 (`.h5`), with h5py alone: no TensorFlow is needed to write or to read it.
+"""Neutral graph -> Keras layers: built-in ones only, with no key in their configuration that some Keras refuses.
 
-The file keeps to the common subset of tf.keras 2.4 to 2.15, tf_keras and Keras 3, found by experiment: built-in layers
-only, ``batch_input_shape``, nested ``inbound_nodes`` lists, no key that one of them refuses. It is never written
-through Keras's own save, whose files load only in the generation that wrote them.
-
-Layout in the file is Keras's: activations NHWC, convolution kernels (kh, kw, in, out), depthwise kernels
-(kh, kw, C, 1), dense kernels (in, out).
+Layout is Keras's: activations NHWC, convolution kernels (kh, kw, in, out), depthwise kernels (kh, kw, C, 1), dense
+kernels (in, out).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from export.graph.nodes import Graph, Node
-from export.keras_file.golden import Golden, write_golden
-from export.worker.keras_worker import GOLDEN_GROUP, UNREADABLE, Refused, check_storage, read_golden
-from models.atomic_write import replacing
 from models.bad_input import BadInput
-
-# Read by every Keras as "weights are in this generation's layout"; 2.x is the one that all of them accept.
-_KERAS_VERSION = b"2.10.0"
-# Where the facts about the network that Keras has no place for travel, as JSON.
-DETAILS_ATTRIBUTE = "shelftwin"
 
 # Keras order of a layer's weights; they are loaded by order.
 _WEIGHT_ORDER = {
@@ -59,27 +44,6 @@ class KerasLayer:
     weights: tuple[tuple[str, str, np.ndarray], ...] = ()
 
 
-@dataclass(frozen=True)
-class KerasFile:
-    """What is in a Keras `.h5`.
-
-    Attributes:
-        config: the model's architecture, Keras's ``model_config``.
-        training_config: loss, metrics and optimiser; None if the file has none.
-        details: ShelfTwin's own facts (class names, input range, ...); empty for other files.
-        weights: layer name -> its arrays in Keras's order and layout.
-        weight_names: layer name -> the arrays' names in the file, in the same order.
-        marks: everything else that the file says: version and backend of the Keras that saved it, further groups.
-    """
-
-    config: dict[str, Any]
-    training_config: dict[str, Any] | None
-    details: dict[str, Any]
-    weights: dict[str, list[np.ndarray]]
-    weight_names: dict[str, list[str]]
-    marks: dict[str, str]
-
-
 class NoKerasLayer(BadInput):
     """A node that the built-in Keras layers cannot compute exactly."""
 
@@ -89,9 +53,6 @@ class NoKerasLayer(BadInput):
             f"{node.op} in module {node.source!r} has no exact counterpart among Keras's built-in layers: {why}. "
             "torch.onnx.export followed by onnx2tf gives a SavedModel or TFLite file, without the proof."
         )
-
-
-# Graph node -> Keras layers ------------------------------------------------------------------------------------------
 
 
 def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
@@ -361,215 +322,3 @@ _LAYERS: dict[str, _Emit] = {
     "dense": _dense,
     "softmax": _plain("Activation", lambda node: {"activation": "softmax"}),
 }
-
-
-# Writing --------------------------------------------------------------------------------------------------------------
-
-
-def training_config(learning_rate: float) -> dict[str, Any]:
-    """Keras's ``training_config``: loads compiled and trains on in both generations.
-
-    Args:
-        learning_rate: of Adam.
-    """
-    adam = {"name": "Adam", "learning_rate": learning_rate, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
-    return {
-        "loss": "categorical_crossentropy",
-        "metrics": ["accuracy"],
-        "weighted_metrics": None,
-        "loss_weights": None,
-        "optimizer_config": {"class_name": "Adam", "config": {**adam, "amsgrad": False}},
-    }
-
-
-def write_keras_h5(
-    path: Path,
-    layers: list[KerasLayer],
-    *,
-    model_name: str,
-    details: dict[str, Any],
-    training: dict[str, Any],
-    frozen: frozenset[str] = frozenset(),
-    golden: Golden | None = None,
-) -> None:
-    """Write the layers as one Keras `.h5`, atomically: temporary file, fsync, reload, compare, rename.
-
-    Args:
-        path: where to; its folder must exist. An older file there is replaced only by a whole, verified one.
-        layers: from `keras_layers`, in order.
-        model_name: the Keras model's name.
-        details: plain JSON facts kept in the file's attribute ``shelftwin``.
-        training: from `training_config`.
-        frozen: names of the layers that Keras must not train (and whose BatchNorm it must run in inference mode).
-        golden: images and torch's answers, with which ``keras_worker.py verify`` checks the file.
-
-    Raises:
-        BadInput: when it cannot be written there (folder, permissions, full disk).
-        RuntimeError: when what was written does not read back the same.
-    """
-    config = model_config(layers, model_name, frozen)
-    with replacing(path) as temporary:
-        with h5py.File(temporary, "w") as file:
-            file.attrs["keras_version"] = _KERAS_VERSION
-            file.attrs["backend"] = b"tensorflow"
-            # bytes become a variable-length string, which has no 64 KiB limit
-            file.attrs["model_config"] = json.dumps(config).encode()
-            file.attrs["training_config"] = json.dumps(training).encode()
-            file.attrs[DETAILS_ATTRIBUTE] = json.dumps(details).encode()
-            _write_weights(file.create_group("model_weights"), layers)
-            if golden is not None:
-                write_golden(file, golden, {layer.name: [array for *_, array in layer.weights] for layer in layers})
-        _verify(temporary, config, layers)
-        if golden is not None:
-            _verify_golden(temporary)
-
-
-def model_config(layers: list[KerasLayer], model_name: str, frozen: frozenset[str]) -> dict[str, Any]:
-    """Keras's ``model_config``: the architecture, in the form that every Keras reads."""
-    return {
-        "class_name": "Functional",
-        "config": {
-            "name": model_name,
-            "layers": [_layer_config(layer, layer.name not in frozen) for layer in layers],
-            # nested form: the flat one fails in Keras 3.0 to 3.3
-            "input_layers": [[layers[0].name, 0, 0]],
-            "output_layers": [[layers[-1].name, 0, 0]],
-        },
-    }
-
-
-def _layer_config(layer: KerasLayer, trainable: bool) -> dict[str, Any]:
-    config = {"name": layer.name, "dtype": "float32", **layer.config}
-    if layer.class_name != "InputLayer":
-        config["trainable"] = trainable
-    # old-style inbound nodes: a Keras 3 dict form is refused by Keras 2
-    inbound = [[[name, 0, 0, {}] for name in layer.inputs]] if layer.inputs else []
-    return {"class_name": layer.class_name, "name": layer.name, "config": config, "inbound_nodes": inbound}
-
-
-def _write_weights(group: h5py.Group, layers: list[KerasLayer]) -> None:
-    group.attrs["layer_names"] = _fixed_bytes([layer.name for layer in layers])
-    group.attrs["backend"] = b"tensorflow"
-    group.attrs["keras_version"] = _KERAS_VERSION
-    for layer in layers:
-        layer_group = group.create_group(layer.name)
-        layer_group.attrs["weight_names"] = _fixed_bytes([f"{layer.name}/{name}:0" for name, _, _ in layer.weights])
-        for name, _, array in layer.weights:
-            layer_group.create_dataset(f"{layer.name}/{name}:0", data=np.ascontiguousarray(array))
-
-
-def _fixed_bytes(names: list[str]) -> np.ndarray:
-    return np.array([name.encode() for name in names], dtype=None if names else "S1")
-
-
-def _verify(path: Path, config: dict[str, Any], layers: list[KerasLayer]) -> None:
-    with h5py.File(path, "r") as file:  # without `check_storage`: it is ours, written a moment ago
-        written = _contents(file)
-    if written.config != config:
-        raise RuntimeError(f"{path}: the architecture does not read back as it was written; the disk may be failing.")
-    for layer in layers:
-        arrays = written.weights[layer.name]
-        for (name, _, array), back in zip(layer.weights, arrays, strict=True):
-            if array.dtype != back.dtype or array.tobytes() != back.tobytes():
-                raise RuntimeError(f"{path}: {layer.name}/{name} does not read back as it was written.")
-
-
-def _verify_golden(path: Path) -> None:
-    back = read_golden(str(path))
-    if any(back.stored[part] != digest for part, digest in back.actual.items()):
-        raise RuntimeError(f"{path}: the golden images do not read back as they were written; the disk may be failing.")
-
-
-# Reading --------------------------------------------------------------------------------------------------------------
-
-
-def read_keras_h5(path: Path) -> KerasFile:
-    """Read a Keras `.h5` without Keras.
-
-    Raises:
-        BadInput: if the file is missing, is no HDF5 file, or holds no Keras model.
-    """
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
-        raise BadInput(f"expected a Keras .h5 file, got {path}, which {what}. Check the path.")
-    try:
-        check_storage(str(path))
-        with h5py.File(path, "r") as file:
-            if "layer_names" in file.attrs and "model_weights" not in file:
-                raise BadInput(
-                    f"expected a Keras .h5 with architecture and weights, got {path}, which has weights alone, as "
-                    "save_weights writes them. Save the whole model: model.save(PATH)."
-                )
-            return _contents(file)
-    except Refused as refused:
-        raise BadInput(
-            f"expected a Keras .h5 as Keras or this project saves it, got one that is refused: {refused}. Save it "
-            "again in the Keras that it comes from, or export it again with: lightning export CKPT OUT.h5"
-        ) from refused
-    except UNREADABLE as error:
-        raise BadInput(
-            f"expected a Keras .h5 file with architecture and weights, got {path}, which cannot be read as one "
-            f"({type(error).__name__}: {error}). Name another, or export it again with: lightning export CKPT OUT.h5"
-        ) from error
-
-
-def _contents(file: h5py.File) -> KerasFile:
-    weights, names = _read_weights(file["model_weights"])
-    return KerasFile(
-        config=_json_attribute(file, "model_config"),
-        training_config=_json_attribute(file, "training_config") if "training_config" in file.attrs else None,
-        details=_json_attribute(file, DETAILS_ATTRIBUTE) if DETAILS_ATTRIBUTE in file.attrs else {},
-        weights=weights,
-        weight_names=names,
-        marks=_marks(file),
-    )
-
-
-def _json_attribute(file: h5py.File, name: str) -> dict[str, Any]:
-    value = file.attrs[name]
-    content = json.loads(value.decode() if isinstance(value, bytes) else value)
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} is no JSON object")
-    return content
-
-
-# What a file written here has besides architecture, training configuration, details and weights.
-OWN_MARKS = {
-    "backend": "tensorflow",
-    "keras_version": _KERAS_VERSION.decode(),
-    "model_weights/backend": "tensorflow",
-    "model_weights/keras_version": _KERAS_VERSION.decode(),
-    "groups": f"model_weights {GOLDEN_GROUP}",
-}
-
-
-def _marks(file: h5py.File) -> dict[str, str]:
-    elsewhere = ("model_config", "training_config", DETAILS_ATTRIBUTE, "layer_names")
-    places = {"": file, "model_weights/": file["model_weights"]}
-    marks = {
-        place + name: value.decode(errors="replace") if isinstance(value, bytes) else str(value)
-        for place, group in places.items()
-        for name, value in group.attrs.items()
-        if name not in elsewhere
-    }
-    return {**marks, "groups": " ".join(sorted(file))}
-
-
-def _read_weights(group: h5py.Group) -> tuple[dict[str, list[np.ndarray]], dict[str, list[str]]]:
-    """Arrays and their names by layer; each dataset of the group is listed once, or the file is refused."""
-    weights, names = {}, {}
-    for layer_name in _names(group, "layer_names"):
-        layer_group = group[layer_name]
-        names[layer_name] = _names(layer_group, "weight_names")
-        weights[layer_name] = [layer_group[name][()] for name in names[layer_name]]
-    listed = sorted(f"{layer}/{name}" for layer, each in names.items() for name in each)
-    stored: list[str] = []
-    group.visititems(lambda name, item: stored.append(name) if isinstance(item, h5py.Dataset) else None)
-    if listed != sorted(stored):
-        different = sorted(set(listed) ^ set(stored)) or listed
-        raise ValueError(f"{different[0]} is not both stored and listed, once")
-    return weights, names
-
-
-def _names(group: h5py.Group, attribute: str) -> list[str]:
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[attribute]]

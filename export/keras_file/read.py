@@ -1,0 +1,133 @@
+"""Keras HDF5 (`.h5`) -> architecture, weights and facts, without Keras. What is damaged or hostile is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from export.worker.keras_worker import GOLDEN_GROUP, UNREADABLE, Refused, check_storage
+from models.bad_input import BadInput
+
+# Read by every Keras as "weights are in this generation's layout"; 2.x is the one that all of them accept.
+KERAS_VERSION = b"2.10.0"
+# Where the facts about the network that Keras has no place for travel, as JSON.
+DETAILS_ATTRIBUTE = "shelftwin"
+
+
+@dataclass(frozen=True)
+class KerasFile:
+    """What is in a Keras `.h5`.
+
+    Attributes:
+        config: the model's architecture, Keras's ``model_config``.
+        training_config: loss, metrics and optimiser; None if the file has none.
+        details: ShelfTwin's own facts (class names, input range, ...); empty for other files.
+        weights: layer name -> its arrays in Keras's order and layout.
+        weight_names: layer name -> the arrays' names in the file, in the same order.
+        marks: everything else that the file says: version and backend of the Keras that saved it, further groups.
+    """
+
+    config: dict[str, Any]
+    training_config: dict[str, Any] | None
+    details: dict[str, Any]
+    weights: dict[str, list[np.ndarray]]
+    weight_names: dict[str, list[str]]
+    marks: dict[str, str]
+
+
+def read_keras_h5(path: Path) -> KerasFile:
+    """Read a Keras `.h5` without Keras.
+
+    Raises:
+        BadInput: if the file is missing, is no HDF5 file, or holds no Keras model.
+    """
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise BadInput(f"expected a Keras .h5 file, got {path}, which {what}. Check the path.")
+    try:
+        check_storage(str(path))
+        with h5py.File(path, "r") as file:
+            if "layer_names" in file.attrs and "model_weights" not in file:
+                raise BadInput(
+                    f"expected a Keras .h5 with architecture and weights, got {path}, which has weights alone, as "
+                    "save_weights writes them. Save the whole model: model.save(PATH)."
+                )
+            return file_contents(file)
+    except Refused as refused:
+        raise BadInput(
+            f"expected a Keras .h5 as Keras or this project saves it, got one that is refused: {refused}. Save it "
+            "again in the Keras that it comes from, or export it again with: lightning export CKPT OUT.h5"
+        ) from refused
+    except UNREADABLE as error:
+        raise BadInput(
+            f"expected a Keras .h5 file with architecture and weights, got {path}, which cannot be read as one "
+            f"({type(error).__name__}: {error}). Name another, or export it again with: lightning export CKPT OUT.h5"
+        ) from error
+
+
+def file_contents(file: h5py.File) -> KerasFile:
+    """Read an open file, as it is: nothing is checked, whatever cannot be read raises what h5py or json raise."""
+    weights, names = _read_weights(file["model_weights"])
+    return KerasFile(
+        config=_json_attribute(file, "model_config"),
+        training_config=_json_attribute(file, "training_config") if "training_config" in file.attrs else None,
+        details=_json_attribute(file, DETAILS_ATTRIBUTE) if DETAILS_ATTRIBUTE in file.attrs else {},
+        weights=weights,
+        weight_names=names,
+        marks=_marks(file),
+    )
+
+
+def _json_attribute(file: h5py.File, name: str) -> dict[str, Any]:
+    value = file.attrs[name]
+    content = json.loads(value.decode() if isinstance(value, bytes) else value)
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} is no JSON object")
+    return content
+
+
+# What a file written here has besides architecture, training configuration, details and weights.
+OWN_MARKS = {
+    "backend": "tensorflow",
+    "keras_version": KERAS_VERSION.decode(),
+    "model_weights/backend": "tensorflow",
+    "model_weights/keras_version": KERAS_VERSION.decode(),
+    "groups": f"model_weights {GOLDEN_GROUP}",
+}
+
+
+def _marks(file: h5py.File) -> dict[str, str]:
+    elsewhere = ("model_config", "training_config", DETAILS_ATTRIBUTE, "layer_names")
+    places = {"": file, "model_weights/": file["model_weights"]}
+    marks = {
+        place + name: value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+        for place, group in places.items()
+        for name, value in group.attrs.items()
+        if name not in elsewhere
+    }
+    return {**marks, "groups": " ".join(sorted(file))}
+
+
+def _read_weights(group: h5py.Group) -> tuple[dict[str, list[np.ndarray]], dict[str, list[str]]]:
+    """Arrays and their names by layer; each dataset of the group is listed once, or the file is refused."""
+    weights, names = {}, {}
+    for layer_name in _names(group, "layer_names"):
+        layer_group = group[layer_name]
+        names[layer_name] = _names(layer_group, "weight_names")
+        weights[layer_name] = [layer_group[name][()] for name in names[layer_name]]
+    listed = sorted(f"{layer}/{name}" for layer, each in names.items() for name in each)
+    stored: list[str] = []
+    group.visititems(lambda name, item: stored.append(name) if isinstance(item, h5py.Dataset) else None)
+    if listed != sorted(stored):
+        different = sorted(set(listed) ^ set(stored)) or listed
+        raise ValueError(f"{different[0]} is not both stored and listed, once")
+    return weights, names
+
+
+def _names(group: h5py.Group, attribute: str) -> list[str]:
+    return [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[attribute]]

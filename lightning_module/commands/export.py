@@ -1,0 +1,100 @@
+"""`lightning export`: a checkpoint as a Keras `.h5`, or in other formats made of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lightning_module.commands.cli import EXIT_MISMATCH
+from lightning_module.commands.options import H5_ENDINGS, chosen, list_photo_files, parse_options, pixels_of
+from models.bad_input import BadInput
+
+if TYPE_CHECKING:
+    pass
+
+
+def run_export(argv: list[str]) -> None:
+    """Parse `export CKPT OUT.h5 [--input_range unit|raw] [--temperature fitted|NUMBER] [...]` and do it.
+
+    Raises:
+        BadInput: something given cannot be used.
+        SystemExit: 1 where a format is not the network that was trained.
+    """
+    if not export(**parse_options("export", export, argv)):
+        raise SystemExit(EXIT_MISMATCH)
+
+
+def export(
+    ckpt: Path,
+    out: Path,
+    input_range: Literal["unit", "raw"] = "unit",
+    fuse_batchnorm: bool = False,
+    format: str = "keras",
+    photos: Path | None = None,
+    temperature: float | Literal["none", "fitted"] = "none",
+) -> bool:
+    """Write a checkpoint as one Keras .h5 that loads with a plain load_model(path), or in other formats made of it.
+
+    Args:
+        ckpt: checkpoint of `lightning fit`, such as RUN/best.ckpt.
+        out: the .h5 to write; an existing one is replaced once the new one is whole. Other formats go beside it, as
+            OUT_saved_model, OUT.onnx, OUT.tflite and OUT_int8.tflite; for a single one any other name is its place.
+        input_range: what the twin takes: `unit`, values 0 to 1, or `raw`, values 0 to 255.
+        fuse_batchnorm: fold every BatchNorm into the convolution before it: fewer layers, for predicting only.
+        format: some of keras, saved_model, onnx, tflite, tflite_int8, with commas between; or all. All but a single
+            keras are compared with torch before they are put in place.
+        photos: folder with photos, at any depth, to compare formats other than a single keras on (for that one there
+            is `lightning parity`); tflite_int8 needs it. Where its folders are the classes, accuracy is compared too.
+        temperature: divide the logits by a number, or by the one that `lightning fit` fitted: `fitted`. What is
+            exported is then OUT_calibrated.ckpt, written beside: its last layer has the temperature in it. Labels stay.
+
+    Returns:
+        Whether all formats are the network that was trained.
+    """
+    from export.formats import FORMATS, Photos, print_formats, write_formats
+
+    formats = chosen("--format", format, FORMATS)
+    if not formats:
+        raise BadInput(f"--format: expected some of {', '.join(FORMATS)}, or all, received none. Name one.")
+    if temperature != "none":
+        ckpt = _calibrated(ckpt, out, temperature)
+    if formats == ["keras"]:
+        if out.suffix.lower() not in H5_ENDINGS:
+            raise BadInput(
+                f"expected the name of a .h5, received {out}: Keras and others go by the name. Name a .h5, or say what "
+                f"else it is to be: --format {', '.join(name for name in FORMATS if name != 'keras')}."
+            )
+        if photos:
+            raise BadInput(
+                f"--photos: expected formats besides keras to compare on them, received {photos} with keras alone. "
+                "Leave it out; `lightning parity CKPT OUT.h5 --photos DIR` proves the .h5 on photos."
+            )
+        from export.torch_to_keras import write_twin
+
+        twin = write_twin(ckpt, out, input_range, fuse_batchnorm)
+        size = f"{twin.layers} Keras layers, {twin.parameters:,} numbers (weights and BatchNorm statistics)"
+        print(f"{twin.path}: {size}")
+        return True
+    judges = None
+    if photos:
+        from export.checkpoint import read_checkpoint
+
+        files, source = list_photo_files(photos), read_checkpoint(ckpt)
+        numbers = {name: number for number, name in enumerate(source.class_names)}
+        labels = [numbers.get(file.relative_to(photos).parts[0], -1) for file in files]
+        pixels = pixels_of(files, source.image_size, source.interpolation)
+        judges = Photos(pixels, [str(file) for file in files], labels)
+    made, versions = write_formats(ckpt, out, formats, input_range, judges, fuse_batchnorm)
+    print_formats(made, versions)
+    return all(each.passed for each in made)
+
+
+def _calibrated(ckpt: Path, out: Path, temperature: float | str) -> Path:
+    """Write the checkpoint with the temperature in it beside what is to be exported; return its place."""
+    from export.calibrated import Fitted, fitted_temperature, write_calibrated
+
+    fitted = fitted_temperature(ckpt) if isinstance(temperature, str) else Fitted(float(temperature), None)
+    if fitted.doubt:
+        print(fitted.doubt)
+    place = out.with_name(f"{out.stem}_calibrated.ckpt")
+    write_calibrated(ckpt, place, fitted.temperature)
+    print(f"{place}: logits divided by {fitted.temperature:.4f}; what follows is its twin")
+    return place

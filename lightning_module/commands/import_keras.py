@@ -1,0 +1,121 @@
+"""`lightning import`: a Keras `.h5` into a checkpoint, and the proof of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lightning_module.commands.cli import EXIT_MISMATCH
+from lightning_module.commands.options import (
+    check_report_place,
+    list_photo_files,
+    parse_options,
+    pixels_of,
+    read_labels,
+)
+from models.bad_input import BadInput
+
+if TYPE_CHECKING:
+    pass
+
+
+def run_import(argv: list[str]) -> None:
+    """Parse `import MODEL.h5 OUT.ckpt [--class_names A,B] [...]` and do it.
+
+    Raises:
+        BadInput: something given cannot be used.
+        SystemExit: 1 where the two do not agree.
+    """
+    if not import_(**parse_options("import", import_, argv)):
+        raise SystemExit(EXIT_MISMATCH)
+
+
+def import_(
+    model: Path,
+    out: Path,
+    class_names: str | None = None,
+    labels: Path | None = None,
+    photos_root: Path | None = None,
+    image_size: str | None = None,
+    interpolation: str | None = None,
+    input_range: Literal["unit", "raw", "tf"] | None = None,
+    check: bool = True,
+    json: Path | None = None,
+    keras_python: Path | None = None,
+) -> bool:
+    """Read a Keras MobileNetV2 classifier into a checkpoint, and prove that both compute the same.
+
+    The base may be nested as one layer or flat, saved by Keras 2 or 3, or by `lightning export`. The last line is the
+    verdict; nothing is written unless it is PASS.
+
+    Args:
+        model: the Keras .h5.
+        out: the checkpoint to write; an existing one is replaced once the new one is whole and proved.
+        class_names: names of the classes in the order of the outputs, separated by commas.
+        labels: labels.json that names the classes (and may give interpolation), as `lightning fit` writes it.
+        photos_root: folder with one folder of photos per class: their sorted names are the classes, and the photos go
+            through both sides.
+        image_size: one number, or `h,w`, where the model takes any size.
+        interpolation: how photos are resized; `nearest`, Keras's own, unless the file says otherwise.
+        input_range: what the model takes where its layers do not show it: `unit`, values 0 to 1, `raw`, values 0 to
+            255, or `tf`, values -1 to 1.
+        check: whether a real Keras judges; false writes the checkpoint unproved.
+        json: file for the whole report.
+        keras_python: interpreter whose Keras judges; without it this environment's.
+
+    Returns:
+        Whether all checks passed.
+    """
+    from export.import_keras import ImportDiffers, write_import
+    from export.keras_to_torch import ImportSettings, read_keras_classifier
+    from export.proof.report import PASS, print_report, write_json
+
+    if json:
+        check_report_place("--json", json, model, out)
+    stated = read_labels(labels) if labels else {}
+    names = [name.strip() for name in class_names.split(",")] if class_names else stated.get("class_names")
+    if photos_root and not names:
+        names = _folder_names(photos_root)
+    interpolation = stated.get("interpolation") if interpolation is None else interpolation
+    classifier = read_keras_classifier(
+        model, ImportSettings(names, _height_and_width(image_size), interpolation, input_range)
+    )
+    files = list_photo_files(photos_root) if photos_root and check else []
+    pixels = pixels_of(files, classifier.image_size, classifier.interpolation) if files else None
+    photo_names = [str(file) for file in files]
+    try:
+        report = write_import(classifier, out, pixels, photo_names, check=check, keras_python=keras_python)
+    except ImportDiffers as differs:
+        report = differs.report
+    for note in classifier.notes:
+        print(note)
+    if report is None or report.verdict == PASS:
+        network = classifier.network
+        height, width = classifier.image_size
+        print(
+            f"{out}: {network.backbone_name}, {len(classifier.class_names)} classes, {height} x {width} pixels, "
+            f"padding {network.pad_type or 'symmetric'}, epsilon {network.bn_eps:g}; the Keras model takes "
+            f"{classifier.input_range}"
+        )
+    if report is None:
+        print("not proved: --check false")
+        return True
+    print_report(report)
+    if json:
+        write_json([report], json)
+    return report.verdict == PASS
+
+
+def _folder_names(root: Path) -> list[str]:
+    """Names of the folders in a folder, sorted as flow_from_directory sorts them."""
+    if not root.is_dir():
+        raise BadInput(f"--photos_root: expected a folder with one folder per class, received {root}. Check the path.")
+    return sorted(each.name for each in root.iterdir() if each.is_dir() and not each.name.startswith("."))
+
+
+def _height_and_width(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.strip("[]() ").split(",")
+    if len(parts) not in (1, 2) or not all(part.strip().isdigit() and int(part) for part in parts):
+        raise BadInput(f"--image_size: expected one number of pixels or h,w, received {text!r}. Give --image_size 224.")
+    sides = [int(part) for part in parts]
+    return sides[0], sides[-1]

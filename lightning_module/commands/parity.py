@@ -1,0 +1,130 @@
+"""`lightning parity`: the proof that a `.h5` computes what its checkpoint computes."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from export.worker.keras_process import KerasFailed
+from lightning_module.commands.cli import EXIT_MISMATCH
+from lightning_module.commands.options import (
+    check_report_place,
+    chosen,
+    list_photo_files,
+    parse_options,
+    pixels_of,
+)
+from models.bad_input import BadInput
+
+if TYPE_CHECKING:
+    from export.proof.report import Report
+
+
+def run_parity(argv: list[str]) -> None:
+    """Parse `parity CKPT MODEL.h5 [--photos DIR] [--json FILE] [--html FILE] [--keras_python PY ...]` and do it.
+
+    Raises:
+        BadInput: something given cannot be used.
+        KerasFailed: a Keras crashed or ran out of time.
+        SystemExit: 1 where the twins do not agree.
+    """
+    if not parity(**parse_options("parity", parity, argv, repeatable=["--keras_python"])):
+        raise SystemExit(EXIT_MISMATCH)
+
+
+def parity(
+    ckpt: Path,
+    model: Path,
+    photos: Path | None = None,
+    json: Path | None = None,
+    html: Path | None = None,
+    keras_python: list[Path] | None = None,
+    second_opinions: str = "",
+) -> bool:
+    """Prove that a .h5 computes what its checkpoint computes. The last line is the verdict.
+
+    Args:
+        ckpt: checkpoint of `lightning fit`, such as RUN/best.ckpt.
+        model: the .h5 that is claimed to be its twin.
+        photos: folder with photos, at any depth, that go through both; without it only synthetic images do.
+        json: file for the whole report.
+        html: file for the report as one page.
+        keras_python: interpreter whose Keras judges; may be given several times, and then all must pass: the exit code
+            is 1 if the twins differ under any of them, else 3 if any crashed, else 2 if any could not be asked. The
+            others' reports are written all the same. Without it this environment's.
+        second_opinions: further roads to the same probabilities: some of tf2onnx, onnx2tf, with commas between; or all.
+
+    Returns:
+        Whether all checks passed, under every Keras.
+
+    Raises:
+        BadInput: something given cannot be used; of several interpreters, if none crashed and the twins differ nowhere.
+        KerasFailed: a Keras crashed or ran out of time; of several, if the twins differ nowhere.
+    """
+    from datamodule.photo_store import load_photo
+    from export.proof.page import write_page
+    from export.proof.parity import Pair, check_parity
+    from export.proof.report import PASS, print_report, verdict_of, write_json
+    from export.proof.second_opinions import OPINIONS
+
+    if json is not None and json == html:
+        raise BadInput(f"--json and --html: expected two files, received {json} twice. Name another.")
+    for option, place in (("--json", json), ("--html", html)):
+        if place:
+            check_report_place(option, place, ckpt, model)
+    opinions = chosen("--second_opinions", second_opinions, OPINIONS)
+    files = list_photo_files(photos) if photos else []
+    pixels = None
+    if files:
+        from export.checkpoint import read_checkpoint
+
+        source = read_checkpoint(ckpt)
+        pixels = pixels_of(files, source.image_size, source.interpolation)
+    pair = Pair(ckpt, model, pixels, [str(file) for file in files], files, load_photo)
+    reports: list[Report] = []
+    failures: list[tuple[str, BadInput | KerasFailed]] = []
+    interpreters: list[Path | None] = [*keras_python] if keras_python else [None]
+    try:
+        for python in interpreters:
+            try:
+                # Other roads do not hang on which Keras judges: they are asked once.
+                asked = [] if reports else opinions
+                reports.append(check_parity(pair, python, progress=_say, opinions=asked))
+            except (BadInput, KerasFailed) as error:
+                if len(interpreters) == 1:
+                    raise
+                failures.append((str(python), error))
+                print(f"lightning: {python}: not checked: {error}", file=sys.stderr)
+            else:
+                print_report(reports[-1])
+    finally:  # whatever came after them
+        not_checked = {name: str(error) for name, error in failures}
+        not_checked |= {
+            str(each): "broken off before it had judged" for each in interpreters[len(reports) + len(failures) :]
+        }
+        if json and reports:
+            write_json(reports, json, not_checked)
+        if html and reports:
+            write_page(reports, html, not_checked)
+    if len(interpreters) > 1:
+        passed = sum(report.verdict == PASS for report in reports)
+        others = f", {len(failures)} could not check it" if failures else ""
+        verdict = verdict_of(reports, not_checked)
+        print(f"parity {verdict}: under {passed} of {len(interpreters)} interpreters{others}")
+    if failures and all(report.verdict == PASS for report in reports):
+        _raise_worst(failures)
+    return verdict_of(reports, not_checked) == PASS
+
+
+def _say(text: str) -> None:
+    """What goes on, for whoever waits: beside the report, which is on stdout."""
+    print(f"{text} ...", file=sys.stderr, flush=True)
+
+
+def _raise_worst(failures: list[tuple[str, BadInput | KerasFailed]]) -> NoReturn:
+    """Say of which interpreters nothing is known: as a crash, if there was one, else as bad input."""
+    names = ", ".join(dict.fromkeys(name for name, _ in failures))
+    kind = KerasFailed if any(isinstance(error, KerasFailed) for _, error in failures) else BadInput
+    raise kind(
+        f"--keras_python: expected interpreters whose Keras checks the file, received {names}, which did not: see "
+        "above. Mend those or leave them out."
+    )
