@@ -2,3 +2,22 @@
 
 `product_photos.ProductPhotos` is the LightningDataModule; `audit` finds photos that should not be trained on.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodule.product_photos import ProductPhotos
+
+_PLACES = {
+    "ProductPhotos": "datamodule.product_photos",
+}
+
+__all__ = ["ProductPhotos"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for: `lightning --help` needs none of it."""
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
