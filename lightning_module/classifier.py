@@ -1,35 +1,28 @@
 """ProductClassifier: loss, metrics, steps and optimiser around the network."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix, MulticlassF1Score
 
+from lightning_module.check_settings import check_fine_tuning, check_settings
 from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Schedule, balanced_weights, shrink
-from lightning_module.mean_loss import MeanLoss
+from lightning_module.measured_module import MeasuredModule
+from lightning_module.optimizer import follow_epochs, make_adam, make_scheduler
 from models.bad_input import BadInput
-from models.choices import TRAINABLE, Trainable
+from models.choices import Trainable
 from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision, resolve_precision, without_tf32
-from models.keras_adam import KerasAdam
 from models.pretrained import WeightsReport, load_pretrained
 from models.timm_mobilenetv2 import TimmClassifier
 
-SETS = ("train", "val", "val_clean", "test")
-"""Sets of photos with metrics of their own; `val_clean` are the validation photos without augmentation."""
 
-
-class ProductClassifier(L.LightningModule):
+class ProductClassifier(MeasuredModule):
     """A photo classifier that learns with cross-entropy and Adam.
 
     `class_names`, `image_size` and `interpolation` describe what the network is trained to see. On the command line
@@ -96,8 +89,8 @@ class ProductClassifier(L.LightningModule):
         if isinstance(regularisation, dict):
             regularisation = Regularisation(**regularisation)
         class_names, image_size = [str(name) for name in class_names], [int(side) for side in image_size]
-        _check_settings(class_names, image_size, trainable, learning_rate, pretrained, weights)
-        _check_fine_tuning(image_size, trainable, train_size, schedule)
+        check_settings(class_names, image_size, trainable, learning_rate, pretrained, weights)
+        check_fine_tuning(image_size, trainable, train_size, schedule)
         network = TimmClassifier(len(class_names), backbone, hidden, dropout, pad_type, bn_eps, mean, std)
         # As the data module holds its photos: a narrow MobileNetV2 trains about twice as fast so on a CPU.
         self.network: TimmClassifier = network.to(memory_format=torch.channels_last)
@@ -125,13 +118,7 @@ class ProductClassifier(L.LightningModule):
                 **self.network.architecture,
             }
         )
-        # the keys have a slash because a ModuleDict takes no name that a module's own attributes have, such as train
-        self.metrics = nn.ModuleDict({f"{name}/": _metrics(name, len(class_names)) for name in SETS})
-        self.confusion = nn.ModuleDict(
-            {f"{name}/": MulticlassConfusionMatrix(len(class_names), validate_args=False) for name in SETS[1:]}
-        )
-        self.mean_losses = nn.ModuleDict({f"{name}/": MeanLoss() for name in SETS})
-        self.confusion_counts: dict[str, list[list[int]]] = {}
+        self.measure_sets(len(class_names))
         self.weights_report: WeightsReport | None = None
         self._has_trained_weights = not pretrained
         if trainable == "head":
@@ -219,22 +206,7 @@ class ProductClassifier(L.LightningModule):
         with nullcontext() if name == "train" else _unrounded(images):
             logits = self.logits_while_fitting(images, exact=name != "train") if fitting else self(images)
             loss = nn.functional.cross_entropy(logits, targets, self._class_weights if name == "train" else None)
-        metrics = cast(MetricCollection, self.metrics[f"{name}/"])
-        metrics.update(logits, labels)
-        if name != "train":
-            self._confusion_of(name).update(logits, labels)
-        mean_loss = cast(MeanLoss, self.mean_losses[f"{name}/"])
-        mean_loss.update(loss, len(labels))
-        self.log(
-            f"{name}/loss",
-            mean_loss,
-            on_step=False,
-            on_epoch=True,
-            prog_bar=name != "val_clean",
-            batch_size=len(labels),
-            add_dataloader_idx=False,
-        )
-        self.log_dict(metrics, on_step=False, on_epoch=True, add_dataloader_idx=False)
+        self.measure(name, logits, labels, loss)
         return loss
 
     @property
@@ -244,88 +216,17 @@ class ProductClassifier(L.LightningModule):
         share = 1.0 if self.train_size is None else self.train_size / max(height, width)
         return max(1, round(share * height)), max(1, round(share * width))
 
-    @property
-    def validation_sets(self) -> list[str]:
-        """Names of the data module's validation loaders, in order."""
-        return list(getattr(self.datamodule, "val_sets", None) or ["val"])
-
-    @property
-    def datamodule(self) -> L.LightningDataModule | None:
-        """The data of the trainer, where it has got it as a module."""
-        return getattr(self._trainer, "datamodule", None)
-
-    def on_validation_epoch_start(self) -> None:
-        """Count confusions anew."""
-        self._reset_confusion(*self.validation_sets)
-
-    def on_test_epoch_start(self) -> None:
-        """Count confusions anew."""
-        self._reset_confusion("test")
-
-    def on_validation_epoch_end(self) -> None:
-        """Keep the confusion matrices of all processes together."""
-        self._compute_confusion(*self.validation_sets)
-
-    def on_test_epoch_end(self) -> None:
-        """Keep the confusion matrix of all processes together."""
-        self._compute_confusion("test")
-
-    def _confusion_of(self, name: str) -> MulticlassConfusionMatrix:
-        return cast(MulticlassConfusionMatrix, self.confusion[f"{name}/"])
-
-    def _reset_confusion(self, *names: str) -> None:
-        for name in names:
-            self._confusion_of(name).reset()
-
-    def _compute_confusion(self, *names: str) -> None:
-        """Rows are the true class, columns the predicted one; plain numbers, for metrics.json."""
-        for name in names:
-            self.confusion_counts[name] = self._confusion_of(name).compute().tolist()
-
     def configure_optimizers(self) -> Any:
         """Adam, as Keras computes it, over what is trainable, at the rates of the schedule.
 
         Raises:
             BadInput: the rates are to fall by the last epoch, and there is none.
         """
-        rate, schedule = self.hparams["learning_rate"], self.schedule
-        head = list(self.network.head.parameters())
-        groups: list[dict[str, Any]] = [{"params": head, "lr": rate}]
-        if self.trainable == "all":
-            backbone = list(self.network.backbone.parameters())
-            groups.append({"params": backbone, "lr": rate * schedule.backbone_factor})
-        fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
-        optimizer = KerasAdam(groups, rate, fused=fused)
-        if not (schedule.head_epochs or schedule.warmup_epochs or schedule.cosine):
-            return optimizer
-        total = self.trainer.estimated_stepping_batches
-        epochs = self.trainer.max_epochs
-        if schedule.cosine and not (math.isfinite(total) and epochs and epochs > 0):
-            raise BadInput(
-                "--model.schedule.cosine: expected a last epoch for the learning rate to fall to, received "
-                f"--trainer.max_epochs {epochs}. Give a number."
-            )
-        per_epoch = self._steps_per_epoch()
-        factors: list[Callable[[int], float]] = [
-            partial(schedule.rate, steps_per_epoch=per_epoch, total_steps=total, of_backbone=index > 0)
-            for index in range(len(groups))
-        ]
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _steps_per_epoch(self) -> int:
-        self.trainer.fit_loop.setup_data()  # the batches are not counted otherwise where no last epoch is known
-        return math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
-
-    def _follow_epochs(self) -> None:
-        """Let the rates go on from the epoch: a run that goes on with other processes has made other steps so far."""
-        scheduler = self.lr_schedulers()
-        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR):  # none, or that of the learning-rate finder
-            return
-        step = self.trainer.current_epoch * self._steps_per_epoch()
-        if scheduler.last_epoch != step:
-            scheduler.last_epoch = step - 1
-            scheduler.step()
+        adam = make_adam(self.network, self.trainable, self.hparams["learning_rate"], self.schedule)
+        if not self.schedule.changes_rates:
+            return adam
+        scheduler = make_scheduler(adam, self.schedule, self.trainer)
+        return {"optimizer": adam, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def load_pretrained_weights(self) -> WeightsReport | None:
         """Read the pretrained weights that the settings ask for, once; say which tensors were used.
@@ -372,7 +273,7 @@ class ProductClassifier(L.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Put layers into the modes of this epoch: the head's own epochs may be over. So it is with the rates."""
         self.train()
-        self._follow_epochs()
+        follow_epochs(self.lr_schedulers(), self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take a checkpoint's weights for trained, and refuse one that was trained for something else.
@@ -399,48 +300,3 @@ def _unrounded(images: Tensor) -> Iterator[None]:
     """Compute in the number format that weights and images have: without autocast, and without a GPU's TF32."""
     with torch.autocast(images.device.type, enabled=False), without_tf32():
         yield
-
-
-def _metrics(name: str, num_classes: int) -> MetricCollection:
-    # To validate arguments may be to look at labels, for which a GPU has to be waited for. The data module makes labels
-    # of folders, and the loss refuses those that are none.
-    metrics: dict[str, Any] = {"accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
-    if name != "train":
-        metrics["f1_macro"] = MulticlassF1Score(num_classes, average="macro", validate_args=False)
-    return MetricCollection(metrics, prefix=f"{name}/")
-
-
-def _check_fine_tuning(image_size: Sequence[int], trainable: str, train_size: int | None, schedule: Schedule) -> None:
-    if train_size is not None and not 1 <= train_size <= max(image_size):
-        raise BadInput(
-            f"--model.train_size: expected 1 to {max(image_size)} pixels, the longer side of image_size, received "
-            f"{train_size}. Give --model.train_size null to train at the full size."
-        )
-    if trainable == "head" and schedule.head_epochs:
-        raise BadInput(
-            "--model.schedule.head_epochs: expected 0 where only the head is trained, received "
-            f"{schedule.head_epochs}. Give --model.trainable all as well, or leave it out."
-        )
-
-
-def _check_settings(
-    class_names: Sequence[str],
-    image_size: Sequence[int],
-    trainable: str,
-    learning_rate: float,
-    pretrained: bool,
-    weights: str | Path | None,
-) -> None:
-    if len(set(class_names)) != len(class_names):
-        raise BadInput(f"class_names: expected each name once, received {list(class_names)}.")
-    if len(image_size) != 2 or min(image_size) < 1:
-        raise BadInput(f"image_size: expected (height, width) in pixels, received {list(image_size)}.")
-    if trainable not in TRAINABLE:
-        raise BadInput(f"--model.trainable: expected 'head' or 'all', received {trainable!r}.")
-    if not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise BadInput(f"--model.learning_rate: expected a number above zero, received {learning_rate}.")
-    if weights is not None and not pretrained:
-        raise BadInput(
-            f"--model.weights {weights} together with --model.pretrained false: expected one or the other. "
-            "Leave --model.weights out to start untrained, or --model.pretrained out to use the file."
-        )

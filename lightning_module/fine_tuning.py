@@ -59,6 +59,11 @@ class Schedule:
         ):
             _check("schedule", name, getattr(self, name), expected, fits)
 
+    @property
+    def changes_rates(self) -> bool:
+        """Whether the learning rates are others in some steps than in others."""
+        return bool(self.head_epochs or self.warmup_epochs or self.cosine)
+
     def rate(self, step: int, steps_per_epoch: int, total_steps: float, of_backbone: bool = False) -> float:
         """The factor of a learning rate in a step, 0 to 1.
 
