@@ -1,12 +1,9 @@
 """`lightning fit|validate|test`: LightningCLI with this project's model, data, callbacks and run folder."""
 
 import errno
-import logging
 import sys
-import warnings
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import yaml
@@ -15,69 +12,47 @@ from jsonargparse.typing import PositiveInt
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgressBar
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodule.product_photos import ProductPhotos
 from export.checkpoint import read_hyper_parameters
-from lightning_module.callbacks import LAST_EPOCH, BestCheckpoint, ExportTwin, MetricsJournal, best_checkpoint_of
+from lightning_module.callbacks import BestCheckpoint, ExportTwin, MetricsJournal, best_checkpoint_of
 from lightning_module.classifier import ProductClassifier
 from lightning_module.commands.cli import EXIT_MISMATCH, PARSING, parse
+from lightning_module.commands.finder_flags import FINDERS, find_settings, take_found
+from lightning_module.commands.kept_settings import KeepConfig, settings_text
+from lightning_module.commands.monitors import check_monitors
+from lightning_module.commands.quiet_lightning import keep_tensorflow_out, quieten
 from lightning_module.evaluation.measured_photos import KeepLogits
 from lightning_module.evaluation.report import report_fit, report_test
 from lightning_module.run.checkpoint_io import AtomicCheckpoints
 from lightning_module.run.closing_table import print_closing_table
-from lightning_module.run.environment import describe_environment, note_finish, note_resumption
-from lightning_module.run.last_checkpoint import BatchSeed, LastCheckpoint, continues
+from lightning_module.run.environment import note_finish
+from lightning_module.run.last_checkpoint import BatchSeed, LastCheckpoint
 from lightning_module.run.resumed_run import (
     ContinuedCSVLogger,
     changed_settings,
     check_optimizer_settings,
-    check_photos,
     check_settings,
     differing,
     finished,
     last_checkpoint,
     progress_of,
 )
-from lightning_module.run.run_folder import RunFolder, run_folder_of, write_json
+from lightning_module.run.run_folder import RunFolder, run_folder_of
 from lightning_module.run.stop_signals import requeued
-from models.atomic_write import replacing, write_text
 from models.bad_input import BadInput
 from models.timm_mobilenetv2 import ARCHITECTURE
 
 if TYPE_CHECKING:
-    from lightning_module.finders import FoundRate
+    pass
 
 DEFAULT_RUN = "runs/latest"
 
 
-class Finder(NamedTuple):
-    """A flag of `fit`: look for a setting first.
-
-    Attributes:
-        group: the setting's, `data` or `model`.
-        name: of the setting.
-        help: for `lightning fit --help`.
-    """
-
-    group: str
-    name: str
-    help: str
-
-
-FINDERS = {
-    "find_batch_size": Finder(
-        "data", "batch_size", "look for the largest data.batch_size that fits into memory, and use it"
-    ),
-    "find_lr": Finder(
-        "model", "learning_rate", "look for the model.learning_rate at which the loss falls most steeply, and use it"
-    ),
-}
-"""In the order in which they are followed: the rate depends on the size."""
-FIGURES = ("loss", "accuracy", "f1_macro")
 LINKED = ("class_names", "image_size", "interpolation")
 """What the model takes from the data."""
 
@@ -92,8 +67,8 @@ def run(argv: list[str]) -> None:
         BadInput: something given cannot be used.
         SystemExit: 1 where the twin does not agree with its checkpoint.
     """
-    _quieten()
-    _keep_tensorflow_out()
+    quieten()
+    keep_tensorflow_out()
     try:
         cli = TrainingCLI(
             ProductClassifier,
@@ -125,40 +100,6 @@ def run(argv: list[str]) -> None:
 
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 """What the system says of a disk that is full, a folder that must not be written, or a disk that is broken."""
-
-
-class KeepConfig(SaveConfigCallback):
-    """Writes what it takes to run a fit again: all settings to `config.yaml`, all else to `environment.json`."""
-
-    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Write nothing yet: the data may prove unusable, and an earlier run's file is still worth something."""
-
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write both files whole.
-
-        Raises:
-            BadInput: the run goes on, but not with the photos that it began with; or a file cannot be written.
-        """
-        if not trainer.is_global_zero:
-            return
-        run, text = run_folder_of(trainer), settings_text(self.parser, self.config)
-        settings, weights = yaml.safe_load(text), pl_module.hparams.get("weights")
-        environment = describe_environment(trainer, settings, None if weights is None else Path(weights))
-        if continues(trainer):
-            check_photos(run, environment["data"])
-            if changed := note_resumption(run, environment, run.last_checkpoint.name):
-                trainer.print(f"Not as when the run began, so its weights may differ: {', '.join(changed)}.")
-        else:
-            write_json(run.environment, environment)
-        write_text(run.config, text)
-
-
-def settings_text(parser: LightningArgumentParser, settings: Any) -> str:
-    """Return all settings of a fit as YAML, but its flags: they are none of what is learnt, nor other commands'."""
-    settings = settings.clone()
-    for flag in ("resume", *FINDERS):
-        settings.pop(flag, None)
-    return parser.dump(settings, skip_none=False)
 
 
 class TrainingCLI(LightningCLI):
@@ -293,7 +234,7 @@ class TrainingCLI(LightningCLI):
         last = last_checkpoint(run)
         if last is None:
             return
-        self._take_found(run)
+        take_found(self.config["fit"], run)
         changed = changed_settings(run, yaml.safe_load(settings_text(self._parser("fit"), self.config["fit"])))
         check_settings(run, changed)
         epochs, steps, stopped = progress_of(last)
@@ -309,16 +250,6 @@ class TrainingCLI(LightningCLI):
             print(f"The learning rate falls to the end of {today} epochs now, not of {then}: it begins higher again.")
         print(f"Going on with the run in {run.path}: {epochs} epochs are done, {steps} steps in all.")
         self.resumes_from, self._steps_done = last, steps
-
-    def _take_found(self, run: RunFolder) -> None:
-        """Let a run keep what it found when it began, though the same command asks to look for it again."""
-        own = self.config["fit"]
-        wanted = [flag for flag in FINDERS if own.get(flag)]
-        if wanted and run.config.is_file():
-            kept = yaml.safe_load(run.config.read_text(encoding="utf-8"))
-            for flag in wanted:
-                group, name, _ = FINDERS[flag]
-                own[flag], own[group][name] = False, kept[group][name]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Send logs to the run's folder, and show a progress bar only to a person."""
@@ -373,48 +304,10 @@ class TrainingCLI(LightningCLI):
         self.model.check_device(self.trainer.strategy.root_device)
         if not self._get(self.config_init, "ckpt_path") and not self.resumes_from:
             self.model.load_pretrained_weights()
-        self._find_settings()
-
-    def _find_settings(self) -> None:
-        """Look for the batch size and the learning rate, if asked; set them in this fit and in the kept settings.
-
-        Raises:
-            BadInput: the fit goes on from a checkpoint, whose optimiser has its learning rate.
-        """
-        wanted = [flag for flag in FINDERS if self._get(self.config_init, flag)]
-        run = run_folder_of(self.trainer)
         if not self.resumes_from:  # an earlier run's
-            run.learning_rates.unlink(missing_ok=True)
-        if not wanted or getattr(self.trainer, "fast_dev_run", False):
-            return
-        if self._get(self.config_init, "ckpt_path"):
-            raise BadInput(f"--{wanted[0]}: expected a fit from the beginning, received --ckpt_path. Leave one out.")
-        from lightning_module.finders import find_batch_size, find_learning_rate
-
-        kept = self.config[self.subcommand]
-        settings = dict(self._get(self.config_init, "trainer"))
-        if "find_batch_size" in wanted:
-            size = find_batch_size(self.model, self.datamodule, settings)
-            why = "as many as there are photos" if size == len(self.datamodule.train_files) else "the largest that fits"
-            self.trainer.print(f"--data.batch_size {size}: {why}; the learning rate may want to follow")
-            kept["data"]["batch_size"] = self.datamodule.batch_size = size
-        if "find_lr" in wanted:
-            self._use_rate(run, find_learning_rate(self.model, self.datamodule, settings))
-
-    def _use_rate(self, run: RunFolder, found: "FoundRate") -> None:
-        from lightning_module.evaluation.plots import learning_rate_png
-
-        rate, picture = found.suggestion, run.learning_rates
-        with replacing(picture) as temporary:
-            temporary.write_bytes(learning_rate_png(*found))
-        if rate is None:
-            given = self.model.hparams["learning_rate"]
-            self.trainer.print(
-                f"--model.learning_rate {given:g} stays: the loss did not clearly fall at any ({picture})"
-            )
-            return
-        self.trainer.print(f"--model.learning_rate {rate:g}: where the loss falls most steeply ({picture})")
-        self.config[self.subcommand]["model"]["learning_rate"] = self.model.hparams["learning_rate"] = rate
+            run_folder_of(self.trainer).learning_rates.unlink(missing_ok=True)
+        given, kept = self.config_init[self.subcommand], self.config[self.subcommand]
+        find_settings(self.model, self.datamodule, self.trainer, given, kept)
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Leave in an orderly way when the cluster wants the machine back, whatever a fit is at."""
@@ -466,74 +359,3 @@ class TrainingCLI(LightningCLI):
         if self.trainer.is_global_zero:
             journal: MetricsJournal = self._get(self.config_init, "journal")
             print_closing_table(run_folder_of(self.trainer), journal.evaluations, self.hand_over.report)
-
-
-def check_monitors(settings: Any) -> None:
-    """Refuse to watch a figure that no epoch will have.
-
-    Args:
-        settings: of `fit`.
-
-    Raises:
-        BadInput: there is no such figure.
-    """
-    sets = ["train", "val", *(["val_clean"] if settings.data.augment_validation else [])]
-    known = [f"{name}/{figure}" for name in sets for figure in FIGURES if (name, figure) != ("train", "f1_macro")]
-    for group, watched in (("checkpoint", [*known, LAST_EPOCH]), ("early_stopping", known)):
-        if (given := settings[group].monitor) not in watched:
-            hint = " With --data.augment_validation true it is there." if given.startswith("val_clean/") else ""
-            raise BadInput(f"--{group}.monitor: expected one of {', '.join(watched)}, received {given!r}.{hint}")
-    if settings.checkpoint.monitor == LAST_EPOCH and settings.checkpoint.mode != "max":
-        raise BadInput(
-            f"--checkpoint.mode: expected max with --checkpoint.monitor {LAST_EPOCH}, which keeps the last, received "
-            f"{settings.checkpoint.mode!r}. Give --checkpoint.mode max."
-        )
-
-
-def _keep_tensorflow_out() -> None:
-    """Let TensorBoard's writer use its own stub, though TensorFlow is installed for the Keras process.
-
-    Importing TensorFlow takes seconds and hundreds of megabytes, and on a GPU it would take the memory too. This
-    module's mere presence is what TensorBoard looks at (tensorboard/compat/__init__.py, `tf`).
-    """
-    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-
-
-_UNASKED = (
-    "litlogger", "litmodels",  # advertisements
-    "TPU available", "to estimate number of stepping batches", "Found current_model_state in the checkpoint",
-    "GPU available: False",  # one that is there and not used is worth a line
-    "Restoring states from the checkpoint path", "Loaded model weights from the checkpoint at",  # said in our own words
-)  # fmt: skip
-"""What Lightning logs that nobody who runs this command needs."""
-
-
-def _plain_where_ours(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """Format this project's warnings as its other messages: whom they are for does not look for a line of code."""
-    ours = Path(filename).is_relative_to(Path(__file__).parents[2]) and "site-packages" not in filename
-    return f"lightning: {message}\n" if ours else _format_others(message, category, filename, lineno, line)
-
-
-_format_others = warnings.formatwarning  # Lightning's own, which is imported by now
-
-
-def _quieten() -> None:
-    """Silence advice that does not fit here; everything else stays."""
-    for message in (
-        r".*in eval mode at the start of training.*",  # a frozen backbone is in eval mode on purpose
-        r".*Checkpoint directory .* exists and is not empty.*",  # see RunFolder for what happens to old files
-        r".*The dirpath has changed from.*",  # an evaluation in another folder than the run's
-        r".*Experiment logs directory .* exists and is not empty.*",
-        r".*is smaller than the logging interval.*",  # figures are logged per epoch
-        r".*does not have many workers.*",  # photos come from memory
-        r".*isinstance\(treespec, LeafSpec\).*",  # between Lightning and torch
-        r".*the following callbacks.*",  # of a checkpoint's that only a fit needs
-        r".*find_unused_parameters=True was specified.*",  # there are some while the head learns alone
-    ):
-        warnings.filterwarnings("ignore", message=message)
-    warnings.formatwarning = _plain_where_ours
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not any(text in record.getMessage() for text in _UNASKED)
-    )

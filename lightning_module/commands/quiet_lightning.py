@@ -1,0 +1,56 @@
+"""Lightning without advice that does not fit here, and TensorBoard without TensorFlow."""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+
+def keep_tensorflow_out() -> None:
+    """Let TensorBoard's writer use its own stub, though TensorFlow is installed for the Keras process.
+
+    Importing TensorFlow takes seconds and hundreds of megabytes, and on a GPU it would take the memory too. This
+    module's mere presence is what TensorBoard looks at (tensorboard/compat/__init__.py, `tf`).
+    """
+    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
+
+
+_UNASKED = (
+    "litlogger", "litmodels",  # advertisements
+    "TPU available", "to estimate number of stepping batches", "Found current_model_state in the checkpoint",
+    "GPU available: False",  # one that is there and not used is worth a line
+    "Restoring states from the checkpoint path", "Loaded model weights from the checkpoint at",  # said in our own words
+)  # fmt: skip
+"""What Lightning logs that nobody who runs this command needs."""
+
+
+def _plain_where_ours(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """Format this project's warnings as its other messages: whom they are for does not look for a line of code."""
+    ours = Path(filename).is_relative_to(Path(__file__).parents[2]) and "site-packages" not in filename
+    return f"lightning: {message}\n" if ours else _format_others(message, category, filename, lineno, line)
+
+
+_format_others = warnings.formatwarning  # Lightning's own, which is imported by now
+
+
+def quieten() -> None:
+    """Silence advice that does not fit here; everything else stays."""
+    for message in (
+        r".*in eval mode at the start of training.*",  # a frozen backbone is in eval mode on purpose
+        r".*Checkpoint directory .* exists and is not empty.*",  # see RunFolder for what happens to old files
+        r".*The dirpath has changed from.*",  # an evaluation in another folder than the run's
+        r".*Experiment logs directory .* exists and is not empty.*",
+        r".*is smaller than the logging interval.*",  # figures are logged per epoch
+        r".*does not have many workers.*",  # photos come from memory
+        r".*isinstance\(treespec, LeafSpec\).*",  # between Lightning and torch
+        r".*the following callbacks.*",  # of a checkpoint's that only a fit needs
+        r".*find_unused_parameters=True was specified.*",  # there are some while the head learns alone
+    ):
+        warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = _plain_where_ours
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not any(text in record.getMessage() for text in _UNASKED)
+    )
