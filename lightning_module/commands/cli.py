@@ -59,6 +59,19 @@ COMMANDS = {
     "audit": Command("Find the photos that should not be trained on; set aside those you choose.", "audit:run"),
 }
 
+SYNONYMS = {
+    "train": "fit",
+    "val": "validate",
+    "eval": "test",
+    "evaluate": "test",
+    "infer": "predict",
+    "label": "predict",
+    "convert": "export",
+    "compare": "parity",
+    "verify": "parity",
+}
+"""What other tools call it -> our command, which is meant."""
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the `lightning` command.
@@ -79,9 +92,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"shelftwin {version('shelftwin')}")
         return
     if first not in COMMANDS:
-        near = get_close_matches(first, COMMANDS, n=1)
+        near = [SYNONYMS[first]] if first in SYNONYMS else get_close_matches(first, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         refuse(f"expected one of {', '.join(COMMANDS)}, received {first!r}.{hint} See `lightning --help`.")
+    if COMMANDS[first].place == "training:run":
+        from lightning_module.commands.short_help import short_help
+
+        if {"-h", "--help"} & set(arguments):
+            print(short_help(first))
+            return
+        arguments = ["--help" if underscored(each) == "--help_all" else each for each in arguments]
     try:
         _function(COMMANDS[first].place)(arguments)
     except (BadInput, ArgumentError) as error:  # argparse's own: such as of a setting in a checkpoint that is none here

@@ -18,7 +18,7 @@ from datamodule.photo_store import BadPhoto, load_photo
 from datamodule.split import LISTED_ENDINGS, each_photo, unlisted
 from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, parse_for, underscored
 from lightning_module.commands.options import H5_ENDINGS, check_report_place, read_labels
-from lightning_module.evaluation.labellers import CheckpointLabeller, Device, KerasFileLabeller, Labeller, is_hdf5
+from lightning_module.evaluation.labellers import Device, KerasFileLabeller, Labeller, is_hdf5
 from lightning_module.evaluation.top_labels import DECIMALS, SHOWN, top_labels
 from models.atomic_write import replacing
 from models.bad_input import BadInput
@@ -219,6 +219,8 @@ def _labeller(model: Path, device: Device, keras_python: Path | None, labels: Pa
     for option, given in (("--keras_python", keras_python), ("--labels", labels)):
         if given:
             raise BadInput(f"{option}: expected with a .h5 only, received with {model}, which is none. Leave it out.")
+    from lightning_module.evaluation.torch_labeller import CheckpointLabeller  # a .h5 needs no torch
+
     try:
         return CheckpointLabeller(model, device)
     except BadInput as error:

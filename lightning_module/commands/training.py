@@ -26,6 +26,7 @@ from lightning_module.commands.finder_flags import FINDERS, find_settings, take_
 from lightning_module.commands.kept_settings import KeepConfig, settings_text
 from lightning_module.commands.monitors import check_monitors
 from lightning_module.commands.quiet_lightning import keep_tensorflow_out, quieten
+from lightning_module.commands.short_help import shipped_configs
 from lightning_module.evaluation.measured_photos import KeepLogits
 from lightning_module.evaluation.report import report_fit, report_test
 from lightning_module.run.checkpoint_io import AtomicCheckpoints
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     pass
 
 DEFAULT_RUN = "runs/latest"
+CONFIG_OPTIONS = ("--config", "-c")
 
 
 LINKED = ("class_names", "image_size", "interpolation")
@@ -84,7 +86,7 @@ def run(argv: list[str]) -> None:
             },
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # the module saves plain hyperparameters itself
-            args=argv,
+            args=with_shipped_configs(argv),
         )
     except OSError as error:
         # Such as a logger's, which writes in its own way.
@@ -96,6 +98,35 @@ def run(argv: list[str]) -> None:
         ) from error
     if cli.exit_code:
         raise SystemExit(cli.exit_code)
+
+
+def with_shipped_configs(argv: list[str]) -> list[str]:
+    """Put the files of configurations that come along in the places of their names: `--config demo`.
+
+    Raises:
+        BadInput: a name that is neither a file's nor one of theirs.
+    """
+    shipped = shipped_configs()
+    placed: list[str] = []
+    for each in argv:
+        option, equals, value = each.partition("=")
+        if placed and placed[-1] in CONFIG_OPTIONS:
+            placed.append(_config_file(each, shipped))
+        elif equals and option in CONFIG_OPTIONS:
+            placed.append(f"{option}={_config_file(value, shipped)}")
+        else:
+            placed.append(each)
+    return placed
+
+
+def _config_file(given: str, shipped: dict[str, Path]) -> str:
+    if Path(given).is_file() or given != Path(given).stem:  # a text of YAML, too, is the parser's matter
+        return given
+    if given not in shipped:
+        raise BadInput(
+            f"--config: expected a YAML file, or one of {', '.join(shipped)}, which come along; received {given!r}."
+        )
+    return str(shipped[given])
 
 
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)

@@ -1,27 +1,23 @@
-"""The two roads from photos to probabilities: a checkpoint in torch, and a `.h5` in a Keras process."""
+"""From photos to probabilities, by a `.h5` in a Keras process; a checkpoint does it in `torch_labeller.py`.
 
-import copy
+Nothing here imports torch: who has only the `.h5` need not wait for it.
+"""
+
 import json
 import tempfile
-from collections.abc import Callable
 from contextlib import ExitStack
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, get_args
 
 import h5py
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from export.checkpoint import read_checkpoint
 from export.keras_file.read import DETAILS_ATTRIBUTE
 from export.worker.keras_process import KerasStream
 from export.worker.keras_worker import UNREADABLE, Refused, check_storage
 from models.bad_input import BadInput
 from models.choices import INTERPOLATIONS, MOST_PIXELS
-from models.frozen_backbone import FrozenBackbone, without_tf32
 
 Device = Literal["auto", "cpu", "cuda"]
 InputRange = Literal["unit", "raw", "tf"]
@@ -74,55 +70,6 @@ def is_hdf5(path: Path) -> bool:
             f"expected a checkpoint or a Keras .h5, received {path}: {error.strerror}. `lightning fit` writes "
             "RUN/best.ckpt and RUN/model.h5."
         ) from error
-
-
-class CheckpointLabeller:
-    """A checkpoint's network in torch.
-
-    Args:
-        checkpoint: of `lightning fit`.
-        device: `auto` is a GPU where there is one.
-
-    Raises:
-        BadInput: no such checkpoint, or no such device.
-    """
-
-    def __init__(self, checkpoint: Path, device: Device = "auto") -> None:
-        self.device = choose_device(device)
-        source = read_checkpoint(checkpoint)
-        self.class_names, self.image_size = list(source.class_names), source.image_size
-        self.interpolation = source.interpolation
-        self.network = source.network.to(self.device).to(memory_format=torch.channels_last)
-        # of a network that does not change any more, all of the backbone is frozen
-        self._backbone = FrozenBackbone(self.network, "float32", "never")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        pass
-
-    def probabilities(self, photos: np.ndarray) -> np.ndarray:
-        """Computed in float32, shape (N, C), of photos, uint8 (N, H, W, 3), RGB."""
-        return self._softmax(self._logits, torch.from_numpy(photos).to(self.device).float())
-
-    def exact(self, photos: np.ndarray) -> np.ndarray:
-        """The same, computed in float64."""
-        return self._softmax(self._in_float64, torch.from_numpy(photos).to(self.device).double())
-
-    @cached_property
-    def _in_float64(self) -> nn.Module:
-        return copy.deepcopy(self.network).double()
-
-    def _logits(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network.head(self._backbone.features(images, exact=True))
-        return logits
-
-    def _softmax(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> np.ndarray:
-        # TF32 keeps 10 bits of a float32, far fewer than `top_labels` counts on
-        with torch.inference_mode(), without_tf32():
-            probabilities = network(pixels.mul_(1 / 255).permute(0, 3, 1, 2)).softmax(dim=1)
-        return probabilities.cpu().numpy()
 
 
 class KerasFileLabeller:
@@ -201,19 +148,6 @@ class KerasFileLabeller:
                 "it in the file given with --labels."
             )
         return size
-
-
-def choose_device(device: Device) -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one.
-
-    Raises:
-        BadInput: there is none.
-    """
-    if device not in get_args(Device):
-        raise BadInput(f"--device: expected one of {', '.join(get_args(Device))}, received {device!r}.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BadInput("--device: expected a GPU that torch can use, received cuda and found none. Use --device cpu.")
-    return torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
 
 
 def _read_facts(h5: Path, labels: dict[str, Any]) -> dict[str, Any]:

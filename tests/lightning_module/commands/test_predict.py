@@ -18,7 +18,8 @@ from export.torch_to_keras import write_twin
 from export.worker.keras_process import KerasFailed, KerasStream
 from lightning_module.commands import predict
 from lightning_module.evaluation import top_labels
-from lightning_module.evaluation.labellers import CheckpointLabeller, KerasFileLabeller
+from lightning_module.evaluation.labellers import KerasFileLabeller
+from lightning_module.evaluation.torch_labeller import CheckpointLabeller
 from tests.conftest import lightning, random_classifier, save_checkpoint
 from tests.datamodule.odd_photos import draw_odd_photos
 

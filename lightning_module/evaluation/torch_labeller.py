@@ -1,0 +1,79 @@
+"""From photos to probabilities, by a checkpoint in torch; a `.h5` does it in `labellers.py`."""
+
+import copy
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Self, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export.checkpoint import read_checkpoint
+from lightning_module.evaluation.labellers import Device
+from models.bad_input import BadInput
+from models.frozen_backbone import FrozenBackbone, without_tf32
+
+
+class CheckpointLabeller:
+    """A checkpoint's network in torch.
+
+    Args:
+        checkpoint: of `lightning fit`.
+        device: `auto` is a GPU where there is one.
+
+    Raises:
+        BadInput: no such checkpoint, or no such device.
+    """
+
+    def __init__(self, checkpoint: Path, device: Device = "auto") -> None:
+        self.device = choose_device(device)
+        source = read_checkpoint(checkpoint)
+        self.class_names, self.image_size = list(source.class_names), source.image_size
+        self.interpolation = source.interpolation
+        self.network = source.network.to(self.device).to(memory_format=torch.channels_last)
+        # of a network that does not change any more, all of the backbone is frozen
+        self._backbone = FrozenBackbone(self.network, "float32", "never")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        pass
+
+    def probabilities(self, photos: np.ndarray) -> np.ndarray:
+        """Computed in float32, shape (N, C), of photos, uint8 (N, H, W, 3), RGB."""
+        return self._softmax(self._logits, torch.from_numpy(photos).to(self.device).float())
+
+    def exact(self, photos: np.ndarray) -> np.ndarray:
+        """The same, computed in float64."""
+        return self._softmax(self._in_float64, torch.from_numpy(photos).to(self.device).double())
+
+    @cached_property
+    def _in_float64(self) -> nn.Module:
+        return copy.deepcopy(self.network).double()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network.head(self._backbone.features(images, exact=True))
+        return logits
+
+    def _softmax(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> np.ndarray:
+        # TF32 keeps 10 bits of a float32, far fewer than `top_labels` counts on
+        with torch.inference_mode(), without_tf32():
+            probabilities = network(pixels.mul_(1 / 255).permute(0, 3, 1, 2)).softmax(dim=1)
+        return probabilities.cpu().numpy()
+
+
+def choose_device(device: Device) -> torch.device:
+    """The device of that name; `auto` is a GPU where there is one.
+
+    Raises:
+        BadInput: there is none.
+    """
+    if device not in get_args(Device):
+        raise BadInput(f"--device: expected one of {', '.join(get_args(Device))}, received {device!r}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadInput("--device: expected a GPU that torch can use, received cuda and found none. Use --device cpu.")
+    return torch.device("cuda" if device == "cuda" or (device == "auto" and torch.cuda.is_available()) else "cpu")
