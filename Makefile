@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: help setup demo test test-keras2 lint format types compat compat-ci compat-install families clean
+.PHONY: help setup demo test test-keras2 wheel-check lint format types compat compat-ci compat-install families clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,11 +28,15 @@ test: setup  ## run the tests, on up to four cores
 # In compat-ci's oldest environment; where its Python is not installed, they are skipped and say so.
 test-keras2: setup  ## run the tests that need a Keras 2 beside the Keras 3 of .venv
 	SHELFTWIN_KERAS2_PYTHON="$$($(BIN)/python benchmarks/compat.py --python tf.keras-2.12)" && export SHELFTWIN_KERAS2_PYTHON && \
-	  $(BIN)/python -m pytest tests/test_from_keras.py -k keras2
+	  $(BIN)/python -m pytest tests/export/test_keras_to_torch.py -k keras2
 
-lint: setup  ## check style
+wheel-check: setup  ## install the wheel with all it needs on Python 3.11, 3.12 and 3.13, and run the demo with it
+	SHELFTWIN_WHEEL_PYTHONS="3.11 3.12 3.13" $(BIN)/python -m pytest tests/test_wheel.py
+
+lint: setup  ## check style, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: setup  ## mend style
 	$(BIN)/ruff check --fix .

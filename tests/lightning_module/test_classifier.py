@@ -189,7 +189,7 @@ def test_training_steps_ask_the_device_for_nothing(tmp_path, monkeypatch):
     assert asked == []
     # the negative control: a metric that counts classes is seen
     monkeypatch.setattr(
-        "lightning_module.classifier._metrics", lambda name, count: MetricCollection([MulticlassAccuracy(count)])
+        "lightning_module.measured_module._figures", lambda name, count: MetricCollection([MulticlassAccuracy(count)])
     )
     trainer(tmp_path, enable_checkpointing=False).fit(classifier(**settings), batches())
     assert "aten::bincount" in asked
