@@ -71,19 +71,24 @@ def run(argv: list[str]) -> None:
     """
     quieten()
     keep_tensorflow_out()
+    command = argv[0]
+
+    class OneCommand(TrainingCLI):
+        """Has the parser of this command alone: each takes a good while to make."""
+
+        @staticmethod
+        def subcommands() -> dict[str, set[str]]:
+            return {command: TrainingCLI.subcommands()[command]}
+
     try:
-        cli = TrainingCLI(
+        cli = OneCommand(
             ProductClassifier,
             ProductPhotos,
             save_config_callback=KeepConfig,
             # MetricsJournal says in a line what Lightning's model summary would in a table
             trainer_defaults={"default_root_dir": DEFAULT_RUN, "max_epochs": 30, "enable_model_summary": False},
             seed_everything_default=0,
-            parser_kwargs={
-                "prog": "lightning",
-                **PARSING,
-                **{name: dict(PARSING) for name in TrainingCLI.subcommands()},
-            },
+            parser_kwargs={"prog": "lightning", **PARSING, command: dict(PARSING)},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # the module saves plain hyperparameters itself
             args=with_shipped_configs(argv),

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,19 @@ def describe_environment(trainer: Trainer, settings: dict[str, Any], weights: Pa
         "device": device_name(trainer),
         "processes": trainer.world_size,
         "threads": torch.get_num_threads(),
-        "packages": dict(sorted((each.name.lower(), each.version) for each in distributions() if each.name)),
+        "packages": dict(installed_packages()),
         "git": git_state(Path(__file__).parent),
         "seeds": {"seed_everything": settings.get("seed_everything"), "data.seed": settings["data"].get("seed")},
         "weights": None if weights is None else _describe_weights(weights),
         "data": describe_sets(),
     }
+
+
+@cache
+def installed_packages() -> tuple[tuple[str, str], ...]:
+    """(name, version) of all that is installed, sorted; read once, as there are hundreds of files."""
+    known = ((each.metadata["Name"], each.metadata["Version"]) for each in distributions())
+    return tuple(sorted((name.lower(), version) for name, version in known if name))
 
 
 def _describe_weights(file: Path) -> dict[str, str | None]:
