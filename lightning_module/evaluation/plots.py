@@ -67,14 +67,14 @@ def batch_png(images: np.ndarray, captions: Sequence[str]) -> bytes:
         captions: B texts.
     """
     rows = -(-len(images) // 4)
-    figure = _figure(WIDTH, 1.6 * rows)
+    figure = _figure(WIDTH, 1.55 * rows)
     panels = figure.subplots(rows, 4, squeeze=False).flatten()
     for panel in panels:
         panel.set_axis_off()
     for panel, image, caption in zip(panels, images, captions, strict=False):  # the last row may have fewer
         panel.imshow(image.transpose(1, 2, 0).clip(0, 1))
-        lines = [line if len(line) < 19 else f"{line[:17]}…" for line in caption.split("\n")]
-        panel.set_title("\n".join(lines), fontsize=9, color=INK, pad=3, parse_math=False)
+        lines = [line if len(line) < 17 else f"{line[:15]}…" for line in caption.split("\n")]
+        panel.set_title("\n".join(lines), fontsize=11, color=INK, pad=3, parse_math=False)
     return _png(figure)
 
 
