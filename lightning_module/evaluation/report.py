@@ -45,13 +45,13 @@ def report_fit(trainer: L.Trainer, journal: "MetricsJournal", logits: KeepLogits
     if not trainer.is_global_zero:
         return
     run = run_folder_of(trainer)
-    if (photos := _training_batch(trainer)) is not None:
-        run.evaluation.mkdir(parents=True, exist_ok=True)
-        with replacing(run.training_batch) as temporary:
-            temporary.write_bytes(photos)
     evaluations = _evaluations(dict(logits.kept))
     for each in evaluations:
         journal.add(trainer, {"validation": "final", "test": "test"}[each.measured.name], each.figures())
+    if evaluations and (photos := _training_batch(trainer)) is not None:
+        run.evaluation.mkdir(parents=True, exist_ok=True)
+        with replacing(run.training_batch) as temporary:
+            temporary.write_bytes(photos)
     _write(run, evaluations)
 
 
