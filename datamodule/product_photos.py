@@ -1,6 +1,7 @@
 """The LightningDataModule: product photos in class folders, as batches on the device."""
 
 import hashlib
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -484,28 +485,44 @@ class ProductPhotos(L.LightningDataModule):
             images: float32, shape (B, 3, H, W), RGB, [0, 1], channels-last in memory.
             labels: int64, shape (B,); for predicting: indices into `predict_files`, on the host.
         """
-        photos, labels, indices, set_name = batch
-        if self.augmentation is not None and self._augments(set_name):
-            images = self.augmentation.apply(photos, self._parameters(set_name)[indices])
-        else:
-            images = photos.float()  # new memory, as the augmentation's result is
-        # Keras multiplies by the rounded 1/255 (`rescale=1/255`); a division would differ in the last bit.
-        images = images.mul_(1 / 255).permute(0, 3, 1, 2)
+        images = self._images_of(batch, 0 if self.trainer is None else self.trainer.current_epoch)
         if self.trainer is not None:
             # Lightning has converted the batch already, when it was uint8 (matters for precision 64-true, bf16-true).
             images = self.trainer.precision_plugin.convert_input(images)
-        return images, indices if set_name == "predict" else labels
+        return images, batch.indices if batch.set_name == "predict" else batch.labels
+
+    def training_batch(self, most: int) -> tuple[Tensor, Tensor]:
+        """Return what the network was given first in training, to be looked at; nothing that training uses changes.
+
+        Args:
+            most: photos at most.
+
+        Returns:
+            images and labels of the first epoch's first photos, as `on_after_batch_transfer` gives them, on the host.
+        """
+        photos = PhotoSet("train", self.store, self._set("train"), self._repeats("train"))
+        order = EpochShuffle(photos, self.seed, self.batch_size)
+        batch = photos.__getitems__(list(itertools.islice(order, min(most, self.batch_size))))
+        return self._images_of(batch, epoch=0), batch.labels
+
+    def _images_of(self, batch: PhotoBatch, epoch: int) -> Tensor:
+        """Return a batch's photos as float32, shape (B, 3, H, W), [0, 1], changed as they are in an epoch."""
+        if self.augmentation is not None and self._augments(batch.set_name):
+            images = self.augmentation.apply(batch.photos, self._parameters(batch.set_name, epoch)[batch.indices])
+        else:
+            images = batch.photos.float()  # new memory, as the augmentation's result is
+        # Keras multiplies by the rounded 1/255 (`rescale=1/255`); a division would differ in the last bit.
+        return images.mul_(1 / 255).permute(0, 3, 1, 2)
 
     def _augments(self, set_name: SetName) -> bool:
         return set_name == "train" or (set_name == "val" and self.augment_validation)
 
-    def _parameters(self, set_name: SetName) -> TransformParameters:
-        """Return this epoch's parameters, one row per photo of the set and time that it is in it.
+    def _parameters(self, set_name: SetName, epoch: int) -> TransformParameters:
+        """Return an epoch's parameters, one row per photo of the set and time that it is in it.
 
         They are drawn for the whole set at once, so what happens to a photo depends on the seed, the epoch and its
         place in the list, and not on the batch size, the order, the rank or the number of workers.
         """
-        epoch = self.trainer.current_epoch if self.trainer is not None else 0
         drawn = self._drawn.get(set_name)
         if drawn is None or drawn[0] != epoch:
             assert self.augmentation is not None

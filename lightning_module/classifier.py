@@ -198,16 +198,29 @@ class ProductClassifier(MeasuredModule):
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         targets = labels
         if name == "train":
-            if self.train_size is not None:
-                images = shrink(images, self.train_shape)
-            if self.regularisation != Regularisation():
-                images, targets = self._regularise(images, labels)
+            images, targets = self.training_input(images, labels)
         # Under bf16-mixed and 16-mixed Lightning has every step computed so, and torch lets GPUs convolve in TF32.
         with nullcontext() if name == "train" else _unrounded(images):
             logits = self.logits_while_fitting(images, exact=name != "train") if fitting else self(images)
             loss = nn.functional.cross_entropy(logits, targets, self._class_weights if name == "train" else None)
         self.measure(name, logits, labels, loss)
         return loss
+
+    def training_input(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """What a training step computes with: the photos as small, mixed and erased as the settings say.
+
+        Args:
+            images: shape (B, 3, H, W), 0 to 1; may be changed in place.
+            labels: class indices, shape (B,).
+
+        Returns:
+            The images, shape (B, 3, *train_shape), and `labels`, or the share of each class, shape (B, C).
+        """
+        if self.train_size is not None:
+            images = shrink(images, self.train_shape)
+        if self.regularisation != Regularisation():
+            return self._regularise(images, labels)
+        return images, labels
 
     @property
     def train_shape(self) -> tuple[int, int]:

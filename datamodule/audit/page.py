@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader
 from PIL import Image
 
 from datamodule.audit.findings import COLUMNS, KINDS, QUARANTINE, Finding, displayable
+from models.page_style import render_template
 
 THUMBNAIL = 132
 """Longest side, in pixels."""
@@ -63,8 +63,9 @@ def render_page(root: Path, findings: Sequence[Finding], facts: Sequence[str], c
         sheets.append(
             {"kind": kind, "title": title, "meaning": meaning, "count": len(own), "layout": layout, "blocks": blocks}
         )
-    environment = Environment(loader=PackageLoader("datamodule.audit", "."), autoescape=True, trim_blocks=True)
-    html = environment.get_template("page.html").render(
+    html = render_template(
+        "datamodule.audit",
+        "page.html",
         root=root,
         facts=facts,
         sheets=sheets,

@@ -1,4 +1,4 @@
-"""The proof as one self-contained page: verdict, versions, checks, the error of every layer, the worst photos."""
+"""The proof as one self-contained page: verdict, figures, checks, every layer's error, the worst photos, versions."""
 
 from __future__ import annotations
 
@@ -11,12 +11,31 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, select_autoescape
 from PIL import Image
 
 from export.proof.checks import LAYER_THRESHOLD
-from export.proof.report import LayerError, PhotoDifference, Report, verdict_of
+from export.proof.report import Check, LayerError, PhotoDifference, Report, verdict_of
 from models.atomic_write import write_text
+from models.page_style import render_template
+
+MEANINGS = {
+    "labels": "Does the file name the right classes in the right order, the photo size, and this training as origin?",
+    "weights": "Is every number that was learnt in the file, and none of them changed?",
+    "layers_float64": "Does every step on the way from photo to answer give the same, not just the last one?",
+    "probabilities_synthetic": "Are the probabilities the same even for extreme pictures, such as black or pure noise?",
+    "top1_synthetic": "Do these extreme pictures get the same label?",
+    "probabilities_photos": "Are the probabilities the same for your own photos?",
+    "top1_photos": "Does each of your photos get the same label?",
+    "file_to_label": "Does a photo that is opened straight from its file, however it was saved, get the same label?",
+    "training_steps": "Can the Keras team train the file further, with the same result as here?",
+    "contents": "Is all else in the file as it was written, with nothing added, lost or changed?",
+}
+"""Check -> the question that it answers, for somebody who has to rely on the file and writes no programs."""
+WITNESSES = {
+    "tf2onnx": "Another program, onnxruntime, computes the file without any Keras.",
+    "onnx2tf": "Another converter, onnx2tf, makes a network of the checkpoint without any of our code.",
+}
+"""Second opinion -> what it is, in a sentence before the question."""
 
 # Of the plot, in pixels; errors from 1e-18, where zeros are drawn, to 1e2.
 _WIDTH, _HEIGHT, _MARGIN = 960, 260, 46
@@ -41,19 +60,45 @@ def write_page(reports: Sequence[Report], path: Path, not_checked: Mapping[str, 
 
 def render_page(reports: Sequence[Report], not_checked: Mapping[str, str] = MappingProxyType({})) -> str:
     """The page as HTML, everything in it: it loads nothing from anywhere."""
-    environment = Environment(loader=PackageLoader("export.proof", "."), autoescape=select_autoescape())
     judged = [
         {
             "report": report,
+            "figures": _figures(report.checks),
             "dots": _dots(report.layers),
             "photos": [_shown(photo, report.class_names) for photo in report.photos],
         }
         for report in reports
     ]
-    return environment.get_template("page.html").render(
-        verdict=verdict_of(reports, not_checked), judged=judged, not_checked=not_checked, grid=_grid(), width=_WIDTH,
-        height=_HEIGHT, margin=_MARGIN, threshold=LAYER_THRESHOLD, threshold_y=_y(LAYER_THRESHOLD),
+    return render_template(
+        "export.proof", "page.html", verdict=verdict_of(reports, not_checked), judged=judged, not_checked=not_checked,
+        grid=_grid(), width=_WIDTH, height=_HEIGHT, margin=_MARGIN, threshold=LAYER_THRESHOLD,
+        threshold_y=_y(LAYER_THRESHOLD), meaning_of=meaning_of,
     )  # fmt: skip
+
+
+def meaning_of(check: str) -> str:
+    """The question that a check answers, in plain words; empty for a check that has none.
+
+    Args:
+        check: its name, with that of the second opinion behind it where it is one's.
+    """
+    name, _, witness = check.rpartition("_")
+    return f"{WITNESSES[witness]} {MEANINGS[name]}" if witness in WITNESSES else MEANINGS.get(check, "")
+
+
+def _figures(checks: Sequence[Check]) -> list[tuple[str, str, str]]:
+    """What somebody who reads no further should have seen: a heading, a figure, and how to take it."""
+    passed = sum(check.passed for check in checks)
+    figures = [("checks passed", f"{passed} of {len(checks)}", "one that fails is enough for FAIL")]
+    if apart := [check for check in checks if check.name.startswith("probabilities_")]:
+        largest = max(apart, key=lambda check: check.figure)
+        figures.append(
+            ("largest difference of a probability", f"{largest.figure:.1g}", f"up to {largest.threshold:g} is rounding")
+        )
+    if labels := [check for check in checks if check.name.startswith("top1_")]:
+        fewest = min(labels, key=lambda check: (check.figure, "photos" not in check.name))
+        figures.append(("same label", f"{math.floor(1000 * fewest.figure) / 10:g}%", fewest.detail))
+    return figures
 
 
 def _y(error: float) -> float:

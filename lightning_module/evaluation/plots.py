@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, BLUE, ORANGE, GREY, RED = "#1c2733", "#2b6cb0", "#dd7f2e", "#9aa7b4", "#b3261e"
+WIDTH = 5.2
+"""Inches of a picture: little, and panels below each other, so that it can be read on a phone."""
 MOST_NUMBERS = 25
 """Classes up to which the cells of a confusion matrix have their numbers written in."""
 
@@ -25,8 +27,8 @@ def curves_png(epochs: Sequence[dict[str, Any]], best: int | None) -> bytes:
         epochs: rows of metrics.json.
         best: the epoch that was kept, counted from 0.
     """
-    figure = _figure(11, 3.9)
-    axes = figure.subplots(1, 2)
+    figure = _figure(WIDTH, 6)
+    axes = figure.subplots(2, 1)
     sets = {"train": ("training", BLUE, "-"), "val": ("validation", ORANGE, "-"), "val_clean": ("", INK, "--")}
     augmented = "val_clean/loss" in epochs[0]
     numbers = [row["epoch"] + 1 for row in epochs]
@@ -53,7 +55,26 @@ def curves_png(epochs: Sequence[dict[str, Any]], best: int | None) -> bytes:
         panel.xaxis.get_major_locator().set_params(integer=True)
         panel.grid(color="#e6eaee")
         panel.set_axisbelow(True)
-    axes[0].legend(frameon=False, fontsize=8)
+    axes[0].legend(frameon=False, fontsize=9)
+    return _png(figure)
+
+
+def batch_png(images: np.ndarray, captions: Sequence[str]) -> bytes:
+    """Photos of a batch with what they are, four in a row.
+
+    Args:
+        images: shape (B, 3, H, W), RGB, 0 to 1.
+        captions: B texts.
+    """
+    rows = -(-len(images) // 4)
+    figure = _figure(WIDTH, 1.55 * rows)
+    panels = figure.subplots(rows, 4, squeeze=False).flatten()
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, image, caption in zip(panels, images, captions, strict=False):  # the last row may have fewer
+        panel.imshow(image.transpose(1, 2, 0).clip(0, 1))
+        lines = [line if len(line) < 17 else f"{line[:15]}…" for line in caption.split("\n")]
+        panel.set_title("\n".join(lines), fontsize=11, color=INK, pad=3, parse_math=False)
     return _png(figure)
 
 
@@ -78,17 +99,17 @@ def learning_rate_png(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray,
 
 
 def confusion_png(evaluation: Evaluation) -> bytes:
-    """Counts, and shares of each true class, side by side."""
+    """Counts, and below them shares of each true class."""
     counts, names = evaluation.confusion, evaluation.measured.class_names
     size = min(4.0 + 0.32 * len(names), 14.0)
-    figure = _figure(2 * size, size)
+    figure = _figure(size, 2 * size)
     support = np.maximum(counts.sum(axis=1, keepdims=True), 1)
     panels = (("photos", counts, "d"), ("share of the true class", counts / support, ".2f"))
-    for panel, (title, values, form) in zip(figure.subplots(1, 2), panels, strict=True):
+    for panel, (title, values, form) in zip(figure.subplots(2, 1), panels, strict=True):
         shown = counts / support  # rows of few photos are as visible as others
         panel.imshow(shown, cmap="Blues", vmin=0, vmax=1)
         panel.set_title(title, loc="left")
-        font = max(4.0, min(9.0, 110 / len(names)))
+        font = max(4.0, min(9.0, 500 / len(names)))
         panel.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=font)
         panel.set_yticks(range(len(names)), names, fontsize=font)
         panel.set_xlabel("predicted")
@@ -105,24 +126,23 @@ def confusion_png(evaluation: Evaluation) -> bytes:
 
 def reliability_png(evaluation: Evaluation) -> bytes:
     """Accuracy against confidence, as the network is and after scaling; below, how many photos each bin has."""
-    figure = _figure(10, 5)
-    grid = figure.subplots(2, 2, height_ratios=(3, 1), sharex=True)
+    figure = _figure(WIDTH, 9)
+    grid = figure.subplots(4, 1, height_ratios=(3, 1, 3, 1))
     labels = evaluation.measured.labels
     panels = (
         (f"as it is: ECE {evaluation.ece:.3f}", evaluation.probabilities),
         (f"logits divided by {evaluation.temperature:.2f}: ECE {evaluation.ece_scaled:.3f}", evaluation.scaled),
     )
-    for column, (title, probabilities) in enumerate(panels):
-        above, below = grid[0][column], grid[1][column]
+    for above, below, (title, probabilities) in zip(grid[::2], grid[1::2], panels, strict=True):
         bins = reliability(probabilities, labels)
         _reliability(above, bins)
         above.set_title(title, loc="left")
         left = [each.low for each in bins]
         below.bar(left, [each.photos for each in bins], 1 / BINS, align="edge", color=GREY, edgecolor="white")
         below.set_xlabel("confidence: probability of the likeliest class")
-        if not column:
-            above.set_ylabel("accuracy")
-            below.set_ylabel("photos")
+        below.set_xlim(0, 1)
+        above.set_ylabel("accuracy")
+        below.set_ylabel("photos")
     return _png(figure)
 
 

@@ -8,23 +8,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
-from jinja2 import Environment, PackageLoader, select_autoescape
+from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
+from torch import nn
 
 from export.calibrated import FEW_MISTAKES, is_calibrated
 from export.checkpoint import read_content
 from lightning_module.evaluation.figures import CONFIDENCE, Evaluation, evaluate, most_confident_mistakes, per_class
 from lightning_module.evaluation.measured_photos import KeepLogits, Measured, MeasuredPhotos
+from lightning_module.run.last_checkpoint import seed_generators
 from lightning_module.run.run_folder import RunFolder, run_folder_of
 from models.atomic_write import replacing, write_text
 from models.bad_input import BadInput
+from models.page_style import render_template
 
 if TYPE_CHECKING:
     from lightning_module.callbacks import MetricsJournal
 
 MOST_MISTAKES = 24
+MOST_OF_BATCH = 16
+"""Photos that are shown of a training batch."""
 THUMBNAIL = 180
 """Pixels of the longer side."""
+FEW_CLASSES = 12
+"""Classes up to which their confusion matrix leaves room for another picture beside it."""
 SETS: tuple[Measured, ...] = ("test", "validation")
 """In the order of the page: what is honest first."""
 
@@ -41,6 +48,10 @@ def report_fit(trainer: L.Trainer, journal: "MetricsJournal", logits: KeepLogits
     evaluations = _evaluations(dict(logits.kept))
     for each in evaluations:
         journal.add(trainer, {"validation": "final", "test": "test"}[each.measured.name], each.figures())
+    if evaluations and (photos := _training_batch(trainer)) is not None:
+        run.evaluation.mkdir(parents=True, exist_ok=True)
+        with replacing(run.training_batch) as temporary:
+            temporary.write_bytes(photos)
     _write(run, evaluations)
 
 
@@ -68,6 +79,32 @@ def report_test(trainer: L.Trainer, logits: KeepLogits) -> Path | None:
     evaluations = _evaluations(same | logits.kept)
     _write(run, evaluations)
     return run.report
+
+
+def _training_batch(trainer: L.Trainer) -> bytes | None:
+    """A picture of what the network was given in training; None where the data has no photos that it could show."""
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    module: Any = trainer.lightning_module
+    if not (hasattr(datamodule, "training_batch") and hasattr(module, "training_input")):
+        return None
+    from lightning_module.evaluation.plots import batch_png
+
+    with isolate_rng():  # whoever trains on draws what would have been drawn
+        seed_generators(0)  # a resumed run's picture is that of one that was not interrupted
+        images, shares = module.training_input(*datamodule.training_batch(MOST_OF_BATCH))
+    names = module.class_names
+    if shares.ndim == 1:
+        shares = nn.functional.one_hot(shares, len(names))
+    else:  # label smoothing gives all classes the same on top of what is in the photo
+        smoothing = module.regularisation.label_smoothing
+        shares = (shares - smoothing / len(names)) / (1 - smoothing)
+    return batch_png(images.numpy(), [_caption(each, names) for each in shares.tolist()])
+
+
+def _caption(shares: list[float], class_names: Sequence[str]) -> str:
+    """The class of a photo, or those of a mixed one, each with its share."""
+    seen = {name: share for name, share in zip(class_names, shares, strict=True) if share > 0.005}
+    return "\n".join(name if len(seen) == 1 else f"{share:.0%} {name}" for name, share in seen.items())
 
 
 def _kept_in(run: RunFolder) -> dict[Measured, MeasuredPhotos]:
@@ -123,6 +160,8 @@ def _write(run: RunFolder, evaluations: Sequence[Evaluation]) -> None:
     epochs, kept = _epochs_of(run, evaluations[0].measured.checkpoint_sha256)
     if epochs:
         draw("curves", curves_png, epochs, kept)
+        if run.training_batch.is_file():
+            pictures["training_batch"] = _data_uri(run.training_batch.read_bytes(), "png")
     for each in evaluations:
         name = each.measured.name
         each.measured.save(run.evaluation / f"{name}.npz")
@@ -136,9 +175,9 @@ def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -
 
     Args:
         evaluations: of the same checkpoint.
-        pictures: `curves`, and `SET_confusion` and `SET_reliability` of each set, as data URIs; any may be missing.
+        pictures: `curves`, `training_batch`, and `SET_confusion` and `SET_reliability` of each set, as data URIs; any
+            may be missing.
     """
-    environment = Environment(loader=PackageLoader("lightning_module.evaluation", "."), autoescape=select_autoescape())
     first = evaluations[0].measured
     try:
         content = read_content(Path(first.checkpoint))
@@ -158,12 +197,15 @@ def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -
         }
         for each in evaluations
     ]
-    return environment.get_template("report.html").render(
+    return render_template(
+        "lightning_module.evaluation",
+        "report.html",
         sections=sections,
         pictures=pictures,
         measured=first,
         confidence=round(100 * CONFIDENCE),
         few_mistakes=FEW_MISTAKES,
+        few_classes=FEW_CLASSES,
         chosen_without=chosen_without_photos(content),
         calibrated=is_calibrated(content),
     )

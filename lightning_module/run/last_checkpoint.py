@@ -66,9 +66,14 @@ class BatchSeed(Callback):
     ) -> None:
         """Seed all generators."""
         seed = mix_seed(cast(int, self._seed), trainer.current_epoch, batch_idx, trainer.global_rank)
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
+        seed_generators(seed)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed torch's, NumPy's and Python's generators."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 class LastCheckpoint(Checkpoint):

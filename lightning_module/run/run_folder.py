@@ -87,6 +87,11 @@ class RunFolder:
         return self.path / "evaluation"
 
     @property
+    def training_batch(self) -> Path:
+        """Picture of photos as the network was given them in training."""
+        return self.evaluation / "training_batch.png"
+
+    @property
     def labels(self) -> Path:
         """What a user of the twin must know: class names, size, interpolation, range."""
         return self.path / "labels.json"

@@ -375,6 +375,33 @@ def test_precision_of_the_trainer_is_kept(root, tmp_path):
     assert recorder.images("train").dtype == torch.float64
 
 
+@pytest.mark.parametrize("most", [3, 100])
+def test_training_batch_to_look_at_is_the_first_that_was_trained_on(root, tmp_path, most):
+    photos = ProductPhotos(str(root), image_size=10, batch_size=4, augmentation=TURN)
+    recorder = fit(tmp_path, photos, max_epochs=2)
+    state = torch.get_rng_state()
+    images, labels = photos.training_batch(most)
+    expected, expected_labels = recorder.seen["train", 0][0]
+    assert torch.equal(images, expected[:most])
+    assert torch.equal(labels, expected_labels[:most])
+    photos.augmentation = None
+    assert not torch.equal(images, photos.training_batch(most)[0])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_looking_at_a_training_batch_changes_nothing_that_is_trained_on(root, tmp_path):
+    class Curious(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            trainer.datamodule.training_batch(2)
+
+    seen = []
+    for callbacks in ([], [Curious()]):
+        photos = ProductPhotos(str(root), image_size=10, batch_size=4, augmentation=TURN)
+        seen.append(fit(tmp_path, photos, max_epochs=2, callbacks=callbacks))
+    for epoch in range(2):
+        assert torch.equal(*(each.images("train", epoch) for each in seen))
+
+
 def test_photos_of_files_in_no_set(root, tmp_path):
     photos = ProductPhotos(str(root), image_size=[6, 5])
     odd = list(draw_odd_photos(tmp_path / "odd").values())

@@ -20,7 +20,7 @@ from datamodule.photo_store import load_photo
 from export.proof.checks import check_layers, check_probabilities, check_top1
 from export.proof.comparison import EXACT_IMAGES, read_comparison
 from export.proof.image_sets import ImageSet
-from export.proof.page import render_page
+from export.proof.page import meaning_of, render_page
 from export.proof.parity import Pair, check_pairs, check_parity
 from export.proof.report import Check, Report, write_json
 from export.proof.torch_side import torch_layers
@@ -298,6 +298,7 @@ def test_page_shows_verdict_layers_photos_and_cause_and_needs_nothing_else(contr
     assert 'class="bad"' in bad
     assert 'class="bad"' not in good
     assert "http" not in good
+    assert all(meaning_of(check.name) for check in control_reports["unchanged"].checks)
 
 
 # What needs no Keras process --------------------------------------------------------------------------------------

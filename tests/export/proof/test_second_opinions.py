@@ -13,7 +13,7 @@ import torch
 from export.checkpoint import read_checkpoint
 from export.proof import parity
 from export.proof.image_sets import ImageSet
-from export.proof.page import render_page
+from export.proof.page import meaning_of, render_page
 from export.proof.parity import Pair, check_pairs
 from export.proof.second_opinions import OPINIONS, Opinion, opinion_checks, second_opinion, write_torch_onnx
 from export.torch_answers import torch_probabilities
@@ -57,6 +57,7 @@ def test_tf2onnx_agrees_and_notices_a_changed_weight(checkpoint, tmp_path):
     }
     # a column in the table of roads, and one of each photo
     assert render_page([right]).count("<th>tf2onnx</th>") == 1 + len(right.photos)
+    assert all(meaning_of(check.name) for check in right.checks)
     failed = [check.name for check in wrong.failed]
     assert {"weights", "probabilities_synthetic_tf2onnx", "probabilities_photos_tf2onnx"} <= set(failed)
 

@@ -1,4 +1,5 @@
 import json
+import random
 import re
 import shutil
 from html.parser import HTMLParser
@@ -17,7 +18,8 @@ from export.checkpoint import read_checkpoint
 from lightning_module.classifier import ProductClassifier
 from lightning_module.evaluation.figures import evaluate
 from lightning_module.evaluation.measured_photos import KeepLogits, MeasuredPhotos, in_order
-from lightning_module.evaluation.report import render_report
+from lightning_module.evaluation.report import _caption, _training_batch, render_report
+from lightning_module.fine_tuning import Regularisation
 from tests.conftest import lightning
 
 TINY = [
@@ -32,7 +34,7 @@ TINY = [
     "--trainer.max_epochs=2",
 ]
 TURNED = "--data.augmentation={rotation_range: 180, zoom_range: [0.3, 0.6], brightness_range: [0.2, 0.4]}"
-PICTURES = {"curves.png", "validation_confusion.png", "validation_reliability.png"}
+PICTURES = {"curves.png", "training_batch.png", "validation_confusion.png", "validation_reliability.png"}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +87,48 @@ def test_pictures_are_in_the_folder_and_in_the_page(finished):
             assert min(picture.size) > 300
             assert picture.convert("L").getextrema()[0] < 100  # not empty
     assert (finished / "report.html").read_text().count("data:image/png;base64,") == len(PICTURES)
+
+
+def regularised(photos: Path | None, **settings) -> SimpleNamespace:
+    """A trainer whose fit is over, as far as the picture of its photos needs one."""
+    data = None
+    if photos is not None:
+        data = ProductPhotos(str(photos), image_size=32, validation_split=0.25)
+        data.setup("fit")
+    module = ProductClassifier(
+        ["jeans", "sofa", "tshirt", "tv"], (32, 32), backbone="mobilenetv2_035", pretrained=False,
+        trainable="all", train_size=24, regularisation=Regularisation(**settings),
+    )  # fmt: skip
+    return SimpleNamespace(datamodule=data, lightning_module=module)
+
+
+def test_training_batch_is_drawn_as_the_network_gets_it_and_leaves_the_generators_alone(photos, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("lightning_module.evaluation.plots.batch_png", lambda *given: drawn.append(given) or b"picture")
+    plain, mixed = regularised(photos), regularised(photos, mixup=1.0, label_smoothing=0.1, random_erasing=0.5)
+    for trainer in (plain, mixed, mixed):
+        random.seed(len(drawn))
+        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+        assert _training_batch(trainer) == b"picture"
+        assert (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+    (images, names), (mixed_images, mixed_names), again = drawn
+    assert images.shape == (16, 3, 24, 24)
+    expected = plain.datamodule.training_batch(16)[1]
+    assert names == [plain.lightning_module.class_names[label] for label in expected]
+    assert not np.allclose(images, mixed_images)
+    assert any(re.fullmatch(r"\d+% \w+\n\d+% \w+", name) for name in mixed_names)
+    np.testing.assert_array_equal(mixed_images, again[0])
+
+
+def test_caption_names_what_is_in_a_photo():
+    names = ["a", "b", "c"]
+    assert _caption([0.0, 1.0, 0.0], names) == "b"
+    assert _caption([0.25, 0.0, 0.75], names) == "25% a\n75% c"
+
+
+def test_without_photos_there_is_no_training_batch():
+    assert _training_batch(regularised(None)) is None
+    assert _training_batch(SimpleNamespace(datamodule=L.LightningDataModule(), lightning_module=None)) is None
 
 
 def test_page_says_which_photos_and_that_they_are_optimistic(finished):
@@ -187,6 +231,7 @@ def test_lightning_test_adds_its_photos_and_changes_nothing_else(finished, kept_
     assert "20 test photos" in page
     assert "12 validation photos" in page
     assert "Training" in page
+    assert "What it learnt from" in page
     assert {path.name: path.read_bytes() for path in run.iterdir() if path.name in before} == before
     fitted = json.loads((run / "metrics.json").read_text())["final"]["temperature"]
     assert f"dividing its logits by {fitted:.3f}, fitted on the validation photos" in page
@@ -204,6 +249,7 @@ def test_lightning_test_elsewhere_says_that_it_has_the_test_photos_only(finished
     assert "validation photos" not in page
     assert "Training" not in page
     assert not (out / "evaluation" / "curves.png").exists()
+    assert not (out / "evaluation" / "training_batch.png").exists()
 
 
 def test_report_of_another_checkpoint_is_not_replaced(finished, photos, tmp_path):

@@ -120,6 +120,7 @@ def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(photos, whole, tm
     interrupt.off()
     assert fit(photos, run, "--resume=true") == 0
     assert kill_and_resume.differences_of_runs(whole, run) == []
+    assert RunFolder(run).training_batch.read_bytes() == RunFolder(whole).training_batch.read_bytes()
     assert fit(photos, run, "--resume") == 0
     assert f"The run in {run} has finished already, after 3 epochs" in capsys.readouterr().out
 
