@@ -1,8 +1,10 @@
 """What several test files need: checkpoints of random networks, without training one."""
 
 import importlib.util
+import io
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lightning_module.commands import cli
 from models.timm_mobilenetv2 import TimmClassifier
@@ -86,6 +89,17 @@ def save_checkpoint(path: Path, network: TimmClassifier, image_size: tuple[int, 
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save({"state_dict": state, "hyper_parameters": hyper_parameters}, path)
     return path
+
+
+@pytest.fixture(scope="module")
+def quick_figures() -> Iterator[None]:
+    """No plots in the reports, which take a third of a small fit: for files of tests that look at none of them."""
+    content = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(content, "PNG")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("confusion_png", "reliability_png", "curves_png"):
+            patch.setattr(f"lightning_module.evaluation.plots.{name}", lambda *_, **__: content.getvalue())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from lightning_module.run.run_folder import RunFolder, write_json
 from models.bad_input import BadInput
 from tests.conftest import ROOT, lightning
 
+pytestmark = pytest.mark.usefixtures("quick_figures")
 TINY = [
     "--model.backbone=mobilenetv2_035",
     "--model.pretrained=false",
