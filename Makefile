@@ -28,12 +28,11 @@ test: setup  ## run the tests, on up to four cores
 # In compat-ci's oldest environment; where its Python is not installed, they are skipped and say so.
 test-keras2: setup  ## run the tests that need a Keras 2 beside the Keras 3 of .venv
 	SHELFTWIN_KERAS2_PYTHON="$$($(BIN)/python benchmarks/compat.py --python tf.keras-2.12)" && export SHELFTWIN_KERAS2_PYTHON && \
-	  $(BIN)/python -m pytest tests/export/test_keras_to_torch.py -k keras2
+	  $(BIN)/python -m pytest tests/test_from_keras.py -k keras2
 
-lint: setup  ## check style, and who imports whom
+lint: setup  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-cache
 
 format: setup  ## mend style
 	$(BIN)/ruff check --fix .
