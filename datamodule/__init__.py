@@ -1,19 +1,22 @@
 """What the network sees: product photos, the split, the augmentation, the photo store.
 
-`product_photos.ProductPhotos` is the LightningDataModule; `audit` finds photos that should not be trained on.
+`product_photos.ProductPhotos` is the LightningDataModule, `photo_store.load_photo` reads one photo from its file;
+`audit` finds photos that should not be trained on.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from datamodule.photo_store import load_photo
     from datamodule.product_photos import ProductPhotos
 
 _PLACES = {
     "ProductPhotos": "datamodule.product_photos",
+    "load_photo": "datamodule.photo_store",
 }
 
-__all__ = ["ProductPhotos"]
+__all__ = ["ProductPhotos", "load_photo"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Keras `.h5` -> checkpoint: read, write, prove. The way back of `hand_over.py`."""
+"""Keras `.h5` -> checkpoint: read, write, prove. The way back of `torch_to_keras.py`."""
 
 from __future__ import annotations
 

@@ -4,7 +4,9 @@ The module itself stands in front; `commands` is the command line, `run` a run's
 `evaluation` what is measured and reported.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +17,10 @@ _PLACES = {
 }
 
 __all__ = ["ProductClassifier"]
+
+# TensorBoard's logger, which a stock Trainer has, would import TensorFlow into this process: seconds, hundreds of
+# megabytes, and a crash where torch comes later. TensorBoard looks at this name alone (tensorboard/compat/__init__.py).
+sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 
 
 def __getattr__(name: str) -> Any:

@@ -42,7 +42,7 @@ class Pair:
         checkpoint: from ``lightning fit``.
         h5: the Keras file.
         photos: uint8, NHWC, RGB, (N, H, W, 3) at the checkpoint's size; None or empty: synthetic images only.
-        photo_names: N names, for the report.
+        photo_names: N names, for the report; by default those of `photo_files`, where these are as many.
         photo_files: of those that both sides are to load from file themselves.
         load_photo: how our side loads them; None: loading is not compared.
     """
@@ -53,6 +53,13 @@ class Pair:
     photo_names: Sequence[str] = ()
     photo_files: Sequence[Path] = ()
     load_photo: LoadPhoto | None = None
+
+    def __post_init__(self) -> None:
+        # A script has paths as text, Lightning's `best_model_path` above all.
+        object.__setattr__(self, "checkpoint", Path(self.checkpoint))
+        object.__setattr__(self, "h5", Path(self.h5))
+        if not self.photo_names and self.photos is not None and len(self.photos) == len(self.photo_files):
+            object.__setattr__(self, "photo_names", [str(file) for file in self.photo_files])
 
 
 @dataclass(frozen=True)
