@@ -15,5 +15,5 @@ BATCH_NORM_POLICIES: tuple[str, ...] = get_args(BatchNormPolicy)
 """Whether BatchNorm's statistics are updated while the backbone is trained."""
 
 MOST_PIXELS = 64_000_000
-"""Upper limit for height times width of the network's input. A larger size can only come from a damaged file, so it is
-refused before any memory is allocated."""
+"""Upper limit for height times width of the network's input. A larger size is taken as a sign of a damaged file
+and refused before any memory is allocated."""

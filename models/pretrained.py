@@ -83,7 +83,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         # timm's reader: both formats, unwraps {"state_dict": ...}, and never unpickles objects (weights_only)
         tensors = load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes a reader raise, the file is what must be mended
+    except Exception as error:  # a damaged file can make the reader raise anything; in each case the file is at fault
         raise BadInput(
             f"--model.weights: {path} is not a readable .safetensors or .pth file of weights "
             f"({type(error).__name__}: {str(error)[:200]}). Copy or download it again."
