@@ -1,4 +1,4 @@
-"""What the network sees: product photos, the split, the augmentation, the photo store.
+"""The training data: product photos, the split, the augmentation, the photo store.
 
 `product_photos.ProductPhotos` is the LightningDataModule, `photo_store.load_photo` reads one photo from its file;
 `audit` finds photos that should not be trained on.
@@ -20,7 +20,7 @@ __all__ = ["ProductPhotos", "load_photo"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: `lightning --help` needs none of it."""
+    """Import a name when it is first used, because `lightning --help` needs none of them."""
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""ImageDataGenerator's random changes as one batched tensor operation.
+"""ImageDataGenerator's random transformations as one batched tensor operation.
 
 Sources mirrored: `keras/src/legacy/preprocessing/image.py` (`ImageDataGenerator.get_random_transform`,
 `apply_transform`, `apply_affine_transform`, `apply_channel_shift`, `apply_brightness_shift`; Keras 3.15) and
@@ -17,18 +17,18 @@ from models.bad_input import BadInput
 InterpolationOrder = Literal[0, 1]
 FillMode = Literal["nearest", "constant", "reflect", "wrap"]
 
-# On a CPU a large batch is done in parts of about this many pixels: the planes between the operations then stay in the
-# cache, which is about twice as fast (4 photos of 244 x 244).
+# On a CPU a large batch is processed in parts of about this many pixels (4 photos of 244 x 244). The intermediate
+# results then stay in the cache, which is about twice as fast.
 PIXELS_IN_CACHE = 1 << 18
 
 
 @dataclass(frozen=True)
 class TransformParameters:
-    """What is done to each photo of a batch: Keras's own names and signs, one row per photo, float64 on the CPU.
+    """The transformation of each photo of a batch: Keras's own names and signs, one row per photo, float64 on the CPU.
 
     Attributes:
         theta: rotation in degrees, shape (B,).
-        tx: shift in pixels, shape (B,); drawn from `height_shift_range`, but see `matrices`.
+        tx: shift in pixels, shape (B,); drawn from `height_shift_range`, see `matrices`.
         ty: shift in pixels, shape (B,); drawn from `width_shift_range`.
         shear: shear angle in degrees, shape (B,).
         zx: zoom, shape (B,); below 1 enlarges.
@@ -36,7 +36,7 @@ class TransformParameters:
         flip_horizontal: bool, shape (B,).
         flip_vertical: bool, shape (B,).
         channel_shift_intensity: added to every channel, in units of 0..255, shape (B,); None: no channel shift.
-        brightness: factor, shape (B,); None: brightness is left alone.
+        brightness: factor, shape (B,); None: brightness is not changed.
     """
 
     theta: Tensor
@@ -54,21 +54,21 @@ class TransformParameters:
         return len(self.theta)
 
     def __getitem__(self, rows: Tensor | slice) -> "TransformParameters":
-        """Return the parameters of some photos; `rows` indexes the first dimension."""
+        """Return the parameters of some of the photos; `rows` indexes the first dimension."""
         values = {name.name: getattr(self, name.name) for name in fields(self)}
         return replace(self, **{name: value[rows] for name, value in values.items() if value is not None})
 
     def matrices(self, height: int, width: int) -> Tensor:
-        """Return the matrices that lead from a pixel (row, column) of the result to its place in the photo.
+        """Return the matrices that map a pixel (row, column) of the result to its position in the photo.
 
         Mirrors `apply_affine_transform`: rotation, shift, shear and zoom are composed in "x, y" order about a centre,
-        then both axes are swapped. Two of Keras's habits come with that, and are kept because the old models learnt
-        from them: tx, drawn from `height_shift_range`, moves photos sideways (and ty up and down); and on photos that
-        are not square the centre is (width / 2, height / 2) in (row, column) order, so they drift.
+        then both axes are swapped. This has two peculiarities, kept because the old models were trained with them: tx,
+        drawn from `height_shift_range`, moves photos sideways (and ty up and down); and for photos that are not square
+        the centre is (width / 2, height / 2) in (row, column) order, so their content drifts.
 
         Args:
-            height: of the photos, in pixels.
-            width: of the photos, in pixels.
+            height: height of the photos, in pixels.
+            width: width of the photos, in pixels.
 
         Returns:
             float64, shape (B, 2, 3): a 2x2 matrix and, in the last column, the offset.
@@ -79,7 +79,7 @@ class TransformParameters:
         xx, xy = cos * self.zx, (-cos * shear_sin - sin * shear_cos) * self.zy
         yx, yy = sin * self.zx, (-sin * shear_sin + cos * shear_cos) * self.zy
         x_offset, y_offset = cos * self.tx - sin * self.ty, sin * self.tx + cos * self.ty
-        # about the centre, as transform_matrix_offset_center(matrix, height, width) has it
+        # about the centre, as in transform_matrix_offset_center(matrix, height, width)
         x_centre, y_centre = height / 2 - 0.5, width / 2 - 0.5
         x_offset = x_offset + x_centre - (xx * x_centre + xy * y_centre)
         y_offset = y_offset + y_centre - (yx * x_centre + yy * y_centre)
@@ -91,28 +91,28 @@ class TransformParameters:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random changes of photos; names, units and distributions are `ImageDataGenerator`'s.
+    """Random transformations of photos; names, units and distributions are `ImageDataGenerator`'s.
 
     Attributes:
         rotation_range: degrees; angles are uniform in [-r, r].
         width_shift_range: a number below 1: share of the width; a float of 1 or more: pixels, uniform in [-r, r]; an
-            integer n: one of 0..n-1 pixels either way; a list: one of its values either way.
-        height_shift_range: likewise for the height. Keras applies the two crosswise, and so do we: see
-            `TransformParameters.matrices`. With equal ranges and square photos nobody can tell.
+            integer n: 0..n-1 pixels in either direction; a list: one of its values, in either direction.
+        height_shift_range: the same for the height. Keras swaps the two directions, and so do we: see
+            `TransformParameters.matrices`. With equal ranges and square photos this makes no difference.
         shear_range: *degrees*, as in Keras: the often copied 0.2 is a fifth of a degree and hardly visible.
-        zoom_range: z means [1 - z, 1 + z]; or [lower, upper]. Height and width are drawn apart.
+        zoom_range: z means [1 - z, 1 + z]; or [lower, upper]. Height and width are drawn independently.
         horizontal_flip: mirror half of the photos left to right.
         vertical_flip: mirror half of the photos top to bottom.
         fill_mode: what lies outside of the photo. `nearest`: its border (aaaa|abcd|dddd); `constant`: `cval`;
-            `reflect`: abcddcba|abcd|dcbaabcd; `wrap`: SciPy's, whose first and last pixel coincide, so that the
-            period is one pixel short (bcabc|abcd|bcdbc).
+            `reflect`: abcddcba|abcd|dcbaabcd; `wrap`: as in SciPy, where the first and last pixel coincide, so that
+            the period is one pixel shorter (bcabc|abcd|bcdbc).
         cval: the value outside of the photo for `constant`, 0..255.
-        brightness_range: [lower, upper] factor, or None; 1 leaves the photo as it is. As in Keras the photo is cut to
-            whole numbers on the way.
-        channel_shift_range: in units of 0..255; one number per photo, uniform in [-r, r], is added to all channels and
-            the result kept within the photo's own range.
-        interpolation_order: how moved pixels are read: 1 blends the four around a place, 0 takes the nearest. The
-            splines of ImageDataGenerator's 2 to 5 are not offered: they look at the whole photo for each pixel.
+        brightness_range: [lower, upper] factor, or None; 1 leaves the photo as it is. As in Keras, values are truncated
+            to whole numbers before and after.
+        channel_shift_range: in units of 0..255; one number per photo, uniform in [-r, r], is added to all channels, and
+            the result is limited to the photo's own range of values.
+        interpolation_order: how moved pixels are read: 1 interpolates between the four nearest, 0 takes the nearest.
+            ImageDataGenerator's splines, 2 to 5, are not offered: they need the whole photo for each pixel.
 
     Raises:
         BadInput: a setting is out of its range.
@@ -166,13 +166,13 @@ class Augmentation:
         object.__setattr__(self, "_zoom", (zoom[0], zoom[1]))
 
     def draw_parameters(self, generator: torch.Generator, batch: int, height: int, width: int) -> TransformParameters:
-        """Draw what happens to each photo, with the distributions of `get_random_transform`.
+        """Draw random parameters for each photo, with the distributions of `get_random_transform`.
 
         Args:
-            generator: on the CPU; its state decides the result, whatever device the photos are on.
+            generator: on the CPU; the result depends only on its state, whatever device the photos are on.
             batch: number of photos.
-            height: of the photos, in pixels.
-            width: of the photos, in pixels.
+            height: height of the photos, in pixels.
+            width: width of the photos, in pixels.
 
         Returns:
             The parameters, `batch` rows.
@@ -212,7 +212,7 @@ class Augmentation:
         )
 
     def apply(self, photos: Tensor, parameters: TransformParameters) -> Tensor:
-        """Do to each photo what `parameters` say, in Keras's order.
+        """Transform each photo by its `parameters`, in Keras's order.
 
         Args:
             photos: uint8 or float32, shape (B, H, W, C), 0..255, on any device.
@@ -228,7 +228,7 @@ class Augmentation:
         return torch.cat([self._apply_at_once(photos[part], parameters[part]) for part in parts])
 
     def _apply_at_once(self, photos: Tensor, parameters: TransformParameters) -> Tensor:
-        # What rounds to whole numbers afterwards needs the slow road's exact equals.
+        # The fast sampler is only nearly exact. A later step that rounds to whole numbers needs the slow, exact way.
         exact = self.fill_mode != "nearest" or self.interpolation_order != 1 or parameters.brightness is not None
         if not exact and min(photos.shape[1:3]) > 1:
             changed = sample_affine(photos, parameters)
@@ -243,17 +243,17 @@ class Augmentation:
 
 
 def send(values: Tensor, device: torch.device) -> Tensor:
-    """Move what was calculated on the host, without waiting for what a GPU has still to do."""
-    if device.type in ("cpu", "mps"):  # Apple's would take what is not there yet
+    """Move values from the CPU to a device without waiting for the work that a GPU still has queued."""
+    if device.type in ("cpu", "mps"):  # on Apple's GPU a non-blocking copy could read values that are not there yet
         return values.to(device)
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)
 
 
 def sample_affine(photos: Tensor, parameters: TransformParameters) -> Tensor:
-    """`apply_affine` for `fill_mode` nearest by torch's own sampler: some ten times as fast, to 0.01 of 255.
+    """Do the same as `apply_affine` for `fill_mode` nearest, some ten times as fast, to within 0.01 of 255.
 
-    The sampler takes places as float32 from -1 to 1, so a whole pixel is not met exactly: photos that are only moved by
-    whole pixels or mirrored go through `apply_affine`, which copies those bit for bit.
+    torch's own sampler takes positions as float32 from -1 to 1, so it does not hit whole pixels exactly. Photos that
+    are only moved by whole pixels or mirrored go through `apply_affine`, which copies pixels bit for bit.
 
     Args:
         photos: uint8 or float32, shape (B, H, W, C), 0..255; both sides at least 2 pixels.
@@ -271,12 +271,12 @@ def sample_affine(photos: Tensor, parameters: TransformParameters) -> Tensor:
     columns = torch.arange(width, dtype=torch.float64).expand(len(photos), -1)
     rows = torch.where(parameters.flip_vertical[:, None], height - 1 - rows, rows)
     columns = torch.where(parameters.flip_horizontal[:, None], width - 1 - columns, columns)
-    # x first, as the sampler has it. The parts are made in float64 and small, so that only their sum is rounded.
+    # x first, as the sampler expects it. The parts are small and computed in float64, so only their sum is rounded.
     scale = 2 / torch.tensor([width - 1, height - 1], dtype=torch.float64)
     matrices = matrices.flip(1) * scale[:, None]
     by_row = matrices[:, None, :, 0] * rows[:, :, None] + matrices[:, None, :, 2] - 1
     by_column = matrices[:, None, :, 1] * columns[:, :, None]
-    # As complex numbers x and y are added in one stride, which is eight times as fast on a CPU as a last axis of 2.
+    # Adding x and y as one complex number is eight times as fast on a CPU as adding arrays with a last axis of 2.
     by_row, by_column = (torch.view_as_complex(send(part.float(), photos.device)) for part in (by_row, by_column))
     places = torch.view_as_real(by_row[:, :, None] + by_column[:, None])
     changed = torch.nn.functional.grid_sample(
@@ -296,7 +296,7 @@ def apply_affine(
     interpolation_order: InterpolationOrder = 1,
     precise: bool = False,
 ) -> Tensor:
-    """Rotate, shift, shear, zoom and flip a batch: every photo by parameters of its own.
+    """Rotate, shift, shear, zoom and flip a batch, each photo by its own parameters.
 
     Mirrors `apply_affine_transform` followed by `flip_axis`.
 
@@ -305,9 +305,9 @@ def apply_affine(
         parameters: B rows.
         fill_mode: what lies outside of the photo (see `Augmentation`).
         cval: the value outside for `constant`.
-        interpolation_order: 1 blends four pixels, 0 takes the nearest one.
-        precise: calculate as SciPy does, in float64, where the device has it. What rounds afterwards wants it:
-            126.99999 and 127 are no longer near once both are cut to whole numbers.
+        interpolation_order: 1 interpolates between four pixels, 0 takes the nearest one.
+        precise: compute in float64, as SciPy does, if the device supports it. This is needed if values are rounded
+            afterwards: 126.99999 and 127 differ by 1 after they are truncated to whole numbers.
 
     Returns:
         float32, shape (B, H, W, C), 0..255.
@@ -318,15 +318,15 @@ def apply_affine(
     matrices = parameters.matrices(height, width)
     rows = torch.arange(height, dtype=torch.float64).expand(batch, -1)
     columns = torch.arange(width, dtype=torch.float64).expand(batch, -1)
-    # A flip only reads the pixels of the result in the other order.
+    # A flip only reverses the order in which the pixels of the result are read.
     rows = torch.where(parameters.flip_vertical[:, None], height - 1 - rows, rows)
     columns = torch.where(parameters.flip_horizontal[:, None], width - 1 - columns, columns)
 
     def neighbours(axis: int, length: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Per pixel: the two neighbours along an axis, the share of the second, and whether it is inside."""
-        # The place is a sum of one term per row and one per column. The sums that need float64 are made on these
-        # short vectors; the planes of H x W hold whole and fractional parts apart, so float32 is exact enough for
-        # them, also on devices that have no float64.
+        """Return per pixel its two neighbours along an axis, the weight of the second, and whether it is inside."""
+        # The position is a sum of one term per row and one per column. What needs float64 is computed on these short
+        # vectors. The H x W planes hold whole and fractional parts separately, so float32 is exact enough for them,
+        # also on devices without float64.
         by_row = matrices[:, axis, 0, None] * rows + matrices[:, axis, 2, None]
         by_column = matrices[:, axis, 1, None] * columns
         row_whole, column_whole = by_row.floor(), by_column.floor()
@@ -334,15 +334,15 @@ def apply_affine(
         fraction = fraction + send((by_column - column_whole).to(dtype), device)[:, None, :]
         carry = fraction.floor()
         fraction = fraction - carry
-        # Far outside is as good as just outside, and keeps clear of overflow.
+        # Far outside counts the same as just outside, so clamping changes nothing and prevents overflow.
         first = send(row_whole.clamp(-1e8, 1e8).int(), device)[:, :, None] + carry.int()
         first = first + send(column_whole.clamp(-1e8, 1e8).int(), device)[:, None, :]
         inside = None
         if fill_mode == "constant":
-            # SciPy does not blend with the constant: beyond the centres of the border pixels all is constant.
+            # SciPy does not blend with the constant: everything beyond the border pixels' centres is constant.
             inside = (first >= 0) & ((first < length - 1) | ((first == length - 1) & (fraction == 0)))
         if fill_mode == "wrap" and length > 1:
-            # SciPy's period is length - 1; exact multiples of it outside of the photo land on its other end.
+            # SciPy's period is length - 1; exact multiples of it outside of the photo map to its other end.
             period = length - 1
             on_seam = (fraction == 0) & (first % period == 0) & ((first < 0) | (first == period))
             first = torch.where(on_seam, period, first % period)
@@ -363,8 +363,8 @@ def apply_affine(
     def read(places: Tensor) -> Tensor:
         return pixels.index_select(0, places.reshape(-1)).view(batch, height, width, channels)
 
-    # lerp and not a sum of four weighted corners: where all four are equal the result is that value exactly, which
-    # the whole numbers of `change_brightness` rely on.
+    # lerp and not a sum of four weighted corners: if all four are equal, the result is exactly that value, which
+    # `change_brightness` relies on when it truncates to whole numbers.
     upper = torch.lerp(read(top + left), read(top + right), across)
     lower = torch.lerp(read(bottom + left), read(bottom + right), across)
     changed = torch.lerp(upper, lower, down).float()
@@ -374,13 +374,13 @@ def apply_affine(
 
 
 def reflect(places: Tensor, length: int) -> Tensor:
-    """Fold whole places outside of 0..length-1 back into it, the border pixel doubled (dcba|abcd|dcba)."""
+    """Reflect integer positions outside of 0..length-1 back into it; border pixels repeat (dcba|abcd|dcba)."""
     folded = places % (2 * length)
     return torch.where(folded < length, folded, 2 * length - 1 - folded)
 
 
 def shift_channels(photos: Tensor, intensity: Tensor) -> Tensor:
-    """Add one number to all channels of each photo, kept within that photo's own range (`apply_channel_shift`).
+    """Add one number to all channels of each photo, limited to that photo's own range (`apply_channel_shift`).
 
     Args:
         photos: float32, shape (B, H, W, C), 0..255.
@@ -397,7 +397,7 @@ def shift_channels(photos: Tensor, intensity: Tensor) -> Tensor:
 def change_brightness(photos: Tensor, brightness: Tensor) -> Tensor:
     """Multiply each photo by its factor (`apply_brightness_shift`).
 
-    Keras goes through an 8-bit Pillow image on the way: values are cut to whole numbers before and after.
+    Keras uses an 8-bit Pillow image for this, so values are truncated to whole numbers before and after.
 
     Args:
         photos: float32, shape (B, H, W, C), 0..255.

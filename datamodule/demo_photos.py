@@ -1,4 +1,4 @@
-"""A small catalogue of drawn product photos, so that everything runs with no download."""
+"""A small catalogue of drawn product photos, so that everything runs without a download."""
 
 import colorsys
 import itertools
@@ -17,7 +17,7 @@ from models.bad_input import BadInput
 Colour = tuple[int, int, int]
 Points = list[tuple[float, float]]
 
-# Written last: a folder that has it is whole. Not a folder itself, so it is no class.
+# Written last, so a folder that contains it is complete. It is a file and not a folder, so it is not taken for a class.
 CATALOGUE_RECORD = ".demo_catalogue.json"
 # Raised when the drawings change, so that a catalogue from an older version is not taken for this one.
 DRAWING_VERSION = 1
@@ -27,7 +27,7 @@ class Pen:
     """Draws filled shapes on a transparent square, in coordinates from 0 to 1.
 
     Args:
-        side: of the square, in pixels.
+        side: side of the square, in pixels.
     """
 
     def __init__(self, side: int) -> None:
@@ -82,8 +82,8 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 def draw_jeans(pen: Pen, chance: np.random.Generator) -> None:
-    """Draw trousers: waistband, two legs that stand apart by chance, seams and pockets."""
-    if chance.random() < 0.75:  # denim; else any colour, so that blue alone does not decide
+    """Draw trousers: waistband, two legs at a random distance, seams and pockets."""
+    if chance.random() < 0.75:  # denim; else any colour, so that blue is not enough to recognise jeans
         blue = chance.uniform(0.25, 0.95)
         colour = (round(120 * blue), round(150 * blue), round(225 * blue))
     else:
@@ -115,7 +115,7 @@ def draw_jeans(pen: Pen, chance: np.random.Generator) -> None:
 
 
 def draw_tshirt(pen: Pen, chance: np.random.Generator) -> None:
-    """Draw a T-shirt: body, two short sleeves, neck, and a print or stripes by chance."""
+    """Draw a T-shirt: body, two short sleeves, neck, and at random a print or stripes."""
     colour = random_colour(chance)
     dark = shade(colour, 0.75)
     chest, hem = chance.uniform(0.2, 0.28), chance.uniform(0.2, 0.3)
@@ -160,11 +160,11 @@ def draw_tshirt(pen: Pen, chance: np.random.Generator) -> None:
     depth = chance.uniform(0.17, 0.25)
     pen.ellipse(0.4, 0.01, 0.6, depth + 0.02, dark)
     pen.erase(0.415, 0.0, 0.585, depth)
-    pen.erase(0.35, -0.1, 0.65, 0.125)  # the ring's upper half, which stands above the shoulders
+    pen.erase(0.35, -0.1, 0.65, 0.125)  # the upper half of the collar's ring, which would stick out above the shoulders
 
 
 def draw_sofa(pen: Pen, chance: np.random.Generator) -> None:
-    """Draw a sofa from the front: back, seat, two arms, feet, cushions by chance."""
+    """Draw a sofa from the front: back, seat, two arms, feet, and at random cushions."""
     if chance.random() < 0.6:  # leather and wool; else any colour
         hue, saturation, value = chance.uniform(0.03, 0.12), chance.uniform(0.2, 0.7), chance.uniform(0.3, 0.9)
         colour = to_rgb(hue, saturation, value)
@@ -193,7 +193,7 @@ def draw_sofa(pen: Pen, chance: np.random.Generator) -> None:
 
 
 def draw_tv(pen: Pen, chance: np.random.Generator) -> None:
-    """Draw a television: frame, a screen that shows something or is off, one foot or two."""
+    """Draw a television: frame, a screen that is on or off, one foot or two."""
     frame = shade((70, 70, 75), chance.uniform(0.2, 1.4))
     left, right = chance.uniform(0.03, 0.12), chance.uniform(0.88, 0.97)
     top = chance.uniform(0.16, 0.28)
@@ -223,7 +223,7 @@ def draw_tv(pen: Pen, chance: np.random.Generator) -> None:
         pen.box(screen[0], horizon, screen[2], screen[3], random_colour(chance))
         peak = chance.uniform(screen[0] + 0.2, screen[2] - 0.2)
         pen.polygon([(peak - 0.18, horizon), (peak, screen[1] + 0.07), (peak + 0.18, horizon)], random_colour(chance))
-    else:  # tiles, as a menu
+    else:  # tiles, like a menu
         pen.box(*screen, random_colour(chance, darkest=0.1))
         for column in range(3):
             for row in range(2):
@@ -241,9 +241,9 @@ DEMO_CLASSES = tuple(sorted(DRAWINGS))
 
 
 def draw_background(side: int, chance: np.random.Generator) -> Image.Image:
-    """Draw what the product lies on: plain, a gradient, a texture, floor and wall, or clutter."""
+    """Draw a background: plain, a gradient, a texture, floor and wall, or clutter."""
     kind = chance.choice(["plain", "gradient", "texture", "room", "clutter"], p=[0.4, 0.25, 0.1, 0.15, 0.1])
-    # Paler and lighter than most products, as shops do it.
+    # Paler and lighter than most products, as in real shops.
     first, second = (np.array(random_colour(chance, darkest=0.6, most_colourful=0.35), dtype=np.float64) for _ in "ab")
     rows, columns = np.mgrid[0:side, 0:side] / side
     if kind == "plain":
@@ -284,11 +284,11 @@ def draw_any_shape(draw: ImageDraw.ImageDraw, side: int, chance: np.random.Gener
 
 
 def draw_photo(class_name: str, chance: np.random.Generator, size: int = 128) -> Image.Image:
-    """Draw one product photo: the product in some pose before some background, by chance partly covered.
+    """Draw one product photo: the product in a random pose before a random background, sometimes partly covered.
 
     Args:
         class_name: one of `DEMO_CLASSES`.
-        chance: decides everything.
+        chance: source of all random choices.
         size: height and width in pixels.
 
     Returns:
@@ -305,7 +305,7 @@ def draw_photo(class_name: str, chance: np.random.Generator, size: int = 128) ->
     scale = chance.uniform(0.75, 1.0)
     stretch = chance.uniform(0.85, 1.15)
     width, height = round(side * scale * min(1, stretch)), round(side * scale * min(1, 1 / stretch))
-    # The edge of a smooth scale-down of a transparent layer takes in the transparent black; premultiplying avoids it.
+    # Scaling a transparent layer smoothly would blend transparent black into its edges. Premultiplied alpha avoids it.
     product = product.convert("RGBa").resize((width, height), Image.Resampling.BILINEAR).convert("RGBA")
     product = product.rotate(chance.normal(0, 8), Image.Resampling.BILINEAR, expand=True)
     place = tuple(round(chance.uniform(0.3, 0.7) * (side - length)) for length in product.size)
@@ -338,10 +338,10 @@ def draw_photo(class_name: str, chance: np.random.Generator, size: int = 128) ->
 def draw_catalogue(root: Path, per_class: int = 200, seed: int = 0, size: int = 128) -> None:
     """Draw the catalogue into `root`, unless it is there already: `<root>/<class>/<class>_0001.jpg` and so on.
 
-    The folder appears at once and whole, or not at all; processes that draw at the same time do no harm.
+    The folder appears in one step when it is complete, or not at all. Several processes may draw at the same time.
 
     Args:
-        root: folder to make; may exist if it is empty or holds such a catalogue.
+        root: folder to create; it may exist if it is empty or holds such a catalogue.
         per_class: photos of each class.
         seed: the same seed gives the same photos.
         size: height and width of the photos in pixels.
@@ -381,10 +381,10 @@ def draw_catalogue(root: Path, per_class: int = 200, seed: int = 0, size: int = 
 
 
 def holds_catalogue(root: Path, record: dict[str, int]) -> bool:
-    """Tell whether `root` holds the catalogue of `record`; make way if it holds one of other settings.
+    """Return whether `root` holds the catalogue of `record`; remove a catalogue that has other settings.
 
     Raises:
-        BadInput: it holds something else, which is not ours to replace.
+        BadInput: `root` holds something else, which must not be replaced.
     """
     written = root / CATALOGUE_RECORD
     if written.is_file():

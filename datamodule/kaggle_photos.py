@@ -1,4 +1,4 @@
-"""Photos from a Kaggle dataset: downloaded by kagglehub into its cache, the class folders found inside."""
+"""Photos from a Kaggle dataset: kagglehub downloads it into its cache, and the class folders are found in it."""
 
 import os
 from pathlib import Path
@@ -7,15 +7,15 @@ from datamodule.split import LISTED_ENDINGS, find_class_names
 from models.bad_input import BadInput
 
 SECONDS_TO_ANSWER = 10
-"""How long to wait for Kaggle to answer at all. kagglehub itself sets no limit: behind a firewall that drops packets it
-would wait for minutes."""
+"""How long to wait for Kaggle's first answer. kagglehub sets no limit: behind a firewall that drops packets it would
+wait for minutes."""
 
 
 def download_photos(handle: str) -> Path:
-    """Download a dataset, unless it is in kagglehub's cache, and find the folder that has the class folders.
+    """Download a dataset, unless it is in kagglehub's cache, and find the folder that contains the class folders.
 
-    Without a version in the handle kagglehub asks for the newest one; where Kaggle cannot be reached, the newest in the
-    cache is used.
+    If the handle has no version, kagglehub asks for the newest one; if Kaggle cannot be reached, the newest version in
+    the cache is used.
 
     Args:
         handle: owner/dataset, or owner/dataset/versions/N.
@@ -51,8 +51,8 @@ def download_photos(handle: str) -> Path:
             except requests.ConnectionError:
                 if folder is None:
                     raise
-    # Refusals come as several of kagglehub's classes, a broken archive as zipfile's, a full disk as OSError (which
-    # requests' own errors are as well): all of them mean that the photos are not there.
+    # kagglehub raises several classes when Kaggle refuses, zipfile's for a broken archive, and OSError for a full disk
+    # (requests' own errors are OSErrors, too). All of them mean that the photos are not available.
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise BadInput(f"kaggle: expected to download {handle}; received: {reason[0]} {by_hand(handle)}") from error
@@ -60,7 +60,7 @@ def download_photos(handle: str) -> Path:
 
 
 def by_hand(handle: str) -> str:
-    """How to get the photos without kagglehub."""
+    """Return instructions for getting the photos without kagglehub."""
     return (
         f"By hand: download the ZIP from https://www.kaggle.com/datasets/{handle} with a browser, unpack it, and give "
         "the folder that has the class folders with --data.root FOLDER in place of --data.kaggle."
@@ -68,10 +68,10 @@ def by_hand(handle: str) -> str:
 
 
 def ask_kaggle() -> None:
-    """Make sure that Kaggle answers, whatever it says.
+    """Check that Kaggle answers at all.
 
     Raises:
-        requests.ConnectionError: it does not, within `SECONDS_TO_ANSWER`.
+        requests.ConnectionError: there was no answer within `SECONDS_TO_ANSWER`.
     """
     import requests
     from kagglesdk.kaggle_env import get_endpoint, get_env
@@ -83,7 +83,7 @@ def ask_kaggle() -> None:
 
 
 def newest_in_cache(handle: str) -> Path | None:
-    """Find a dataset that was downloaded before and whole: the version asked for, else the newest."""
+    """Find a dataset that was downloaded completely before: the requested version, or else the newest."""
     from kagglehub.cache import Cache, get_cached_path
     from kagglehub.handle import parse_dataset_handle
 
@@ -97,12 +97,12 @@ def newest_in_cache(handle: str) -> Path | None:
 
 
 def find_class_folders(folder: Path) -> Path:
-    """Find the folder nearest to the top that has two or more folders with photos, at whatever depth, in them.
+    """Find the topmost folder that has two or more folders with photos in them, at any depth.
 
-    Hidden folders and `__MACOSX`, which archives made on a Mac have beside the real ones, do not count.
+    Hidden folders are ignored, as is `__MACOSX`, which archives made on a Mac contain beside the real folders.
 
     Raises:
-        BadInput: there is none, or the archive has the class folders twice, one copy within the other.
+        BadInput: there is none, or the archive has the class folders twice, one copy inside the other.
     """
     level = folder
     while True:
@@ -127,5 +127,5 @@ def find_class_folders(folder: Path) -> Path:
 
 
 def has_photos(folder: Path) -> bool:
-    """Whether there is a photo in a folder or below it."""
+    """Return whether there is a photo in a folder or below it."""
     return any(name.lower().endswith(LISTED_ENDINGS) for _, _, names in os.walk(folder) for name in names)

@@ -1,4 +1,4 @@
-"""Which photos show the same picture: re-encoded, resized, marked, slightly cropped, turned or mirrored copies."""
+"""Finds copies of the same picture: re-encoded, resized, marked, slightly cropped, rotated or mirrored."""
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,29 +8,29 @@ import numpy as np
 from PIL import Image, ImageOps
 
 HASH_SIDE = 16
-"""The perceptual hash has 16 x 16 bits. imagehash's default, 8 x 8, sees no more than the outline of a product: on
-3,068 photos of clothing it takes different trousers before different walls for the same."""
+"""The perceptual hash has 16 x 16 bits. imagehash's default, 8 x 8, covers little more than the outline of a product:
+on 3,068 photos of clothing it treats different trousers before different walls as the same."""
 
 MOST_DIFFERENT_BITS = 30
-"""Copies are at most this far apart. On those photos, different pictures begin at 36 bits; copies that are re-encoded,
-halved, a fifth brighter or marked differ by at most 28, those turned by 1 degree by at most 30, and those that lost 1%
-on each side by 18 (median of 31)."""
+"""Photos that differ by at most this many bits count as copies. On the same photos, different pictures differ by 36
+bits or more. Copies that are re-encoded, halved, a fifth brighter or marked differ by at most 28 bits, copies rotated
+by 1 degree by at most 30, and copies that lost 1% on each side by 18 (median of 31)."""
 
 
 def group_near_duplicates(
     files: Sequence[Path], progress: Callable[[Iterable, int], Iterable] | None = None
 ) -> list[int]:
-    """Put photos that are near-duplicates of each other, directly or through others, in one group.
+    """Put photos that are near-duplicates of each other, directly or through others, into one group.
 
     Compares every photo with every other: about 10 s for 3,000 photos on 2 cores, most of it reading, and half a
     minute more for 20,000.
 
     Args:
-        files: paths; those that cannot be read are near-duplicates of none.
-        progress: wraps the iteration over results to show how far it is; receives it and the number of photos.
+        files: paths; files that cannot be read are near-duplicates of no other.
+        progress: wraps the iteration over results to show progress; called with it and the number of photos.
 
     Returns:
-        For each file the number of its group; groups are numbered from 0 by their first file.
+        For each file the number of its group; groups are numbered from 0 in the order of their first files.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -66,7 +66,7 @@ def perceptual_hashes(file: Path) -> np.ndarray | None:
         return None
     try:
         with Image.open(file) as photo:
-            # A JPEG is decoded at an eighth to a half of its size, which is what the hash looks at anyway.
+            # Decodes a JPEG at an eighth to a half of its size: faster, and the hash uses a small image anyway.
             photo.draft("L", (8 * HASH_SIDE, 8 * HASH_SIDE))
             small = photo.convert("L").resize((4 * HASH_SIDE, 4 * HASH_SIDE), Image.Resampling.LANCZOS)
     except Exception:  # Pillow's readers raise nearly anything; the photo store names such files with the reason

@@ -1,4 +1,4 @@
-"""Which photos come in which batch: the same whatever the number of processes, and from any batch on."""
+"""Which photo is in which batch. It does not depend on the number of processes, and can continue at any batch."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sized
@@ -12,29 +12,30 @@ from models.bad_input import BadInput
 
 
 def mix_seed(*numbers: int) -> int:
-    """Make one well-mixed seed of several numbers."""
+    """Mix several numbers into one seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 class EpochShuffle(DistributedSampler):
-    """A random order that depends on the seed and the epoch alone, dealt out to the processes of a training.
+    """A random order that depends only on the seed and the epoch, divided among the processes of a training.
 
-    A resumed run continues in it as it would have. Several processes share each step: together they see in step j the
-    photos that one process with all their batches as its batch size sees, so the weights come out the same. The last
-    step of an epoch is smaller: its photos are shared out as evenly as they can be (`weight_of_share`), and where there
-    are fewer than processes they wait for another epoch, since no process can do without.
+    So a resumed run continues in the same order. Several processes share each step: together they see in step j the
+    same photos as a single process whose batch size is the sum of theirs, so the weights come out the same. The last
+    step of an epoch may be smaller: its photos are divided as evenly as possible (`weight_of_share`). If there are
+    fewer photos left than processes, that step is left out, because every process needs at least one photo.
 
-    A DistributedSampler by name, which Lightning leaves alone: its own has photos twice where they do not divide.
+    It is a DistributedSampler so that Lightning does not replace it by its own, which repeats photos if their number
+    cannot be divided evenly.
 
     Args:
         data_source: the photos.
-        seed: of the order.
-        batch_size: photos of a step, per process.
+        seed: for the order.
+        batch_size: photos per step and process.
         processes: how many share the steps.
-        rank: which of them this is, from 0.
+        rank: index of this process, from 0.
 
     Attributes:
-        first: how many of this process's photos the next pass leaves out at the beginning; 0 again after it.
+        first: how many of this process's photos the next pass skips at the beginning; then it is 0 again.
     """
 
     def __init__(self, data_source: Sized, seed: int, batch_size: int = 1, processes: int = 1, rank: int = 0) -> None:
@@ -44,11 +45,11 @@ class EpochShuffle(DistributedSampler):
         self.first = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next; Lightning calls it."""
+        """Set the epoch that comes next, which determines the order; Lightning calls this."""
         self.epoch = epoch
 
     def _share(self, step: int) -> tuple[int, int, int]:
-        """Places in the order where a step's own photos begin and end, and how many all processes have in it."""
+        """Return where this process's photos of a step begin and end in the order, and how many all processes have."""
         start = step * self.batch_size * self.num_replicas
         together = min(self.batch_size * self.num_replicas, self.photos - start)
         if together < self.num_replicas:
@@ -61,7 +62,7 @@ class EpochShuffle(DistributedSampler):
         return -(-self.photos // (self.batch_size * self.num_replicas))
 
     def weight_of_share(self, step: int) -> float:
-        """What a mean over this process's photos of a step counts for, where the processes' means are averaged."""
+        """Return the weight of this process's mean over a step when the means of all processes are averaged."""
         begin, end, together = self._share(step)
         return (end - begin) * self.num_replicas / together
 
@@ -78,12 +79,12 @@ class EpochShuffle(DistributedSampler):
 
 
 class OwnShare(DistributedSampler):
-    """This process's part of photos that are measured: each photo is in exactly one, so no figure counts one twice.
+    """This process's part of the photos to measure. Each photo is in exactly one part, so none is counted twice.
 
     Args:
         data_source: the photos.
         processes: how many share them.
-        rank: which of them this is, from 0.
+        rank: index of this process, from 0.
 
     Raises:
         BadInput: there are fewer photos than processes.
@@ -106,10 +107,10 @@ class OwnShare(DistributedSampler):
 
 
 def even_batch_size(photos: int, batch_size: int, processes: int) -> int:
-    """Return the smallest batch size from `batch_size` on with which all processes have as many batches.
+    """Return the smallest batch size, at least `batch_size`, with which all processes have the same number of batches.
 
-    Shares differ by a photo at most. Where a batch begins with the one that some have more, these would wait for the
-    others in a batch that does not come.
+    The parts of two processes differ by one photo at most. If that photo were alone in a batch, the processes that have
+    it would wait forever for the others.
     """
     share = photos // processes
     if photos % processes == 0:
@@ -118,15 +119,15 @@ def even_batch_size(photos: int, batch_size: int, processes: int) -> int:
 
 
 class ResumableLoader(DataLoader):
-    """A loader of training photos that can go on in the middle of an epoch.
+    """A loader of training photos that can continue in the middle of an epoch.
 
-    Lightning keeps `state_dict()` in checkpoints, and gives it back before the first batch.
+    Lightning saves `state_dict()` in checkpoints, and loads it before the first batch.
 
     Args:
         dataset: as in DataLoader.
-        epoch: tells which epoch begins, or None where nobody knows. Lightning says it too late, when a run is resumed,
-            to a loader whose workers fetch ahead.
-        settings: of DataLoader.
+        epoch: returns the number of the epoch that begins, or None if it is not known. When a run is resumed, Lightning
+            sets the epoch too late for a loader whose workers fetch ahead.
+        settings: further arguments of DataLoader.
     """
 
     def __init__(self, dataset: Any, epoch: Callable[[], int | None] = lambda: None, **settings: Any) -> None:
@@ -137,7 +138,7 @@ class ResumableLoader(DataLoader):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         self._given, self._next_begins_at = self._next_begins_at, 0
         order = self.sampler
-        if isinstance(order, EpochShuffle):  # Lightning puts another in its place for `overfit_batches`
+        if isinstance(order, EpochShuffle):  # Lightning replaces it by another sampler for `overfit_batches`
             if (epoch := self.epoch()) is not None:
                 order.set_epoch(epoch)
             order.first = self._given * order.batch_size
@@ -146,7 +147,7 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch have been given out, and what they were made with."""
+        """Return how many batches of the epoch have been delivered, and the settings they depend on."""
         return {
             "batches": self._given,
             "photos": len(self.dataset),  # type: ignore[arg-type]
@@ -155,10 +156,10 @@ class ResumableLoader(DataLoader):
         }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Let the next pass begin where the one that is described here was.
+        """Let the next pass begin where the saved one stopped.
 
         Raises:
-            BadInput: its batches were others.
+            BadInput: the saved pass had other batches.
         """
         now = self.state_dict()
         for what in ("photos", "batch_size", "processes"):

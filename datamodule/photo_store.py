@@ -1,4 +1,4 @@
-"""Photos decoded once: the pixels that `keras.utils.load_img` gives, kept as uint8."""
+"""Decodes each photo once and keeps its pixels as uint8, exactly as `keras.utils.load_img` returns them."""
 
 import hashlib
 import io
@@ -17,10 +17,10 @@ from datamodule.pixel_file import PixelFile, Signature
 from models.bad_input import BadInput
 
 BYTES_AT_ONCE = 1 << 26
-"""Decoded photos that wait to be kept, in bytes."""
+"""How many bytes of decoded photos may wait to be stored."""
 
 CONTAINER_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where Linux says how much memory a container may use (cgroup 2 and 1)."""
+"""Files in which Linux states how much memory a container may use (cgroup 2 and 1)."""
 
 
 class BadPhoto(Exception):
@@ -38,10 +38,10 @@ class BadPhoto(Exception):
 
 
 def read_file(path: Path) -> bytes:
-    """A photo's file, whole.
+    """Return the whole content of a photo's file.
 
     Raises:
-        BadPhoto: it is a pipe, a socket or a device, which may never end.
+        BadPhoto: it is a pipe, a socket or a device; reading one might never end.
         OSError: it cannot be read.
     """
     if not path.is_file() and not path.is_dir() and path.exists():
@@ -53,8 +53,8 @@ def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "ne
     """Load one photo exactly as `keras.utils.load_img(path, target_size=image_size, interpolation=...)` does.
 
     Pillow decodes, converts to RGB (palettes, CMYK, alpha and 16 bits by Pillow's own rules) and resizes to the exact
-    size; the aspect ratio is not kept. EXIF orientation is ignored, as Keras ignores it. Of Keras's colour modes only
-    `rgb` applies: `grayscale` gives one channel and `rgba` four, and the network takes three.
+    size; the aspect ratio is not kept. EXIF orientation is ignored, as in Keras. Of Keras's colour modes only `rgb` is
+    supported: `grayscale` gives one channel and `rgba` four, but the network takes three.
 
     Source mirrored: `keras/src/utils/image_utils.py`, `load_img`.
 
@@ -87,30 +87,31 @@ def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "ne
         raise BadPhoto(path, "is not an image in a format that Pillow knows") from None
     except Image.DecompressionBombError as error:
         raise BadPhoto(path, f"is too large, make it smaller: {error}") from None
-    # Pillow's readers meet broken files with nearly any exception (OSError, SyntaxError, struct.error, IndexError...);
-    # whichever it is, this file is the one to name.
+    # For broken files, Pillow's readers raise nearly any exception (OSError, SyntaxError, struct.error, IndexError...).
+    # Whichever it is, this file has to be named.
     except Exception as error:
         raise BadPhoto(path, f"cannot be read: {error or type(error).__name__}") from error
 
 
 class PhotoStore:
-    """Decoded photos of one size and interpolation: in memory, or in a mapped file where they would be too many.
+    """Decoded photos of one size and interpolation: in memory, or in a memory-mapped file if they need too much memory.
 
-    A photo is known by the digest of its content, so it is decoded once whatever its names, and anew when it has
-    changed. Decoding is done by a thread for each core (Pillow releases the interpreter lock while it works).
+    A photo is identified by the digest of its content. So it is decoded once even if it has several names, and again if
+    it changes. One thread per core decodes (Pillow releases the interpreter lock while it works).
 
-    The mapped file outlives the process and is shared: of several processes one decodes and the others wait; what a
-    killed one had finished is kept. It never shrinks; its folder may be deleted between runs. Where several processes
-    train on this machine it is always the file: they would decode and hold every photo once each.
+    The file remains after the process ends and is shared. One process decodes while the others wait; photos that a
+    killed process had finished are kept. The file never shrinks; its folder may be deleted between runs. If several
+    processes train on this machine, the file is always used, because otherwise each of them would decode and hold every
+    photo.
 
     Args:
         image_size: (height, width) in pixels.
         interpolation: one of `models.choices.INTERPOLATIONS`.
-        ram_share: of this machine's (or container's) memory, 0 to 1: what would take more goes to the file.
-        folder: for the file; None: `default_store_dir()`.
+        ram_share: share of this machine's (or container's) memory, 0 to 1. Photos that need more go to the file.
+        folder: folder of the file; None: `default_store_dir()`.
 
     Attributes:
-        processes: how many on this machine have such a store.
+        processes: how many processes on this machine have such a store.
     """
 
     def __init__(
@@ -144,14 +145,14 @@ class PhotoStore:
         """Decode the files that are not in the store yet, or have changed since.
 
         Args:
-            files: paths; those that are in the store cost a look at their size and times.
-            progress: wraps the iteration over results to show how far it is; receives it and the number of photos.
+            files: paths; for those that are in the store already, only size and times are checked.
+            progress: wraps the iteration over results to show progress; called with it and the number of photos.
 
         Returns:
             The files that cannot be read, in the order of `files`; they are not in the store.
 
         Raises:
-            BadInput: the photos need the file, and its folder cannot be had or its disk has no room.
+            BadInput: the photos need the file, but its folder cannot be created or the disk has too little space.
         """
         missing = [file for file in dict.fromkeys(files) if not self._is_current(file)]
         if not missing:
@@ -179,7 +180,7 @@ class PhotoStore:
     def _open_file(self) -> PixelFile:
         if self._file is None:
             height, width = self.image_size
-            # Another Pillow may decode to other pixels.
+            # Another version of Pillow may decode to other pixels.
             name = f"{height}x{width}-{self.interpolation}-pillow{PIL.__version__}"
             self._file = PixelFile(self.folder / name, (height, width, 3))
         return self._file
@@ -205,7 +206,7 @@ class PhotoStore:
         return [bad for bad in (progress(results, len(files)) if progress else results) if bad is not None]
 
     def _decode(self, files: list[Path], keep: Callable[[dict[bytes, np.ndarray]], None]) -> Iterator[BadPhoto | None]:
-        """Decode part after part, so that no more than a part waits to be written."""
+        """Decode the files in parts, so that no more than one part waits to be written."""
         step = max(1, BYTES_AT_ONCE // self.photo_bytes)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
         with ThreadPoolExecutor(cores) as pool:
@@ -227,7 +228,7 @@ class PhotoStore:
                 self._seen.update(known)
 
     def _read(self, file: Path) -> tuple[Signature, bytes, np.ndarray | None] | BadPhoto:
-        """Signature, digest and, where they are not in the store, pixels of a file."""
+        """Return a file's signature, its digest and, if they are not in the store yet, its pixels."""
         try:
             signature = signature_of(file)
             if signature is not None:
@@ -244,10 +245,10 @@ class PhotoStore:
         return signature, digest, pixels
 
     def digest_of(self, file: Path) -> bytes:
-        """SHA-256 of the content of a file that is in the store.
+        """Return the SHA-256 of the content of a file that is in the store.
 
         Raises:
-            KeyError: it is not.
+            KeyError: the file is not in the store.
         """
         return self._seen[file][1]
 
@@ -272,7 +273,7 @@ class PhotoStore:
 
 
 def signature_of(file: Path) -> Signature | None:
-    """Return what tells cheaply that a file has not changed; None where there is none."""
+    """Return a file's size and times, a quick way to see whether it has changed; None if it cannot be accessed."""
     try:
         stat = file.stat()
     except OSError:
@@ -281,7 +282,7 @@ def signature_of(file: Path) -> Signature | None:
 
 
 def memory_size() -> float:
-    """Bytes of memory that this machine has, or its container may use; infinite where that cannot be told."""
+    """Return the bytes of memory that this machine has, or its container may use; infinite if that is not known."""
     sizes = [math.inf]
     if hasattr(os, "sysconf"):
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
@@ -292,7 +293,7 @@ def memory_size() -> float:
 
 
 def local_processes() -> int:
-    """How many processes of one training run on this machine, by torchrun's word; 1 where it says nothing."""
+    """Return how many processes of one training run on this machine, as stated by torchrun; 1 without it."""
     count = os.environ.get("LOCAL_WORLD_SIZE", "")
     return max(1, int(count)) if count.isdigit() else 1
 

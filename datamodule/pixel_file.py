@@ -15,22 +15,22 @@ from models.bad_input import BadInput
 
 DIGEST_BYTES = 32
 Signature = tuple[int, int, int]
-"""A file's size, time of modification and time of status change (nanoseconds): while they stay, so does its content."""
+"""A file's size, modification time and status change time (nanoseconds). While they stay the same, its content does."""
 
 
 class PixelFile:
-    """Rows of uint8 pixels, each known by the digest of the photo that it was decoded from.
+    """Rows of uint8 pixels, each identified by the digest of the photo that it was decoded from.
 
-    `pixels` has the rows and `digests` the digest of each, in order; both only grow. A row counts once its digest is
-    there, which is after its pixels are on the disk, so what a killed process leaves behind is overwritten by the next.
-    `seen.json` is a shortcut: which digest a path had when last seen.
+    The file `pixels` holds the rows and `digests` their digests, in the same order; both only grow. A digest is written
+    after its pixels are on the disk, and a row is valid only with its digest. So the next process overwrites what a
+    killed one left unfinished. `seen.json` is a shortcut: the digest that each path had when it was last seen.
 
     Args:
-        folder: made where it is missing; may be deleted at any time between runs.
+        folder: created if it is missing; may be deleted at any time between runs.
         row_shape: (height, width, 3).
 
     Raises:
-        BadInput: the folder cannot be made.
+        BadInput: the folder cannot be created.
     """
 
     def __init__(self, folder: Path, row_shape: tuple[int, int, int]) -> None:
@@ -48,14 +48,14 @@ class PixelFile:
         self._map: np.ndarray | None = None
 
     def __getstate__(self) -> dict:
-        """Leave the map out: another process maps the file anew instead of receiving all its pixels."""
+        """Leave the memory map out: another process maps the file itself instead of receiving all pixels."""
         return self.__dict__ | {"_map": None}
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._rows
 
     def __getitem__(self, digest: bytes) -> np.ndarray:
-        """Return the pixels of a digest, a view of the file, uint8 of `row_shape`."""
+        """Return the pixels of a digest: a view of the file, uint8, shape `row_shape`."""
         row = self._rows[digest]
         if self._map is None or row >= len(self._map):
             shape = (len(self._rows), *self.row_shape)
@@ -64,9 +64,9 @@ class PixelFile:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Let no other process add rows meanwhile; know all rows that others have added.
+        """Keep other processes from adding rows meanwhile, and read all rows that they have added before.
 
-        The operating system frees the lock of a process that is killed.
+        If a process is killed, the operating system releases its lock.
         """
         with FileLock(self.folder / "lock"):
             self._read_digests()
@@ -83,7 +83,7 @@ class PixelFile:
         """Add pixels by digest; only while `locked`.
 
         Raises:
-            BadInput: they cannot be written, as when the disk is full. The rows that were there before stay good.
+            BadInput: they cannot be written, for example because the disk is full. Earlier rows stay valid.
         """
         if not fresh:
             return
@@ -110,12 +110,12 @@ class PixelFile:
             os.fsync(file.fileno())
 
     def read_seen(self, wanted: Container[str]) -> dict[str, tuple[Signature, bytes]]:
-        """Return signature and digest of those paths that are wanted, when they were last seen."""
+        """Return the signature and digest that each of the wanted paths had when it was last seen."""
         return {path: known for path, known in self._stored() if path in wanted}
 
     def write_seen(self, seen: Mapping[str, tuple[Signature, bytes]]) -> None:
-        """Add to what `read_seen` returns, whole or not at all; only while `locked`."""
-        # Path by path: all of them at once would take many times the memory that they take afterwards.
+        """Add paths to those that `read_seen` can return, all of them or none; only while `locked`."""
+        # Written path by path, because serialising all at once would take many times the memory.
         with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix="seen.", delete=False) as file:
             others = ((path, known) for path, known in self._stored() if path not in seen)
             file.write("{")
@@ -125,7 +125,7 @@ class PixelFile:
         Path(file.name).replace(self.folder / "seen.json")
 
     def _stored(self) -> Iterator[tuple[str, tuple[Signature, bytes]]]:
-        """What was written, a path on each line (older versions: all on one); as much of it as can be read."""
+        """Yield the stored paths, one per line (older versions: all on one line), as far as they can be read."""
         try:
             with (self.folder / "seen.json").open() as lines:
                 for line in lines:

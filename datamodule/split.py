@@ -1,4 +1,4 @@
-"""Which file is in which set: the split of Keras's `flow_from_directory`, file for file and in order.
+"""Which file is in which set: the split of Keras's `flow_from_directory`, with the same files in the same order.
 
 Source mirrored: `keras/src/legacy/preprocessing/image.py` (`DirectoryIterator`, `_iter_valid_files`,
 `_list_valid_filenames_in_directory`), Keras 3.15; `keras.preprocessing.image` of tf.keras 2 lists the same files.
@@ -14,16 +14,16 @@ import numpy as np
 
 from models.bad_input import BadInput
 
-# Without a dot, as in Keras: a file called "scan-png" is listed too. Keras lists neither GIF nor WebP.
+# Without a dot, as in Keras, so a file named "scan-png" is listed too. Keras lists neither GIF nor WebP.
 LISTED_ENDINGS = ("png", "jpg", "jpeg", "bmp", "ppm", "tif", "tiff")
 
 
 class LabelledFiles(NamedTuple):
-    """Photos and their labels, row for row.
+    """Photos and their labels, in the same order.
 
     Attributes:
         files: paths, in Keras's order.
-        labels: for each file the index of its class in the sorted class names.
+        labels: for each file, the index of its class in the sorted class names.
     """
 
     files: list[Path]
@@ -31,7 +31,7 @@ class LabelledFiles(NamedTuple):
 
 
 def find_class_names(root: Path) -> list[str]:
-    """Return the names of the folders in `root`, sorted by code point (not by locale), links to folders included.
+    """Return the names of the folders in `root`, including links to folders, sorted by code point (not by locale).
 
     Hidden folders are classes too, as in Keras.
     """
@@ -48,19 +48,19 @@ def list_photos(folder: Path) -> list[Path]:
 
 
 def each_photo(folder: Path) -> Iterator[Path]:
-    """`list_photos` one after the other: names of one folder at a time are in memory, however many photos there are."""
-    # os.walk and not Path.walk or glob: which files it yields, broken links included, is what Keras sees.
+    """Yield what `list_photos` lists, with only one folder's names in memory, however many photos there are."""
+    # os.walk and not Path.walk or glob: it yields exactly the files that Keras sees, including broken links.
     for parent in sorted(entry[0] for entry in os.walk(folder, followlinks=False)):
-        # a folder that has gone meanwhile has no photos
+        # a folder that was deleted meanwhile has no photos
         _, _, names = next(os.walk(parent), (parent, [], []))
         yield from (Path(parent, name) for name in sorted(names) if name.lower().endswith(LISTED_ENDINGS))
 
 
 def count_unlisted(folder: Path, but: Container[Path] = ()) -> Counter[str]:
-    """Count by extension the files below `folder` that are not listed as photos, hidden files aside.
+    """Count, by extension, the files below `folder` that are not listed as photos; hidden files are not counted.
 
     Args:
-        folder: at any depth of it.
+        folder: searched at any depth.
         but: resolved paths that are not counted either.
     """
     others = (
@@ -73,7 +73,7 @@ def count_unlisted(folder: Path, but: Container[Path] = ()) -> Counter[str]:
 
 
 def unlisted(folder: Path, but: Container[Path] = ()) -> str:
-    """`count_unlisted` in words, such as "3 .webp, 1 .txt"; empty where there are none."""
+    """Return `count_unlisted` as text, such as "3 .webp, 1 .txt"; empty if there are none."""
     return ", ".join(f"{count} {extension}" for extension, count in count_unlisted(folder, but).most_common())
 
 
@@ -93,12 +93,12 @@ def label_all(classes: list[list[Path]]) -> LabelledFiles:
 def keras_split(classes: list[list[Path]], validation_split: float) -> tuple[LabelledFiles, LabelledFiles]:
     """Split each class as Keras does: the *first* `int(validation_split * n)` files validate, the rest train.
 
-    Neighbouring names are often near-duplicates (scraped or burst photos), so this split may leak some from one set
-    into the other; it is offered because it is what the old training did. `grouped_split` does not leak.
+    Files with neighbouring names are often near-duplicates (scraped or burst photos), so this split may put copies of
+    one photo into both sets. It is offered because the old training used it. `grouped_split` avoids this.
 
     Args:
         classes: the files of each class, in Keras's order (`list_classes`).
-        validation_split: share of each class, strictly between 0 and 1.
+        validation_split: share of each class that validates, strictly between 0 and 1.
 
     Returns:
         The training set and the validation set (Keras's `subset="training"` and `subset="validation"`).
@@ -116,7 +116,7 @@ def stratified_split(
 
     Args:
         classes: the files of each class (`list_classes`).
-        validation_split: share of each class, strictly between 0 and 1.
+        validation_split: share of each class that validates, strictly between 0 and 1.
         seed: the same seed gives the same split for the same files.
 
     Returns:
@@ -134,21 +134,22 @@ def stratified_split(
 def grouped_split(
     classes: list[list[Path]], groups: list[int], validation_split: float, seed: int
 ) -> tuple[LabelledFiles, LabelledFiles]:
-    """Split each class at random, near-duplicates together: as near to `keras_split`'s counts as whole groups allow.
+    """Split each class at random, near-duplicates together, with counts as close to `keras_split`'s as possible.
 
-    A group that spans classes (often a photo that was filed twice) stays in training: its label is in doubt.
+    A group that spans several classes (often one photo that was filed twice) stays in the training set, because its
+    label is uncertain.
 
     Args:
         classes: the files of each class (`list_classes`).
         groups: for each file, class after class, the number of its group (`group_near_duplicates`).
-        validation_split: share of each class, strictly between 0 and 1.
+        validation_split: share of each class that validates, strictly between 0 and 1.
         seed: the same seed gives the same split for the same files and groups.
 
     Returns:
         The training set and the validation set; within each the files keep their order.
 
     Raises:
-        BadInput: a class has no group that could be held out whole.
+        BadInput: a class has no group that could be held out as a whole.
     """
     labels = label_all(classes).labels
     classes_of_group: dict[int, set[int]] = {}
@@ -177,12 +178,12 @@ def grouped_split(
 
 
 def choose_closest(sizes: list[int], wanted: int, most: int) -> list[int] | None:
-    """Choose some of `sizes` whose sum is as close to `wanted` as any choice's, and from 1 to `most`.
+    """Choose some of `sizes` whose sum, from 1 to `most`, is as close to `wanted` as possible.
 
-    The choice comes from the shortest possible beginning of the list, so a shuffled list gives a random one.
+    The choice uses the shortest possible beginning of the list, so a shuffled list gives a random choice.
 
     Returns:
-        Places in `sizes`; None where there is no such choice.
+        Indices into `sizes`; None if no choice is possible.
     """
     # Bit n of reachable[k]: some of the first k sizes add up to n.
     reachable = [1]

@@ -1,7 +1,7 @@
-"""How the network learns: the LightningModule, its callbacks, and the `lightning` command.
+"""Training: the LightningModule, its callbacks, and the `lightning` command.
 
-The module itself stands in front; `commands` is the command line, `run` a run's folder and how it survives,
-`evaluation` what is measured and reported.
+The LightningModule itself is at the top level. `commands` is the command line, `run` has the run's folder and resuming,
+`evaluation` has measuring and reporting.
 """
 
 import sys
@@ -24,7 +24,7 @@ sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: `lightning --help` needs none of it."""
+    """Import a name when it is first used, because `lightning --help` needs none of them."""
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

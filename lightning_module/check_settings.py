@@ -1,4 +1,4 @@
-"""Refuses settings of ProductClassifier that are out of their range, before anything is read or built."""
+"""Checks the ranges of ProductClassifier's settings before anything is read or built."""
 
 import math
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ def check_settings(
     pretrained: bool,
     weights: str | Path | None,
 ) -> None:
-    """Check what every fit has; the arguments are ProductClassifier's.
+    """Check the settings that every fit has; the arguments are ProductClassifier's.
 
     Raises:
-        BadInput: one is out of its range.
+        BadInput: a setting is out of its range.
     """
     if len(set(class_names)) != len(class_names):
         raise BadInput(f"class_names: expected each name once, received {list(class_names)}.")
@@ -38,10 +38,10 @@ def check_settings(
 
 
 def check_fine_tuning(image_size: Sequence[int], trainable: str, train_size: int | None, schedule: Schedule) -> None:
-    """Check what fine-tuning has besides; the arguments are ProductClassifier's.
+    """Check the settings for fine-tuning; the arguments are ProductClassifier's.
 
     Raises:
-        BadInput: one is out of its range, or says nothing where only the head is trained.
+        BadInput: a setting is out of its range, or would have no effect because only the head is trained.
     """
     if train_size is not None and not 1 <= train_size <= max(image_size):
         raise BadInput(

@@ -23,39 +23,41 @@ from models.timm_mobilenetv2 import TimmClassifier
 
 
 class ProductClassifier(MeasuredModule):
-    """A photo classifier that learns with cross-entropy and Adam.
+    """A photo classifier, trained with cross-entropy and Adam.
 
-    `class_names`, `image_size` and `interpolation` describe what the network is trained to see. On the command line
-    they come from the data; they travel in the checkpoint, because the Keras twin needs them. All settings are saved
-    as plain types, the architecture's resolved, so that `torch.load(path, weights_only=True)` reads the checkpoint.
+    `class_names`, `image_size` and `interpolation` describe the photos that the network is trained on. On the command
+    line they come from the data; they are saved in the checkpoint, because the Keras twin needs them. All settings are
+    saved as plain types, with the architecture's defaults resolved, so that `torch.load(path, weights_only=True)` reads
+    the checkpoint.
 
-    Pretrained weights are read when fitting starts (or by `load_pretrained_weights`), never when a checkpoint is
-    loaded or resumed: the checkpoint has its own.
+    Pretrained weights are read when fitting starts (or by `load_pretrained_weights`), but not when a checkpoint is
+    loaded or a run resumed, because the checkpoint has its own weights.
 
     Args:
         class_names: names of the classes, in the order of the outputs; at least 2.
-        image_size: (height, width) in pixels of the photos.
-        interpolation: how photos are resized to that, by Keras's name.
+        image_size: (height, width) of the photos in pixels.
+        interpolation: how photos are resized to that size, by Keras's name.
         backbone: timm's name of a CNN.
         pretrained: start from pretrained weights; false starts untrained.
         weights: `.safetensors` or `.pth` file in timm naming; null downloads timm's own from its hub.
         trainable: `head` keeps the backbone as it is (BatchNorm in inference mode), `all` fine-tunes everything.
         hidden: widths of the dense layers with ReLU between pooled features and predictions; [] for none.
         dropout: rate after each hidden layer, 0 <= dropout < 1.
-        learning_rate: of Adam, above zero.
+        learning_rate: Adam's learning rate, above zero.
         pad_type: '' (timm's symmetric padding) or 'same' (TensorFlow's); null for timm's own for the backbone.
-        bn_eps: BatchNorm's epsilon, above zero; null for timm's own. TensorFlow's weights want 0.001.
+        bn_eps: BatchNorm's epsilon, above zero; null for timm's own. Weights trained with TensorFlow need 0.001.
         mean: one number or three, subtracted from pixels of 0 to 1; null for timm's own.
-        std: one number or three above zero, divides what is left; null for timm's own.
-        frozen_precision: of the frozen backbone's pass in training steps. `auto`: bfloat16 where the processor computes
-            in it, otherwise float32. All measuring is in float32.
-        train_size: pixels of a side in training steps, smaller than `image_size`; null for `image_size`. Cheaper, and
-            what is trained small does well on larger photos (Touvron et al. 2019), which all measuring is done on.
-        schedule: which part learns how fast, and when.
-        regularisation: what is done to training batches and their loss.
-        compile: the frozen backbone's pass with torch.compile. `auto`: where there is enough to train on to earn the
-            half minute back, and a C++ compiler, or Triton for a GPU (on which it has not been seen yet). `always`
-            compiles training steps of all weights, too.
+        std: one number or three, above zero; the pixels are divided by it after the subtraction; null for timm's own.
+        frozen_precision: number format of the frozen backbone in training steps. `auto`: bfloat16 if the processor has
+            instructions for it, otherwise float32. All measuring is in float32.
+        train_size: longer side of the photos in training steps, in pixels, smaller than `image_size`; null for
+            `image_size`. Training is cheaper, and a network trained on smaller photos does well on larger ones (Touvron
+            et al. 2019). All measuring is done at `image_size`.
+        schedule: learning rates of head and backbone over the epochs.
+        regularisation: changes to training batches and their loss.
+        compile: use torch.compile for the frozen backbone. `auto`: if training is long enough to make up for the half
+            minute of compiling, and there is a C++ compiler, or Triton for a GPU (not tested on one yet). `always`
+            also compiles training steps of all weights.
 
     Raises:
         BadInput: a setting is out of its range, or the backbone is unknown.
@@ -80,11 +82,11 @@ class ProductClassifier(MeasuredModule):
         frozen_precision: FrozenPrecision = "auto",
         compile: Compile = "auto",
         train_size: int | None = None,
-        schedule: Schedule = Schedule(),  # noqa: B008  frozen, so that sharing it is no harm
+        schedule: Schedule = Schedule(),  # noqa: B008  frozen, so sharing it does no harm
         regularisation: Regularisation = Regularisation(),  # noqa: B008
     ) -> None:
         super().__init__()
-        if isinstance(schedule, dict):  # out of a checkpoint, which holds plain types alone
+        if isinstance(schedule, dict):  # from a checkpoint, which has only plain types
             schedule = Schedule(**schedule)
         if isinstance(regularisation, dict):
             regularisation = Regularisation(**regularisation)
@@ -92,9 +94,9 @@ class ProductClassifier(MeasuredModule):
         check_settings(class_names, image_size, trainable, learning_rate, pretrained, weights)
         check_fine_tuning(image_size, trainable, train_size, schedule)
         network = TimmClassifier(len(class_names), backbone, hidden, dropout, pad_type, bn_eps, mean, std)
-        # As the data module holds its photos: a narrow MobileNetV2 trains about twice as fast so on a CPU.
+        # The same memory layout as the data module's photos: a narrow MobileNetV2 trains about twice as fast on a CPU.
         self.network: TimmClassifier = network.to(memory_format=torch.channels_last)
-        # How fast the steps are is no property of what is learnt: neither setting goes into the checkpoint.
+        # Both settings affect only speed and not what is learnt, so they are not saved in the checkpoint.
         self._frozen_backbone = FrozenBackbone(self.network, frozen_precision, compile)
         self._compile: Compile = compile
         self._compiled: Callable[[Tensor], Tensor] | None = None
@@ -126,7 +128,7 @@ class ProductClassifier(MeasuredModule):
         self.train()
 
     def train(self, mode: bool = True) -> "ProductClassifier":
-        """Switch training mode on or off; a frozen backbone stays in inference mode, its BatchNorm statistics too."""
+        """Switch training mode on or off; a frozen backbone stays in inference mode, and so does frozen BatchNorm."""
         super().train(mode)
         if self.backbone_is_frozen:
             self.network.backbone.eval()
@@ -138,49 +140,49 @@ class ProductClassifier(MeasuredModule):
 
     @property
     def backbone_is_frozen(self) -> bool:
-        """Whether only the head learns, for good or in this epoch."""
+        """Whether only the head is trained, always or in this epoch."""
         epoch = 0 if self._trainer is None else self.trainer.current_epoch
         return self.trainable == "head" or epoch < self.schedule.head_epochs
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, shape (B, C), of RGB images, float32 (B, 3, H, W) with values 0 to 1."""
-        # No graph is kept for a frozen backbone: that is most of the memory and half of the time.
+        """Compute logits, shape (B, C), of RGB images, float32 (B, 3, H, W) with values 0 to 1."""
+        # A frozen backbone keeps no graph for gradients, which would take most of the memory and half of the time.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.backbone_is_frozen):
             features = self.network.features(images)
         return self.network.head(features)
 
     def logits_while_fitting(self, images: Tensor, exact: bool) -> Tensor:
-        """As `forward`, by the frozen backbone's fast pass where there is one, compiled where that is wanted.
+        """Do the same as `forward`, with the frozen backbone's fast pass if the backbone is frozen, compiled if chosen.
 
         Args:
             images: as in `forward`.
-            exact: in float32, for what is measured. Training steps take what is fast.
+            exact: compute in float32, for measuring. Training steps use the fast precision.
         """
-        # Another precision of the trainer (64-true, 16-mixed, ...) is the user's own choice of how to compute. Under
-        # bf16-mixed the pass computes as it does without: it has a bfloat16 of its own.
+        # If the trainer has another precision (64-true, 16-mixed, ...), the user chose how to compute, so the fast pass
+        # is not used. It is used under bf16-mixed, and computes as without, because it chooses bfloat16 by itself.
         device = images.device.type
         mixed = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) != torch.bfloat16
         if self.backbone_is_frozen and images.dtype == torch.float32 and not mixed:
             return self.network.head(self._frozen_backbone.features(images, exact))
         if self.backbone_is_frozen or exact or self._compile != "always":
             return self(images)
-        if self._compiled is None:  # the bound function: a compiled module would be a second copy in the state dict
+        if self._compiled is None:  # the bound method: a compiled module would be a second copy in the state dict
             self._compiled = torch.compile(self.network.forward)
         return self._compiled(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss, a scalar, of images (B, 3, H, W) and labels (B,)."""
+        """Compute the loss, a scalar, of images (B, 3, H, W) and labels (B,)."""
         return self._shared_step(batch, "train")
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """As Lightning's. Several processes average their gradients: each counts for its share of a step's photos."""
+        """Do the same as Lightning; with several processes, weight each one's gradients by its share of the photos."""
         weight_of_share = getattr(self.datamodule, "weight_of_share", None)
         if self.trainer.world_size > 1 and weight_of_share is not None:
             loss = loss * weight_of_share(self.trainer.fit_loop.batch_idx)
         super().backward(loss, *args, **kwargs)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Measure images (B, 3, H, W) against labels (B,); the loader's place tells the set."""
+        """Measure images (B, 3, H, W) against labels (B,); the loader's index determines the set."""
         self._shared_step(batch, self.validation_sets[dataloader_idx])
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -188,18 +190,18 @@ class ProductClassifier(MeasuredModule):
         self._shared_step(batch, "test")
 
     def predict_step(self, batch: tuple[Tensor, Any], batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Probabilities, shape (B, C), of images (B, 3, H, W)."""
+        """Compute probabilities, shape (B, C), of images (B, 3, H, W)."""
         with _unrounded(batch[0]):
             return self(batch[0]).softmax(dim=1)
 
     def _shared_step(self, batch: tuple[Tensor, Tensor], name: str) -> Tensor:
         images, labels = batch
-        # After the fit, in validate, test and predict, it is the network itself that is measured, layer by layer.
+        # Outside a fit, in validate, test and predict, the network itself is measured and not its fast pass.
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         targets = labels
         if name == "train":
             images, targets = self.training_input(images, labels)
-        # Under bf16-mixed and 16-mixed Lightning has every step computed so, and torch lets GPUs convolve in TF32.
+        # Lightning would apply bf16-mixed and 16-mixed to measuring, too, and torch lets GPUs convolve in TF32.
         with nullcontext() if name == "train" else _unrounded(images):
             logits = self.logits_while_fitting(images, exact=name != "train") if fitting else self(images)
             loss = nn.functional.cross_entropy(logits, targets, self._class_weights if name == "train" else None)
@@ -224,16 +226,16 @@ class ProductClassifier(MeasuredModule):
 
     @property
     def train_shape(self) -> tuple[int, int]:
-        """(height, width) of the photos in training steps: `image_size`, its longer side made `train_size`."""
+        """(height, width) of the photos in training steps: `image_size` scaled to a longer side of `train_size`."""
         height, width = self.hparams["image_size"]
         share = 1.0 if self.train_size is None else self.train_size / max(height, width)
         return max(1, round(share * height)), max(1, round(share * width))
 
     def configure_optimizers(self) -> Any:
-        """Adam, as Keras computes it, over what is trainable, at the rates of the schedule.
+        """Make Adam, as Keras computes it, for the trainable weights, with the schedule's learning rates.
 
         Raises:
-            BadInput: the rates are to fall by the last epoch, and there is none.
+            BadInput: the rates should fall until the last epoch, but no last epoch is set.
         """
         adam = make_adam(self.network, self.trainable, self.hparams["learning_rate"], self.schedule)
         if not self.schedule.changes_rates:
@@ -242,13 +244,13 @@ class ProductClassifier(MeasuredModule):
         return {"optimizer": adam, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def load_pretrained_weights(self) -> WeightsReport | None:
-        """Read the pretrained weights that the settings ask for, once; say which tensors were used.
+        """Read the pretrained weights that the settings ask for, once, and log which tensors were used.
 
         Returns:
-            What became of each tensor, or None where the weights are there already or none are wanted.
+            Which tensors were used, or None if the weights were read before or none are wanted.
 
         Raises:
-            BadInput: they cannot be had or do not fit.
+            BadInput: the weights are not available or do not fit.
         """
         if self._has_trained_weights:
             return None
@@ -261,17 +263,17 @@ class ProductClassifier(MeasuredModule):
         """Refuse a device that cannot compute as the settings say.
 
         Raises:
-            BadInput: `frozen_precision` is bfloat16, in which this processor does not convolve.
+            BadInput: `frozen_precision` is bfloat16, but this processor cannot convolve in it.
         """
         resolve_precision(self._frozen_backbone.precision, device)
 
     def on_fit_start(self) -> None:
-        """Start from the pretrained weights. A resumed checkpoint has been read by now and is left alone."""
+        """Load the pretrained weights, unless a checkpoint has been loaded before."""
         self.check_device(self.device)
         self.load_pretrained_weights()
 
     def on_train_start(self) -> None:
-        """Tell the fast pass how much there is to do, which is known by now."""
+        """Tell the fast pass how many photos to expect, which is known only now."""
         epochs = self.trainer.max_epochs
         frozen_epochs = math.inf if epochs is None or epochs < 0 else float(epochs)
         if self.trainable == "all":
@@ -284,15 +286,15 @@ class ProductClassifier(MeasuredModule):
             self._class_weights = balanced_weights(labels, len(self.class_names)).to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        """Put layers into the modes of this epoch: the head's own epochs may be over. So it is with the rates."""
+        """Set layer modes and learning rates for this epoch: the epochs that train only the head may be over."""
         self.train()
         follow_epochs(self.lr_schedulers(), self.trainer)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take a checkpoint's weights for trained, and refuse one that was trained for something else.
+        """Remember that weights come from the checkpoint, and refuse a checkpoint of something else.
 
         Raises:
-            BadInput: the checkpoint is of another model, or of other classes.
+            BadInput: the checkpoint is of another model, or has other classes.
         """
         saved = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY) or {}
         if "class_names" not in saved:
@@ -310,6 +312,6 @@ class ProductClassifier(MeasuredModule):
 
 @contextmanager
 def _unrounded(images: Tensor) -> Iterator[None]:
-    """Compute in the number format that weights and images have: without autocast, and without a GPU's TF32."""
+    """Compute in the number format of the weights and images, without autocast and without a GPU's TF32."""
     with torch.autocast(images.device.type, enabled=False), without_tf32():
         yield

@@ -1,7 +1,7 @@
-"""`--find_lr` and `--find_batch_size`: Lightning's Tuner, on a copy of what is to be trained.
+"""`--find_lr` and `--find_batch_size`: Lightning's Tuner, run on a copy of the module.
 
-The Tuner restores what it has trained; a copy has nothing to restore. So weights, the frozen backbone's passes, the
-random numbers and the callbacks of the fit to come are as if nothing had been looked for.
+The Tuner would have to restore what it has trained; with a copy there is nothing to restore. So the search changes
+nothing in the fit that follows: weights, the frozen backbone's passes, random numbers and callbacks stay the same.
 """
 
 import copy
@@ -29,17 +29,18 @@ from lightning_module.classifier import ProductClassifier
 from models.bad_input import BadInput
 
 LOWEST_RATE, HIGHEST_RATE, RATES = 1e-6, 1.0, 100
-"""Learning rates that are tried, one a step."""
+"""Range and number of the learning rates that are tried, one per step."""
 WINDOW = 9
-"""Neighbouring losses that are averaged."""
+"""Number of neighbouring losses that are averaged."""
 CLEARLY = 5
-"""Standard deviations of such a mean by which the loss must fall: the lowest of some ten that only shake is 3 below."""
+"""The mean loss must fall by more than this many of its standard deviations. Among some ten means that only fluctuate,
+the lowest is about 3 below."""
 FIRST_SIZE, MOST_ON_GPU, MOST_ON_CPU = 8, 1024, 256
-"""Batch sizes that are tried, doubling; a CPU is no faster with more."""
+"""First and largest batch sizes that are tried; each is twice the one before. A CPU is no faster with more."""
 STEPS = 2
-"""Of each size: Adam has its moments from the second on."""
+"""Training steps per batch size: from the second one on, Adam's moments are in memory, too."""
 MEMORY_SHARE = 0.8
-"""Of the memory that a CPU's process may fill; the system would kill it for more, where a GPU raises an error."""
+"""Share of the memory that a process may use on a CPU. The system would kill it for more; a GPU raises an error."""
 OVERRIDES = {
     "logger": False,
     "callbacks": None,
@@ -60,12 +61,12 @@ OVERRIDES = {
 
 
 class FoundRate(NamedTuple):
-    """What the learning rate finder found.
+    """The result of the learning rate finder.
 
     Attributes:
-        rates: those tried, in order; fewer than `RATES` where training diverged.
-        losses: of the training step at each; the last may be no numbers.
-        smooth: mean of `WINDOW` losses around each; NaN at both ends.
+        rates: the learning rates that were tried, in order; fewer than `RATES` if training diverged.
+        losses: training loss at each rate; the last may be NaN or infinite.
+        smooth: mean of the `WINDOW` losses around each rate; NaN at both ends.
         suggestion: see `suggest_rate`.
     """
 
@@ -80,13 +81,13 @@ def find_learning_rate(
 ) -> FoundRate:
     """Train a copy with a learning rate that grows from step to step (Smith 2017, "Cyclical Learning Rates").
 
-    All parts learn at that rate, in each step. Where a schedule begins with the head alone, its epochs are left out:
-    what bears a rate differs with what learns, and few epochs are the head's.
+    Head and backbone are trained at the same rate. If the schedule begins with epochs that train only the head, these
+    are left out: the best rate depends on what is trained, and the head's own epochs are few.
 
     Args:
-        module: with the weights that the fit will start from; is not changed.
-        datamodule: with the batch size that the fit will have.
-        settings: of the trainer, by the names of its arguments.
+        module: with the weights that the fit will start from; not changed.
+        datamodule: with the batch size that the fit will use.
+        settings: the trainer's arguments, by name.
     """
     losses: list[float] = []
     with _tuned_copy(module, settings, "--find_lr") as (trial, trainer):
@@ -104,7 +105,7 @@ def find_learning_rate(
         )  # fmt: skip
     assert found is not None
     rates = np.asarray(found.results["lr"])
-    # several losses a rate where gradients are accumulated
+    # several losses per rate if gradients are accumulated
     each = np.asarray(losses[: len(rates) * (len(losses) // len(rates))]).reshape(len(rates), -1).mean(axis=1)
     smooth = np.full(len(rates), np.nan)
     if len(rates) >= WINDOW:
@@ -114,25 +115,25 @@ def find_learning_rate(
 
 
 def suggest_rate(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray) -> float | None:
-    """The rate at which the loss falls most steeply, with two digits.
+    """Return the rate at which the loss falls most steeply, rounded to two digits.
 
-    Steepness is against the rate's logarithm, as the rates were tried. Lightning's own suggestion takes it against the
-    rate itself, which is so small at the beginning that any noise there is the steepest.
+    The slope is taken over the logarithm of the rate, because the rates grow by a constant factor. Lightning's own
+    suggestion takes it over the rate itself. The first rates are so close together that noise is always steepest there.
 
     Args:
-        rates: growing by the same factor, shape (N,).
+        rates: growing by a constant factor, shape (N,).
         losses: shape (N,).
         smooth: shape (N,), NaN where there is no mean.
 
     Returns:
-        None where the loss does not fall by more than chance.
+        The rate; None if the loss does not fall by more than chance.
     """
     known = np.flatnonzero(np.isfinite(smooth))
     if len(known) < WINDOW:
         return None
     lowest = known[smooth[known].argmin()]
     falling = known[known <= lowest]
-    # the median, because it does not mind where training diverges
+    # the median, because the large losses where training diverges do not affect it
     chance = 1.48 * np.median(np.abs(losses[known] - smooth[known])) / np.sqrt(WINDOW)
     if smooth[known[0]] - smooth[lowest] <= CLEARLY * chance or len(falling) < 3:
         return None
@@ -141,20 +142,21 @@ def suggest_rate(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray) -> f
 
 
 def find_batch_size(module: ProductClassifier, datamodule: Any, settings: Mapping[str, Any]) -> int:
-    """Find the largest power of two photos whose steps fit into memory, training's and validation's.
+    """Find the largest batch size, a power of two, with which training and validation steps fit into memory.
 
-    Those of the whole network, where that is trained: also after epochs of the head alone, which need less.
+    If the whole network will be trained, the whole network is tried, even if the first epochs train only the head and
+    need less memory.
 
     Args:
-        module: is not changed.
-        datamodule: has `batch_size`, which is as before afterwards.
-        settings: of the trainer, by the names of its arguments.
+        module: not changed.
+        datamodule: its `batch_size` is restored afterwards.
+        settings: the trainer's arguments, by name.
 
     Returns:
-        At most `MOST_ON_GPU` or `MOST_ON_CPU`, and no power of two where there are fewer photos than that.
+        At most `MOST_ON_GPU` or `MOST_ON_CPU`. If there are fewer photos than the size found, their number.
 
     Raises:
-        BadInput: the memory is too small for any.
+        BadInput: the memory is too small for any batch size.
     """
     before = datamodule.batch_size
     succeeded: list[int] = []
@@ -163,7 +165,7 @@ def find_batch_size(module: ProductClassifier, datamodule: Any, settings: Mappin
         most = MOST_ON_CPU if on_cpu else MOST_ON_GPU
         _watch(trial, succeeded, MemoryGuard() if on_cpu and sys.platform != "win32" else None)
         try:
-            # twice the limit, because what reaches the Tuner's limit is returned without a trial
+            # twice the limit, because the Tuner returns its limit without trying it
             found = Tuner(trainer).scale_batch_size(
                 trial, datamodule=datamodule, init_val=FIRST_SIZE, steps_per_trial=STEPS, max_val=2 * most
             )
@@ -181,40 +183,40 @@ def find_batch_size(module: ProductClassifier, datamodule: Any, settings: Mappin
 
 
 class MemoryGuard:
-    """Foresees that a step will not fit into a CPU's memory, from what smaller ones took."""
+    """Predicts from smaller steps whether a step will fit into a CPU's memory."""
 
     def __init__(self) -> None:
         self.base = self.peak = _peak_memory()
         self.photos = 0
 
     def check(self, photos: int) -> None:
-        """Raise what torch raises when it is out of memory, before the system kills the process.
+        """Raise the error that torch raises when it is out of memory, before the system kills the process.
 
         Args:
-            photos: of the step to come.
+            photos: number of photos in the next step.
         """
         if not self.photos:
             return
         expected = self.base + (self.peak - self.base) * photos / self.photos
         if expected > MEMORY_SHARE * memory_size():
-            # the words by which the Tuner knows it
+            # the words by which the Tuner recognises the error
             raise RuntimeError(f"DefaultCPUAllocator: can't allocate memory: {expected:.2g} bytes for {photos} photos")
 
     def note(self, photos: int) -> None:
-        """Remember what a step took."""
+        """Record the memory that a step took."""
         self.peak, self.photos = _peak_memory(), photos
 
 
 def _peak_memory() -> int:
-    """Largest number of bytes that this process has had in memory."""
-    import resource  # Windows has none
+    """Return the peak memory of this process, in bytes."""
+    import resource  # not available on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _watch(trial: ProductClassifier, succeeded: list[int], guard: MemoryGuard | None) -> None:
-    """Make each training step of a copy measure its batch, too, as a validation step would."""
+    """Make each training step of a copy also run a validation step on its batch."""
     step = trial.training_step
 
     def watched(batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -238,15 +240,15 @@ def _watch(trial: ProductClassifier, succeeded: list[int], guard: MemoryGuard | 
 def _tuned_copy(
     module: ProductClassifier, settings: Mapping[str, Any], flag: str
 ) -> Iterator[tuple[ProductClassifier, Trainer]]:
-    """A copy of the module that trains all it will ever train, and a trainer for it that leaves nothing behind.
+    """Yield a copy of the module that trains everything from the start, and a trainer that leaves no files behind.
 
     Raises:
-        BadInput: several processes are to train.
+        BadInput: the trainer would use several processes.
     """
     trial = copy.deepcopy(module)
-    # Nearly all of a fit is what follows the head's own epochs: it takes more memory, and bears another rate.
+    # Most of a fit comes after the head's own epochs. It takes more memory and needs another learning rate.
     trial.schedule = dataclasses.replace(trial.schedule, head_epochs=0)
-    trial._frozen_backbone.compile = "never"  # half a minute would not be earned back
+    trial._frozen_backbone.compile = "never"  # compiling would take longer than it saves
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as folder, isolate_rng(), _quietly():
         trainer = Trainer(**{**settings, **OVERRIDES, "default_root_dir": Path(folder)})
         if trainer.world_size > 1:
@@ -259,7 +261,7 @@ def _tuned_copy(
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Let Lightning say of a trial how large a batch was, and nothing of stopping, saving and loading."""
+    """Let Lightning log a trial's batch sizes, but not its stopping, saving and loading."""
     logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
 
     def matters(record: logging.LogRecord) -> bool:
@@ -267,7 +269,7 @@ def _quietly() -> Iterator[None]:
 
     logger.addFilter(matters)
     try:
-        # the Tuner's bar, for a person only
+        # show the Tuner's progress bar only in a terminal
         with mock.patch("lightning.pytorch.tuner.lr_finder.tqdm", partial(tqdm, disable=None)):
             yield
     finally:

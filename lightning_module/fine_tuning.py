@@ -1,7 +1,7 @@
-"""How a backbone is fine-tuned: the schedule of learning rates, and what keeps the network from learning by heart.
+"""Settings for fine-tuning a backbone: the learning rate schedule, and regularisation against overfitting.
 
-Settings only fill what torch, timm and Lightning have already; each is off unless asked for, so that the customer's
-recipe stays what it is. Which of them pay is measured in docs/accuracy.md.
+All of it is done by torch, timm and Lightning. Each setting is off by default, so that the customer's recipe is not
+changed. docs/accuracy.md has measurements of which ones help.
 """
 
 import math
@@ -25,16 +25,16 @@ ClassWeights = Literal["none", "balanced"]
 
 @dataclass(frozen=True)
 class Schedule:
-    """How fast which part learns, and when.
+    """Learning rates of head and backbone over the epochs.
 
     Attributes:
-        head_epochs: whole epochs, from the first, in which only the head learns, at a constant rate; the backbone runs
-            by its fast frozen pass meanwhile. With `trainable: all` only.
-        warmup_epochs: epochs, after those of the head, in which the rates rise from zero; may be a fraction.
+        head_epochs: number of first epochs in which only the head is trained, at a constant rate; the backbone uses its
+            fast frozen pass meanwhile. Only with `trainable: all`.
+        warmup_epochs: number of epochs after those in which the rates rise from zero; may be a fraction.
         cosine: let the rates fall to zero by the last epoch, along half a cosine (Loshchilov and Hutter 2017).
-        backbone_factor: the backbone's learning rate as a share of the head's, above zero.
-        batch_norm: of a backbone that is trained. `train`: by each batch's own statistics, averaged for later;
-            `frozen`: by the pretrained statistics, which stay (scale and shift are trained all the same).
+        backbone_factor: the backbone's learning rate divided by the head's, above zero.
+        batch_norm: BatchNorm in a backbone that is trained. `train`: normalise by each batch's own statistics and
+            update the running ones; `frozen`: keep the pretrained statistics (scale and shift are still trained).
 
     Raises:
         BadInput: a setting is out of its range.
@@ -61,17 +61,17 @@ class Schedule:
 
     @property
     def changes_rates(self) -> bool:
-        """Whether the learning rates are others in some steps than in others."""
+        """Whether the learning rates change during training."""
         return bool(self.head_epochs or self.warmup_epochs or self.cosine)
 
     def rate(self, step: int, steps_per_epoch: int, total_steps: float, of_backbone: bool = False) -> float:
-        """The factor of a learning rate in a step, 0 to 1.
+        """Return the factor of a learning rate in a step, 0 to 1.
 
         Args:
-            step: optimiser steps made so far.
+            step: number of optimiser steps so far.
             steps_per_epoch: at least 1.
-            total_steps: of the whole fit; infinite only without `cosine`.
-            of_backbone: of the backbone's rate, which is 0 while the head learns alone.
+            total_steps: number of steps of the whole fit; infinite only without `cosine`.
+            of_backbone: return the backbone's factor, which is 0 while only the head is trained.
         """
         start = self.head_epochs * steps_per_epoch
         if step < start:
@@ -88,16 +88,17 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Regularisation:
-    """What is done to training batches and their loss so that the network does not learn photos by heart.
+    """Changes to training batches and their loss that prevent overfitting.
 
     Attributes:
-        label_smoothing: share of the probability that goes to all classes alike, 0 to below 1 (Szegedy et al. 2016).
-        mixup: alpha of the Beta distribution that blends photos in pairs, 0 for none (Zhang et al. 2018); timm's.
-        cutmix: alpha likewise, of rectangles cut from one photo into another (Yun et al. 2019); timm's. Where both are
-            given, each batch gets one of them, by the toss of a coin.
-        mix_share: share of the batches that are mixed at all, 0 to 1.
-        random_erasing: share of the photos in which a rectangle is put out, 0 to 1 (Zhong et al. 2020); timm's.
-        class_weights: `balanced` weighs each photo's loss by how rare its class is; the average weight is 1.
+        label_smoothing: share of the probability that is spread evenly over all classes, 0 to below 1 (Szegedy et al.
+            2016).
+        mixup: alpha of the Beta distribution for blending pairs of photos, 0 for none (Zhang et al. 2018); timm's.
+        cutmix: the same for pasting a rectangle of one photo into another (Yun et al. 2019); timm's. If both are given,
+            each batch gets one of them, chosen at random.
+        mix_share: share of the batches to which mixup or cutmix is applied, 0 to 1.
+        random_erasing: share of the photos in which a rectangle is erased, 0 to 1 (Zhong et al. 2020); timm's.
+        class_weights: `balanced` weights each photo's loss by how rare its class is; the average weight is 1.
 
     Raises:
         BadInput: a setting is out of its range.
@@ -132,12 +133,12 @@ def _check(group: str, name: str, value: object, expected: str, fits: bool) -> N
 
 
 class BatchRegulariser:
-    """Changes training batches as a `Regularisation` says, on the device that they are on.
+    """Applies a `Regularisation` to training batches, on their device.
 
-    What is drawn comes from the global generators of Python and numpy, as timm has it.
+    Random numbers come from the global generators of Python and numpy, as in timm.
 
     Args:
-        settings: what to do.
+        settings: the settings.
         num_classes: C.
     """
 
@@ -151,35 +152,35 @@ class BatchRegulariser:
             )  # fmt: skip
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Change a batch.
+        """Apply the settings to a batch.
 
         Args:
             images: shape (B, 3, H, W), 0 to 1; may be changed in place.
             labels: class indices, shape (B,).
 
         Returns:
-            The images, and the share of each class, shape (B, C).
+            The images, and the target probability of each class, shape (B, C).
         """
         targets = mixup_target(labels, self.num_classes, lam=1.0, smoothing=self.settings.label_smoothing)
         if self._mixup is not None and (pairs := len(images) // 2 * 2):
-            # timm mixes a batch with itself turned around, so a last odd photo stays as it is
+            # timm mixes a batch with itself in reverse order and needs an even number; a last odd photo is not mixed
             images[:pairs], targets[:pairs] = self._mixup(images[:pairs], labels[:pairs])
         if self.settings.random_erasing:
             erase = RandomErasing(self.settings.random_erasing, mode="const", device=images.device)
-            # timm erases to zero, which is the mean once images are normalised; ours are not yet: to the batch's mean
+            # timm erases to zero, the mean of normalised images. Ours are not normalised yet: use the batch's mean.
             middle = images.mean((0, 2, 3), keepdim=True)
             images = erase(images - middle) + middle
         return images, targets
 
 
 def balanced_weights(labels: Sequence[int], num_classes: int) -> Tensor:
-    """Weights of classes, shape (C,), such that each class weighs the same and the average photo 1.
+    """Return class weights, shape (C,), with which all classes count the same and the average photo has weight 1.
 
-    As scikit-learn's `class_weight="balanced"`.
+    The same as scikit-learn's `class_weight="balanced"`.
 
     Args:
         labels: class indices of all training photos.
-        num_classes: C; each must occur.
+        num_classes: C; each class must occur.
     """
     counts = torch.bincount(torch.as_tensor(labels), minlength=num_classes).double()
     return (len(labels) / (num_classes * counts)).float()
@@ -192,13 +193,13 @@ def shrink(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class EmaOfWeights(WeightAveraging):
-    """An exponential moving average of all weights and BatchNorm statistics; it is what is measured and kept.
+    """An exponential moving average of all weights and BatchNorm statistics; the average is what is measured and saved.
 
-    The decay begins small and grows, so that the start is soon forgotten: min(decay, (1 + n) / (10 + n)) in update n,
-    as in TensorFlow's `ExponentialMovingAverage`.
+    The decay begins small and grows, so that the first weights are soon forgotten: min(decay, (1 + n) / (10 + n)) in
+    update n, as in TensorFlow's `ExponentialMovingAverage`.
 
     Args:
-        decay: at most, 0 to below 1.
+        decay: the largest decay, 0 to below 1.
 
     Raises:
         BadInput: the decay is out of its range.
@@ -211,23 +212,23 @@ class EmaOfWeights(WeightAveraging):
         def average(averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
             if not averaged.is_floating_point():
                 return current
-            updates = torch.as_tensor(count, dtype=averaged.dtype)  # stays where it is: asking a GPU is waiting for it
+            updates = torch.as_tensor(count, dtype=averaged.dtype)  # stays on its device, so nothing waits for a GPU
             keep = ((1 + updates) / (10 + updates)).clamp(max=decay)
             return averaged.lerp(current, 1 - keep)
 
         super().__init__(avg_fn=average)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Bring the average to where the weights are: Lightning makes it before they are moved, or made doubles."""
+        """Move the average to the weights' device and dtype: Lightning creates it before the weights get theirs."""
         super().on_train_start(trainer, pl_module)
         if self._average_model is not None:
             self._average_model.to(pl_module.device, next(pl_module.parameters()).dtype)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Forget the average once the fit is over: what is measured from then on are checkpoints, as they are."""
+        """Discard the average after the fit: from then on checkpoints are measured, with the weights they contain."""
         self._average_model = None
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Where a fit goes on, take up the average and the weights in training; elsewhere the average was loaded."""
+        """Restore the average and the current weights if a fit continues; otherwise the average was loaded already."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -1,4 +1,4 @@
-"""The mean loss of all photos of a set, whatever the batches and the processes that they were in."""
+"""The mean loss of all photos of a set, however they are divided into batches and processes."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ from torchmetrics import Metric
 class MeanLoss(Metric):
     """Mean over photos.
 
-    Lightning's own mean over processes rounds the number of photos that each has, and torchmetrics' MeanMetric leaves
-    NaN out, by which a loss that is none would look like one; told not to, it forgets the weights.
+    Lightning's own mean over processes rounds the number of photos in each. torchmetrics' MeanMetric skips NaN, so a
+    loss that is NaN would go unnoticed; when told not to skip it, it ignores the weights.
 
     Attributes:
         total: sum of the losses of all photos.
-        photos: how many.
+        photos: number of photos.
     """
 
     full_state_update = False
@@ -26,7 +26,7 @@ class MeanLoss(Metric):
         self.add_state("photos", torch.tensor(0.0), dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, photos: int) -> None:
-        """Add a batch: its mean loss, a scalar, and how many photos it has."""
+        """Add a batch: its mean loss, a scalar, and its number of photos."""
         self.total = self.total + loss.detach().float() * photos
         self.photos = self.photos + photos
 

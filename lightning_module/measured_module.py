@@ -1,4 +1,4 @@
-"""What a LightningModule measures: loss, accuracy, macro F1 and confusion of each set of photos."""
+"""The metrics of the LightningModule: loss, accuracy, macro F1 and confusion matrix of each set of photos."""
 
 from typing import Any, cast
 
@@ -10,20 +10,20 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from lightning_module.mean_loss import MeanLoss
 
 SETS = ("train", "val", "val_clean", "test")
-"""Sets of photos with metrics of their own; `val_clean` are the validation photos without augmentation."""
+"""The sets of photos; each has its own metrics. `val_clean` are the validation photos without augmentation."""
 
 
 class MeasuredModule(L.LightningModule):
-    """Measures sets of photos, and logs what it measures as `SET/loss`, `SET/accuracy` and `SET/f1_macro`.
+    """Measures sets of photos and logs the results as `SET/loss`, `SET/accuracy` and `SET/f1_macro`.
 
     Attributes:
-        confusion_counts: set -> confusion matrix of its last measurement: rows are the true class, columns the
-            predicted one, in plain numbers.
+        confusion_counts: set -> confusion matrix of its last measurement, as lists of int: rows are the true class,
+            columns the predicted one.
     """
 
     def measure_sets(self, num_classes: int) -> None:
-        """Make the metrics of all sets. To be called once, when the module is made."""
-        # the keys have a slash because a ModuleDict takes no name that a module's own attributes have, such as train
+        """Create the metrics of all sets. Call this once, in the constructor."""
+        # the keys end in a slash because a ModuleDict refuses names of a module's own attributes, such as train
         self.metrics = nn.ModuleDict({f"{name}/": _figures(name, num_classes) for name in SETS})
         self.confusion = nn.ModuleDict(
             {f"{name}/": MulticlassConfusionMatrix(num_classes, validate_args=False) for name in SETS[1:]}
@@ -32,12 +32,12 @@ class MeasuredModule(L.LightningModule):
         self.confusion_counts: dict[str, list[list[int]]] = {}
 
     def measure(self, name: str, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
-        """Count one batch.
+        """Add one batch to the metrics.
 
         Args:
-            name: of the set.
+            name: name of the set.
             logits: shape (B, C).
-            labels: shape (B,), whole numbers below C.
+            labels: shape (B,), integers from 0 to C - 1.
             loss: the batch's mean loss, a scalar.
         """
         metrics = cast(MetricCollection, self.metrics[f"{name}/"])
@@ -64,23 +64,23 @@ class MeasuredModule(L.LightningModule):
 
     @property
     def datamodule(self) -> L.LightningDataModule | None:
-        """The data of the trainer, where it has got it as a module."""
+        """The trainer's data module, if it has one."""
         return getattr(self._trainer, "datamodule", None)
 
     def on_validation_epoch_start(self) -> None:
-        """Count confusions anew."""
+        """Reset the confusion matrices."""
         self._reset_confusion(*self.validation_sets)
 
     def on_test_epoch_start(self) -> None:
-        """Count confusions anew."""
+        """Reset the confusion matrix."""
         self._reset_confusion("test")
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the confusion matrices of all processes together."""
+        """Keep the confusion matrices, summed over all processes."""
         self._compute_confusion(*self.validation_sets)
 
     def on_test_epoch_end(self) -> None:
-        """Keep the confusion matrix of all processes together."""
+        """Keep the confusion matrix, summed over all processes."""
         self._compute_confusion("test")
 
     def _confusion_of(self, name: str) -> MulticlassConfusionMatrix:
@@ -91,14 +91,14 @@ class MeasuredModule(L.LightningModule):
             self._confusion_of(name).reset()
 
     def _compute_confusion(self, *names: str) -> None:
-        """Rows are the true class, columns the predicted one; plain numbers, for metrics.json."""
+        """Store the matrices as lists of int, for metrics.json: rows are the true class, columns the predicted one."""
         for name in names:
             self.confusion_counts[name] = self._confusion_of(name).compute().tolist()
 
 
 def _figures(name: str, num_classes: int) -> MetricCollection:
-    # To validate arguments may be to look at labels, for which a GPU has to be waited for. The data module makes labels
-    # of folders, and the loss refuses those that are none.
+    # Validating arguments may read the labels, which means waiting for the GPU. It is not needed: the data module makes
+    # the labels from folders, and the loss refuses invalid ones.
     metrics: dict[str, Any] = {"accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
     if name != "train":
         metrics["f1_macro"] = MulticlassF1Score(num_classes, average="macro", validate_args=False)

@@ -1,4 +1,4 @@
-"""Adam, as Keras computes it, and its learning rates over the epochs."""
+"""The optimiser, Adam as Keras computes it, and its learning rates over the epochs."""
 
 import math
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from models.timm_mobilenetv2 import TimmClassifier
 
 
 def make_adam(network: TimmClassifier, trainable: str, rate: float, schedule: Schedule) -> KerasAdam:
-    """Adam over what is trainable: the head, then the backbone where it is trained, each at a rate of its own.
+    """Make Adam for the trainable weights: a group for the head and, if it is trained, one for the backbone.
 
     Args:
-        network: whose weights are to be trained.
+        network: the network whose weights are trained.
         trainable: `head` or `all`.
         rate: the head's learning rate.
-        schedule: says what share of it the backbone has.
+        schedule: its `backbone_factor` gives the backbone's learning rate.
     """
     groups: list[dict[str, Any]] = [{"params": list(network.head.parameters()), "lr": rate}]
     if trainable == "all":
@@ -31,10 +31,10 @@ def make_adam(network: TimmClassifier, trainable: str, rate: float, schedule: Sc
 
 
 def make_scheduler(adam: KerasAdam, schedule: Schedule, trainer: Trainer) -> LambdaLR:
-    """Learning rates, set anew for each step.
+    """Make the scheduler that sets the learning rates at each step.
 
     Raises:
-        BadInput: the rates are to fall by the last epoch, and there is none.
+        BadInput: the rates should fall until the last epoch, but no last epoch is set.
     """
     total, epochs = trainer.estimated_stepping_batches, trainer.max_epochs
     if schedule.cosine and not (math.isfinite(total) and epochs and epochs > 0):
@@ -51,10 +51,12 @@ def make_scheduler(adam: KerasAdam, schedule: Schedule, trainer: Trainer) -> Lam
 
 
 def follow_epochs(scheduler: Any, trainer: Trainer) -> None:
-    """Let the rates go on from the epoch: a run that goes on with other processes has made other steps so far.
+    """Set the learning rates to those of the current epoch.
+
+    This matters when a run is resumed with another number of processes: its step count so far does not fit any more.
 
     Args:
-        scheduler: of `make_scheduler`; None, or another such as the learning-rate finder's, is left alone.
+        scheduler: from `make_scheduler`; None or another scheduler, such as the learning rate finder's, is not changed.
         trainer: at the start of an epoch.
     """
     if not isinstance(scheduler, LambdaLR):
@@ -66,6 +68,6 @@ def follow_epochs(scheduler: Any, trainer: Trainer) -> None:
 
 
 def steps_per_epoch(trainer: Trainer) -> int:
-    """Steps of the optimiser in an epoch."""
-    trainer.fit_loop.setup_data()  # the batches are not counted otherwise where no last epoch is known
+    """Return the number of optimiser steps in an epoch."""
+    trainer.fit_loop.setup_data()  # without a last epoch, the batches would not have been counted yet
     return math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)

@@ -1,4 +1,4 @@
-"""Pooled features of photo files from a frozen backbone, kept by content so that a second run is quick."""
+"""Pooled features of photo files from a frozen backbone, cached by file content so that a second run is fast."""
 
 import hashlib
 import os
@@ -23,19 +23,19 @@ PHOTOS_AT_ONCE = 32
 class PhotoFeatures:
     """Features of photos, averaged over three views: whole (squeezed to a square), mirrored, and the central part.
 
-    What they share is the product; what they do not is mostly background. The average raises the share of planted
-    errors that the audit finds (docs/audit.md).
+    The views have the product in common and differ mostly in background. With the average, the audit finds a larger
+    share of planted errors (docs/audit.md).
 
     Args:
         network: in evaluation mode.
         size: side of a view in pixels.
         interpolation: Pillow's filter, by Keras's name.
-        cache: file to keep features in, `.npz`; one that was written for another network is replaced.
+        cache: `.npz` file for the features; one that was written for another network is replaced.
     """
 
     def __init__(self, network: TimmClassifier, size: int, interpolation: str, cache: Path) -> None:
         self.size, self.interpolation, self.cache = size, interpolation, cache
-        # float32 on every processor: what the audit finds does not depend on the machine
+        # float32 on every processor, so that the audit's findings do not depend on the machine
         self.backbone = FrozenBackbone(network, "float32", "never")
         digest = hashlib.sha256()
         for name, tensor in network.backbone.state_dict().items():
@@ -45,11 +45,11 @@ class PhotoFeatures:
         self.key = hashlib.sha256(f"{facts}{digest.hexdigest()}".encode()).hexdigest()
 
     def of(self, photos: Sequence[Inspection], progress: Callable[[Iterable, int], Iterable]) -> np.ndarray:
-        """Compute what the cache does not have.
+        """Return the features of photos, and compute those that are not in the cache.
 
         Args:
-            photos: can be read.
-            progress: wraps an iteration; receives it and its length.
+            photos: readable photos.
+            progress: wraps an iteration to show progress; called with it and its length.
 
         Returns:
             float32, shape (N, F).
@@ -67,17 +67,17 @@ class PhotoFeatures:
                     mean = features.unflatten(0, (len(part), -1)).mean(1).numpy()
                     known.update({photo.digest: row for photo, row in zip(part, mean, strict=True)})
         finally:
-            # interrupted, too: minutes of work are worth keeping
+            # also after an interruption, because this may be minutes of work
             if known and missing:
                 self._write(known)
         return np.stack([known[photo.digest] for photo in photos])
 
     def _views(self, photo: Inspection) -> np.ndarray:
-        """Views of a photo, uint8, shape (3, size, size, 3)."""
+        """Return the three views of a photo, uint8, shape (3, size, size, 3)."""
         whole = load_photo(photo.path, (self.size, self.size), self.interpolation)
         scale = self.size / CROP / min(photo.size)
         height, width = (max(self.size, round(side * scale)) for side in photo.size)
-        # a shape no product photo has would need a huge picture for a small cut
+        # An extremely long or wide photo would need a huge picture for a small crop.
         height, width = min(height, 4 * self.size), min(width, 4 * self.size)
         large = load_photo(photo.path, (height, width), self.interpolation)
         top, left = (height - self.size) // 2, (width - self.size) // 2
@@ -90,7 +90,7 @@ class PhotoFeatures:
                     return {}
                 return dict(zip(file["digests"].tolist(), file["features"], strict=True))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            return {}  # none yet, or not whole: it is made again
+            return {}  # there is none yet, or it is damaged: it is written again
 
     def _write(self, known: dict[str, np.ndarray]) -> None:
         fresh = self.cache.with_name(f".{self.cache.name}.{os.getpid()}")

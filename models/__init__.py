@@ -1,5 +1,5 @@
-"""What the network is: timm backbone, normalisation inside, dense head; and what every other room needs.
+"""The network: a timm backbone with normalisation inside and a dense head. Also what every other package needs.
 
-`timm_mobilenetv2.TimmClassifier` is the network. `bad_input`, `choices` and `atomic_write` are at the bottom of the
-house: they may be imported from anywhere and import nothing of it but each other.
+`timm_mobilenetv2.TimmClassifier` is the network. `bad_input`, `choices` and `atomic_write` are the lowest layer: any
+package may import them, and within this project they import only each other.
 """

@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all: nothing half-written ever replaces a good one.
+"""Files that are written completely or not at all: a half-written file never replaces a good one.
 
-What is not whole yet has a temporary name beside its place, with the number of the process that writes it. A killed
-process leaves it there; whoever writes to the same place next removes it.
+An unfinished file has a temporary name beside its target, which contains the ID of the process that writes it. A
+killed process leaves its file there; the next one that writes to the same target removes it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from models.bad_input import BadInput
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary file beside `path`; on success flush it to disk and rename it to `path`, else remove it.
+    """Yield a temporary file beside `path`; on success flush it to disk and rename it to `path`, else remove it.
 
     Args:
-        path: what is to be written; an older file there is whole until the rename.
+        path: the file to write; an older file there stays intact until the rename.
 
     Raises:
-        BadInput: it cannot be written there.
+        BadInput: `path` cannot be written.
     """
     temporary = _temporary(path, "tmp")
     try:
@@ -43,7 +43,7 @@ def replacing(path: Path) -> Iterator[Path]:
             "untouched. Free the disk or name another place."
         ) from error
     finally:
-        # Where even this cannot be done, such as in a folder without rights, nothing was written.
+        # If even this fails, as in a folder without write permission, nothing was written.
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
@@ -52,14 +52,14 @@ def write_text(path: Path, text: str, encoding: str = "utf-8", errors: str = "st
     """Write a text file.
 
     Args:
-        path: of the file.
+        path: the file.
         text: its content.
-        encoding: Python's name of it.
-        errors: Python's name of what becomes of characters that the encoding has not; `surrogateescape` writes the
-            bytes of a file's name that is not UTF-8 as they were.
+        encoding: as in `open`.
+        errors: as in `open`, for characters that the encoding lacks; `surrogateescape` writes the original bytes of
+            a file name that is not UTF-8.
 
     Raises:
-        BadInput: it cannot be written there.
+        BadInput: `path` cannot be written.
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding=encoding, errors=errors)
@@ -67,18 +67,18 @@ def write_text(path: Path, text: str, encoding: str = "utf-8", errors: str = "st
 
 @contextmanager
 def replacing_folder(path: Path) -> Iterator[Path]:
-    """Give the name of a temporary folder beside `path`, still to be made; otherwise as `replacing`.
+    """Like `replacing`, for a folder: yield the name of a temporary folder beside `path`, which the caller creates.
 
-    Where the system can swap two names (Linux), there is no moment without a whole folder at `path`. Elsewhere the old
-    one is moved aside first, and back if the new one cannot take its place.
+    Where the system can swap two names (Linux), there is a complete folder at `path` at every moment. Elsewhere the
+    old one is moved aside first, and moved back if the new one cannot take its place.
 
     Args:
-        path: the folder that is to be written; an older one there goes, with all that is in it.
+        path: the folder to write; an older one there is removed with all its content.
 
     Raises:
-        BadInput: it cannot be written there.
+        BadInput: `path` cannot be written.
     """
-    path = path.resolve()  # of a link to a folder, the folder is replaced
+    path = path.resolve()  # if it is a link to a folder, the folder is replaced and not the link
     temporary = _temporary(path, "tmp")
     aside = path.with_name(f".{path.name}.{os.getpid()}.old")
     try:
@@ -107,13 +107,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def working_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder beside `path`, for what is made on the way to it; removed at the end.
+    """Yield a temporary folder beside `path` for intermediate files; it is removed at the end.
 
     Args:
-        path: what is to be written; on the same disk, so that what lies in the folder can be renamed to it.
+        path: the file to write. The folder is on the same disk, so a file in it can be renamed to `path`.
 
     Raises:
-        BadInput: it cannot be made there.
+        BadInput: the folder cannot be created.
     """
     folder = _temporary(path, "work")
     try:
@@ -130,22 +130,23 @@ def working_folder(path: Path) -> Iterator[Path]:
 
 
 def _temporary(path: Path, ending: str) -> Path:
-    """A name beside `path` that no other process gives; what killed processes left under such names is removed."""
+    """Return a name beside `path` that no other process uses; remove what killed processes left under such names."""
     here = _where_processes_are_counted()
     leftover = re.compile(rf"\.{re.escape(path.name)}\.{here}-(\d{{1,9}})\.{ending}")
     for each in path.parent.glob(f".{glob.escape(path.name)}.{here}-*.{ending}"):
         match = leftover.fullmatch(each.name)
         if match and _is_gone(int(match[1])):
             shutil.rmtree(each, ignore_errors=True)
-            with suppress(OSError):  # of a folder nothing is left; where this cannot be done, it is in nobody's way
+            with suppress(OSError):  # a folder is gone already; a file that cannot be removed does no harm
                 each.unlink(missing_ok=True)
     return path.with_name(f".{path.name}.{here}-{os.getpid()}.{ending}")
 
 
 def _where_processes_are_counted() -> str:
-    """Eight letters for this machine, and in a container for it: processes elsewhere have the same numbers.
+    """Return eight characters for this machine and, in a container, for that container.
 
-    A folder may be shared with others that write to the same place just now, and that we could not see.
+    Process IDs are unique only within one of them, and a shared folder may be written by processes of another one,
+    which cannot be seen from here.
     """
     try:
         container = str(Path("/proc/self/ns/pid").readlink())
@@ -155,20 +156,20 @@ def _where_processes_are_counted() -> str:
 
 
 def _is_gone(process: int) -> bool:
-    """Whether there is no process of that number; False where that cannot be told."""
+    """Return whether there is no process with that ID; False if that cannot be determined."""
     if os.name != "posix":
-        return False  # there the call would end it
+        return False  # on Windows the call below would end the process
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return True
     except OSError:
-        return False  # somebody else's
+        return False  # it exists, but belongs to another user
     return False
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, are on the disk."""
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -177,7 +178,7 @@ def _flush(path: Path) -> None:
 
 
 def _swap(left: Path, right: Path) -> bool:
-    """Exchange what two names stand for, in one step; False where the system or its disk cannot."""
+    """Exchange two names atomically; False if the operating system or the file system cannot do that."""
     try:
         rename = ctypes.CDLL(None).renameat2
     except (OSError, AttributeError):

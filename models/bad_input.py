@@ -1,9 +1,9 @@
-"""The one error class for input that a person can mend."""
+"""The one error class for input that the user can correct."""
 
 
 class BadInput(ValueError):
-    """Input that cannot be used, said in a way its owner can act on.
+    """Input that cannot be used, with a message that tells the user how to correct it.
 
-    The message states what was expected, what came, and what to do. The command line prints it without a
-    traceback and exits 2; any other exception is a fault of ours and keeps its traceback.
+    The message states what was expected, what was received, and what to do. The command line prints it without a
+    traceback and exits with code 2; any other exception is our own bug and keeps its traceback.
     """

@@ -1,4 +1,4 @@
-"""Settings that are a choice of few, for folders that do not import each other."""
+"""Settings with a fixed set of choices, shared by packages that do not import each other."""
 
 from typing import Literal, get_args
 
@@ -12,7 +12,8 @@ TRAINABLE: tuple[str, ...] = get_args(Trainable)
 
 BatchNormPolicy = Literal["train", "frozen"]
 BATCH_NORM_POLICIES: tuple[str, ...] = get_args(BatchNormPolicy)
-"""What becomes of the statistics of a backbone that is trained."""
+"""Whether BatchNorm's statistics are updated while the backbone is trained."""
 
 MOST_PIXELS = 64_000_000
-"""Of a photo as the network sees it, height times width. A size beyond is damage, not a wish: nothing is allocated."""
+"""Upper limit for height times width of the network's input. A larger size is taken as a sign of a damaged file
+and refused before any memory is allocated."""

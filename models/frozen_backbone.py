@@ -1,6 +1,6 @@
 """A frozen backbone's forward pass without what only training needs: the same features, several times as fast.
 
-The network itself is left alone. What runs is a copy that is in no state dict, no list of parameters and no checkpoint.
+The network itself is not changed. A copy of it runs, which is in no state dict, parameter list or checkpoint.
 """
 
 import copy
@@ -26,37 +26,39 @@ FrozenPrecision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "never", "always"]
 
 PIXELS_AT_ONCE = 1 << 18
-"""On a CPU a batch goes through the network in parts of about this many pixels (4 photos of 244 x 244). What lies
-between two layers then stays in the cache: on 2 cores 102 photos a second in bfloat16, against 56 for 32 at once
-(before activations were joined)."""
+"""On a CPU a batch goes through the network in parts of about this many pixels (4 photos of 244 x 244). The activations
+between two layers then stay in the cache: on 2 cores 102 photos a second in bfloat16, compared with 56 for 32 photos at
+once (measured before activations were joined to the convolutions)."""
 
 COMPILE_PAYS_AT = {"cpu": 10_000, "cuda": 500_000}
-"""Photos, over all epochs, from which `compile: auto` compiles, by type of device; on others it does not. On a CPU it
-took 15 to 25 s and saved 4 ms a photo (2 cores, 244 x 244), so it is earned back after some 5,000; training is often
-stopped early, hence twice that. A GPU's number is an estimate that has not been seen on one: where a photo takes about
-a tenth of a millisecond, half a minute is earned back after some 250,000 at the earliest."""
+"""By type of device, the number of photos over all epochs from which `compile: auto` compiles; it never compiles for
+other types. On a CPU compiling took 15 to 25 s and saved 4 ms a photo (2 cores, 244 x 244), so it pays off after some
+5,000 photos. The threshold is twice that, because training often stops early. The number for a GPU is an estimate, not
+measured on one: where a photo takes about a tenth of a millisecond, half a minute of compiling pays off after some
+250,000 photos at the earliest."""
 
 
 SAME_FUNCTION = 1e-4
-"""Relative error in float32 below which two ways to compute the features are the same; above it the plain one runs."""
+"""Largest relative error in float32 at which the fast pass counts as the same function; above it the plain one runs."""
 
 
 class FrozenBackbone:
     """Computes `network.features` of a network whose backbone does not change.
 
     BatchNorm is folded into the convolutions, padding and activations are joined to them, weights are channels-last
-    and, where wanted, bfloat16, and all may be compiled. Copies are made when first needed, and made anew when the
-    network's weights are replaced, changed in place, or moved to another device. A backbone for which that is not
-    the same function runs as it is; a warning says so, once.
+    and, if chosen, bfloat16, and the whole may be compiled. Copies are made when first needed, and again when the
+    network's weights are replaced, changed in place, or moved to another device. If the result is not the same function
+    for some backbone, that backbone runs unchanged, with one warning.
 
     Args:
-        network: stays as it is, and is not held by any list of submodules through this.
-        precision: of the fast pass; `auto` is bfloat16 where the processor computes in it, float32 elsewhere.
-        compile: `auto` compiles once `expect` has announced enough photos: on a CPU that has a C++ compiler at hand, on
-            a GPU where there is Triton. Compiling for a GPU has not been seen on one.
+        network: not changed; it does not become a submodule of anything through this class.
+        precision: number format of the fast pass; `auto` is bfloat16 where the processor has instructions for it,
+            float32 elsewhere.
+        compile: `auto` compiles once `expect` has announced enough photos, on a CPU if a C++ compiler is installed, on
+            a GPU if Triton is. Compiling for a GPU has not been tested on one.
 
     Raises:
-        BadInput: a setting is none of its choices.
+        BadInput: a setting has an unknown value.
     """
 
     def __init__(self, network: TimmClassifier, precision: FrozenPrecision = "auto", compile: Compile = "auto") -> None:
@@ -75,23 +77,24 @@ class FrozenBackbone:
         self._passes: dict[tuple[torch.dtype, bool, int, int], tuple[Callable[[Tensor], Tensor], int]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the copies out of pickles and deep copies: they are made again, and compiled code cannot travel."""
+        """Leave the copies out of pickles and deep copies: they are made again, and compiled code cannot be pickled."""
         return self.__dict__ | {"_weights": (), "_passes": {}}
 
     def expect(self, photos: float, device: torch.device) -> None:
-        """Say how many photos are to come at most, on which `compile: auto` decides."""
+        """Announce how many photos will come at most; `compile: auto` decides by this number."""
         if self.compile == "auto":
             self._passes.clear()
             enough = COMPILE_PAYS_AT.get(device.type)
             self._compiles = enough is not None and photos >= enough and can_compile(device)
 
     def features(self, images: Tensor, exact: bool = False) -> Tensor:
-        """Pooled features of images, without graph, in the pass's own number format: autocast does not reach it.
+        """Compute pooled features of images without gradients, in the pass's own number format, whatever autocast says.
 
         Args:
             images: float32, shape (B, 3, H, W), RGB, 0 to 1.
-            exact: compute in float32 whatever the precision; differs from `network.features` by float32's rounding
-                alone (about 1e-6 of the features' norm). Without it bfloat16 is used where chosen (up to about 5e-2).
+            exact: compute in float32 whatever the precision; the result differs from `network.features` only by
+                float32's rounding (about 1e-6 of the features' norm). Otherwise bfloat16 is used where chosen (up to
+                about 5e-2).
 
         Returns:
             float32, shape (B, F).
@@ -102,32 +105,32 @@ class FrozenBackbone:
             self._weights = weights
         dtype = torch.float32 if exact else resolve_precision(self.precision, images.device)
         height, width = images.shape[-2:]
-        # Compiling makes float32 hardly faster, and what is exact is needed least: it is not worth another half minute.
+        # Exact features are rarely needed, and compiling hardly speeds up float32, so the compile time is not worth it.
         key = (dtype, self._compiles and not exact, height, width)
-        # Not inference mode, under which Lightning may validate: what is made there could not be used in training.
+        # Lightning may validate in inference mode. Tensors created in it could not be used in training afterwards.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             if key not in self._passes:
                 self._passes[key] = self._make_pass(dtype, key[1], images)
             run, rows = self._passes[key]
             if not isinstance(run, _Compiled):
                 return torch.cat([run(part) for part in images.split(rows)])
-            # Compiled code is for one shape: the last part is filled up with zeros.
+            # Compiled code takes one shape only, so the last part is padded with zeros.
             missing = -len(images) % rows
             filled = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
             return torch.cat([run(part) for part in filled.split(rows)])[: len(images)]
 
     def _make_pass(self, dtype: torch.dtype, compiles: bool, images: Tensor) -> tuple[Callable[[Tensor], Tensor], int]:
-        """Return a pass, and how many photos to give it at once."""
+        """Return a forward pass, and how many photos to give it at once."""
         network, example, on_cpu = self.network, images[:1], images.device.type == "cpu"
         backbone = fold_batchnorm(network.backbone)
         turned = turn_around(backbone)
-        if on_cpu and not compiles:  # compiled code has its own way of doing that
+        if on_cpu and not compiles:  # the compiler joins them itself
             join_activations(backbone)
         frozen = _FrozenPass(copy.deepcopy(network.normalise), backbone, turned)
         with without_tf32():
             error = relative_error(frozen(example), network.features(example))
         if not error < SAME_FUNCTION:
-            # A backbone with something in it that the shortcuts do not foresee: run it as it is.
+            # The backbone contains something that the shortcuts do not handle, so it runs unchanged.
             if not self._warned:
                 self._warned = True
                 warnings.warn(
@@ -162,11 +165,11 @@ class _FrozenPass(nn.Module):
 
 
 class _Compiled:
-    """A compiled module that, where that is allowed, falls back to the module if it cannot be compiled."""
+    """A compiled module; with `give_up`, it falls back to the plain module if that cannot be compiled."""
 
     def __init__(self, module: nn.Module, give_up: bool) -> None:
         self.module, self.give_up = module, give_up
-        # Freezing makes the weights constants: they are laid out for the processor once and not in every pass.
+        # Freezing turns the weights into constants: they are arranged for the processor once and not in every pass.
         self.compiled: Callable[[Tensor], Tensor] | None = torch.compile(
             module, fullgraph=True, dynamic=False, options={"freezing": True}
         )
@@ -175,7 +178,7 @@ class _Compiled:
         if self.compiled is not None:
             try:
                 return self.compiled(images)
-            # A missing header, a full disk, an operation without lowering: whatever it is, speed alone is lost.
+            # A missing header, a full disk, an operation without lowering: whatever the cause, only speed is lost.
             except Exception as error:
                 if not self.give_up:
                     raise
@@ -186,7 +189,7 @@ class _Compiled:
 
 
 def fingerprint(*modules: nn.Module) -> tuple[tuple[int, int], ...]:
-    """Identify weights: where each is, and how often it was changed in place. Takes less than a millisecond."""
+    """Identify weights by address and number of in-place changes. Takes less than a millisecond."""
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
     return tuple((tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors)
 
@@ -195,7 +198,7 @@ def resolve_precision(precision: FrozenPrecision, device: torch.device) -> torch
     """Choose the fast pass's number format for a device.
 
     Raises:
-        BadInput: bfloat16 is wanted on a processor that cannot convolve in it.
+        BadInput: bfloat16 was chosen, but this processor cannot convolve in it.
     """
     if precision == "float32":
         return torch.float32
@@ -219,9 +222,10 @@ def resolve_precision(precision: FrozenPrecision, device: torch.device) -> torch
 
 @cache
 def convolves_in_bfloat16() -> bool:
-    """Tell whether oneDNN convolves in bfloat16 here. Tried: what the processor has is not all that decides.
+    """Return whether oneDNN convolves in bfloat16 here, found by trying it.
 
-    `ONEDNN_MAX_CPU_ISA`, for one, lets oneDNN do without instructions that are there, and torch then still offers them.
+    The processor's instructions alone do not decide. For example, `ONEDNN_MAX_CPU_ISA` keeps oneDNN from using some of
+    them, and torch still reports them as available.
     """
     image, kernel = (torch.ones(1, 8, 4, 4, dtype=torch.bfloat16) for _ in range(2))
     convolution = _ConvolutionWithActivation(nn.Conv2d(8, 1, 4, bias=False), nn.ReLU())
@@ -233,19 +237,19 @@ def convolves_in_bfloat16() -> bool:
 
 
 def can_compile(device: torch.device) -> bool:
-    """Tell whether there is what torch.compile makes code for a device with. What lacks then is a warning's matter."""
+    """Return whether torch.compile finds its compiler for a device. If something else is missing, a warning says so."""
     if device.type == "cuda":
         return importlib.util.find_spec("triton") is not None
     return has_cpp_compiler()
 
 
 def has_cpp_compiler() -> bool:
-    """Tell whether torch.compile finds a C++ compiler to make code for the CPU with."""
+    """Return whether torch.compile finds a C++ compiler, which it needs for the CPU."""
     return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "cl") if name)
 
 
 class _Tracer(fx.Tracer):
-    """Keeps convolutions and BatchNorm whole, timm's variants of them too."""
+    """Traces convolutions and BatchNorm as single calls, timm's variants of them too."""
 
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
         return isinstance(module, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(module, qualified_name)
@@ -253,7 +257,7 @@ class _Tracer(fx.Tracer):
 
 @contextmanager
 def without_tf32() -> Iterator[None]:
-    """Compute float32 as float32 on GPUs whose convolutions and products would otherwise keep 10 bits of it."""
+    """Turn TF32 off, which would keep only 10 bits of mantissa in convolutions and matrix products on a GPU."""
     places = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]
     before = [place.fp32_precision for place in places]
     for place in places:
@@ -266,20 +270,20 @@ def without_tf32() -> Iterator[None]:
 
 
 def relative_error(ours: Tensor, reference: Tensor) -> float:
-    """Norm of the difference over the reference's norm; NaN where either is not finite."""
+    """Return the norm of the difference divided by the reference's norm; NaN if either is not finite."""
     return float((ours - reference).norm() / reference.norm())
 
 
 def fold_batchnorm(backbone: nn.Module) -> nn.Module:
     """Copy a network in evaluation mode, with every BatchNorm that follows a convolution folded into it.
 
-    `torch.fx.experimental.optimization.fuse` does not see timm's layers, whose BatchNorm carries the activation.
+    `torch.fx.experimental.optimization.fuse` does not recognise timm's layers, whose BatchNorm contains the activation.
 
     Args:
-        backbone: in evaluation mode; is not changed.
+        backbone: in evaluation mode; it is not changed.
 
     Returns:
-        Copy that computes the same up to float32's rounding. A network that cannot be traced is copied as it is.
+        Copy that computes the same up to float32's rounding. A network that cannot be traced is copied unchanged.
     """
     folded = copy.deepcopy(backbone)
     try:
@@ -296,7 +300,7 @@ def fold_batchnorm(backbone: nn.Module) -> nn.Module:
         convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
         )
-        # timm's BatchNormAct2d has the activation inside (and a drop, which does nothing in evaluation mode).
+        # timm's BatchNormAct2d contains the activation (and a dropout, which does nothing in evaluation mode).
         activation = getattr(norm, "act", None)
         if activation is None or isinstance(activation, nn.Identity):
             node.replace_all_uses_with(convolution_node)
@@ -309,7 +313,7 @@ def fold_batchnorm(backbone: nn.Module) -> nn.Module:
 
 
 def _pairs(traced: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
-    """Calls of two layers, the second of which takes all that the first gives; each called nowhere else."""
+    """Return pairs of layers where only the second uses the first one's output, and each is called only once."""
     layers = [node for node in traced.graph.nodes if node.op == "call_module"]
     calls = Counter(node.target for node in layers)
     pairs = [(node.args[0], node) for node in layers if node.args and isinstance(node.args[0], fx.Node)]
@@ -321,18 +325,18 @@ def _pairs(traced: fx.GraphModule) -> list[tuple[fx.Node, fx.Node]]:
 
 
 def turn_around(backbone: nn.Module) -> bool:
-    """Turn a network by 180 degrees where that saves timm's padding for TensorFlow's SAME, in place.
+    """Rotate a network by 180 degrees in place, if that avoids timm's separate padding for TensorFlow's SAME.
 
-    timm pads in an operation of its own, a copy of all that goes in. Where the stride is 2 and the size is even, SAME
-    has a zero more at the end than at the beginning, which no convolution does by itself. Seen from the other end it is
-    one more at the beginning, and that is what a convolution padded on both sides amounts to: it never reaches the
-    last zero. So the kernels are turned, and the images; the pooled features do not know.
+    timm pads in an operation of its own, which copies the whole input. With stride 2 and an even size, SAME adds one
+    more zero at the end than at the beginning, and no convolution can pad like that by itself. After a rotation the
+    extra zero is at the beginning. A convolution with equal padding on both sides does exactly that, because it never
+    reaches the last zero. So the kernels and the images are rotated; the pooled features stay the same.
 
     Args:
-        backbone: ends in global pooling. Is changed if it has such layers, for strides 1 and 2 and odd kernels.
+        backbone: ends in global pooling; changed only if it has such layers, with strides 1 and 2 and odd kernels.
 
     Returns:
-        Whether it now wants images that are turned.
+        Whether it now expects rotated images.
     """
     convolutions = [(name, layer) for name, layer in backbone.named_modules() if isinstance(layer, nn.Conv2d)]
     padded = [layer for _, layer in convolutions if isinstance(layer, Conv2dSame)]
@@ -356,7 +360,10 @@ def turn_around(backbone: nn.Module) -> bool:
 
 
 class _ConvolutionWithActivation(nn.Module):
-    """A convolution that oneDNN clamps while it writes, which saves a pass over the result: what Inductor makes."""
+    """A convolution whose activation oneDNN applies while it writes, which saves a pass over the result.
+
+    It is the operation that Inductor, torch.compile's backend, generates.
+    """
 
     def __init__(self, convolution: nn.Conv2d, activation: nn.Module) -> None:
         super().__init__()
@@ -370,7 +377,7 @@ class _ConvolutionWithActivation(nn.Module):
 
 
 def join_activations(backbone: nn.Module) -> None:
-    """Let convolutions do the ReLU or ReLU6 that follows them, in place; for CPUs, where torch has oneDNN."""
+    """Merge each ReLU or ReLU6 into the convolution before it, in place; for CPUs, if torch has oneDNN."""
     if not isinstance(backbone, fx.GraphModule) or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return
     for convolution_node, node in _pairs(backbone):

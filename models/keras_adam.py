@@ -1,4 +1,4 @@
-"""Adam as Keras computes it, so that a twin goes on training where Lightning stopped."""
+"""Adam as Keras computes it, so that the Keras twin can continue the training where Lightning stopped."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from torch import Tensor
 
 
 class KerasAdam(torch.optim.Adam):
-    """`torch.optim.Adam` whose epsilon lies where Keras puts it.
+    """`torch.optim.Adam` with epsilon in the place where Keras has it.
 
-    Keras adds epsilon before the second moment's bias is corrected, torch after. So Keras's step t equals torch's with
-    `epsilon / sqrt(1 - beta_2^t)`, 32 times as much in the first step: that is what torch's own step is given here.
+    Keras adds epsilon before the second moment's bias correction, torch after it. So Keras's step t equals torch's step
+    with epsilon replaced by `epsilon / sqrt(1 - beta_2^t)`, which is 32 times as large in the first step. This class
+    gives that value to torch's own step.
 
     Source mirrored: `keras/src/optimizers/adam.py`, `Adam.update_step`; defaults as there.
 
@@ -22,8 +23,8 @@ class KerasAdam(torch.optim.Adam):
         learning_rate: above zero.
         beta_1: decay of the first moment, 0 to below 1.
         beta_2: decay of the second moment, 0 to below 1.
-        epsilon: Keras's, above zero.
-        options: of `torch.optim.Adam`, such as `fused`.
+        epsilon: as in Keras, above zero.
+        options: further arguments of `torch.optim.Adam`, such as `fused`.
     """
 
     def __init__(
@@ -36,23 +37,23 @@ class KerasAdam(torch.optim.Adam):
         **options: Any,
     ) -> None:
         super().__init__(params, lr=learning_rate, betas=(beta_1, beta_2), eps=epsilon, **options)
-        # Fused, torch's would unscale gradients in the step itself, for which Lightning refuses to clip them under
-        # mixed precision, scaled or not. They are unscaled before it, as for any other optimiser; a step that is left
-        # out for gradients that are no numbers is then not counted either.
+        # torch's fused Adam would unscale the gradients inside its step, and for that Lightning refuses gradient
+        # clipping under mixed precision, whether they are scaled or not. With False they are unscaled before the step,
+        # as for any other optimiser. A step that is skipped because of NaN or infinite gradients is then not counted.
         self._step_supports_amp_scaling = False
         for group in self.param_groups:
-            # In the group, which checkpoints carry, and not taken from the tensors' state, which may be on a GPU.
+            # The count is kept in the group, which is saved in checkpoints. The tensors' state may be on a GPU.
             group["keras_epsilon"], group["iterations"] = group["eps"], 0
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Make one step; as in `torch.optim.Adam`."""
+        """Take one step, as in `torch.optim.Adam`."""
         loss = None
-        if closure is not None:  # Lightning's has the backward pass in it, after which it is known who learns
+        if closure is not None:  # Lightning's contains the backward pass, so only afterwards gradients are known
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            # Where nothing has a gradient, as while the head learns alone, torch makes no step, and counts none.
+            # If nothing in a group has a gradient, as while only the head is trained, torch takes and counts no step.
             if any(parameter.grad is not None for parameter in group["params"]):
                 group["iterations"] += 1
                 group["eps"] = group["keras_epsilon"] / (1 - group["betas"][1] ** group["iterations"]) ** 0.5

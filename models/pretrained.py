@@ -1,4 +1,4 @@
-"""Pretrained weights into the backbone: from a file, or from timm's hub, with an account of every tensor."""
+"""Load pretrained weights into the backbone, from a file or from timm's hub, with a report on every tensor."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,19 @@ from models.bad_input import BadInput
 from models.timm_mobilenetv2 import TimmClassifier
 
 HUB_ANSWER_SECONDS = 5.0
-"""How long the hub may take to answer at all. Its own client retries for the better part of a minute offline."""
+"""How long to wait for the hub's first answer. Without a connection its own client retries for most of a minute."""
 
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """What became of each tensor; names are timm's, as in the file.
+    """Which tensors were used and which were not; names are timm's, as in the file.
 
     Attributes:
         source: the file, or the hub's name of the weights.
         used: tensors copied into the backbone.
-        unused: tensors of the file that the backbone has no place for (its ImageNet classifier, as a rule).
-        missing: tensors of the backbone that the file lacks. Only BatchNorm's batch counters may be: they take no
-            part in the function.
+        unused: tensors of the file that the backbone has no place for (usually the ImageNet classifier).
+        missing: tensors of the backbone that the file lacks. Only BatchNorm's batch counters may be missing, because
+            they have no effect on the output.
     """
 
     source: str
@@ -34,24 +34,24 @@ class WeightsReport:
     missing: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return the report as one line."""
         unused = f"; not used: {_some(self.unused)}" if self.unused else "; none left over"
         missing = f"; kept from the start: {_some(self.missing)}" if self.missing else ""
         return f"Weights {self.source}: {len(self.used)} tensors used{unused}{missing}."
 
 
 def load_pretrained(network: TimmClassifier, weights: str | Path | None = None) -> WeightsReport:
-    """Fill `network.backbone` with pretrained weights; the head is left as it is.
+    """Load pretrained weights into `network.backbone`; the head is not changed.
 
     Args:
-        network: changed in place, and only once everything has been checked.
-        weights: a `.safetensors` or `.pth` file in timm naming; None for timm's download from its hub.
+        network: changed in place, after everything has been checked.
+        weights: a `.safetensors` or `.pth` file in timm naming; None downloads from timm's hub.
 
     Returns:
-        Which tensors were used, which not.
+        Which tensors were used and which were not.
 
     Raises:
-        BadInput: no such file, not a file of weights, weights of another width or model, or the hub is out of reach.
+        BadInput: no such file, not a file of weights, weights of another width or model, or the hub cannot be reached.
     """
     source = timm_source_name(network.backbone_name) if weights is None else str(weights)
     tensors = _download(network.backbone_name) if weights is None else _read(Path(weights))
@@ -69,7 +69,7 @@ def load_pretrained(network: TimmClassifier, weights: str | Path | None = None) 
 
 
 def timm_source_name(backbone: str) -> str:
-    """The hub's name of a backbone's weights, such as "timm/mobilenetv2_100.ra_in1k"."""
+    """Return the hub's name of a backbone's weights, such as "timm/mobilenetv2_100.ra_in1k"."""
     config = timm.get_pretrained_cfg(backbone)
     return str((config and (config.hf_hub_id or config.url)) or backbone)
 
@@ -83,7 +83,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         # timm's reader: both formats, unwraps {"state_dict": ...}, and never unpickles objects (weights_only)
         tensors = load_state_dict(str(path), use_ema=True, device="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged file makes a reader raise, the file is what must be mended
+    except Exception as error:  # a damaged file can make the reader raise anything; in each case the file is at fault
         raise BadInput(
             f"--model.weights: {path} is not a readable .safetensors or .pth file of weights "
             f"({type(error).__name__}: {str(error)[:200]}). Copy or download it again."
@@ -99,7 +99,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _download(backbone: str) -> dict[str, Tensor]:
-    """Take timm's own road, asked only when the hub answers or its cache has the file."""
+    """Download the weights with timm's own function, called only if the hub answers or its cache has the file."""
     config = timm.get_pretrained_cfg(backbone)
     way_out = (
         "Give a local file in timm naming with --model.weights FILE (.safetensors or .pth), fetched on a machine that "
@@ -111,7 +111,7 @@ def _download(backbone: str) -> dict[str, Tensor]:
     if cached is None and config.hf_hub_id:
         try:
             huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=HUB_ANSWER_SECONDS)
-        except Exception as error:  # the HTTP library's classes change between hub versions; each means "no answer"
+        except Exception as error:  # the exception classes differ between hub versions; all of them mean "no answer"
             raise BadInput(
                 f"The hub could not be reached for the pretrained weights {timm_source_name(backbone)} "
                 f"({type(error).__name__}: {str(error)[:200]}). {way_out}"

@@ -1,8 +1,8 @@
 """The network: any timm CNN as backbone, Keras-style dense head, normalisation inside.
 
-The backbone comes from `timm.create_model`, so MobileNetV2 is a name in a table and not code of ours. What is stated
-here is what differs between timm and `keras.applications`, and so must travel with the checkpoint: padding,
-BatchNorm epsilon, mean and standard deviation.
+The backbone comes from `timm.create_model`, so MobileNetV2 is just a name and needs no code here. Settings that differ
+between timm and `keras.applications` are explicit here and saved in the checkpoint: padding, BatchNorm epsilon, mean
+and standard deviation.
 """
 
 from collections import OrderedDict
@@ -20,21 +20,22 @@ from torch import Tensor, nn
 from models.bad_input import BadInput
 
 ARCHITECTURE = ("backbone", "hidden", "dropout", "pad_type", "bn_eps", "mean", "std")
-"""What rebuilds the network besides the number of classes: constructor arguments, and keys of the hyperparameters."""
+"""All that is needed, besides the number of classes, to rebuild the network. These are names of constructor arguments
+and keys of the hyperparameters."""
 
 PAD_TYPES = ("", "same")
-"""timm's symmetric padding, and TensorFlow's SAME (asymmetric where the stride is 2 and the size is even)."""
+"""timm's symmetric padding, and TensorFlow's SAME (asymmetric if the stride is 2 and the size is even)."""
 
 
 def three_floats(value: float | str | Sequence[float], name: str) -> tuple[float, float, float]:
-    """Read one number or three (red, green, blue) as three.
+    """Convert one number, or three (red, green, blue), to three floats.
 
     Args:
-        value: one number for all channels, three numbers, or their text, as in "0.485,0.456,0.406".
-        name: the setting's name, for the message.
+        value: one number for all channels, three numbers, or either as text such as "0.485,0.456,0.406".
+        name: the setting's name, for the error message.
 
     Raises:
-        BadInput: it is neither, or a number is not finite.
+        BadInput: the value is neither, or a number is not finite.
     """
     parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
     try:
@@ -55,13 +56,13 @@ def three_floats(value: float | str | Sequence[float], name: str) -> tuple[float
 class Normalise(nn.Module):
     """`x * scale + offset`, which is `(x - mean) / std` per channel, as the first layer of the network.
 
-    One multiplication and one addition, with constants rounded once from float64, is what both twins compute: a
-    subtraction followed by a division would round differently on each side. The constants are not weights, so they
-    are rebuilt from the hyperparameters and not kept in the state dict.
+    Both twins compute one multiplication and one addition, with constants rounded once from float64. A subtraction
+    followed by a division would round differently on each side. The constants are not weights, so they are rebuilt from
+    the hyperparameters and not kept in the state dict.
 
     Args:
-        mean: per channel, on the scale where pixels are 0 to 1.
-        std: per channel, on the same scale, above zero.
+        mean: per channel, for pixels of 0 to 1.
+        std: per channel, for pixels of 0 to 1, above zero.
     """
 
     scale: Tensor
@@ -82,21 +83,21 @@ class Normalise(nn.Module):
 class TimmClassifier(nn.Module):
     """Normalisation, a timm backbone with global average pooling, and a dense head.
 
-    `None` for a setting means timm's own value for that backbone; the attributes of the same names hold what was
-    resolved, and giving those back builds the same network.
+    `None` for a setting means timm's own value for that backbone. The attributes of the same names hold the resolved
+    values; passing those to the constructor builds the same network.
 
     Args:
         num_classes: at least 2.
         backbone: timm's name of a CNN, such as "mobilenetv2_100", "mobilenetv2_035", "resnet18".
         hidden: widths of the dense layers with ReLU between pooled features and predictions; may be empty.
-        dropout: rate after each hidden layer (or before the predictions where there is none), 0 <= dropout < 1.
+        dropout: rate after each hidden layer (before the predictions if there is none), 0 <= dropout < 1.
         pad_type: "" (timm's symmetric padding) or "same" (TensorFlow's SAME).
         bn_eps: BatchNorm's epsilon, above zero; 1e-5 is timm's for MobileNetV2, 1e-3 is TensorFlow's.
         mean: one number or three, subtracted from pixels of 0 to 1.
-        std: one number or three above zero, divides what is left.
+        std: one number or three, above zero; the pixels are divided by it after the subtraction.
 
     Raises:
-        BadInput: a name that timm does not know, a setting out of its range, or one this backbone cannot take.
+        BadInput: a name that timm does not know, a setting out of its range, or one that this backbone does not have.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class TimmClassifier(nn.Module):
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The resolved `ARCHITECTURE` settings as plain types, for hyperparameters and files."""
+        """The resolved `ARCHITECTURE` settings in plain Python types, for hyperparameters and files."""
         return {
             "backbone": self.backbone_name,
             "hidden": list(self.hidden),
@@ -139,24 +140,24 @@ class TimmClassifier(nn.Module):
         }
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features, shape (B, F), of images, float32 (B, 3, H, W) with values 0 to 1."""
+        """Compute pooled features, shape (B, F), of images, float32 (B, 3, H, W) with values 0 to 1."""
         return self.backbone(self.normalise(images))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, shape (B, num_classes), of RGB images, float32 (B, 3, H, W) with values 0 to 1."""
+        """Compute logits, shape (B, num_classes), of RGB images, float32 (B, 3, H, W) with values 0 to 1."""
         return self.head(self.features(images))
 
 
 def create_backbone(name: str, pad_type: str | None = None, bn_eps: float | None = None) -> nn.Module:
-    """Build timm's model without classifier: images (B, 3, H, W), normalised, to pooled features (B, F).
+    """Build timm's model without its classifier: from normalised images (B, 3, H, W) to pooled features (B, F).
 
     Args:
-        name: timm's name, with or without pretrained tag.
+        name: timm's name, with or without a pretrained tag.
         pad_type: as in `TimmClassifier`.
         bn_eps: as in `TimmClassifier`.
 
     Raises:
-        BadInput: unknown name or tag, or the model has no such setting.
+        BadInput: the name or tag is unknown, or the model does not have a setting that was given.
     """
     if not timm.is_model(name):
         near = get_close_matches(name, timm.list_models(), n=5, cutoff=0.5)
@@ -169,7 +170,7 @@ def create_backbone(name: str, pad_type: str | None = None, bn_eps: float | None
     try:
         backbone = timm.create_model(name, pretrained=False, num_classes=0, **given)
     except TypeError:
-        # Most families outside EfficientNet's have no such argument. A value that they have anyway is no conflict.
+        # Most families outside EfficientNet's have no such argument. That matters only if their value is another one.
         backbone = timm.create_model(name, pretrained=False, num_classes=0)
     except RuntimeError as error:
         raise BadInput(f"--model.backbone: timm cannot build {name!r}: {error}") from error
@@ -188,7 +189,7 @@ def _pad_type_of(backbone: nn.Module) -> str:
 
 
 def _bn_eps_of(backbone: nn.Module) -> float | None:
-    """The one epsilon of all BatchNorm layers, or None where there is none or more than one."""
+    """Return the epsilon that all BatchNorm layers share, or None if there is no such layer or they differ."""
     epsilons = {float(module.eps) for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)}
     return epsilons.pop() if len(epsilons) == 1 else None
 
@@ -207,7 +208,7 @@ def _dense_head(features: int, hidden: tuple[int, ...], dropout: float, num_clas
     layers["predictions"] = nn.Linear(features, num_classes)
     for layer in layers.values():
         if isinstance(layer, nn.Linear):
-            # keras.layers.Dense starts so (glorot_uniform, zeros); torch's own start for Linear is another.
+            # Initialised as in keras.layers.Dense (glorot_uniform, zeros); torch's default for Linear is different.
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
     return nn.Sequential(layers)

@@ -1,1 +1,1 @@
-"""Which photos deserve a look before anything is trained on them. Finds, lists, sets aside; never deletes."""
+"""Finds photos that should be looked at before training, lists them and sets them aside; it never deletes any."""

@@ -1,4 +1,4 @@
-"""Which folder an audit is of: what one folder's audit found is not applied to another one."""
+"""Records which folder was audited, so that the findings are not applied to another folder."""
 
 import json
 import os
@@ -12,30 +12,30 @@ RECORD = "audited.json"
 
 
 def write_record(out: Path, root: Path, class_names: Sequence[str]) -> None:
-    """Write down beside the audit's CSV which folder it is of.
+    """Record beside the audit's CSV which folder was audited.
 
     Args:
-        out: the audit's folder.
+        out: the audit's output folder.
         root: the photos' folder.
-        class_names: of its class folders.
+        class_names: names of its class folders.
 
     Raises:
-        BadInput: it cannot be written there.
+        BadInput: the record cannot be written.
     """
     seen = root.stat()
-    # ASCII, so that names of any bytes come back
+    # ASCII, so that names with any bytes can be read back
     record = {"root": os.fspath(root.resolve()), "folder": [seen.st_dev, seen.st_ino], "classes": list(class_names)}
     write_text(out / RECORD, json.dumps(record) + "\n")
 
 
 def check_same_folder(out: Path, root: Path) -> None:
-    """Refuse a folder that is not the one whose audit is in `out`; an `out` without record is of none yet.
+    """Refuse a folder that is not the one whose audit is in `out`; without a record in `out`, any folder is accepted.
 
-    The same is: what is at the same place; and, since folders are renamed and moved, one with the same classes that is
-    either that very folder by the disk's own number or, on another disk, when there is none at the old place any more.
+    A folder is the same if its path is the same. Because folders get renamed and moved, it is also the same if it has
+    the same classes and either the same device and inode numbers, or there is no folder at the old path any more.
 
     Raises:
-        BadInput: another folder, or the record cannot be read.
+        BadInput: it is another folder, or the record cannot be read.
     """
     path = out / RECORD
     try:

@@ -1,4 +1,4 @@
-"""Photos that are there more than once: byte for byte, or nearly."""
+"""Photos that occur more than once: byte for byte, or nearly the same."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,12 +12,14 @@ from datamodule.audit.inspection import Inspection
 from datamodule.audit.suspects import represent
 
 MOST_BITS_APART = 12
-"""Of the 64 of the perceptual hash. Alone it takes different garments on the same carpet for one photo."""
+"""Largest distance between two copies, of the perceptual hash's 64 bits. The hash alone treats different garments on
+the same carpet as one photo."""
 LEAST_COSINE = 0.96
-"""Of the backbone's features. Of 3,068 photos of garments both together leave two pairs: one photo that two classes
-have, and one skirt taken twice. From 0.94 on there are different shirts on one carpet among them."""
+"""Lowest cosine similarity of two copies' features. On 3,068 photos of garments, both criteria together find two pairs:
+one photo that is in two classes, and one skirt photographed twice. At 0.94 they also find different shirts on one
+carpet."""
 BITS_APART_ALONE = 2
-"""Bits up to which the hash is believed without features."""
+"""Largest distance of two copies' hashes if there are no features."""
 ROWS_AT_ONCE = 512
 
 
@@ -25,11 +27,11 @@ class Pair(NamedTuple):
     """Two photos that are nearly or exactly the same; `first` comes first in Keras's order.
 
     Attributes:
-        first: row of the one.
-        second: row of the other.
-        exact: byte for byte.
+        first: row of the first photo.
+        second: row of the second photo.
+        exact: whether they are the same byte for byte.
         likeness: 0 to 1.
-        mirrored: the one is like the other's mirror image.
+        mirrored: whether one is like the other's mirror image.
     """
 
     first: int
@@ -40,12 +42,12 @@ class Pair(NamedTuple):
 
 
 def find_pairs(photos: Sequence[Inspection], features: np.ndarray | None) -> list[Pair]:
-    """Pair each photo with the earlier one it is most like, if it is like any.
+    """Pair each photo with the earlier one that it resembles most, if it is a copy of any.
 
     Args:
         photos: in Keras's order.
-        features: pooled features of the backbone, shape (N, F), or None where there are none: then only hashes that
-            are all but equal count.
+        features: pooled features of the backbone, shape (N, F), or None; without them only hashes that are almost equal
+            make a pair.
 
     Returns:
         At most one pair for each `second`.
@@ -59,7 +61,7 @@ def find_pairs(photos: Sequence[Inspection], features: np.ndarray | None) -> lis
     rows = np.array(sorted(set(range(len(photos))) - set(pairs)), int)
     plain = np.array([photos[row].hash64 for row in rows], np.uint64)
     mirrored = np.array([photos[row].mirrored_hash64 for row in rows], np.uint64)
-    # A photo without structure has no hash to speak of.
+    # The hash of a photo without structure says nothing.
     telling = np.array([photos[row].contrast > 5 for row in rows], bool)
     unit = None if features is None else represent(features[rows])
     for start in range(0, len(rows), ROWS_AT_ONCE):
@@ -85,7 +87,7 @@ def find_pairs(photos: Sequence[Inspection], features: np.ndarray | None) -> lis
 
 
 def group_rows(pairs: Sequence[Pair], photos: int) -> np.ndarray:
-    """Number the groups of photos that hang together by pairs, shape (N,); one without a twin is a group of its own."""
+    """Number the groups of photos that pairs connect, shape (N,); a photo without a pair is a group of its own."""
     links = coo_matrix(
         (np.ones(len(pairs)), ([pair.first for pair in pairs], [pair.second for pair in pairs])), (photos, photos)
     )
@@ -93,7 +95,7 @@ def group_rows(pairs: Sequence[Pair], photos: int) -> np.ndarray:
 
 
 def find_straddling(groups: np.ndarray, in_validation: np.ndarray) -> np.ndarray:
-    """Tell for every photo whether its group is in the training part and in the validation part, shape (N,), bool."""
+    """Return for every photo whether its group has photos in both training and validation set, shape (N,), bool."""
     parts = defaultdict(set)
     for group, part in zip(groups.tolist(), in_validation.tolist(), strict=True):
         parts[group].add(part)

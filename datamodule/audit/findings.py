@@ -1,4 +1,4 @@
-"""What the audit can find, and the CSV in which a person decides what becomes of it."""
+"""The kinds of findings of an audit, and the CSV in which a person decides what to do with each file."""
 
 import codecs
 import csv
@@ -14,7 +14,7 @@ from models.bad_input import BadInput
 
 QUARANTINE = "quarantine"
 ACTIONS = ("", "keep", QUARANTINE)
-"""What may stand in the CSV's column `action`; an empty one and `keep` both leave the file where it is."""
+"""Allowed values in the CSV's column `action`. Both an empty one and `keep` leave the file where it is."""
 
 COLUMNS = ("file", "class", "finding", "score", "suggestion", "related_file", "detail", "action")
 
@@ -24,7 +24,7 @@ class Kind(NamedTuple):
 
     Attributes:
         title: the contact sheet's heading.
-        meaning: what was seen and what to do, for the contact sheet.
+        meaning: the contact sheet's explanation of what was found and what to do.
     """
 
     title: str
@@ -68,21 +68,21 @@ KINDS = {
         "for it here.",
     ),
 }
-"""All kinds, in the order of the page."""
+"""All kinds, in the page's order."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something about one file.
+    """One finding about one file.
 
     Attributes:
-        file: path below the photos' folder, with forward slashes.
-        class_name: name of its class; empty for a file outside any.
+        file: path relative to the photos' folder, with forward slashes.
+        class_name: name of its class; empty for a file outside the class folders.
         kind: one of `KINDS`.
-        score: 0 to 1, 1 the most suspicious of its kind; no probability.
-        suggestion: the class it looks like, where that is another.
+        score: 0 to 1, where 1 is the most suspicious of its kind; not a probability.
+        suggestion: the class that it looks like, if that is another one.
         related_file: the other file of a pair.
-        detail: in words.
+        detail: explanation in words.
         action: one of `ACTIONS`.
     """
 
@@ -121,27 +121,27 @@ def write_findings(path: Path, findings: Iterable[Finding]) -> None:
     """Write findings as CSV with the header `COLUMNS`; `read_actions` reads the same names back, whatever their bytes.
 
     Raises:
-        BadInput: it cannot be written there.
+        BadInput: the file cannot be written.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows(each.row for each in findings)
-    # With the mark at its beginning spreadsheets take it for UTF-8, and not for their country's old encoding.
+    # With the byte order mark, spreadsheets recognise UTF-8 and do not assume their country's old encoding.
     write_text(path, text.getvalue(), encoding="utf-8-sig", errors="surrogateescape")
 
 
 def keep_decisions(findings: Sequence[Finding], decided: Mapping[tuple[str, str], str], root: Path) -> list[Finding]:
-    """Let what a person decided in an earlier run stay decided.
+    """Apply the decisions that a person made in an earlier run to the findings of this run.
 
     Args:
-        findings: of this run.
-        decided: by `read_actions`.
+        findings: those of this run.
+        decided: the decisions, from `read_actions`.
         root: the photos' folder.
 
     Returns:
-        The findings in order, with the actions decided. A file that was marked for quarantine, and is still there, is
-        kept in the list though nothing is found about it any more.
+        The findings in order, with the actions decided. A file that was marked for quarantine and still exists stays in
+        the list, even if this run has no finding about it.
     """
     kept = [replace(each, action=decided.get((each.file, each.kind), each.action)) for each in findings]
     listed = {(each.file, each.kind) for each in findings}
@@ -153,15 +153,15 @@ def keep_decisions(findings: Sequence[Finding], decided: Mapping[tuple[str, str]
 
 
 def displayable(text: str) -> str:
-    """Replace what stands for bytes of a name that is not UTF-8 by question marks: no terminal or page can show it."""
+    """Replace bytes of a name that are not UTF-8 by question marks, because no terminal or page can show them."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def read_actions(path: Path) -> dict[tuple[str, str], str]:
-    """Read what a person decided: (file, kind of finding) -> action. Of several rows of one, `quarantine` counts.
+    """Read what a person decided: (file, kind of finding) -> action. If a key has several rows, `quarantine` wins.
 
     Raises:
-        BadInput: no such file, not the audit's CSV, saved in another encoding than UTF-8, or an action that is none.
+        BadInput: no such file, not the audit's CSV, saved in another encoding than UTF-8, or an unknown action.
     """
     try:
         rows = _read_rows(path)
@@ -183,8 +183,9 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     content = path.read_bytes()
     marked = content.startswith(codecs.BOM_UTF8)
     try:
-        # Our own file has the mark, and maybe names that are not UTF-8. Without it such bytes are more likely those of
-        # a spreadsheet that saved in its country's encoding: none of the names with accents would be found.
+        # Our own file has the byte order mark, and may contain names that are not UTF-8. If the mark is missing, such
+        # bytes probably come from a spreadsheet that saved in its country's encoding. Then no file whose name has
+        # accents would be found, so that is an error.
         text = content.decode("utf-8-sig", "surrogateescape" if marked else "strict")
     except UnicodeDecodeError as error:
         place = content[: error.start].count(b"\n") + 1

@@ -1,4 +1,4 @@
-"""One look at each file: what it is, and what can be said of the photo without any network."""
+"""Inspects each file: its format and what can be measured of the photo without a network."""
 
 import hashlib
 import io
@@ -23,37 +23,37 @@ FORMATS = {
     ".tif": {"TIFF"},
     ".tiff": {"TIFF"},
 }
-"""Pillow's names of the formats that an extension promises (MPO: a camera's JPEG with a second picture)."""
+"""Pillow's names of the formats expected for each extension (MPO: a camera's JPEG with a second picture)."""
 
 DARK_BELOW = 0.32
-"""The brightest 1% of the pixels are darker than this share of white; cleanvision's own threshold."""
+"""A photo is dark if the brightest 1% of its pixels are darker than this share of white; cleanvision's threshold."""
 SHARPNESS_SIDE = 244
-"""Longest side, in pixels, at which a photo is judged: about what a network sees of it."""
+"""Photos are judged with a longest side of this many pixels, about the network's input size."""
 BLURRY_BELOW = 0.17
-"""See `sharpness_of`; benchmarks/audit_planted.py prints how many real photos are below, as they are and blurred.
-cleanvision judges blur at 64 pixels, where what blurs a photo for a network of 224 pixels is hardly left."""
+"""See `sharpness_of`; benchmarks/audit_planted.py prints how many real photos are below, unchanged and blurred.
+cleanvision judges blur at 64 pixels, where blur that matters to a network of 224 pixels is hardly visible."""
 BLANK_BELOW = 5.0
 """Standard deviation of the grey values, 0 to 255."""
 SQUEEZED_ABOVE = 3.0
-"""Long side over short side."""
+"""Longer side divided by shorter side."""
 
 EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was seen of a photo that can be read.
+    """What was measured of a readable photo.
 
     Attributes:
         path: the file.
         digest: SHA-256 of its bytes.
         size: (height, width) in pixels.
-        oddities: in words, what may make the file be read otherwise than meant.
-        brightness: of the brightest 1% of pixels, 0 to 1.
+        oddities: reasons, in words, why the file may not be read as intended.
+        brightness: brightness of the brightest 1% of its pixels, 0 to 1.
         sharpness: see `sharpness_of`.
         contrast: standard deviation of the grey values, 0 to 255.
         hash64: perceptual hash (DCT), 64 bits.
-        mirrored_hash64: the same of the mirrored photo.
+        mirrored_hash64: the same for the mirrored photo.
     """
 
     path: Path
@@ -74,12 +74,12 @@ def inspect_all(
 
     Args:
         files: paths.
-        progress: wraps the iteration over results; receives it and their number.
+        progress: wraps the iteration over results to show progress; called with it and the number of results.
 
     Returns:
         The photos that can be read, in the order of `files`, and those that cannot.
     """
-    # With links to nowhere and the like a file may be listed that is not there: that is a BadPhoto too.
+    # A listed file may not exist, for example if it is a broken link. Then it is a BadPhoto, too.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         seen = list(progress(pool.map(_try_inspect, files), len(files)))
     return [each for each in seen if isinstance(each, Inspection)], [
@@ -93,12 +93,12 @@ def inspect(path: Path) -> Inspection:
     Raises:
         BadPhoto: it cannot be read as a photo.
     """
-    load_photo(path, (8, 8))  # decodes all of it, and names what is wrong as training would
+    load_photo(path, (8, 8))  # decodes the whole file, and reports errors in the same words as training
     content = path.read_bytes()
     with Image.open(io.BytesIO(content)) as photo:
         height, width = photo.height, photo.width
         oddities = tuple(_oddities(path, photo))
-        # as large as the network sees it, more or less; a small copy is enough for all that follows
+        # about the network's input size, which is enough for all that follows
         small = photo.convert("RGB")
     small.thumbnail((SHARPNESS_SIDE, SHARPNESS_SIDE))
     grey = small.convert("L")
@@ -116,20 +116,21 @@ def inspect(path: Path) -> Inspection:
 
 
 def brightness_of(photo: Image.Image) -> float:
-    """Perceived brightness of the brightest 1% of an RGB photo's pixels, 0 to 1 (the measure of cleanvision)."""
+    """Return the perceived brightness of the brightest 1% of an RGB photo's pixels, 0 to 1 (cleanvision's measure)."""
     red, green, blue = np.moveaxis(np.asarray(photo, np.float32) / 255, 2, 0)
     return float(np.percentile(np.sqrt(0.241 * red**2 + 0.691 * green**2 + 0.068 * blue**2), 99))
 
 
 def sharpness_of(grey: Image.Image) -> float:
-    """How steep the steepest edges are, relative to the photo's own contrast; about 0.6 for a sharp photo.
+    """Return how steep the steepest edges are, relative to the photo's own contrast; about 0.6 for a sharp photo.
 
-    The 99th percentile of the Laplacian's magnitude over the range of grey values from the 1st to the 99th percentile.
-    A plain background lowers a Laplacian's *variance*, the usual measure, as much as blur does; this it leaves alone.
+    It is the 99th percentile of the Laplacian's magnitude, divided by the range of grey values from the 1st to the 99th
+    percentile. The usual measure is the Laplacian's *variance*, but a plain background lowers that as much as blur
+    does. This measure is not affected by the background.
     """
     pixels = np.asarray(grey, np.float32)
     if min(pixels.shape) < 3:
-        return float("inf")  # too small to say
+        return float("inf")  # too small to measure
     laplacian = 4 * pixels[1:-1, 1:-1] - pixels[:-2, 1:-1] - pixels[2:, 1:-1] - pixels[1:-1, :-2] - pixels[1:-1, 2:]
     dark, bright = np.percentile(pixels, (1, 99))
     return float(np.percentile(np.abs(laplacian), 99) / (bright - dark + 1))
@@ -140,7 +141,7 @@ def _try_inspect(path: Path) -> Inspection | BadPhoto:
         return inspect(path)
     except BadPhoto as bad:
         return bad
-    # A file that changes or goes between two readings; whatever is raised, this file is the one to name.
+    # The file changed or was deleted between two reads. Whatever is raised, this file has to be named.
     except Exception as error:
         return BadPhoto(path, f"cannot be read: {error or type(error).__name__}")
 

@@ -1,4 +1,4 @@
-"""Set files aside, and bring them back. Nothing is deleted or overwritten; every move is written down first."""
+"""Sets files aside and brings them back. Nothing is deleted or overwritten; a journal records every move beforehand."""
 
 import contextlib
 import hashlib
@@ -13,16 +13,16 @@ from models.bad_input import BadInput
 
 JOURNAL = "journal.jsonl"
 HALF_COPY = ".half_copy"
-"""Ending of what a copy is called until it is whole."""
+"""Ending of a copy's temporary name until the copy is complete."""
 
 
 class Move(NamedTuple):
-    """One file's way.
+    """The move of one file.
 
     Attributes:
-        file: path below the photos' folder and below the quarantine, with forward slashes.
-        home: where it belongs, absolute.
-        aside: where it is in the quarantine, absolute.
+        file: path relative to the photos' folder and to the quarantine, with forward slashes.
+        home: absolute path among the photos.
+        aside: absolute path in the quarantine.
     """
 
     file: str
@@ -31,11 +31,11 @@ class Move(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of the moves.
+    """The result of a number of moves.
 
     Attributes:
-        moved: done.
-        left: not done, with the reason.
+        moved: moves that were done.
+        left: moves that were not done, with the reason.
         done_before: files that an earlier call had set aside.
     """
 
@@ -47,15 +47,15 @@ class Outcome(NamedTuple):
 def set_aside(root: Path, files: Iterable[str], quarantine: Path) -> Outcome:
     """Move files from `root` into the quarantine, under the same path.
 
-    Each move is in the journal, on the disk, before it begins: whenever this is interrupted, `bring_back` knows.
+    Each move is in the journal, flushed to the disk, before it begins. So `bring_back` works after any interruption.
 
     Args:
         root: the photos' folder.
-        files: paths below `root`, with forward slashes.
-        quarantine: folder; is made.
+        files: paths relative to `root`, with forward slashes.
+        quarantine: folder, created if it is missing.
 
     Raises:
-        BadInput: a path leads out of `root` (nothing is moved then), or the journal cannot be written.
+        BadInput: a path leads out of `root` (then nothing is moved), or the journal cannot be written.
     """
     moves = [_move_of(file, root, quarantine, "the CSV's column file") for file in files]
     outcome = Outcome([], [], [])
@@ -65,7 +65,7 @@ def set_aside(root: Path, files: Iterable[str], quarantine: Path) -> Outcome:
             _finish_last_line(journal)
             for move in moves:
                 if _is_one_file(move.home, move.aside):
-                    # interrupted between the second name and the first one's end
+                    # an earlier call was interrupted when the file had both names
                     move.home.unlink()
                     outcome.moved.append(move)
                     continue
@@ -93,12 +93,12 @@ def set_aside(root: Path, files: Iterable[str], quarantine: Path) -> Outcome:
 def bring_back(root: Path, quarantine: Path) -> Outcome:
     """Move everything in the journal back to where it was, the last move first.
 
-    A file whose place has been taken stays where it is. What could not be brought back stays in the journal; a file in
-    the quarantine that is not in the journal is named, and left alone.
+    A file whose old place is taken stays in the quarantine. Files that could not be brought back stay in the journal. A
+    file in the quarantine that is not in the journal is reported and not moved.
 
     Args:
-        root: the photos' folder, wherever it is by now.
-        quarantine: folder, likewise.
+        root: the photos' folder, where it is now.
+        quarantine: the quarantine's folder, where it is now.
 
     Raises:
         BadInput: there is no journal, or it cannot be read.
@@ -108,7 +108,7 @@ def bring_back(root: Path, quarantine: Path) -> Outcome:
     moves = [_move_of(file, root, quarantine, str(journal)) for file in _read_journal(journal)]
     outcome = Outcome([], [], [])
     for move in reversed(moves):
-        # of an interrupted apply; what it was to become a copy of is still at home
+        # left by an interrupted apply; the original is still at home
         with contextlib.suppress(OSError):
             _half_copy_of(move.aside).unlink(missing_ok=True)
         if not os.path.lexists(move.aside):
@@ -117,7 +117,7 @@ def bring_back(root: Path, quarantine: Path) -> Outcome:
                 outcome.left.append((move, "is in neither place"))
             continue
         if _is_one_file(move.home, move.aside):
-            # interrupted between the second name and the first one's end: only the second name goes
+            # an earlier call was interrupted when the file had both names: remove the one in the quarantine
             move.aside.unlink()
             outcome.moved.append(move)
             continue
@@ -138,19 +138,19 @@ def bring_back(root: Path, quarantine: Path) -> Outcome:
 
 
 def move_file(source: Path, target: Path) -> None:
-    """Move a file, never over another one.
+    """Move a file, but never replace another one.
 
     Raises:
         FileExistsError: there is something at `target`.
-        OSError: it cannot be moved; `source` is still whole.
+        OSError: the file cannot be moved; `source` is unchanged.
     """
     try:
-        # A second name for the same file, which unlike a rename fails where there is a file already.
+        # A hard link, a second name for the same file. Unlike a rename it fails if the target exists.
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:
         raise
     except (OSError, NotImplementedError):
-        # another disk, a file system without hard links, or Windows, which cannot make one of a link
+        # another disk, a file system without hard links, or Windows, which cannot make a hard link to a symbolic link
         if source.is_symlink():
             target.symlink_to(source.readlink())
         else:
@@ -159,7 +159,7 @@ def move_file(source: Path, target: Path) -> None:
 
 
 def _copy_exclusively(source: Path, target: Path) -> None:
-    """Copy under another name first, so that nobody ever meets half a file under its own."""
+    """Copy to a temporary name first, so that there is never half a file under the final name."""
     half = _half_copy_of(target)
     try:
         with source.open("rb") as reading, half.open("wb") as writing:
@@ -174,7 +174,7 @@ def _copy_exclusively(source: Path, target: Path) -> None:
         except FileExistsError:
             raise
         except OSError:
-            # No hard links: a rename, which would replace a file that comes into being at this very moment.
+            # Without hard links it is renamed, which would replace a file that is created at this very moment.
             if os.path.lexists(target):
                 raise FileExistsError(f"{target} exists") from None
             half.rename(target)
@@ -183,13 +183,13 @@ def _copy_exclusively(source: Path, target: Path) -> None:
 
 
 def _half_copy_of(target: Path) -> Path:
-    # Always the same, so that a copy that was interrupted is overwritten by the next; short, whatever the file's name.
+    # Always the same name, so that the next copy overwrites an interrupted one; short, however long the file's name is.
     name = hashlib.sha256(os.fsencode(target.name)).hexdigest()[:16]
     return target.with_name(f".{name}{HALF_COPY}")
 
 
 def _try_move(source: Path, target: Path) -> str:
-    """Move a file; tell why it could not be, else nothing."""
+    """Move a file; return why that failed, or an empty text."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         move_file(source, target)
@@ -215,7 +215,7 @@ def _read_journal(journal: Path) -> list[str]:
         try:
             entry = json.loads(line)
         except ValueError:
-            continue  # torn while it was written: the move it announced had not begun
+            continue  # only partly written: the move it announces had not begun
         if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
             raise BadInput(
                 f'expected {{"file": path}} in {journal}, line {number}; received {line[:200]!r}. Nothing was moved. '
@@ -241,7 +241,7 @@ def _write_journal(journal: Path, files: list[str]) -> None:
 
 
 def _finish_last_line(journal: TextIO) -> None:
-    """Let an entry that was torn by an interruption not swallow the next one."""
+    """End a line that an interruption cut off, so that the next entry is not appended to it."""
     journal.seek(0)
     content = journal.read()
     if content and not content.endswith("\n"):
@@ -273,7 +273,7 @@ def _obstacle(source: Path, target: Path) -> str:
 
 
 def _is_one_file(one: Path, other: Path) -> bool:
-    """Tell whether two names in different folders are of one and the same file, so that either can go."""
+    """Return whether two names in different folders belong to the same file, so that either can be removed."""
     try:
         first, second = one.lstat(), other.lstat()
     except OSError:

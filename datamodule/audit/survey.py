@@ -1,4 +1,4 @@
-"""The whole audit of a folder of classes: files in, findings out."""
+"""The whole audit of a folder of classes, from files to findings."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -21,14 +21,14 @@ Features = Callable[[Sequence[Inspection]], np.ndarray]
 
 @dataclass(frozen=True)
 class Survey:
-    """All that an audit found.
+    """All results of an audit.
 
     Attributes:
         root: the photos' folder.
         class_names: sorted.
         photos: how many photos can be read.
         findings: in the page's order.
-        notes: what could not be judged, in sentences.
+        notes: sentences about what could not be judged.
     """
 
     root: Path
@@ -50,14 +50,14 @@ def survey(
 
     Args:
         root: folder with one folder per class.
-        features_of: gives pooled features, shape (N, F), of photos.
-        network_size: side of what the network sees, in pixels.
+        features_of: returns pooled features of photos, shape (N, F).
+        network_size: side of the network's input, in pixels.
         validation_split: share of each class that Keras's split holds out, strictly between 0 and 1.
-        seed: of folds and groups.
-        progress: wraps an iteration to show how far it is; receives it and its length.
+        seed: for folds and groups.
+        progress: wraps an iteration to show progress; called with it and its length.
 
     Raises:
-        BadInput: no classes or no photos.
+        BadInput: there are no classes or no photos.
     """
     class_names = find_class_names(root) if root.is_dir() else []
     classes = list_classes(root, class_names)
@@ -121,7 +121,7 @@ def find_linked_folders(folder: Path) -> list[Path]:
 
 
 def find_not_listed(root: Path, listed: set[Path]) -> list[Path]:
-    """Find the files below `root` that Keras does not list, hidden ones aside, sorted."""
+    """Find the files below `root` that Keras does not list, sorted; hidden files are left out."""
     found = []
     for parent, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -130,7 +130,7 @@ def find_not_listed(root: Path, listed: set[Path]) -> list[Path]:
 
 
 def _unlinked(root: Path, path: Path) -> Path:
-    """The folder of `path` if no link were on the way from `root` to it."""
+    """Return where the folder of `path` would be if there were no links between `root` and it."""
     return root.resolve() / path.parent.relative_to(root)
 
 
@@ -141,12 +141,12 @@ class _Teller:
         root: the photos' folder.
         class_names: sorted.
         label_of: class index of each listed file.
-        photos: those that can be read, by row.
+        photos: the readable photos, by row.
     """
 
     def __init__(self, root: Path, class_names: list[str], label_of: dict[Path, int], photos: list[Inspection]) -> None:
         self.root, self.class_names, self.label_of, self.photos = root, class_names, label_of, photos
-        # Where links lead; what moves from there leaves them dangling.
+        # Targets of links; moving one would break the link.
         self.real = {photo.path: photo.path.resolve() for photo in photos}
         at_home = {folder: folder.resolve() for folder in {path.parent for path in self.real}}
         self.linked_to = {
@@ -167,7 +167,7 @@ class _Teller:
     ) -> Finding:
         file = path.relative_to(self.root).as_posix()
         first = path.relative_to(self.root).parts[0]
-        name = first if first in self.class_names else ""  # a file outside has no class's name
+        name = first if first in self.class_names else ""  # a file outside the class folders has no class
         other = related.relative_to(self.root).as_posix() if related else ""
         return Finding(file, name, kind, min(max(score, 0.0), 1.0), suggestion, other, detail, action)
 
@@ -213,8 +213,8 @@ class _Teller:
             said.insert(0, "the same file by a link")
         elif self.real[second] in self.linked_to:
             said.append("a link leads to this file")
-        # A second copy in the same class is of no use to anyone; of two labels somebody has to choose. Where a link
-        # leads, too: the link would lead nowhere.
+        # A second copy in the same class is useless, so it is marked. If the copies are in two classes, a person has to
+        # choose the label. The target of a link is not marked either: moving it would break the link.
         action = QUARANTINE if pair.exact and same_class and self.real[second] not in self.linked_to else ""
         kind = "exact_duplicate" if pair.exact else "near_duplicate"
         score = pair.likeness if same_class else 1.0

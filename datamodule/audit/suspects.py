@@ -1,10 +1,10 @@
-"""Photos that do not look like their class, from the features of a frozen backbone.
+"""Finds photos that do not look like their class, using features of a frozen backbone.
 
-Two questions, one order. *Would a classifier that never saw this photo give it this label?* Two linear classifiers,
-logistic regression and a shrunk discriminant analysis, are cross-validated (near-duplicates in the same fold, or a
-photo would vouch for its twin) and their probabilities multiplied; cleanlab scores the label. *Is it far from the
-middle of its class?* That finds what resembles no class, of which a classifier is often sure. Both are put on a
-common scale, the second with a fifth of the weight.
+Two questions decide how suspicious a photo is. *Would a classifier that never saw this photo give it this label?* Two
+linear classifiers, logistic regression and a shrunk discriminant analysis, are cross-validated and their probabilities
+multiplied; cleanlab scores the label. Near-duplicates are in the same fold, because otherwise a photo would confirm the
+label of its copy. *Is it far from the middle of its class?* This finds photos that resemble no class; a classifier is
+often sure of those. Both scores are standardised, and the second has a fifth of the weight.
 """
 
 import warnings
@@ -21,15 +21,15 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 FOLDS = 5
 COMPONENTS = 96
-"""Of the principal components that discriminant analysis sees."""
+"""Number of principal components used by the discriminant analysis."""
 TEMPERATURE = 4.0
-"""What discriminant analysis's scores are divided by: with so many components it is far too sure of itself."""
+"""The discriminant analysis's scores are divided by this: with so many components it is far too sure of itself."""
 DISTANCE_WEIGHT = 0.2
 OUTLYING_ABOVE = 4.0
-"""Distances from the class's middle, in robust standard deviations above its median, that are listed whatever the
-classifier says."""
+"""A photo whose distance from the middle of its class is more than this many robust standard deviations above the
+median is listed, whatever the classifier says."""
 GROUPS = 4
-"""Into how many a class is parted."""
+"""Into how many groups a class is divided."""
 FEWEST_IN_CLASS = 5
 
 
@@ -38,9 +38,9 @@ class Suspects:
     """The verdict on N photos.
 
     Attributes:
-        suspicion: shape (N,); the order is what counts. Lowest for photos of classes too small to judge.
-        listed: shape (N,), bool: those worth a look.
-        probability: out-of-sample probability of the own class, shape (N,); NaN where not judged.
+        suspicion: shape (N,); only the order has a meaning. Lowest for photos of classes too small to judge.
+        listed: shape (N,), bool: photos that should be looked at.
+        probability: out-of-sample probability of the photo's own class, shape (N,); NaN if not judged.
         likeliest: index of the most probable class, shape (N,).
         outlying: distance from the class's middle in robust standard deviations, shape (N,).
         unjudged: labels of classes with fewer than `FEWEST_IN_CLASS` photos.
@@ -55,19 +55,19 @@ class Suspects:
 
 
 def represent(features: np.ndarray) -> np.ndarray:
-    """Square roots of the features (signs kept), scaled to length 1: a few strong channels no longer drown the rest."""
+    """Return square roots of the features (signs kept), scaled to length 1, so that a few channels do not dominate."""
     roots = np.sign(features) * np.sqrt(np.abs(features))
     return roots / np.maximum(np.linalg.norm(roots, axis=1, keepdims=True), 1e-12)
 
 
 def find_suspects(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int = 0) -> Suspects:
-    """Judge every photo by photos other than itself.
+    """Judge every photo by the other photos.
 
     Args:
         features: pooled features, shape (N, F).
         labels: class indices, shape (N,).
-        groups: near-duplicates have the same number, shape (N,).
-        seed: of the folds.
+        groups: group numbers, the same for near-duplicates, shape (N,).
+        seed: for the folds.
     """
     count = len(labels)
     sizes = np.bincount(labels, minlength=1)
@@ -97,19 +97,19 @@ def find_suspects(features: np.ndarray, labels: np.ndarray, groups: np.ndarray, 
 
 
 def cross_validate(unit: np.ndarray, labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
-    """Out-of-sample class probabilities, shape (N, C), of two classifiers together.
+    """Compute out-of-sample class probabilities, shape (N, C), of two classifiers combined.
 
     Args:
         unit: shape (N, F), see `represent`.
         labels: 0 to C - 1, each at least `FEWEST_IN_CLASS` times, shape (N,).
         groups: see `find_suspects`.
-        seed: of the folds.
+        seed: for the folds.
     """
     classes = int(labels.max()) + 1
-    # log of the product of probabilities; a class that a fold did not see keeps a very small one
+    # log of the product of both probabilities; very small for a class that is missing in a fold's training part
     scores = np.full((len(labels), classes), 2 * np.log(1e-6))
     with warnings.catch_warnings():
-        # a class of few photos, all near-duplicates, cannot be spread over the folds; it is judged as well as it can be
+        # a class with few photos, all near-duplicates, cannot be spread over the folds; it is judged all the same
         warnings.simplefilter("ignore", UserWarning)
         folds = list(StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed).split(unit, labels, groups))
     for train, held_out in folds:
@@ -118,23 +118,23 @@ def cross_validate(unit: np.ndarray, labels: np.ndarray, groups: np.ndarray, see
             continue
         logistic = LogisticRegression(C=10, max_iter=500).fit(unit[train], labels[train])
         reduction = PCA(min(COMPONENTS, len(train) - 1, unit.shape[1]), random_state=0).fit(unit[train])
-        even = np.full(len(seen), 1 / len(seen))  # a class is no likelier for being larger: its photos are in question
+        even = np.full(len(seen), 1 / len(seen))  # a larger class is not likelier: its photos may be mislabelled
         discriminant = LinearDiscriminantAnalysis(solver="lsqr", covariance_estimator=LedoitWolf(), priors=even)
         discriminant.fit(reduction.transform(unit[train]), labels[train])
         margin = discriminant.decision_function(reduction.transform(unit[held_out]))
-        if margin.ndim == 1:  # of two classes scikit-learn gives the difference alone
+        if margin.ndim == 1:  # for two classes scikit-learn returns only the difference
             margin = np.stack([np.zeros_like(margin), margin], axis=1)
         scores[np.ix_(held_out, seen)] = logistic.predict_log_proba(unit[held_out]) + _log_softmax(margin / TEMPERATURE)
     return np.exp(_log_softmax(scores / 2))
 
 
 def find_groups(features: np.ndarray, labels: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Part the photos of every class into a few groups of alike ones.
+    """Divide the photos of every class into a few groups of similar ones.
 
     Args:
         features: pooled features, shape (N, F).
         labels: class indices, shape (N,).
-        seed: of the search.
+        seed: for the search.
 
     Returns:
         The group of each photo within its class, 0 the smallest, and its distance from the group's middle; both (N,).

@@ -1,4 +1,4 @@
-"""The `lightning` command: `cli` finds the subcommand, each of the other files is one or a few of them.
+"""The `lightning` command: `cli` finds the subcommand, and the other files implement the subcommands.
 
-Nothing is imported from here but `cli.main`; `cli` itself imports nothing heavy, so that help is at once there.
+Other packages import only `cli.main`. `cli` itself imports nothing heavy, so that help appears at once.
 """

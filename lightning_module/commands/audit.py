@@ -1,4 +1,4 @@
-"""`lightning audit`: find the photos that should not be trained on; set aside those that a person chose."""
+"""`lightning audit`: finds photos that should not be trained on, and sets aside those that a person chose."""
 
 import shlex
 import shutil
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from lightning_module.photo_features import PhotoFeatures
 
 EXTRA = {"cleanlab": "cleanlab", "imagehash": "imagehash", "scipy": "scipy", "sklearn": "scikit-learn"}
-"""Packages of the extra `audit`, and what they are called where they are installed from."""
+"""Modules that the extra `audit` provides -> names of the packages to install."""
 CSV, PAGE, QUARANTINE, FEATURES = "audit.csv", "audit.html", "quarantine", "features.npz"
 
 
 def run(argv: list[str]) -> None:
-    """Parse `audit PHOTOS --out DIR [...]` and do it.
+    """Parse `audit PHOTOS --out DIR [...]` and run it.
 
     Raises:
-        BadInput: something given cannot be used.
-        SystemExit: 1 where --apply or --undo left a file that should have been moved.
+        BadInput: some input cannot be used.
+        SystemExit: 1 if --apply or --undo could not move a file that should have been moved.
     """
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are findings
     codes = "Exit codes: 0 done; 1 a file that should have been moved is still where it was; 2 bad input."
@@ -66,17 +66,17 @@ def audit(
         out: folder for audit.html, audit.csv, the cached features and the quarantine; not inside `photos`.
         apply: do not audit; move what OUT/audit.csv marks with `quarantine` in its column `action` to OUT/quarantine.
         undo: do not audit; move everything in OUT/quarantine back.
-        weights: pretrained weights of the backbone in timm naming, .safetensors or .pth; without it timm's download.
+        weights: pretrained weights of the backbone in timm naming, .safetensors or .pth; by default timm's download.
         backbone: timm's name of a CNN.
-        pad_type: '' or 'same' (TensorFlow's); without it timm's own.
-        bn_eps: BatchNorm's epsilon; without it timm's own.
-        mean: of the normalisation, one number or three, on the scale where pixels are 0 to 1; without it timm's own.
-        std: of the normalisation, likewise.
-        checkpoint: of `lightning fit`; its backbone, weights and normalisation are taken instead of those above.
-        image_size: side, in pixels, of what the backbone sees.
+        pad_type: '' or 'same' (TensorFlow's); by default timm's own.
+        bn_eps: BatchNorm's epsilon; by default timm's own.
+        mean: mean for normalisation, one number or three, for pixels of 0 to 1; by default timm's own.
+        std: standard deviation for normalisation, in the same form; by default timm's own.
+        checkpoint: checkpoint of `lightning fit`; its backbone, weights and normalisation replace those above.
+        image_size: side of the backbone's input in pixels.
         interpolation: Pillow's filter for resizing.
-        validation_split: share of each class that training will hold out; for duplicates on both sides.
-        seed: of cross-validation and groups.
+        validation_split: share of each class that training will hold out; used to find duplicates in both sets.
+        seed: seed for cross-validation and groups.
     """
     if apply and undo:
         raise BadInput("expected --apply or --undo, received both. Run one, then the other.")
@@ -142,7 +142,7 @@ def _features(
             network = TimmClassifier(2, hidden=(), **architecture).eval()
             load_pretrained(network, weights)
         except BadInput as error:
-            # `fit` calls these settings --model.weights and so on, and can do without weights
+            # the message is for `fit`, where the settings are called --model.weights etc. and weights are optional
             message = str(error).replace(", or start untrained with --model.pretrained false", "")
             raise BadInput(message.replace("--model.", "--")) from error
     return PhotoFeatures(network.to(memory_format=torch.channels_last), image_size, interpolation, cache)

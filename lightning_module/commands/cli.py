@@ -1,4 +1,4 @@
-"""The `lightning` command: which subcommand, and what its failure looks like. Imports nothing heavy by itself."""
+"""The `lightning` command: finds the subcommand and reports its errors. Imports nothing heavy by itself."""
 
 import re
 import sys
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 EXIT_MISMATCH = 1
 """The twins do not agree."""
 EXIT_BAD_INPUT = 2
-"""Something was given that cannot be used; argparse's own code for a wrong command line, too."""
+"""Some input cannot be used; also argparse's code for a wrong command line."""
 
 EXIT_KERAS_FAILED = 3
-"""The Keras process crashed or ran out of time: nothing is known of the twins."""
+"""The Keras process crashed or ran out of time, so nothing is known about the twins."""
 
 EXIT_INTERRUPTED = 130
-"""Ctrl-C, as shells have it."""
+"""Ctrl-C, the same code as in shells."""
 
 EXIT_CODES = (
     f"Exit codes: 0 done, and the twins are the same network; {EXIT_MISMATCH} they differ; {EXIT_BAD_INPUT} bad input; "
@@ -38,8 +38,8 @@ class Command(NamedTuple):
     """A subcommand.
 
     Attributes:
-        summary: one line.
-        place: "module:function"; the function takes the arguments, the subcommand's name first.
+        summary: one line for the help.
+        place: "module:function"; the function takes the list of arguments, with the subcommand's name first.
     """
 
     summary: str
@@ -70,7 +70,7 @@ SYNONYMS = {
     "compare": "parity",
     "verify": "parity",
 }
-"""What other tools call it -> our command, which is meant."""
+"""Names that other tools use -> our command."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,8 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: the arguments after the command's name; None for the process's own.
 
     Raises:
-        SystemExit: 1 where the twins do not agree, 2 for input that cannot be used, 3 where the Keras process failed,
-            130 at Ctrl-C; anything else that goes wrong keeps its traceback.
+        SystemExit: 1 if the twins differ, 2 for input that cannot be used, 3 if the Keras process failed, 130 at
+            Ctrl-C; any other error keeps its traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = arguments[0] if arguments else "--help"
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         arguments = ["--help" if underscored(each) == "--help_all" else each for each in arguments]
     try:
         _function(COMMANDS[first].place)(arguments)
-    except (BadInput, ArgumentError) as error:  # argparse's own: such as of a setting in a checkpoint that is none here
+    except (BadInput, ArgumentError) as error:  # ArgumentError: for example, a checkpoint has an unknown setting
         refuse(str(error))
     except KeyboardInterrupt:
         print("lightning: interrupted", file=sys.stderr)
@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def help_text() -> str:
-    """What `lightning --help` prints."""
+    """Return what `lightning --help` prints."""
     rows = "\n".join(f"  {name:<10}{command.summary}" for name, command in COMMANDS.items())
     return (
         "usage: lightning <command> [arguments]\n\n"
@@ -126,13 +126,13 @@ def help_text() -> str:
 
 
 def refuse(message: str) -> NoReturn:
-    """Say what is wrong with the input, without a traceback, and leave with its exit code."""
+    """Print what is wrong with the input, without a traceback, and exit with the code for bad input."""
     print(f"lightning: {message}", file=sys.stderr)
     raise SystemExit(EXIT_BAD_INPUT)
 
 
 def underscored(argument: str) -> str:
-    """Spell an option's name, and nothing of its value, with underscores: both spellings are in use."""
+    """Spell an option's name, but not its value, with underscores, because both spellings are common."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument[2:].partition("=")
@@ -140,20 +140,20 @@ def underscored(argument: str) -> str:
 
 
 PARSING: Mapping[str, Any] = MappingProxyType({"allow_abbrev": False, "exit_on_error": False})
-"""How every command's parser is made. A misspelt option could be taken for the abbreviation of another."""
+"""Arguments for every command's parser. Abbreviations are off, because a misspelt option could be read as one."""
 
 
 def parse(command: str, parser: "ArgumentParser", arguments: list[str], options: "ArgumentParser | None" = None) -> Any:
     """Parse a command line.
 
     Args:
-        command: its name.
+        command: the command's name.
         parser: made with `PARSING`.
-        arguments: what it is given.
-        options: the parser that has the command's options, where it is another.
+        arguments: the arguments to parse.
+        options: the parser that has the command's options, if it is another one.
 
     Raises:
-        BadInput: it cannot be parsed; without the list of all options, which would hide what is wrong.
+        BadInput: it cannot be parsed. The message does not list all options, which would hide what is wrong.
     """
     try:
         return parser.parse_args(arguments)
@@ -170,16 +170,16 @@ def parse(command: str, parser: "ArgumentParser", arguments: list[str], options:
 
 
 def parse_for(function: Callable, command: str, arguments: list[str], exit_codes: str = EXIT_CODES) -> dict[str, Any]:
-    """Parse the command line of a command that is one function, whose arguments are its options.
+    """Parse the command line of a command that is a single function, whose arguments are the options.
 
     Args:
-        function: with docstring and types.
-        command: its name.
-        arguments: what it is given.
-        exit_codes: for the end of its help.
+        function: the function, with docstring and type annotations.
+        command: the command's name.
+        arguments: the arguments to parse.
+        exit_codes: text for the end of the help.
 
     Raises:
-        BadInput: it cannot be parsed.
+        BadInput: the arguments cannot be parsed.
     """
     from jsonargparse import ArgumentParser
 
@@ -196,7 +196,7 @@ _PLAIN = {
     r"<class '([^']*)'>": r"\1",
     r"\bExpected an? one of": "Expected one of",
 }
-"""What jsonargparse says, and how it reads to somebody who does not write Python."""
+"""jsonargparse's wording -> wording for people who do not write Python."""
 
 
 def _function(place: str) -> Callable[[list[str]], None]:

@@ -1,4 +1,4 @@
-"""`lightning export`: a checkpoint as a Keras `.h5`, or in other formats made of it."""
+"""`lightning export`: writes a checkpoint as a Keras `.h5`, or in other formats made from that."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def run_export(argv: list[str]) -> None:
-    """Parse `export CKPT OUT.h5 [--input_range unit|raw] [--temperature fitted|NUMBER] [...]` and do it.
+    """Parse `export CKPT OUT.h5 [--input_range unit|raw] [--temperature fitted|NUMBER] [...]` and run it.
 
     Raises:
-        BadInput: something given cannot be used.
-        SystemExit: 1 where a format is not the network that was trained.
+        BadInput: some input cannot be used.
+        SystemExit: 1 if a format is not the network that was trained.
     """
     if not export(**parse_options("export", export, argv)):
         raise SystemExit(EXIT_MISMATCH)
@@ -31,20 +31,21 @@ def export(
     photos: Path | None = None,
     temperature: float | Literal["none", "fitted"] = "none",
 ) -> bool:
-    """Write a checkpoint as one Keras .h5 that loads with a plain load_model(path), or in other formats made of it.
+    """Write a checkpoint as one Keras .h5 that loads with a plain load_model(path), or in other formats made from it.
 
     Args:
         ckpt: checkpoint of `lightning fit`, such as RUN/best.ckpt.
-        out: the .h5 to write; an existing one is replaced once the new one is whole. Other formats go beside it, as
-            OUT_saved_model, OUT.onnx, OUT.tflite and OUT_int8.tflite; for a single one any other name is its place.
-        input_range: what the twin takes: `unit`, values 0 to 1, or `raw`, values 0 to 255.
+        out: the .h5 to write; an existing one is replaced when the new one is complete. Other formats are written
+            beside it, as OUT_saved_model, OUT.onnx, OUT.tflite and OUT_int8.tflite; a single other format may have any
+            name.
+        input_range: values that the twin takes: `unit`, 0 to 1, or `raw`, 0 to 255.
         fuse_batchnorm: fold every BatchNorm into the convolution before it: fewer layers, for predicting only.
-        format: some of keras, saved_model, onnx, tflite, tflite_int8, with commas between; or all. All but a single
-            keras are compared with torch before they are put in place.
-        photos: folder with photos, at any depth, to compare formats other than a single keras on (for that one there
-            is `lightning parity`); tflite_int8 needs it. Where its folders are the classes, accuracy is compared too.
-        temperature: divide the logits by a number, or by the one that `lightning fit` fitted: `fitted`. What is
-            exported is then OUT_calibrated.ckpt, written beside: its last layer has the temperature in it. Labels stay.
+        format: one or more of keras, saved_model, onnx, tflite, tflite_int8, separated by commas; or all. They are
+            compared with torch before they are put in place, except for keras alone.
+        photos: folder with photos, at any depth, on which formats are compared (for keras alone use `lightning
+            parity`); tflite_int8 needs it. If its folders are the classes, accuracy is compared too.
+        temperature: divide the logits by a number, or by the one that `lightning fit` fitted: `fitted`. Then
+            OUT_calibrated.ckpt is written, with the temperature in its last layer, and that is exported. Labels stay.
 
     Returns:
         Whether all formats are the network that was trained.
@@ -88,7 +89,7 @@ def export(
 
 
 def _calibrated(ckpt: Path, out: Path, temperature: float | str) -> Path:
-    """Write the checkpoint with the temperature in it beside what is to be exported; return its place."""
+    """Write a checkpoint that contains the temperature beside the file to export; return its path."""
     from export.calibrated import Fitted, fitted_temperature, write_calibrated
 
     fitted = fitted_temperature(ckpt) if isinstance(temperature, str) else Fitted(float(temperature), None)

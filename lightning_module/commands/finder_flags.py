@@ -1,4 +1,4 @@
-"""`--find_batch_size` and `--find_lr` of `lightning fit`: look for a setting first, use it, and keep it."""
+"""`--find_batch_size` and `--find_lr` of `lightning fit`: search for a setting first, use it, and save it."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,9 +19,9 @@ class Finder(NamedTuple):
     """A flag of `fit`.
 
     Attributes:
-        group: the setting's, `data` or `model`.
-        name: of the setting.
-        help: for `lightning fit --help_all`.
+        group: group of the setting, `data` or `model`.
+        name: name of the setting.
+        help: text for `lightning fit --help_all`.
     """
 
     group: str
@@ -37,15 +37,15 @@ FINDERS = {
         "model", "learning_rate", "look for the model.learning_rate at which the loss falls most steeply, and use it"
     ),
 }
-"""In the order in which they are followed: the rate depends on the size."""
+"""In the order in which they run: the learning rate depends on the batch size."""
 
 
 def take_found(settings: Any, run: RunFolder) -> None:
-    """Let a run keep what it found when it began, though the same command asks to look for it again.
+    """Let a resumed run keep the settings found when it began, although the same command asks for a search.
 
     Args:
-        settings: of `fit`; are changed.
-        run: the one that goes on.
+        settings: settings of `fit`; changed in place.
+        run: the run that is resumed.
     """
     wanted = [flag for flag in FINDERS if settings.get(flag)]
     if wanted and run.config.is_file():
@@ -58,17 +58,17 @@ def take_found(settings: Any, run: RunFolder) -> None:
 def find_settings(
     model: ProductClassifier, datamodule: "ProductPhotos", trainer: Trainer, given: Any, kept: Any
 ) -> None:
-    """Look for what is asked for; set it in the model and the data, and in the settings to be kept.
+    """Search for the settings that are asked for; set them in the model, in the data and in the saved settings.
 
     Args:
-        model: to be trained; a copy of it is tried.
+        model: the model to train; the search uses a copy.
         datamodule: its photos.
-        trainer: says where the run's folder is.
-        given: settings of this fit, its flags among them.
-        kept: settings for config.yaml; are changed.
+        trainer: knows the run's folder.
+        given: settings of this fit, including the flags.
+        kept: settings for config.yaml; changed in place.
 
     Raises:
-        BadInput: the fit goes on from a checkpoint, whose optimiser has its learning rate.
+        BadInput: the fit continues from a checkpoint, whose optimiser already has a learning rate.
     """
     wanted = [flag for flag in FINDERS if given[flag]]
     if not wanted or getattr(trainer, "fast_dev_run", False):
@@ -90,7 +90,7 @@ def find_settings(
 
 
 def _shown(found: "FoundRate", model: ProductClassifier, trainer: Trainer) -> float | None:
-    """Draw what was found, say it, and return it; None where nothing was."""
+    """Plot the learning rates, print the suggestion and return it; None if there is none."""
     from lightning_module.evaluation.plots import learning_rate_png
 
     rate, picture = found.suggestion, run_folder_of(trainer).learning_rates

@@ -1,4 +1,4 @@
-"""`lightning import`: a Keras `.h5` into a checkpoint, and the proof of it."""
+"""`lightning import`: converts a Keras `.h5` to a checkpoint, and proves that both compute the same."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 def run_import(argv: list[str]) -> None:
-    """Parse `import MODEL.h5 OUT.ckpt [--class_names A,B] [...]` and do it.
+    """Parse `import MODEL.h5 OUT.ckpt [--class_names A,B] [...]` and run it.
 
     Raises:
-        BadInput: something given cannot be used.
-        SystemExit: 1 where the two do not agree.
+        BadInput: some input cannot be used.
+        SystemExit: 1 if the two differ.
     """
     if not import_(**parse_options("import", import_, argv)):
         raise SystemExit(EXIT_MISMATCH)
@@ -48,18 +48,18 @@ def import_(
 
     Args:
         model: the Keras .h5.
-        out: the checkpoint to write; an existing one is replaced once the new one is whole and proved.
+        out: the checkpoint to write; an existing one is replaced when the new one is complete and proved.
         class_names: names of the classes in the order of the outputs, separated by commas.
         labels: labels.json that names the classes (and may give interpolation), as `lightning fit` writes it.
         photos_root: folder with one folder of photos per class: their sorted names are the classes, and the photos go
             through both sides.
-        image_size: one number, or `h,w`, where the model takes any size.
-        interpolation: how photos are resized; `nearest`, Keras's own, unless the file says otherwise.
-        input_range: what the model takes where its layers do not show it: `unit`, values 0 to 1, `raw`, values 0 to
-            255, or `tf`, values -1 to 1.
-        check: whether a real Keras judges; false writes the checkpoint unproved.
+        image_size: one number, or `h,w`, if the model takes any size.
+        interpolation: how photos are resized; `nearest`, Keras's default, unless the file says otherwise.
+        input_range: values that the model takes, if its layers do not show it: `unit`, 0 to 1, `raw`, 0 to 255, or
+            `tf`, -1 to 1.
+        check: compare both in a real Keras; false writes the checkpoint unproved.
         json: file for the whole report.
-        keras_python: interpreter whose Keras judges; without it this environment's.
+        keras_python: Python interpreter whose Keras is used for the proof; by default this environment's.
 
     Returns:
         Whether all checks passed.
@@ -105,7 +105,7 @@ def import_(
 
 
 def _folder_names(root: Path) -> list[str]:
-    """Names of the folders in a folder, sorted as flow_from_directory sorts them."""
+    """Return the names of the folders in a folder, sorted as in flow_from_directory."""
     if not root.is_dir():
         raise BadInput(f"--photos_root: expected a folder with one folder per class, received {root}. Check the path.")
     return sorted(each.name for each in root.iterdir() if each.is_dir() and not each.name.startswith("."))

@@ -1,4 +1,4 @@
-"""What it takes to run a fit again: `config.yaml` and `environment.json` in its folder."""
+"""What is needed to run a fit again: `config.yaml` and `environment.json` in its folder."""
 
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ from models.atomic_write import write_text
 
 
 class KeepConfig(SaveConfigCallback):
-    """Writes what it takes to run a fit again: all settings to `config.yaml`, all else to `environment.json`."""
+    """Writes what is needed to run a fit again: all settings to `config.yaml`, all else to `environment.json`."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Write nothing yet: the data may prove unusable, and an earlier run's file is still worth something."""
+        """Write nothing yet: the data may turn out to be unusable, and then an earlier run's file should stay."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Write both files whole.
+        """Write both files.
 
         Raises:
-            BadInput: the run goes on, but not with the photos that it began with; or a file cannot be written.
+            BadInput: the run is resumed with other photos than it began with, or a file cannot be written.
         """
         if not trainer.is_global_zero:
             return
@@ -42,7 +42,7 @@ class KeepConfig(SaveConfigCallback):
 
 
 def settings_text(parser: LightningArgumentParser, settings: Any) -> str:
-    """Return all settings of a fit as YAML, but its flags: they are none of what is learnt, nor other commands'."""
+    """Return all settings of a fit as YAML, without its flags, which do not affect training and only `fit` has."""
     settings = settings.clone()
     for flag in ("resume", *FINDERS):
         settings.pop(flag, None)

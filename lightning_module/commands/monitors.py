@@ -1,4 +1,4 @@
-"""Which figures a fit can watch, to keep its best epoch or to stop."""
+"""Which figures a fit can monitor, to choose its best epoch or to stop."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ FIGURES = ("loss", "accuracy", "f1_macro")
 
 
 def check_monitors(settings: Any) -> None:
-    """Refuse to watch a figure that no epoch will have.
+    """Refuse to monitor a figure that no epoch will have.
 
     Args:
-        settings: of `fit`.
+        settings: settings of `fit`.
 
     Raises:
         BadInput: there is no such figure.

@@ -1,4 +1,4 @@
-"""What several commands take: files of photos and labels, places of reports, lists with commas."""
+"""Options that several commands share: photos, labels, paths of reports, lists separated by commas."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -17,10 +17,10 @@ _FLAGS = ("--fuse_batchnorm",)
 
 
 def pixels_of(files: list[Path], image_size: tuple[int, int], interpolation: str) -> "np.ndarray":
-    """Pixels of all photos, uint8 (N, H, W, 3).
+    """Return the pixels of all photos, uint8 (N, H, W, 3).
 
     Raises:
-        BadInput: some cannot be read.
+        BadInput: some photos cannot be read.
     """
     from datamodule.photo_store import PhotoStore
 
@@ -36,10 +36,10 @@ def pixels_of(files: list[Path], image_size: tuple[int, int], interpolation: str
 
 
 def read_labels(path: Path) -> dict[str, Any]:
-    """What a labels.json says, `class_names` at least; a plain list of names will do.
+    """Return the content of a labels.json, with at least `class_names`; a plain list of names is accepted, too.
 
     Raises:
-        BadInput: it cannot be read, or has no names.
+        BadInput: the file cannot be read, or has no class names.
     """
     from json import loads
 
@@ -78,10 +78,10 @@ def list_photo_files(folder: Path) -> list[Path]:
 
 
 def chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
-    """Names from a list with commas, each once; `all` stands for all of them, and nothing for none.
+    """Return the names in a list separated by commas, each once; `all` means all known names, an empty text none.
 
     Raises:
-        BadInput: a name that is not known.
+        BadInput: a name is not known.
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     known = list(known)
@@ -95,10 +95,10 @@ def chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
 
 def parse_options(name: str, function: Callable, argv: list[str], repeatable: Iterable[str] = ()) -> dict[str, Any]:
     """Parse a function's arguments; options in `repeatable` may be given several times."""
-    spelled = [underscored(each) for each in argv[1:]]  # --keras-python is --keras_python: both are in use
+    spelled = [underscored(each) for each in argv[1:]]  # --keras-python is accepted for --keras_python
     given: list[str] = []
     for each in spelled:
-        if given and given[-1] in _FLAGS:  # a flag may have a value, and needs none
+        if given and given[-1] in _FLAGS:  # a flag's value is optional
             given[-1] += f"={each}" if each in ("true", "false") else "=true"
             if each in ("true", "false"):
                 continue
@@ -110,10 +110,10 @@ def parse_options(name: str, function: Callable, argv: list[str], repeatable: It
 
 
 def check_report_place(option: str, place: Path, *inputs: Path) -> None:
-    """Refuse, before anything costly, a report that could not be written or would replace what it reports on.
+    """Refuse a path for a report that cannot be written or is an input file, before anything expensive is done.
 
     Raises:
-        BadInput: the folder is missing or cannot be written, or the file is one of the inputs.
+        BadInput: the folder is missing or cannot be written to, or the file is one of the inputs.
     """
     if place.exists() and any(given.exists() and place.samefile(given) for given in inputs):
         raise BadInput(f"{option}: expected a place for the report, received {place}, which is an input. Name another.")

@@ -1,4 +1,4 @@
-"""`lightning parity`: the proof that a `.h5` computes what its checkpoint computes."""
+"""`lightning parity`: proves that a `.h5` computes the same as its checkpoint."""
 
 import sys
 from pathlib import Path
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 def run_parity(argv: list[str]) -> None:
-    """Parse `parity CKPT MODEL.h5 [--photos DIR] [--json FILE] [--html FILE] [--keras_python PY ...]` and do it.
+    """Parse `parity CKPT MODEL.h5 [--photos DIR] [--json FILE] [--html FILE] [--keras_python PY ...]` and run it.
 
     Raises:
-        BadInput: something given cannot be used.
-        KerasFailed: a Keras crashed or ran out of time.
-        SystemExit: 1 where the twins do not agree.
+        BadInput: some input cannot be used.
+        KerasFailed: a Keras process crashed or ran out of time.
+        SystemExit: 1 if the twins differ.
     """
     if not parity(**parse_options("parity", parity, argv, repeatable=["--keras_python"])):
         raise SystemExit(EXIT_MISMATCH)
@@ -40,25 +40,26 @@ def parity(
     keras_python: list[Path] | None = None,
     second_opinions: str = "",
 ) -> bool:
-    """Prove that a .h5 computes what its checkpoint computes. The last line is the verdict.
+    """Prove that a .h5 computes the same as its checkpoint. The last line is the verdict.
 
     Args:
         ckpt: checkpoint of `lightning fit`, such as RUN/best.ckpt.
-        model: the .h5 that is claimed to be its twin.
+        model: the .h5 that should be its twin.
         photos: folder with photos, at any depth, that go through both; without it only synthetic images do.
         json: file for the whole report.
         html: file for the report as one page.
-        keras_python: interpreter whose Keras judges; may be given several times, and then all must pass: the exit code
-            is 1 if the twins differ under any of them, else 3 if any crashed, else 2 if any could not be asked. The
-            others' reports are written all the same. Without it this environment's.
-        second_opinions: further roads to the same probabilities: some of tf2onnx, onnx2tf, with commas between; or all.
+        keras_python: Python interpreter whose Keras is used; by default this environment's. May be given several times;
+            then all must pass. The exit code is 1 if the twins differ under any of them, else 3 if any crashed, else 2
+            if any could not be used. Reports of the others are written all the same.
+        second_opinions: compare the probabilities of other converters, too: one or more of tf2onnx, onnx2tf, separated
+            by commas; or all.
 
     Returns:
         Whether all checks passed, under every Keras.
 
     Raises:
-        BadInput: something given cannot be used; of several interpreters, if none crashed and the twins differ nowhere.
-        KerasFailed: a Keras crashed or ran out of time; of several, if the twins differ nowhere.
+        BadInput: some input cannot be used. With several interpreters: only if none crashed and no twins differ.
+        KerasFailed: a Keras process crashed or ran out of time. With several: only if no twins differ.
     """
     from datamodule.photo_store import load_photo
     from export.proof.page import write_page
@@ -86,7 +87,7 @@ def parity(
     try:
         for python in interpreters:
             try:
-                # Other roads do not hang on which Keras judges: they are asked once.
+                # Second opinions do not depend on which Keras is used, so they are computed once.
                 asked = [] if reports else opinions
                 reports.append(check_parity(pair, python, progress=_say, opinions=asked))
             except (BadInput, KerasFailed) as error:
@@ -96,7 +97,7 @@ def parity(
                 print(f"lightning: {python}: not checked: {error}", file=sys.stderr)
             else:
                 print_report(reports[-1])
-    finally:  # whatever came after them
+    finally:  # also after an error or an interruption
         not_checked = {name: str(error) for name, error in failures}
         not_checked |= {
             str(each): "broken off before it had judged" for each in interpreters[len(reports) + len(failures) :]
@@ -116,12 +117,12 @@ def parity(
 
 
 def _say(text: str) -> None:
-    """What goes on, for whoever waits: beside the report, which is on stdout."""
+    """Print progress on stderr, because the report is on stdout."""
     print(f"{text} ...", file=sys.stderr, flush=True)
 
 
 def _raise_worst(failures: list[tuple[str, BadInput | KerasFailed]]) -> NoReturn:
-    """Say of which interpreters nothing is known: as a crash, if there was one, else as bad input."""
+    """Raise an error that names the interpreters without a result: a crash if there was one, or else bad input."""
     names = ", ".join(dict.fromkeys(name for name, _ in failures))
     kind = KerasFailed if any(isinstance(error, KerasFailed) for _, error in failures) else BadInput
     raise kind(

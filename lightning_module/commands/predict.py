@@ -1,4 +1,4 @@
-"""`lightning predict`: label photos with a checkpoint or its twin, as many as there are."""
+"""`lightning predict`: labels any number of photos with a checkpoint or its twin."""
 
 import csv
 import os
@@ -24,7 +24,7 @@ from models.atomic_write import replacing
 from models.bad_input import BadInput
 
 NAMED = 20
-"""Photos that cannot be read and are named on the terminal; the file names all."""
+"""How many photos that cannot be read are named on the terminal; the file lists all of them."""
 BAD_COLUMNS = ["file", "reason"]
 COLUMNS = [
     "file",
@@ -35,10 +35,10 @@ COLUMNS = [
 
 
 def run(argv: list[str]) -> None:
-    """Parse `predict CKPT_OR_H5 PHOTOS [--out FILE] [...]` and do it.
+    """Parse `predict CKPT_OR_H5 PHOTOS [--out FILE] [...]` and run it.
 
     Raises:
-        BadInput: something given cannot be used.
+        BadInput: some input cannot be used.
         KerasFailed: the Keras process crashed or ran out of time.
     """
     codes = f"Exit codes: 0 done, photos that cannot be read being left out; {EXIT_BAD_INPUT} bad input; "
@@ -62,11 +62,11 @@ def predict(
     Args:
         model: checkpoint of `lightning fit`, such as RUN/best.ckpt, or a Keras .h5, such as RUN/model.h5.
         photos: folder with photos, at any depth, or a single photo.
-        out: the CSV file to write; an existing one is replaced once the new one is whole.
-        batch_size: photos that are computed at once; what is written does not depend on it.
-        device: where a checkpoint is computed: `auto` is a GPU where there is one.
-        keras_python: interpreter whose Keras computes a .h5; without it this environment's.
-        labels: labels.json for a .h5 that does not say itself what it takes and gives.
+        out: the CSV file to write; an existing one is replaced when the new one is complete.
+        batch_size: number of photos that are computed at once; the result does not depend on it.
+        device: where a checkpoint is computed: `auto` is a GPU if there is one.
+        keras_python: Python interpreter whose Keras computes a .h5; by default this environment's.
+        labels: labels.json for a .h5 that does not itself state its classes and input range.
     """
     if out.name.lower().endswith(LISTED_ENDINGS):
         raise BadInput(f"--out: expected the name of a CSV file, received {out}: photos are named so. Name another.")
@@ -78,7 +78,7 @@ def predict(
         raise BadInput(f"--batch_size: expected 1 or more, received {batch_size}.")
     labeller = _labeller(model, device, keras_python, labels)
     total = _count(photos)
-    warnings.filterwarnings("ignore", module="PIL")  # about odd files: they are read, or they are named
+    warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are either read or reported
     with ExitStack() as stack:
         stack.enter_context(labeller)
         progress = stack.enter_context(_progress())
@@ -94,7 +94,7 @@ def predict(
             named.extend(bad[: NAMED - len(named)])
             progress.advance(task, len(batch) + len(bad))
     if not bad_rows.count and _is_ours(bad_out):
-        bad_out.unlink()  # an earlier run's, which would be taken for this one's
+        bad_out.unlink()  # an earlier run's file, which would be mistaken for this one's
     print(f"{rows.count} photos labelled: {out}")
     if bad_rows.count:
         print(f"{bad_rows.count} that cannot be read: {bad_out}")
@@ -107,15 +107,15 @@ def predict(
 
 
 def label(labeller: Labeller, files: Sequence[Path], photos: np.ndarray) -> Iterator[list[Any]]:
-    """Rows of the CSV file.
+    """Yield the rows of the CSV file.
 
     Args:
-        labeller: knows the probabilities.
-        files: N of them.
+        labeller: computes the probabilities.
+        files: N paths.
         photos: their pixels, uint8, shape (N, H, W, 3).
 
     Raises:
-        BadInput: what the labeller gives are no probabilities.
+        BadInput: the labeller's outputs are not probabilities.
     """
     probabilities = labeller.probabilities(photos)
     if not (np.abs(probabilities.sum(axis=1) - 1) < 1e-3).all() or (probabilities < 0).any():  # NaN is not near 1
@@ -135,10 +135,10 @@ def label(labeller: Labeller, files: Sequence[Path], photos: np.ndarray) -> Iter
 def decoded(
     files: Iterator[Path], batch_size: int, image_size: tuple[int, int], interpolation: str
 ) -> Iterator[tuple[list[tuple[Path, np.ndarray]], list[BadPhoto]]]:
-    """Photos batch after batch; the next one is decoded meanwhile, and no more than that.
+    """Decode photos batch by batch, only one batch ahead.
 
     Yields:
-        files with their pixels, uint8 (H, W, 3), and those that cannot be read; together `batch_size`.
+        Files with their pixels, uint8 (H, W, 3), and the files that cannot be read; together `batch_size`.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     with ThreadPoolExecutor(cores) as pool:
@@ -161,15 +161,17 @@ def decoded(
 
 
 class _Rows:
-    """A CSV file that is written row by row beside its place, and put there when whole; none without rows or `begin`.
+    """A CSV file that is written row by row under a temporary name, and renamed when complete.
+
+    Without rows and without a call of `begin`, no file is written.
 
     Args:
-        stack: puts it there when it is left without an error.
-        path: the place.
+        stack: renames the file if it exits without an error.
+        path: final path of the file.
         columns: the first line.
 
     Attributes:
-        count: rows so far.
+        count: number of rows so far.
     """
 
     def __init__(self, stack: ExitStack, path: Path, columns: list[str]) -> None:
@@ -180,7 +182,7 @@ class _Rows:
     def begin(self) -> None:
         if self._file is None:
             temporary = self.stack.enter_context(replacing(self.path))
-            # a name that is not UTF-8 keeps its bytes
+            # a file name that is not UTF-8 keeps its bytes
             file = temporary.open("w", encoding="utf-8", errors="surrogateescape", newline="")
             self._file = self.stack.enter_context(file)
             self._write(self.columns)
@@ -193,14 +195,14 @@ class _Rows:
 
     def _write(self, row: list[Any]) -> None:
         assert self._file is not None
-        # csv quotes what is in its own end of line, but a carriage return ends one for whoever reads it, too
+        # csv quotes only its own line ending, but for readers of the file a carriage return also ends a line
         ends_lines = any("\r" in str(value) for value in row)
         writer = csv.writer(self._file, lineterminator="\n", quoting=csv.QUOTE_ALL if ends_lines else csv.QUOTE_MINIMAL)
         writer.writerow(row)
 
 
 def _is_ours(bad_out: Path) -> bool:
-    """Whether a file is one of ours that lists bad photos, by its first line."""
+    """Return whether a file is one of our lists of bad photos, judged by its first line."""
     try:
         with bad_out.open("rb") as file:
             return file.readline().strip() == ",".join(BAD_COLUMNS).encode()
@@ -233,10 +235,10 @@ def _labeller(model: Path, device: Device, keras_python: Path | None, labels: Pa
 
 
 def _count(photos: Path) -> int:
-    """How many there are.
+    """Count the photos.
 
     Raises:
-        BadInput: none.
+        BadInput: there are none.
     """
     if photos.is_dir():
         count = sum(1 for _ in each_photo(photos))
@@ -254,6 +256,6 @@ def _count(photos: Path) -> int:
 
 
 def _progress() -> Progress:
-    """A bar for a person; a log file gets none."""
+    """Return a progress bar, which is shown only in a terminal."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     return Progress(*columns, disable=not sys.stdout.isatty(), transient=True)

@@ -1,4 +1,4 @@
-"""Lightning without advice that does not fit here, and TensorBoard without TensorFlow."""
+"""Silences Lightning's advice that does not apply here, and keeps TensorBoard from importing TensorFlow."""
 
 import logging
 import sys
@@ -8,10 +8,10 @@ from types import ModuleType
 
 
 def keep_tensorflow_out() -> None:
-    """Let TensorBoard's writer use its own stub, though TensorFlow is installed for the Keras process.
+    """Let TensorBoard's writer use its own stub, although TensorFlow is installed for the Keras process.
 
-    Importing TensorFlow takes seconds and hundreds of megabytes, and on a GPU it would take the memory too. This
-    module's mere presence is what TensorBoard looks at (tensorboard/compat/__init__.py, `tf`).
+    Importing TensorFlow takes seconds and hundreds of megabytes, and on a GPU it would also take the GPU's memory.
+    TensorBoard only checks whether the module `notf` exists (tensorboard/compat/__init__.py, `tf`).
     """
     sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
 
@@ -19,16 +19,16 @@ def keep_tensorflow_out() -> None:
 _UNASKED = (
     "litlogger", "litmodels",  # advertisements
     "TPU available", "to estimate number of stepping batches", "Found current_model_state in the checkpoint",
-    "GPU available: False",  # one that is there and not used is worth a line
-    "Restoring states from the checkpoint path", "Loaded model weights from the checkpoint at",  # said in our own words
+    "GPU available: False",  # an unused GPU is still reported
+    "Restoring states from the checkpoint path", "Loaded model weights from the checkpoint at",  # replaced by our own
 )  # fmt: skip
-"""What Lightning logs that nobody who runs this command needs."""
+"""Lightning's log messages that users of this command do not need."""
 
 
 def _plain_where_ours(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
-    """Format this project's warnings as its other messages: whom they are for does not look for a line of code."""
+    """Format this project's warnings like its other messages, because users do not need the line of code."""
     ours = Path(filename).is_relative_to(Path(__file__).parents[2]) and "site-packages" not in filename
     return f"lightning: {message}\n" if ours else _format_others(message, category, filename, lineno, line)
 
@@ -37,7 +37,7 @@ _format_others = warnings.formatwarning  # Lightning's own, which is imported by
 
 
 def quieten() -> None:
-    """Silence advice that does not fit here; everything else stays."""
+    """Silence advice that does not apply here; everything else stays."""
     for message in (
         r".*in eval mode at the start of training.*",  # a frozen backbone is in eval mode on purpose
         r".*Checkpoint directory .* exists and is not empty.*",  # see RunFolder for what happens to old files
@@ -45,9 +45,9 @@ def quieten() -> None:
         r".*Experiment logs directory .* exists and is not empty.*",
         r".*is smaller than the logging interval.*",  # figures are logged per epoch
         r".*does not have many workers.*",  # photos come from memory
-        r".*isinstance\(treespec, LeafSpec\).*",  # between Lightning and torch
-        r".*the following callbacks.*",  # of a checkpoint's that only a fit needs
-        r".*find_unused_parameters=True was specified.*",  # there are some while the head learns alone
+        r".*isinstance\(treespec, LeafSpec\).*",  # a matter between Lightning and torch
+        r".*the following callbacks.*",  # callbacks in a checkpoint that only a fit needs
+        r".*find_unused_parameters=True was specified.*",  # there are some while only the head is trained
     ):
         warnings.filterwarnings("ignore", message=message)
     warnings.formatwarning = _plain_where_ours

@@ -1,7 +1,7 @@
-"""`lightning fit --help`, `validate --help` and `test --help`: the settings that people need, a line each, at once.
+"""`lightning fit --help`, `validate --help` and `test --help`: the settings that people need, one line each.
 
-The real parser would import torch and Lightning first, and list eight hundred lines; `--help_all` asks it. A test
-compares the table with it: every setting of this project is here, with its default.
+The real parser would first import torch and Lightning, and then print eight hundred lines; `--help_all` does that. A
+test compares this table with it: every setting of this project is here, with its default.
 """
 
 from pathlib import Path
@@ -18,10 +18,10 @@ class Group(NamedTuple):
     """Settings that belong together.
 
     Attributes:
-        title: stands above them.
-        prefix: of their names, with its dot.
-        commands: that have them.
-        settings: (name, default as it is given on the command line, meaning).
+        title: printed above them.
+        prefix: prefix of their names, including its dot.
+        commands: commands that have these settings.
+        settings: (name, default as written on the command line, meaning).
     """
 
     title: str
@@ -134,11 +134,11 @@ GROUPS = (
         ("help_all", "", "list all settings, Lightning's too"),
     )),
 )  # fmt: skip
-"""A group without a title goes on with the one above."""
+"""A group without a title continues the one above."""
 
 
 def short_help(command: str) -> str:
-    """What `lightning COMMAND --help` prints: at most 120 lines of at most `WIDTH` characters.
+    """Return what `lightning COMMAND --help` prints: at most 120 lines of at most `WIDTH` characters.
 
     Args:
         command: `fit`, `validate` or `test`.
@@ -161,5 +161,5 @@ def _line(name: str, default: str, meaning: str) -> str:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configurations that come along: name -> file."""
+    """Return the configurations that come with the project: name -> file."""
     return {path.stem: path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))}

@@ -56,7 +56,7 @@ CONFIG_OPTIONS = ("--config", "-c")
 
 
 LINKED = ("class_names", "image_size", "interpolation")
-"""What the model takes from the data."""
+"""Settings that the model takes from the data."""
 
 
 def run(argv: list[str]) -> None:
@@ -66,8 +66,8 @@ def run(argv: list[str]) -> None:
         argv: subcommand and its arguments.
 
     Raises:
-        BadInput: something given cannot be used.
-        SystemExit: 1 where the twin does not agree with its checkpoint.
+        BadInput: some input cannot be used.
+        SystemExit: 1 if the twin differs from its checkpoint.
     """
     quieten()
     keep_tensorflow_out()
@@ -85,7 +85,7 @@ def run(argv: list[str]) -> None:
             ProductClassifier,
             ProductPhotos,
             save_config_callback=KeepConfig,
-            # MetricsJournal says in a line what Lightning's model summary would in a table
+            # MetricsJournal prints one line in place of the table of Lightning's model summary
             trainer_defaults={"default_root_dir": DEFAULT_RUN, "max_epochs": 30, "enable_model_summary": False},
             seed_everything_default=0,
             parser_kwargs={"prog": "lightning", **PARSING, command: dict(PARSING)},
@@ -94,7 +94,7 @@ def run(argv: list[str]) -> None:
             args=with_shipped_configs(argv),
         )
     except OSError as error:
-        # Such as a logger's, which writes in its own way.
+        # for example from a logger, which does not write through `atomic_write`
         if error.errno not in _NOT_WRITABLE:
             raise
         raise BadInput(
@@ -106,10 +106,10 @@ def run(argv: list[str]) -> None:
 
 
 def with_shipped_configs(argv: list[str]) -> list[str]:
-    """Put the files of configurations that come along in the places of their names: `--config demo`.
+    """Replace names of the project's own configurations by their files, as in `--config demo`.
 
     Raises:
-        BadInput: a name that is neither a file's nor one of theirs.
+        BadInput: a name is neither a file nor such a configuration.
     """
     shipped = shipped_configs()
     placed: list[str] = []
@@ -125,7 +125,7 @@ def with_shipped_configs(argv: list[str]) -> list[str]:
 
 
 def _config_file(given: str, shipped: dict[str, Path]) -> str:
-    if Path(given).is_file() or given != Path(given).stem:  # a text of YAML, too, is the parser's matter
+    if Path(given).is_file() or given != Path(given).stem:  # files, and YAML given as text, are left to the parser
         return given
     if given not in shipped:
         raise BadInput(
@@ -135,15 +135,15 @@ def _config_file(given: str, shipped: dict[str, Path]) -> str:
 
 
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
-"""What the system says of a disk that is full, a folder that must not be written, or a disk that is broken."""
+"""The system's error numbers for a full disk, a folder without write permission, or a broken disk."""
 
 
 class TrainingCLI(LightningCLI):
-    """LightningCLI whose `fit` survives, and ends with an evaluation, the Keras twin and its proof.
+    """LightningCLI whose `fit` can be resumed, and ends with an evaluation, the Keras twin and its proof.
 
     Attributes:
-        exit_code: 1 where the twin does not agree with its checkpoint.
-        resumes_from: the run's own last.ckpt, where it goes on.
+        exit_code: 1 if the twin differs from its checkpoint.
+        resumes_from: the run's own last.ckpt, if the run is resumed.
     """
 
     exit_code = 0
@@ -152,11 +152,11 @@ class TrainingCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """LightningCLI's, but `predict`, which is a command of its own."""
+        """Return LightningCLI's subcommands without `predict`, which is a separate command."""
         return {name: options for name, options in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Let the model know the data's classes and size; give the callbacks settings of their own."""
+        """Link the data's classes and image size to the model, and add settings for the callbacks."""
         parser.add_argument(
             "--num_threads",
             type=PositiveInt | None,
@@ -176,13 +176,13 @@ class TrainingCLI(LightningCLI):
             {
                 "early_stopping.monitor": "val/loss",
                 "early_stopping.patience": 5,
-                # what may be watched is looked at beforehand; a fit that ends before a validation just has not stopped
+                # check_monitors checks the monitor beforehand; a fit that ends before any validation is no error
                 "early_stopping.strict": False,
             }
         )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Give `fit` its flags."""
+        """Add the flags of `fit`."""
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
             for flag, finder in FINDERS.items():
@@ -198,18 +198,19 @@ class TrainingCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse what `main` was given; LightningCLI would warn that the process has arguments as well."""
+        """Parse the arguments given to `main`; LightningCLI would warn that the process has arguments, too."""
         arguments = cast(list[str], args)
         self.config = parse(arguments[0], parser, arguments, self._parser(arguments[0]))
 
     def _parse_ckpt_path(self) -> None:
-        """Let the checkpoint's own settings win over the configuration's, for the model and for the photos' size.
+        """Let the checkpoint's own settings override the configuration's, for the model and for the photos' size.
 
-        In place of LightningCLI's: that would set `class_names` too, which the data decides here, and it would leave
-        photos to be resized otherwise than in training. In a fit it is the network's architecture alone that wins.
+        This replaces LightningCLI's method, which would also set `class_names`, although they come from the data here,
+        and would not take over how photos were resized in training. In a fit, only the architecture is taken over from
+        the model's settings.
 
         Raises:
-            BadInput: there is no checkpoint; or a fit is to go on from one whose optimiser is set otherwise.
+            BadInput: there is no checkpoint; or a fit continues from one whose optimiser has other settings.
         """
         subcommand = self.config.subcommand
         given = self.config[subcommand].get("ckpt_path")
@@ -223,7 +224,7 @@ class TrainingCLI(LightningCLI):
         if subcommand == "fit":
             own = self.config[subcommand]
             check_optimizer_settings(Path(given), saved, own.model)
-            # How to train is the command's to say; what is trained is the checkpoint's.
+            # The command line decides how to train, the checkpoint what is trained.
             architecture = {name: bound[name] for name in ARCHITECTURE if name in bound}
             bound = {**architecture, "pretrained": False, "weights": None}
             kept = [*differing("model", architecture, own.model), *differing("data", photos, own.data)]
@@ -232,10 +233,10 @@ class TrainingCLI(LightningCLI):
         self.config = self.parser.parse_object({subcommand: {"model": bound, "data": photos}}, self.config)
 
     def _set_seed(self) -> None:
-        """As LightningCLI's.
+        """Do the same as LightningCLI.
 
         Raises:
-            BadInput: it is no seed.
+            BadInput: it is not a valid seed.
         """
         try:
             super()._set_seed()
@@ -243,11 +244,11 @@ class TrainingCLI(LightningCLI):
             raise BadInput(f"--seed_everything: expected a number from 0 to 4294967295. {error}") from error
 
     def before_instantiate_classes(self) -> None:
-        """Refuse what cannot be written or watched before anything is read; set the threads."""
+        """Check the run's folder and the monitors before anything is read, and set the number of threads."""
         if threads := self._get(self.config, "num_threads"):
             torch.set_num_threads(threads)
         trainer = self._get(self.config, "trainer")
-        if trainer.deterministic and trainer.benchmark:  # as gpu.yaml has it: it chooses by the speed of the day
+        if trainer.deterministic and trainer.benchmark:  # gpu.yaml sets it; it chooses algorithms by measured speed
             trainer.benchmark = False
         if self.subcommand in ("fit", "test"):
             run = RunFolder(Path(self._get(self.config, "trainer").default_root_dir))
@@ -258,14 +259,14 @@ class TrainingCLI(LightningCLI):
                 self._find_run_to_resume(run)
 
     def _find_run_to_resume(self, run: RunFolder) -> None:
-        """Decide where a fit with --resume goes on.
+        """Decide where a fit with --resume continues.
 
         Raises:
-            BadInput: the run in the folder cannot be gone on with under these settings.
-            SystemExit: it has finished; with the exit code that it had.
+            BadInput: the run in the folder cannot be resumed with these settings.
+            SystemExit: the run has finished; with its exit code.
         """
         if self._get(self.config, "trainer").max_steps != -1:
-            # Lightning would end the epoch of such a checkpoint once more.
+            # From such a checkpoint, Lightning would end the same epoch once more.
             raise BadInput("--resume: expected a fit of --trainer.max_epochs, received --trainer.max_steps as well.")
         last = last_checkpoint(run)
         if last is None:
@@ -288,12 +289,12 @@ class TrainingCLI(LightningCLI):
         self.resumes_from, self._steps_done = last, steps
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Send logs to the run's folder, and show a progress bar only to a person."""
+        """Send logs to the run's folder, and show a progress bar only in a terminal."""
         settings = self._get(self.config_init, "trainer")
         logs = RunFolder(Path(settings.default_root_dir)).logs
         if settings.logger is None or settings.logger is True:
             csv_logger = ContinuedCSVLogger(logs, "", "csv", steps=self._steps_done)
-            # TensorBoard lays the files of one folder over each other: each run has its own, which it goes on with.
+            # TensorBoard merges all files in a folder, so each run has its own; a resumed run continues in it.
             tensorboard = TensorBoardLogger(
                 logs, "tensorboard", default_hp_metric=False, purge_step=self._steps_done or None
             )
@@ -303,7 +304,7 @@ class TrainingCLI(LightningCLI):
         callbacks = settings.callbacks or []
         callbacks = list(callbacks) if isinstance(callbacks, list) else [callbacks]
         if self.subcommand == "fit":
-            callbacks = kwargs["callbacks"] = [BatchSeed(), *callbacks]  # before whatever draws
+            callbacks = kwargs["callbacks"] = [BatchSeed(), *callbacks]  # before all that draw random numbers
         if settings.enable_progress_bar is not False and not any(isinstance(each, ProgressBar) for each in callbacks):
             kwargs["enable_progress_bar"] = sys.stdout.isatty()
             kwargs["callbacks"] = [*callbacks, RichProgressBar()] if sys.stdout.isatty() else callbacks
@@ -318,7 +319,7 @@ class TrainingCLI(LightningCLI):
             hint = " Without a GPU leave out configs/gpu.yaml, or give --trainer.accelerator cpu." if wants_gpu else ""
             raise BadInput(f"--trainer: expected settings that fit together and this machine: {error}{hint}") from error
         if isinstance(trainer.strategy, DDPStrategy) and self.model.schedule.head_epochs:
-            # While the head learns alone, the backbone's weights have no gradient that could be waited for.
+            # While only the head is trained, the backbone's weights get no gradients, and DDP must not wait for them.
             trainer.strategy._ddp_kwargs.setdefault("find_unused_parameters", True)
         return trainer
 
@@ -335,45 +336,45 @@ class TrainingCLI(LightningCLI):
         return callback
 
     def before_fit(self) -> None:
-        """Read the pretrained weights before the photos: that fails sooner. A resumed run has its own."""
+        """Read the pretrained weights before the photos, so that errors show early. A resumed run has its weights."""
         self.hand_over.at_fit_end = False  # after_fit does it
         self.model.check_device(self.trainer.strategy.root_device)
         if not self._get(self.config_init, "ckpt_path") and not self.resumes_from:
             self.model.load_pretrained_weights()
-        if not self.resumes_from:  # an earlier run's
+        if not self.resumes_from:  # the picture may be an earlier run's
             run_folder_of(self.trainer).learning_rates.unlink(missing_ok=True)
         given, kept = self.config_init[self.subcommand], self.config[self.subcommand]
         find_settings(self.model, self.datamodule, self.trainer, given, kept)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Leave in an orderly way when the cluster wants the machine back, whatever a fit is at."""
+        """Run the subcommand; a fit handles signals, and ends cleanly when the cluster wants the machine back."""
         if subcommand != "fit":
             return super()._run_subcommand(subcommand)
         with self.last_checkpoint.signals.answered():
             return super()._run_subcommand(subcommand)
 
     def fit(self, **settings: Any) -> None:
-        """Train, from the run's own last checkpoint if it goes on."""
+        """Train, from the run's own last checkpoint if the run is resumed."""
         if self.resumes_from:
             settings["ckpt_path"] = str(self.resumes_from)
         self.trainer.fit(**settings)
 
     def before_test(self) -> None:
-        """Say so where the figures to come are none of a test."""
+        """Print a note if there are no test photos and the validation photos are measured."""
         if self.datamodule.test_root is None:
             self.trainer.print(
                 "No --data.test_root: measuring the validation photos, by which a fit may have chosen the checkpoint."
             )
 
     def after_test(self) -> None:
-        """Write the report, and say where it is."""
+        """Write the report, and print where it is."""
         if page := report_test(self.trainer, self._get(self.config_init, "logits")):
             self.trainer.print(f"How good it is, and how sure that is: {page}")
 
     def after_fit(self) -> None:
-        """Evaluate the best checkpoint on photos as they are, hand it over, and say where everything is.
+        """Evaluate the best checkpoint on photos without augmentation, export and prove it, and print where files are.
 
-        The verdict is the last line; an error of Keras's comes after what was achieved before it.
+        The verdict is the last line. If Keras fails, the table of files is printed before its error.
         """
         if getattr(self.trainer, "fast_dev_run", False):
             return

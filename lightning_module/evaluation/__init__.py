@@ -1,5 +1,5 @@
-"""How good a network is: figures with their intervals, calibration, the report; and the labels that it gives.
+"""Evaluation of a network: figures with confidence intervals, calibration, the report; and labels for photos.
 
-`figures.evaluate` computes them from what `measured_photos` kept, `report` writes them as a page with `plots`;
-`labellers`, `torch_labeller` and `top_labels` are what `lightning predict` prints.
+`figures.evaluate` computes the figures from the logits that `measured_photos` keeps, and `report` writes them as a page
+with `plots`. `labellers`, `torch_labeller` and `top_labels` compute the labels for `lightning predict`.
 """

@@ -1,4 +1,4 @@
-"""Whether a network is as sure as it is right (Guo et al. 2017, "On Calibration of Modern Neural Networks")."""
+"""Whether a network's confidence matches its accuracy (Guo et al. 2017, "On Calibration of Modern Neural Networks")."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -8,22 +8,23 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
 BINS = 15
-"""Of equal width, as in the paper."""
+"""Number of bins, of equal width, as in the paper."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
-"""Photos that are nearly all right ask for a nearly infinitely sure network, and a temperature of nearly 0."""
+"""Limits of a fitted temperature. If nearly all photos are right, the best one would be almost 0, which would make the
+network almost infinitely sure."""
 FOLDS = 5
 
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Photos whose likeliest class has a probability in an interval.
+    """The photos whose likeliest class has a probability in an interval.
 
     Attributes:
-        low: begin of the interval; belongs to it.
-        high: end of the interval; belongs to the next.
-        photos: how many.
+        low: start of the interval, inclusive.
+        high: end of the interval, exclusive (inclusive in the last one).
+        photos: number of photos.
         confidence: mean probability of the likeliest class; 0 without photos.
-        accuracy: share of them that are right; 0 without photos.
+        accuracy: share of the photos that are right; 0 without photos.
     """
 
     low: float
@@ -34,34 +35,34 @@ class ReliabilityBin:
 
 
 def probabilities_of(logits: np.ndarray, temperature: float | np.ndarray = 1.0) -> np.ndarray:
-    """Softmax in float64, shape (N, C).
+    """Compute the softmax in float64, shape (N, C).
 
     Args:
         logits: shape (N, C).
-        temperature: divides them; one number, or one for each photo, shape (N,).
+        temperature: the logits are divided by it; one number, or one for each photo, shape (N,).
     """
     divisor = np.reshape(np.asarray(temperature, np.float64), (-1, 1))
     return softmax(logits.astype(np.float64) / divisor, axis=1)
 
 
 def negative_log_likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
-    """Mean over photos; what cross-entropy trains for."""
+    """Compute the negative log-likelihood, averaged over photos; cross-entropy training minimises it."""
     logs = log_softmax(logits.astype(np.float64) / temperature, axis=1)
     return float(-logs[np.arange(len(labels)), labels].mean())
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The one number that the logits are best divided by, by the likelihood of the labels.
+    """Find the number to divide the logits by that maximises the likelihood of the labels.
 
-    The likelihood has one maximum only, so that a bounded search of one number finds what LBFGS finds in the paper's
-    own code. Photos that are all right have none: they leave the network as sure as it is.
+    The likelihood has only one maximum, so a bounded search over one number finds the same as LBFGS in the paper's own
+    code. If all photos are right, there is no maximum; then the temperature is 1, which changes nothing.
 
     Args:
         logits: shape (N, C).
         labels: shape (N,).
 
     Returns:
-        From `LOWEST_TEMPERATURE` to `HIGHEST_TEMPERATURE`; above 1 the network was too sure.
+        From `LOWEST_TEMPERATURE` to `HIGHEST_TEMPERATURE`; above 1 means that the network was too sure.
     """
     if not mistakes_of(logits, labels):
         return 1.0
@@ -72,17 +73,17 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def mistakes_of(logits: np.ndarray, labels: np.ndarray) -> int:
-    """How many photos are taken for another class."""
+    """Count the photos for which another class is predicted."""
     return int((logits.argmax(axis=1) != labels).sum())
 
 
 def cross_fitted_temperatures(logits: np.ndarray, labels: np.ndarray, seed: int = 0) -> np.ndarray:
-    """For each photo the temperature that was fitted on others, so that the same photos can fit and judge.
+    """Fit the temperature of each photo on other photos, so that the same set can be used to fit and to judge.
 
     Args:
         logits: shape (N, C).
         labels: shape (N,).
-        seed: of the division into `FOLDS` parts.
+        seed: for the division into `FOLDS` parts.
 
     Returns:
         shape (N,).
@@ -97,19 +98,19 @@ def cross_fitted_temperatures(logits: np.ndarray, labels: np.ndarray, seed: int 
 
 
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean distance between confidence and accuracy over `BINS` bins, weighted by their photos: the paper's ECE.
+    """Compute the paper's ECE: the mean distance of confidence and accuracy over `BINS` bins, weighted by photos.
 
     Args:
         probabilities: shape (N, C).
         labels: shape (N,).
     """
-    # torchmetrics has it too, but rounds to float32, and puts a probability that is 1 then into a bin of its own.
+    # torchmetrics has it, too, but rounds to float32, and then puts a probability of 1 into a bin of its own.
     bins = reliability(probabilities, labels)
     return sum(each.photos * abs(each.confidence - each.accuracy) for each in bins) / len(labels)
 
 
 def reliability(probabilities: np.ndarray, labels: np.ndarray) -> list[ReliabilityBin]:
-    """What the diagram shows; the distances weighted by photos add up to `expected_calibration_error`."""
+    """Return the reliability diagram's bins; `expected_calibration_error` is computed from them."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     number = np.minimum((confidence * BINS).astype(int), BINS - 1)
     return [

@@ -1,4 +1,4 @@
-"""Figures of a measured set of photos, and how far chance may have moved them."""
+"""Figures of a measured set of photos, with confidence intervals."""
 
 import math
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from lightning_module.evaluation.calibration import (
 from lightning_module.evaluation.measured_photos import Measured, MeasuredPhotos
 
 CONFIDENCE = 0.95
-"""Of all intervals."""
+"""Confidence level of all intervals."""
 RESAMPLES = 2000
 
 
@@ -28,20 +28,20 @@ class Evaluation:
     """All figures of one set.
 
     Attributes:
-        measured: what they were computed from.
-        confusion: int64, shape (C, C): photos of true class (row) that were taken for a class (column).
+        measured: the photos and logits that the figures were computed from.
+        confusion: int64, shape (C, C): number of photos by true class (row) and predicted class (column).
         accuracy: share of photos that are right.
-        accuracy_interval: Wilson's.
+        accuracy_interval: Wilson's interval.
         f1_macro: mean of the classes' F1.
-        f1_interval: percentiles of resampled photos; None where these cannot vary.
+        f1_interval: percentiles over resampled photos; None if they cannot vary.
         loss: mean cross-entropy.
-        temperature: what the logits are best divided by.
-        fitted_on: the set it was fitted on; where that is this one, `ece_scaled` is cross-fitted.
-        mistakes: photos of that set that are wrong; with few, the temperature says little.
-        ece: expected calibration error of the probabilities as they are.
-        ece_scaled: after division by the temperature.
-        probabilities: float64, shape (N, C), as they are.
-        scaled: the same after division.
+        temperature: the number that the logits are best divided by.
+        fitted_on: the set that the temperature was fitted on; if it is this one, `ece_scaled` is cross-fitted.
+        mistakes: number of wrong photos in that set; with few, the temperature says little.
+        ece: expected calibration error of the probabilities before temperature scaling.
+        ece_scaled: the same after temperature scaling.
+        probabilities: float64, shape (N, C), before temperature scaling.
+        scaled: the same after temperature scaling.
     """
 
     measured: MeasuredPhotos
@@ -60,7 +60,7 @@ class Evaluation:
     scaled: np.ndarray
 
     def figures(self) -> dict[str, Any]:
-        """What metrics.json has of it besides what is logged."""
+        """Return the figures that metrics.json has in addition to the logged ones."""
         return {
             "accuracy_interval": list(self.accuracy_interval),
             "f1_macro_interval": self.f1_interval and list(self.f1_interval),
@@ -77,11 +77,11 @@ def evaluate(measured: MeasuredPhotos, validation: MeasuredPhotos | None = None)
     """Compute all figures.
 
     Args:
-        measured: the set; none of its figures depends on another, but those after scaling.
-        validation: to fit the temperature on; None where there is nothing but the set itself.
+        measured: the set; only the figures after temperature scaling depend on another set.
+        validation: the set to fit the temperature on; None to fit it on `measured` itself.
 
     Returns:
-        None where logits are no numbers, of which nothing can be said.
+        The figures; None if there are no photos, or logits are NaN or infinite.
     """
     logits, labels = measured.logits, measured.labels
     if not np.isfinite(logits).all() or not len(labels):
@@ -114,13 +114,13 @@ def evaluate(measured: MeasuredPhotos, validation: MeasuredPhotos | None = None)
 
 
 def wilson_interval(hits: int, photos: int) -> tuple[float, float]:
-    """Wilson's score interval of a share: near 0 and 1, and for few photos, it is what the usual one is not."""
+    """Compute Wilson's score interval of a share. Unlike the usual one, it is good near 0 and 1 and for few photos."""
     interval = binomtest(hits, photos).proportion_ci(CONFIDENCE, method="wilson")
     return float(interval.low), float(interval.high)
 
 
 def macro_f1(confusion: np.ndarray) -> float:
-    """Mean F1 of the classes that have photos or were predicted, as torchmetrics has it."""
+    """Compute the mean F1 of the classes that have photos or were predicted, as torchmetrics does."""
     hits = np.diag(confusion)
     either = confusion.sum(axis=0) + confusion.sum(axis=1)
     present = either > 0
@@ -128,16 +128,18 @@ def macro_f1(confusion: np.ndarray) -> float:
 
 
 def f1_interval(confusion: np.ndarray, seed: int = 0) -> tuple[float, float] | None:
-    """Percentile interval of `macro_f1` over resampled photos (bootstrap).
+    """Compute the percentile interval of `macro_f1` over resampled photos (bootstrap).
 
-    Photos drawn with replacement are cells of the matrix drawn by their share: the same, for any number of photos.
+    Drawing photos with replacement is equivalent to drawing cells of the matrix by their share of the photos, which is
+    fast for any number of photos.
 
     Args:
         confusion: shape (C, C).
-        seed: of the drawing.
+        seed: for the resampling.
 
     Returns:
-        None where all photos are right, or all wrong: so is whatever is drawn of them, which says nothing of chance.
+        The interval; None if all photos are right or all are wrong. Then every resample is, too, which says nothing
+        about chance.
     """
     if np.trace(confusion) in (0, confusion.sum()):
         return None
@@ -154,7 +156,7 @@ def f1_interval(confusion: np.ndarray, seed: int = 0) -> tuple[float, float] | N
 
 
 class Mistake(NamedTuple):
-    """A photo that was taken for another class, and how probable that seemed."""
+    """A photo for which another class was predicted, with the probability of that class."""
 
     file: Path
     true: str
@@ -163,7 +165,7 @@ class Mistake(NamedTuple):
 
 
 def most_confident_mistakes(evaluation: Evaluation, count: int) -> list[Mistake]:
-    """Mistakes, the surest first, `count` at most."""
+    """Return at most `count` mistakes, the most confident first."""
     measured, probabilities = evaluation.measured, evaluation.probabilities
     predicted, surety = probabilities.argmax(axis=1), probabilities.max(axis=1)
     wrong = np.flatnonzero(predicted != measured.labels)
@@ -175,13 +177,13 @@ def most_confident_mistakes(evaluation: Evaluation, count: int) -> list[Mistake]
 
 
 def per_class(confusion: list[list[int]], class_names: list[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall, F1 and support of each class.
+    """Compute precision, recall, F1 and support of each class.
 
-    Where nothing was predicted as a class its precision is 0, where a class has no photos its recall is 0: as
-    scikit-learn's `classification_report` has it by default.
+    A class that was never predicted has precision 0, and a class without photos has recall 0, which is the default of
+    scikit-learn's `classification_report`.
 
     Args:
-        confusion: photos of true class (row) that were taken for a class (column), shape (C, C).
+        confusion: number of photos by true class (row) and predicted class (column), shape (C, C).
         class_names: C names.
     """
     counts = np.asarray(confusion, np.int64)
@@ -202,6 +204,6 @@ def _share(part: int, whole: int) -> float:
 
 
 def finite(value: Any) -> float | None:
-    """Return a scalar as JSON can hold it: None for NaN and infinity."""
+    """Convert a scalar for JSON: None for NaN and infinity, which JSON cannot hold."""
     number = float(value)
     return number if math.isfinite(number) else None

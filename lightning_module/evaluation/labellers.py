@@ -1,6 +1,6 @@
-"""From photos to probabilities, by a `.h5` in a Keras process; a checkpoint does it in `torch_labeller.py`.
+"""Computes probabilities of photos with a `.h5` in a Keras process; `torch_labeller.py` does it with a checkpoint.
 
-Nothing here imports torch: who has only the `.h5` need not wait for it.
+Nothing here imports torch, because a `.h5` does not need it and importing it takes time.
 """
 
 import json
@@ -23,16 +23,16 @@ Device = Literal["auto", "cpu", "cuda"]
 InputRange = Literal["unit", "raw", "tf"]
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SECONDS_PER_PHOTO, SECONDS_TO_START = 30.0, 600.0
-"""What Keras may take at most: far more than it needs, far less than for ever."""
+"""Time limits for Keras: far more than it needs, so that only a process that hangs is stopped."""
 
 
 class Labeller(Protocol):
-    """What knows the probabilities of photos; a context manager.
+    """Computes the probabilities of photos; a context manager.
 
     Attributes:
         class_names: in the order of the probabilities.
         image_size: (height, width) in pixels that photos must have.
-        interpolation: how they are to be resized to that.
+        interpolation: how photos must be resized to that size.
     """
 
     class_names: list[str]
@@ -40,27 +40,27 @@ class Labeller(Protocol):
     interpolation: str
 
     def __enter__(self) -> Self:
-        """Begin."""
+        """Start what is needed to compute probabilities."""
         ...
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        """Give back what was taken."""
+        """Release all resources."""
         ...
 
     def probabilities(self, photos: np.ndarray) -> np.ndarray:
-        """Computed in float32, shape (N, C), of photos, uint8 (N, H, W, 3), RGB."""
+        """Compute probabilities in float32, shape (N, C), of photos, uint8 (N, H, W, 3), RGB."""
         ...
 
     def exact(self, photos: np.ndarray) -> np.ndarray:
-        """The same, computed in float64."""
+        """Compute the same in float64."""
         ...
 
 
 def is_hdf5(path: Path) -> bool:
-    """Whether a file begins as an HDF5 file does, whatever its name.
+    """Return whether a file begins like an HDF5 file, whatever its name.
 
     Raises:
-        BadInput: it is none, or cannot be read.
+        BadInput: there is no such file, or it cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -73,17 +73,17 @@ def is_hdf5(path: Path) -> bool:
 
 
 class KerasFileLabeller:
-    """A `.h5` in a Keras process of its own: one for all batches, which go there through files.
+    """A `.h5` in a separate Keras process, one for all batches; photos and probabilities are passed through files.
 
     Args:
-        h5: of `lightning fit` or `lightning export`, or any that is given its labels.
-        labels: `class_names`, `input_range` and, where they are not the file's input size and `nearest`, `image_size`
-            and `interpolation`; what the file says itself must not differ.
-        python: interpreter that has the Keras; None: the one that runs us.
+        h5: a file of `lightning fit` or `lightning export`, or any other one together with its labels.
+        labels: `class_names` and `input_range`; also `image_size` and `interpolation`, if they are not the model's
+            input size and `nearest`. They must not contradict what is stated in the file.
+        python: interpreter that has Keras; None for the one that runs this process.
 
     Raises:
-        BadInput: no such file, no such Keras, or it is not known what the file takes and gives.
-        KerasFailed: when the process crashed or ran out of time.
+        BadInput: no such file, no such Keras, or the model's inputs and outputs are not known.
+        KerasFailed: the process crashed or ran out of time.
     """
 
     def __init__(self, h5: Path, labels: dict[str, Any] | None = None, python: Path | None = None) -> None:
@@ -92,7 +92,7 @@ class KerasFileLabeller:
         self.class_names: list[str] = facts["class_names"]
         self.interpolation: str = facts["interpolation"]
         self.input_range: InputRange = facts["input_range"]
-        self.image_size: tuple[int, int] = facts.get("image_size", (0, 0))  # (0, 0): what Keras says
+        self.image_size: tuple[int, int] = facts.get("image_size", (0, 0))  # (0, 0): the model's input size
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -106,24 +106,24 @@ class KerasFileLabeller:
         self._stack.close()
 
     def probabilities(self, photos: np.ndarray) -> np.ndarray:
-        """Computed in float32, shape (N, C), of photos, uint8 (N, H, W, 3), RGB."""
+        """Compute probabilities in float32, shape (N, C), of photos, uint8 (N, H, W, 3), RGB."""
         return self._ask("predict", photos, np.float32)
 
     def exact(self, photos: np.ndarray) -> np.ndarray:
-        """The same, computed in float64."""
+        """Compute the same in float64."""
         return self._ask("predict_exact", photos, np.float64)
 
     def _ask(self, task: str, photos: np.ndarray, dtype: type) -> np.ndarray:
-        # Keras makes its graph anew for each number of photos: few different ones come
+        # Keras builds a new graph for each batch size, so batches are padded to a power of two
         filled = 1 << (len(photos) - 1).bit_length()
         images = np.concatenate([photos, np.zeros((filled - len(photos), *photos.shape[1:]), np.uint8)])
         scale = {"unit": 1 / 255, "raw": 1.0, "tf": 1.0}[self.input_range]
-        if self.input_range == "tf":  # as mobilenet_v2.preprocess_input computes it
+        if self.input_range == "tf":  # the same as in mobilenet_v2.preprocess_input
             images = images.astype(dtype) / dtype(127.5) - dtype(1)
         inputs, outputs = self._folder / "photos.npy", self._folder / "probabilities.npy"
         np.save(inputs, images)
         asked = {"task": task, "inputs": str(inputs), "outputs": str(outputs), "scale": scale, "batch_size": filled}
-        limit = SECONDS_TO_START + SECONDS_PER_PHOTO * filled  # the first of a shape begins with making its graph
+        limit = SECONDS_TO_START + SECONDS_PER_PHOTO * filled  # the first batch of a size includes building the graph
         self._keras.ask({**asked, "copy": str(self._folder / "float64.h5")}, limit)
         return np.load(outputs, allow_pickle=False)[: len(photos)]
 
@@ -151,7 +151,7 @@ class KerasFileLabeller:
 
 
 def _read_facts(h5: Path, labels: dict[str, Any]) -> dict[str, Any]:
-    """Class names, input range, interpolation and, where it is stated, image size."""
+    """Return class names, input range, interpolation and, if it is stated, image size."""
     try:
         check_storage(str(h5))
         with h5py.File(h5, "r") as file:

@@ -1,4 +1,4 @@
-"""What a checkpoint said of each measured photo, from which everything in the report is computed."""
+"""A checkpoint's logits for each measured photo, from which everything in the report is computed."""
 
 import json
 from dataclasses import dataclass
@@ -20,20 +20,19 @@ Measured = Literal["validation", "test"]
 
 @dataclass(frozen=True)
 class MeasuredPhotos:
-    """Logits of photos as they are, unaugmented.
+    """Logits of a set of photos, measured without augmentation.
 
     Attributes:
-        name: `validation`: those by which the checkpoint was chosen; `test`: others.
+        name: `validation`: the photos by which the checkpoint was chosen; `test`: other photos.
         class_names: C names.
         files: N paths, as text.
         labels: int64, shape (N,), indices into `class_names`.
         logits: float32, shape (N, C).
         checkpoint: path of the checkpoint's file, as text.
-        checkpoint_sha256: of that file, hexadecimal.
+        checkpoint_sha256: SHA-256 of that file, hexadecimal.
         image_size: (height, width) that the photos were resized to.
-        interpolation: how.
-        seen: of test photos, how many are training or validation photos, too, byte for byte; None where the latter are
-            not at hand.
+        interpolation: how they were resized.
+        seen: how many test photos are also training or validation photos, byte for byte; None if those are not known.
     """
 
     name: Measured
@@ -48,10 +47,10 @@ class MeasuredPhotos:
     seen: int | None = None
 
     def save(self, path: Path) -> None:
-        """Write it as `.npz`, whole or not at all; a float32 stays what it is.
+        """Write everything as `.npz`, completely or not at all; logits stay float32.
 
         Raises:
-            BadInput: it cannot be written there.
+            BadInput: the file cannot be written.
         """
         facts = {
             "name": self.name,
@@ -63,28 +62,29 @@ class MeasuredPhotos:
             "interpolation": self.interpolation,
             "seen": self.seen,
         }
-        # as bytes: a file's name that is not UTF-8 keeps its own
+        # as bytes, so that a file name that is not UTF-8 is kept
         text = np.frombuffer(json.dumps(facts).encode(), np.uint8)
         with replacing(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, facts=text, labels=self.labels, logits=self.logits)
 
     @classmethod
     def load(cls, path: Path) -> "MeasuredPhotos | None":
-        """Read what `save` wrote; None where there is none, or none that can be read."""
+        """Read what `save` wrote; None if there is no such file or it cannot be read."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 facts = json.loads(arrays["facts"].tobytes())
                 facts["image_size"] = tuple(facts["image_size"])
                 return cls(**facts, labels=arrays["labels"], logits=arrays["logits"])
-        except Exception:  # damaged files raise nearly anything, and this one can always be made again
+        except Exception:  # damaged files raise nearly anything, and this file can always be written again
             return None
 
 
 class KeepLogits(Callback):
-    """Keeps the logits of an evaluation of its own (`trainer.validate`, `trainer.test`), not of one within an epoch.
+    """Keeps the logits of `trainer.validate` and `trainer.test`, but not of the validation within a fit.
 
     Attributes:
-        kept: by name; after `trainer.validate` of photos that are augmented for validation, those as they are.
+        kept: the photos by name of the set. If validation photos are augmented, these are the ones without
+            augmentation.
     """
 
     def __init__(self) -> None:
@@ -95,19 +95,19 @@ class KeepLogits(Callback):
         self._hook: Any = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to listen to the module."""
+        """Start collecting the module's outputs."""
         if trainer.state.fn == TrainerFn.VALIDATING:
             self._begin(pl_module)
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to listen to the module."""
+        """Start collecting the module's outputs."""
         self._begin(pl_module)
 
     def on_validation_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Take up a batch of the last loader: the one with the photos as they are."""
+        """Collect a batch of the last loader, which has the photos without augmentation."""
         if self._hook is not None and dataloader_idx == len(_loaders(trainer.val_dataloaders)) - 1:
             self._take(batch)
 
@@ -115,33 +115,33 @@ class KeepLogits(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        """Take up a batch."""
+        """Collect a batch."""
         self._take(batch)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep what was said of the validation photos."""
+        """Keep the logits of the validation photos."""
         if self._hook is not None:
             self._keep(trainer, pl_module, "validation", _loaders(trainer.val_dataloaders)[-1], "val_files")
 
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Keep what was said of the test photos; without any, the validation photos were tested."""
+        """Keep the logits of the test photos; if there are none, the validation photos were tested."""
         datamodule: Any = getattr(trainer, "datamodule", None)
         name: Measured = "test" if getattr(datamodule, "test_root", None) is not None else "validation"
         self._keep(trainer, pl_module, name, _loaders(trainer.test_dataloaders)[-1], "test_files")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Stop listening."""
+        """Stop collecting outputs."""
         self._stop()
 
     def _begin(self, module: L.LightningModule) -> None:
         self._stop()
 
         def listen(_: Any, __: Any, output: Any) -> None:
-            # Lightning may pass whole steps through the module's call, which give something else
+            # Lightning may run whole steps through the module's forward call; those return something else
             if isinstance(output, Tensor) and output.ndim == 2:
                 self._last = output.detach()
 
-        # a hook, so that the steps remain what they are: they measure, and give nothing back
+        # a hook, so that the steps, which return no logits, need not be changed
         self._hook = module.register_forward_hook(listen)
 
     def _stop(self) -> None:
@@ -183,7 +183,7 @@ class KeepLogits(Callback):
 
 
 def count_seen(datamodule: Any) -> int | None:
-    """How many test photos are training or validation photos, too, byte for byte; None where it knows only those."""
+    """Count test photos that are also training or validation photos, byte for byte; None if those are not loaded."""
     try:
         others = [*datamodule.train_files, *datamodule.val_files]
     except RuntimeError:  # not set up: a test on its own
@@ -198,7 +198,7 @@ def _loaders(loaders: Any) -> list[Any]:
 
 
 def in_order(trainer: L.Trainer, loader: Any, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Put what all processes measured into the order of the files; a photo that two measured counts once."""
+    """Put the results of all processes into the order of the files; a photo measured by two processes counts once."""
     rows = torch.tensor(list(loader.sampler)[: len(labels)])
     parts: list[Any] = [(rows, logits, labels)]
     if trainer.world_size > 1:

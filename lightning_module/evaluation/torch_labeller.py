@@ -1,4 +1,4 @@
-"""From photos to probabilities, by a checkpoint in torch; a `.h5` does it in `labellers.py`."""
+"""Computes probabilities of photos with a checkpoint in torch; `labellers.py` does it with a `.h5`."""
 
 import copy
 from collections.abc import Callable
@@ -21,8 +21,8 @@ class CheckpointLabeller:
     """A checkpoint's network in torch.
 
     Args:
-        checkpoint: of `lightning fit`.
-        device: `auto` is a GPU where there is one.
+        checkpoint: a checkpoint of `lightning fit`.
+        device: `auto` is a GPU if there is one.
 
     Raises:
         BadInput: no such checkpoint, or no such device.
@@ -34,7 +34,7 @@ class CheckpointLabeller:
         self.class_names, self.image_size = list(source.class_names), source.image_size
         self.interpolation = source.interpolation
         self.network = source.network.to(self.device).to(memory_format=torch.channels_last)
-        # of a network that does not change any more, all of the backbone is frozen
+        # the network is not trained any more, so its whole backbone counts as frozen
         self._backbone = FrozenBackbone(self.network, "float32", "never")
 
     def __enter__(self) -> Self:
@@ -44,11 +44,11 @@ class CheckpointLabeller:
         pass
 
     def probabilities(self, photos: np.ndarray) -> np.ndarray:
-        """Computed in float32, shape (N, C), of photos, uint8 (N, H, W, 3), RGB."""
+        """Compute probabilities in float32, shape (N, C), of photos, uint8 (N, H, W, 3), RGB."""
         return self._softmax(self._logits, torch.from_numpy(photos).to(self.device).float())
 
     def exact(self, photos: np.ndarray) -> np.ndarray:
-        """The same, computed in float64."""
+        """Compute the same in float64."""
         return self._softmax(self._in_float64, torch.from_numpy(photos).to(self.device).double())
 
     @cached_property
@@ -60,17 +60,17 @@ class CheckpointLabeller:
         return logits
 
     def _softmax(self, network: Callable[[Tensor], Tensor], pixels: Tensor) -> np.ndarray:
-        # TF32 keeps 10 bits of a float32, far fewer than `top_labels` counts on
+        # TF32 keeps 10 bits of a float32's mantissa, far fewer than `top_labels` needs
         with torch.inference_mode(), without_tf32():
             probabilities = network(pixels.mul_(1 / 255).permute(0, 3, 1, 2)).softmax(dim=1)
         return probabilities.cpu().numpy()
 
 
 def choose_device(device: Device) -> torch.device:
-    """The device of that name; `auto` is a GPU where there is one.
+    """Return the device of that name; `auto` is a GPU if there is one.
 
     Raises:
-        BadInput: there is none.
+        BadInput: the name is unknown, or there is no such device.
     """
     if device not in get_args(Device):
         raise BadInput(f"--device: expected one of {', '.join(get_args(Device))}, received {device!r}.")

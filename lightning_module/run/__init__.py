@@ -1,5 +1,5 @@
-"""A training run from outside: its folder, how it is interrupted and goes on, and what it was made with.
+"""A training run: its folder, interrupting and resuming it, and a record of its environment.
 
-Other rooms take `run_folder.RunFolder` and `run_folder.run_folder_of`; the callbacks of `last_checkpoint` are the
-command's.
+Other packages use `run_folder.RunFolder` and `run_folder.run_folder_of`; only the command uses the callbacks in
+`last_checkpoint`.
 """

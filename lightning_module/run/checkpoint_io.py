@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole or not at all."""
+"""Checkpoints that are written completely or not at all."""
 
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,17 @@ from models.bad_input import BadInput
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """Writes each checkpoint beside its place, flushes it to the disk and renames it.
+    """Writes each checkpoint to a temporary file beside its target, flushes it to the disk and renames it.
 
-    Lightning's own is written to the system's temporary folder and moved: where that is another disk the move is a
-    copy, which a kill cuts in half, and nothing is flushed.
+    Lightning writes checkpoints to the system's temporary folder and moves them, without flushing. If that folder is on
+    another disk, the move is a copy, and killing the process leaves half a file.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write it; an older one at `path` is whole until the new one is.
+        """Write a checkpoint; an older one at `path` stays intact until the new one is complete.
 
         Raises:
-            BadInput: it cannot be written there, as when the disk is full.
+            BadInput: it cannot be written, for example because the disk is full.
         """
         if storage_options is not None:
             raise TypeError("storage_options are for remote places; this writes files")
@@ -32,15 +32,15 @@ class AtomicCheckpoints(TorchCheckpointIO):
             raise BadInput(f"expected a folder that can be made for {path}, got: {error.strerror or error}.") from error
         with replacing(path) as temporary, temporary.open("wb") as file:
             try:
-                # Of a Python file, not by its name: torch's own writer says nothing of why it failed.
+                # Pass a Python file and not a path: torch's own writer does not report why it failed.
                 torch.save(checkpoint, file)
             except RuntimeError as error:
-                # torch.save closes its archive while the disk's error is under way, which fails, too.
+                # After an error of the disk, torch.save closes its archive, which fails, too. Raise the disk's error.
                 raise next((each for each in _causes(error) if isinstance(each, OSError)), error) from error
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An exception and those during whose handling it was raised, the last first."""
+    """Return an exception and the chain of exceptions that led to it, the latest first."""
     found: list[BaseException] = []
     while error is not None and error not in found:
         found.append(error)

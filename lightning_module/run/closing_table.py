@@ -1,4 +1,4 @@
-"""The last words of a fit: the figures, where each file is, and the verdict."""
+"""What a fit prints at its end: where each file is, the figures, and the verdict."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def print_closing_table(run: RunFolder, evaluations: dict[str, dict[str, Any]], report: "Report | None") -> None:
-    """Print the checks, the figures of the best checkpoint, a row per file, and the verdict as the last line.
+    """Print a row per file, the figures of the best checkpoint, and the verdict as the last line.
 
     Args:
         run: the folder.
         evaluations: `final` and `test`, as in metrics.json.
-        report: the proof; None where no twin was asked for.
+        report: the proof; None if no twin was wanted.
     """
     console = Console()
     table = Table(title="This run's files", title_justify="left")
@@ -36,7 +36,7 @@ def print_closing_table(run: RunFolder, evaluations: dict[str, dict[str, Any]], 
         ("logs (CSV, TensorBoard)", run.logs),
     ):
         if path.exists():
-            table.add_row(what, Text(str(path)))  # a folder [old] is no markup
+            table.add_row(what, Text(str(path)))  # plain text, because a folder named [old] is not markup
     console.print(table)
     for name, figures in evaluations.items():
         photos = {"test": "test photos"}.get(name, "validation photos")

@@ -1,4 +1,4 @@
-"""`environment.json` in the run's folder: with what, on what and from what a run was made, so that it can be again."""
+"""`environment.json` in the run's folder: software, hardware and data of a run, so that it can be repeated."""
 
 import platform
 import shlex
@@ -18,16 +18,16 @@ from lightning_module.run.run_folder import RunFolder, read_environment, write_j
 
 SCHEMA = 1
 ALIKE = ("python", "platform", "device", "processes", "threads", "packages", "git")
-"""What a run should be gone on with, so that it ends as it would have."""
+"""What should stay the same when a run is resumed, so that its result is the same as without an interruption."""
 
 
 def describe_environment(trainer: Trainer, settings: dict[str, Any], weights: Path | None) -> dict[str, Any]:
-    """Collect what another run needs to come out the same.
+    """Collect everything besides the settings that is needed to repeat a run with the same result.
 
     Args:
         trainer: with its data module set up.
         settings: as in config.yaml.
-        weights: file of the pretrained weights, where one was given.
+        weights: file of the pretrained weights, if one was given.
     """
     describe_sets = getattr(getattr(trainer, "datamodule", None), "describe_sets", dict)
     return {
@@ -58,17 +58,17 @@ def installed_packages() -> tuple[tuple[str, str], ...]:
 
 
 def _describe_weights(file: Path) -> dict[str, str | None]:
-    """Which file, and its digest; none where it is gone, as it may be when a run is resumed."""
+    """Return the file and its digest; no digest if the file is gone, as it may be when a run is resumed."""
     return {"file": str(file), "sha256": file_digest(file) if file.is_file() else None}
 
 
 def now() -> str:
-    """Date and time, in UTC, to the second."""
+    """Return date and time, in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def device_name(trainer: Trainer) -> str:
-    """Name of the processor or graphics card that computes."""
+    """Return the name of the processor or GPU that computes."""
     device = trainer.strategy.root_device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -76,7 +76,7 @@ def device_name(trainer: Trainer) -> str:
 
 
 def git_state(folder: Path) -> dict[str, Any] | None:
-    """Commit of the code in `folder`, and whether it has been changed since; None where it is no checkout."""
+    """Return the commit of the code in `folder`, and whether files have changed since; None if it is no checkout."""
 
     def ask(*question: str) -> str:
         return subprocess.run(
@@ -90,12 +90,12 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def note_resumption(run: RunFolder, environment: dict[str, Any], place: str) -> list[str]:
-    """Write down that a run goes on, and return what is no longer as it was when it began.
+    """Record that a run was resumed, and return what has changed since it began.
 
     Args:
-        run: its folder.
-        environment: as `describe_environment` tells it now.
-        place: from where it goes on.
+        run: the run's folder.
+        environment: what `describe_environment` returns now.
+        place: what the run continues from.
     """
     before = read_environment(run) or environment
     changed: dict[str, Any] = {}
@@ -115,7 +115,7 @@ def note_resumption(run: RunFolder, environment: dict[str, Any], place: str) -> 
 
 
 def note_finish(run: RunFolder, exit_code: int, verdict: str | None) -> None:
-    """Write down that a run has finished, and how."""
+    """Record that a run has finished, and how."""
     content = read_environment(run)
     if content:
         write_json(run.environment, content | {"finished": {"at": now(), "exit_code": exit_code, "parity": verdict}})

@@ -1,4 +1,4 @@
-"""Runs that survive: `last.ckpt`, from which a run goes on as if it had never been interrupted."""
+"""`last.ckpt`, from which a run continues as if it had never been interrupted."""
 
 import math
 import random
@@ -21,43 +21,43 @@ from lightning_module.run.stop_signals import REQUEUE, StopSignals, leave, reque
 from models.bad_input import BadInput
 
 KEY = "shelftwin_resume"
-"""Where a checkpoint has what Lightning does not keep."""
+"""Key in a checkpoint for what Lightning does not save."""
 BEFORE_VALIDATION = 20.0
-"""Age of the last checkpoint, in seconds, from which an epoch's last step but one is worth one: validation may be long,
-and who is stopped in it goes on from there."""
+"""If the last checkpoint is at least this old, in seconds, one is written after an epoch's last step but one. The
+validation at the end of the epoch may be long, and a run that is stopped in it continues from there."""
 STEPS_UNSEEN = 32
-"""On a GPU, looking at a loss waits until it is computed; so that many are looked at together."""
+"""On a GPU, reading a loss waits until it is computed, so the losses of this many steps are checked together."""
 
 
 def continues(trainer: L.Trainer) -> bool:
-    """Tell whether a trainer goes on with the run in its folder, rather than beginning one."""
+    """Return whether a trainer continues the run in its folder, and does not begin a new one."""
     given = trainer.ckpt_path
     return given is not None and Path(given).resolve() == run_folder_of(trainer).last_checkpoint.resolve()
 
 
 class BatchSeed(Callback):
-    """Begins every training step with random numbers of its own, so that they do not hang on what was drawn before.
+    """Seeds all random generators before every training step, so that a step does not depend on earlier random numbers.
 
-    Dropout, mixup, erasing: whatever is random in a step comes from torch's, NumPy's and Python's generators, which are
-    seeded by (seed, epoch, step, process). A resumed run needs nothing else to draw what it would have drawn, not even
-    on another device; saved states would have to be those of every generator, device and process at one moment.
+    Everything random in a step (dropout, mixup, erasing) comes from torch's, NumPy's and Python's generators. They are
+    seeded by (seed, epoch, step, process). So a resumed run draws the same numbers, even on another device. The
+    alternative would be to save the states of every generator, device and process at the same moment.
 
-    Goes before other callbacks, which may draw in the same step.
+    It must come before other callbacks, which may draw random numbers in the same step.
     """
 
     def __init__(self) -> None:
         self._seed: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed, which without `seed_everything` is another in each process."""
+        """Return the seed; without `seed_everything` it would be different in each process."""
         return {"seed": self._seed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the seed that the run began with."""
+        """Restore the seed that the run began with."""
         self._seed = state_dict["seed"]
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take the seed of `seed_everything`, or else one that nobody has chosen; a run that goes on has its own."""
+        """Take the seed of `seed_everything`, or a random one without it; a resumed run keeps its own."""
         if self._seed is None or not continues(trainer):
             self._seed = trainer.strategy.broadcast(torch.initial_seed() % 2**63)
 
@@ -77,17 +77,19 @@ def seed_generators(seed: int) -> None:
 
 
 class LastCheckpoint(Checkpoint):
-    """Keeps `last.ckpt` in the run's folder, and leaves in an orderly way when the run cannot or must not go on.
+    """Keeps `last.ckpt` in the run's folder, and ends the program cleanly when the run cannot or must not continue.
 
-    Written at the end of every epoch, every so many minutes within one, before the last step of an epoch whose
-    validation follows, and when the process is asked to leave (`StopSignals`). Each is whole or not written at all.
+    It is written at the end of every epoch, at an interval of minutes within an epoch, before the last step of an
+    epoch, which validation follows, and when the process is asked to stop (`StopSignals`). Each checkpoint is written
+    completely or not at all.
 
-    A loss that is not a number stops the run before anything of it is written.
+    If the loss is NaN or infinite, the run stops, and nothing with that loss is written.
 
-    A kind of Checkpoint, so that Lightning calls it after all others: what they have done in a step or an epoch is in.
+    It is a Checkpoint, so that Lightning calls it after all other callbacks and the file contains what they have done
+    in the step or epoch.
 
     Args:
-        minutes: between two checkpoints within an epoch, 0 or more; 0 writes one after every step.
+        minutes: minutes between two checkpoints within an epoch, 0 or more; 0 writes one after every step.
 
     Raises:
         BadInput: less than 0 minutes.
@@ -105,11 +107,11 @@ class LastCheckpoint(Checkpoint):
         self._what_learns: dict[str, list[str]] = {}
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin with nothing seen."""
+        """Forget an earlier fit."""
         self._losses, self._place = [], ""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Hold signals back until a step is done; train what was being trained in the middle of an epoch."""
+        """Hold signals back until a step is done; in the middle of an epoch, restore what was being trained."""
         self._saved_at = time.monotonic()
         launcher = trainer.strategy.launcher
         if launcher is not None and hasattr(launcher, "kill"):
@@ -119,8 +121,8 @@ class LastCheckpoint(Checkpoint):
         if not trainer.fit_loop.restarted_mid_epoch:
             self._figures = {}
         else:
-            # Lightning does so when it makes the loader, which is before it knows, where a schedule of learning rates
-            # has asked for the number of steps. No batch has been taken from it yet.
+            # Lightning restores the loader's state when it creates the loader. If a learning rate schedule has asked
+            # for the number of steps, that is before the state is known. No batch has been taken from it yet.
             trainer.fit_loop._load_combined_loader_states()
             _restore_what_learns(pl_module, self._what_learns)
         self._what_learns = {}
@@ -128,11 +130,11 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Take up the figures of before an interruption; look at the loss; write a checkpoint where one is due.
+        """Add the metrics from before an interruption, check the loss, and write a checkpoint if one is due.
 
         Raises:
-            BadInput: the loss is no number, or the checkpoint cannot be written.
-            Preempted: the process was asked to leave.
+            BadInput: the loss is NaN or infinite, or the checkpoint cannot be written.
+            Preempted: the process was asked to stop.
         """
         if self._figures:
             _add_figures(trainer, self._figures)
@@ -160,11 +162,11 @@ class LastCheckpoint(Checkpoint):
             self._leave(trainer, number)
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Lightning has put its own answers to signals in place since."""
+        """Install the signal handlers again, because Lightning has installed its own since."""
         self.signals.take()
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Likewise."""
+        """Install the signal handlers again, as for validation."""
         self.signals.take()
 
     def on_validation_batch_end(
@@ -176,10 +178,10 @@ class LastCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Leave a validation within an epoch, if asked to; it is done again.
+        """Stop during a fit's validation, if asked to; a resumed run does the validation again.
 
         Raises:
-            Preempted: the process was asked to leave.
+            Preempted: the process was asked to stop.
         """
         if trainer.state.fn == TrainerFn.FITTING:
             number, _, _ = self._agree(trainer, self.signals.received, -1, False)
@@ -187,11 +189,11 @@ class LastCheckpoint(Checkpoint):
                 self._leave(trainer, number)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Write a checkpoint; early stopping, the journal and the best checkpoint have done their part.
+        """Write a checkpoint, after early stopping, the journal and the best checkpoint have done their work.
 
         Raises:
             BadInput: it cannot be written.
-            Preempted: the process was asked to leave.
+            Preempted: the process was asked to stop.
         """
         if getattr(trainer, "fast_dev_run", False):
             return
@@ -201,17 +203,17 @@ class LastCheckpoint(Checkpoint):
             self._leave(trainer, number)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Answer signals at once again; one that came since the last step, too."""
+        """Stop at once again when a signal comes, or if one has come since the last step."""
         self.signals.release()
         if self.signals.received:
             self._leave(trainer, self.signals.received)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Likewise."""
+        """Stop at once again when a signal comes."""
         self.signals.release()
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Keep what Lightning does not: that training is over, what is trainable, figures of a part of an epoch."""
+        """Save what Lightning does not: whether training is over, what is trained, metrics of a partial epoch."""
         loop = trainer.fit_loop.epoch_loop
         within = trainer.state.fn == TrainerFn.FITTING and not loop.batch_progress.is_last_batch
         checkpoint[KEY] = {
@@ -224,7 +226,7 @@ class LastCheckpoint(Checkpoint):
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Take that up, if it is a fit that goes on; find the best checkpoint where the run's folder is now."""
+        """Restore that if a fit continues, and look for the best checkpoint where the run's folder is now."""
         kept = checkpoint.get(KEY)
         if kept is None or trainer.state.fn != TrainerFn.FITTING:
             return
@@ -241,7 +243,7 @@ class LastCheckpoint(Checkpoint):
         self._saved_at, self._place = time.monotonic(), place
 
     def _leave(self, trainer: L.Trainer, number: int) -> None:
-        """Leave at the end of a step, in all processes together."""
+        """End the program in all processes together."""
         if number == REQUEUE and trainer.is_global_zero:
             requeue_job()
         last = run_folder_of(trainer).last_checkpoint
@@ -250,21 +252,21 @@ class LastCheckpoint(Checkpoint):
     def _first_bad_loss(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch_idx: int, weights_too: bool
     ) -> int:
-        """Number of the first step whose loss is no number, since they were last looked at; -1 for none."""
+        """Return the first step since the last check whose loss is NaN or infinite; -1 for none."""
         losses, self._losses = self._losses, []
-        # In float16 a loss out of range is ordinary: the scaler leaves such a step out.
+        # In float16 a loss out of range is normal: the gradient scaler skips such a step.
         if losses and getattr(trainer.precision_plugin, "scaler", None) is None:
             finite = torch.stack(losses).isfinite().tolist()
             if not all(finite):
                 return batch_idx + 1 - len(losses) + finite.index(False)
-        # A finite loss may have a gradient that is none.
+        # A finite loss may have NaN or infinite gradients, and then the weights do.
         if weights_too and not torch.stack([each.isfinite().all() for each in pl_module.parameters()]).all():
             return batch_idx
         return -1
 
     @staticmethod
     def _agree(trainer: L.Trainer, number: int, bad: int, due: bool) -> tuple[int, int, bool]:
-        """Make of what each process knows what all do; whether a checkpoint is due, the first one's clock tells."""
+        """Share a signal or bad loss with all processes; the first one's clock decides whether a checkpoint is due."""
         if trainer.world_size == 1:
             return number, bad, due
         known = torch.tensor([number, bad, int(due and trainer.is_global_zero)], device=trainer.strategy.root_device)
@@ -285,9 +287,9 @@ class LastCheckpoint(Checkpoint):
 
 
 def _restore_what_learns(module: L.LightningModule, what_learns: dict[str, list[str]]) -> None:
-    """Train what was being trained in the middle of an epoch.
+    """Restore what was trainable, and the layers' modes, in the middle of an epoch.
 
-    Who freezes and unfreezes, or changes BatchNorm's mode, does so when an epoch begins, and this one has begun.
+    Freezing, unfreezing and changes of BatchNorm's mode happen when an epoch begins, and this epoch has begun already.
     """
     if what_learns:
         for name, parameter in module.named_parameters():
@@ -297,7 +299,7 @@ def _restore_what_learns(module: L.LightningModule, what_learns: dict[str, list[
 
 
 def _validation_follows(trainer: L.Trainer, batch_idx: int) -> bool:
-    """Tell whether a step is an epoch's last, or one that a validation within the epoch comes after."""
+    """Return whether a step is an epoch's last, or is followed by a validation within the epoch."""
     every = trainer.val_check_batch
     return trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or (
         every is not None and math.isfinite(every) and (batch_idx + 1) % every == 0
@@ -305,7 +307,7 @@ def _validation_follows(trainer: L.Trainer, batch_idx: int) -> bool:
 
 
 def _figures_of(trainer: L.Trainer) -> dict[str, Metric]:
-    """What is logged over a training epoch: Lightning's own accumulators, or the metrics that they stand for."""
+    """Return what is logged over a training epoch: Lightning's own accumulators, or the metrics behind them."""
     return {
         key: result if result.is_tensor else result.value
         for key, result in trainer.fit_loop.epoch_loop._results.items()
@@ -314,7 +316,7 @@ def _figures_of(trainer: L.Trainer) -> dict[str, Metric]:
 
 
 def _sums(metric: Metric) -> dict[str, Tensor]:
-    """The parts of a metric's state that add up: which are all of those that are used here."""
+    """Return the parts of a metric's state that are sums; for the metrics used here, these are all parts."""
     return {
         name: value
         for name, value in metric.metric_state.items()
@@ -323,7 +325,7 @@ def _sums(metric: Metric) -> dict[str, Tensor]:
 
 
 def _take_figures(trainer: L.Trainer) -> dict[str, dict[str, Tensor]]:
-    """Sums over an epoch so far, of all processes together."""
+    """Return the metrics' sums over the epoch so far, over all processes."""
     return {
         key: {
             name: cast(Tensor, trainer.strategy.reduce(value.detach().clone(), reduce_op="sum"))
@@ -334,7 +336,7 @@ def _take_figures(trainer: L.Trainer) -> dict[str, dict[str, Tensor]]:
 
 
 def _add_figures(trainer: L.Trainer, figures: dict[str, dict[str, Tensor]]) -> None:
-    """Add the sums of before an interruption to those of the first step after it."""
+    """Add the sums from before an interruption to those of the first step after it."""
     done: set[int] = set()  # metrics of one collection may share their state
     for key, metric in _figures_of(trainer).items():
         for name, value in _sums(metric).items():
@@ -345,7 +347,7 @@ def _add_figures(trainer: L.Trainer, figures: dict[str, dict[str, Tensor]]) -> N
 
 
 def _move_best_checkpoint(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
-    """Let the best checkpoint's callback find it, though the folder has another path than when it was written."""
+    """Update the best checkpoint's path in its callback's state, in case the folder has been moved since."""
     folder = str(trainer.default_root_dir)
     best = str(Path(folder, BEST_CHECKPOINT))
     for state in checkpoint.get("callbacks", {}).values():

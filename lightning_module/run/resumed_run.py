@@ -1,4 +1,4 @@
-"""What a fit goes on from: with `--resume` the run in its folder, if there is one; with `--ckpt_path` a checkpoint."""
+"""What a fit continues from: with `--resume` the run in its folder, if any; with `--ckpt_path` a checkpoint."""
 
 import csv
 from collections.abc import Mapping
@@ -25,15 +25,15 @@ FREE_TO_CHANGE = (
     "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger", "trainer.max_epochs",
     "trainer.max_time", "trainer.num_nodes", "trainer.profiler", "trainer.strategy",
 )  # fmt: skip
-"""Settings that may differ when a run goes on, with all below them. The photos' folders are among them because it is
-their content that must be the same, which is looked at by itself."""
+"""Settings that may change when a run is resumed, including all settings below them. The photos' folders are among them
+because only their content must stay the same, which `check_photos` checks."""
 
 
 def last_checkpoint(run: RunFolder) -> Path | None:
-    """Return the checkpoint that the run in a folder goes on from; None where there is none.
+    """Return the checkpoint that the run in a folder continues from; None if there is none.
 
     Raises:
-        BadInput: it cannot be read.
+        BadInput: the checkpoint cannot be read.
     """
     if not run.last_checkpoint.is_file():
         return None
@@ -45,9 +45,9 @@ class Progress(NamedTuple):
     """How far a run had come when a checkpoint was written.
 
     Attributes:
-        epochs: that are finished.
-        steps: that were made.
-        stopped: whether training had been stopped, by early stopping for one.
+        epochs: number of finished epochs.
+        steps: number of steps.
+        stopped: whether training had been stopped, for example by early stopping.
     """
 
     epochs: int
@@ -63,19 +63,19 @@ def progress_of(checkpoint: Path) -> Progress:
 
 
 OF_OPTIMIZER = ("trainable", "learning_rate", "schedule")
-"""The model's settings that an optimiser which goes on has in its state already."""
+"""Settings of the model that are already part of a saved optimiser's state."""
 
 
 def check_optimizer_settings(checkpoint: Path, saved: Mapping[str, Any], model: Mapping[str, Any]) -> None:
-    """Refuse to go on from a checkpoint with an optimiser that is set otherwise: it would take no notice.
+    """Refuse settings that differ from those of the checkpoint's optimiser, because they would have no effect.
 
     Args:
-        checkpoint: to go on from; an imported one has no optimiser yet.
-        saved: its settings.
-        model: those of the fit.
+        checkpoint: the checkpoint to continue from; an imported one has no optimiser state yet.
+        saved: the checkpoint's settings.
+        model: the fit's settings of the model.
 
     Raises:
-        BadInput: they differ.
+        BadInput: the settings differ.
     """
     if not torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get("optimizer_states"):
         return
@@ -91,7 +91,7 @@ def check_optimizer_settings(checkpoint: Path, saved: Mapping[str, Any], model: 
 
 
 def differing(group: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Options whose value in a checkpoint is another than the given one, with the checkpoint's."""
+    """Return the options whose value in a checkpoint differs from the given one, with the checkpoint's value."""
     return [
         f"--{group}.{name} {value}"
         for name, value in saved.items()
@@ -100,23 +100,23 @@ def differing(group: str, saved: Mapping[str, Any], given: Mapping[str, Any]) ->
 
 
 def _alike(value: Any) -> Any:
-    """One number stands for as many as there are."""
+    """Convert a list of equal numbers to that number, which is another way to write the same setting."""
     if isinstance(value, list | tuple):
         return value[0] if value and len(set(value)) == 1 else list(value)
     return value
 
 
 def changed_settings(run: RunFolder, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return by name the settings that are not what the run began with, as (then, now).
+    """Return by name the settings that have changed since the run began, as (then, now).
 
     Args:
-        run: its folder.
-        settings: as `KeepConfig` writes them.
+        run: the run's folder.
+        settings: the settings as `KeepConfig` writes them.
     """
     try:
         before = yaml.safe_load(run.config.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return {}  # it was killed before it was written
+        return {}  # the run was killed before the file was written
     if not isinstance(before, dict):
         return {}
     then, today = _flat(before), _flat(settings)
@@ -126,10 +126,10 @@ def changed_settings(run: RunFolder, settings: dict[str, Any]) -> dict[str, tupl
 
 
 def check_settings(run: RunFolder, changed: dict[str, tuple[Any, Any]]) -> None:
-    """Refuse to go on with a run under settings that would make it another.
+    """Refuse to resume a run if settings have changed that must not change.
 
     Raises:
-        BadInput: there are such.
+        BadInput: there are such settings.
     """
     others = [name for name in changed if not _is_free(name)]
     if others:
@@ -141,10 +141,10 @@ def check_settings(run: RunFolder, changed: dict[str, tuple[Any, Any]]) -> None:
 
 
 def check_photos(run: RunFolder, sets: dict[str, dict[str, Any]]) -> None:
-    """Refuse to go on with a run on other photos than it began with.
+    """Refuse to resume a run with other photos than it began with.
 
     Raises:
-        BadInput: they have changed.
+        BadInput: the photos have changed.
     """
     before = read_environment(run).get("data", {})
     for name in ("train", "val"):
@@ -158,7 +158,7 @@ def check_photos(run: RunFolder, sets: dict[str, dict[str, Any]]) -> None:
 
 
 def finished(run: RunFolder) -> dict[str, Any] | None:
-    """Return how the run in a folder has finished; None where it has not."""
+    """Return how the run in a folder has finished; None if it has not."""
     outcome = read_environment(run).get("finished")
     return outcome if isinstance(outcome, dict) else None
 
@@ -178,13 +178,14 @@ def _is_free(name: str) -> bool:
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Keeps the rows of before an interruption; Lightning's begins its file anew.
+    """A CSVLogger that keeps the rows from before an interruption; Lightning's starts a new file.
 
     Args:
         save_dir: as in CSVLogger.
-        name: likewise.
-        version: likewise.
-        steps: rows from this step on are of a run before, or of what is done again.
+        name: as in CSVLogger.
+        version: as in CSVLogger.
+        steps: number of steps that the run had made. Rows from this step on belong to an earlier run or to steps that
+            are done again, so they are dropped.
     """
 
     def __init__(self, save_dir: Path, name: str, version: str, steps: int = 0) -> None:
@@ -194,7 +195,7 @@ class ContinuedCSVLogger(CSVLogger):
         if file.is_file():
             with file.open(newline="", encoding="utf-8") as rows:
                 for row in csv.DictReader(rows):
-                    # a kill may have left half a row at the end
+                    # killing the process may have left half a row at the end
                     if (row.get("step") or "").isdigit() and int(row["step"]) < steps:
                         self._earlier.append({key: value for key, value in row.items() if key and value})
 

@@ -1,4 +1,4 @@
-"""The run's folder: which file is where, and how a new run treats those of the last one."""
+"""The run's folder: where each file is, and what a new run does with the files of the previous one."""
 
 import json
 import shutil
@@ -18,17 +18,17 @@ BEST_CHECKPOINT, LAST_CHECKPOINT = "best.ckpt", "last.ckpt"
 HANDED_OVER = (
     "model.h5", "calibrated.ckpt", "parity.json", "parity.html", "labels.json", "metrics.json", "report.html",
 )  # fmt: skip
-"""What belongs to one finished run, and must never be taken for another's."""
+"""Results of one finished run, which must never be mistaken for another run's."""
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`--trainer.default_root_dir`.
+    """The folder given by `--trainer.default_root_dir`.
 
-    A run that is begun anew in the folder of a finished one first copies that one's files to `previous/`, and then
-    takes away those that say what a run's result was (`HANDED_OVER`). So a run that dies half way leaves no verdict
-    that seems to be its own, and the last finished run is whole in `previous/` until the next one has finished. What a
-    run that has not finished had come to goes to `interrupted/`, should another be begun in its place.
+    A new run in the folder of a finished one first copies that run's files to `previous/`, and then removes its results
+    (`HANDED_OVER`). So a run that fails half way leaves no verdict that seems to be its own, and the last finished run
+    is complete in `previous/` until the next one has finished. If the old run had not finished, its files are copied to
+    `interrupted/`.
 
     Attributes:
         path: the folder.
@@ -38,17 +38,17 @@ class RunFolder:
 
     @property
     def best_checkpoint(self) -> Path:
-        """The epoch with the lowest validation loss."""
+        """The best epoch; by default the one with the lowest validation loss."""
         return self.path / BEST_CHECKPOINT
 
     @property
     def last_checkpoint(self) -> Path:
-        """Where an interrupted run goes on."""
+        """The checkpoint from which an interrupted run continues."""
         return self.path / LAST_CHECKPOINT
 
     @property
     def environment(self) -> Path:
-        """What the run was made with, and whether it has finished."""
+        """The software, hardware and data of the run, and whether it has finished."""
         return self.path / "environment.json"
 
     @property
@@ -58,12 +58,12 @@ class RunFolder:
 
     @property
     def parity(self) -> Path:
-        """The verdict on the twin, and what it rests on."""
+        """The verdict on the twin, with the results of all checks."""
         return self.path / "parity.json"
 
     @property
     def parity_page(self) -> Path:
-        """The proof, for people."""
+        """The proof as a page to read."""
         return self.path / "parity.html"
 
     @property
@@ -73,7 +73,7 @@ class RunFolder:
 
     @property
     def report(self) -> Path:
-        """How good the best checkpoint is, for people."""
+        """The evaluation of the best checkpoint as a page to read."""
         return self.path / "report.html"
 
     @property
@@ -83,7 +83,7 @@ class RunFolder:
 
     @property
     def evaluation(self) -> Path:
-        """Folder of the report's pictures, and of each measured photo's logits."""
+        """Folder with the report's pictures and each measured photo's logits."""
         return self.path / "evaluation"
 
     @property
@@ -93,7 +93,7 @@ class RunFolder:
 
     @property
     def labels(self) -> Path:
-        """What a user of the twin must know: class names, size, interpolation, range."""
+        """What users of the twin need to know: class names, image size, interpolation, input range."""
         return self.path / "labels.json"
 
     @property
@@ -112,10 +112,10 @@ class RunFolder:
         return self.path / "logs"
 
     def check_writable(self) -> None:
-        """Make the folder and write to it, before anything costly is done.
+        """Create the folder and try to write to it, before anything expensive is done.
 
         Raises:
-            BadInput: it cannot be made or written.
+            BadInput: the folder cannot be created or written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -128,22 +128,22 @@ class RunFolder:
             ) from error
 
     def shelve_previous(self, goes_on: bool = False) -> Path | None:
-        """Clear the way for a new run: see the class.
+        """Move the old run's files out of the way of a new run, as described for the class.
 
         Args:
-            goes_on: whether it is the same run, which keeps what it goes on from; if it had finished, it is to be
-                trained for longer.
+            goes_on: whether the same run is resumed. It then keeps the files that it continues from. If it had
+                finished, it is now trained for more epochs.
 
         Returns:
-            The folder that holds the previous run now: `previous`, or `interrupted` if it had not finished; None where
-            there was none.
+            The folder that the old run's files are in now: `previous`, or `interrupted` if it had not finished; None
+            if there was no old run.
         """
         finished = self._has_finished()
         shelf = self.path / ("previous" if finished else "interrupted")
         found = finished or (self.last_checkpoint.is_file() and not goes_on)
         if found:
             fresh = Path(tempfile.mkdtemp(prefix=f".{shelf.name}-", dir=self.path))
-            fresh.chmod(stat.S_IMODE(self.path.stat().st_mode))  # whoever may read the run may read this
+            fresh.chmod(stat.S_IMODE(self.path.stat().st_mode))  # the same permissions as the run's folder
             for name in (BEST_CHECKPOINT, LAST_CHECKPOINT, "config.yaml", "environment.json", *HANDED_OVER):
                 if (self.path / name).is_file():
                     shutil.copy2(self.path / name, fresh / name)
@@ -152,7 +152,7 @@ class RunFolder:
             shutil.rmtree(shelf, ignore_errors=True)
             fresh.replace(shelf)
         if found or not goes_on:
-            # The last checkpoint first: without it, nothing could be gone on with that is no longer whole.
+            # The last checkpoint first: without it, a run whose other files are partly removed cannot be resumed.
             for name in (*(() if goes_on else (LAST_CHECKPOINT, "environment.json")), *HANDED_OVER):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.evaluation, ignore_errors=True)
@@ -160,11 +160,11 @@ class RunFolder:
         return shelf if found else None
 
     def _has_finished(self) -> bool:
-        """Whether the run in the folder came to its end: it says so, or its proof is there."""
+        """Return whether the run in the folder has finished: environment.json says so, or there is a proof."""
         return bool(read_environment(self).get("finished")) or (self.model_h5.is_file() and self.parity.is_file())
 
     def sweep(self) -> None:
-        """Remove what a killed process had half written."""
+        """Remove what a killed process left unfinished."""
         for each in self.path.glob(".*.tmp"):
             if each.is_file():
                 each.unlink(missing_ok=True)
@@ -178,7 +178,7 @@ def run_folder_of(trainer: "Trainer") -> RunFolder:
 
 
 def read_environment(run: RunFolder) -> dict[str, Any]:
-    """Return the run's environment.json; empty where there is none that can be read."""
+    """Return the content of the run's environment.json; empty if it is missing or cannot be read."""
     try:
         content = json.loads(run.environment.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -187,9 +187,9 @@ def read_environment(run: RunFolder) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write JSON whole or not at all; numbers must be finite.
+    """Write a JSON file, completely or not at all; numbers must be finite.
 
     Raises:
-        BadInput: it cannot be written there.
+        BadInput: the file cannot be written.
     """
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

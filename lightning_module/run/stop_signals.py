@@ -1,4 +1,4 @@
-"""What asks a run to leave: a cluster's SIGTERM, SLURM's signal before its time is up, Ctrl-C."""
+"""Signals that ask a run to stop: a cluster's SIGTERM, SLURM's signal before its time limit, Ctrl-C."""
 
 import os
 import signal
@@ -16,18 +16,18 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 CONTINUES = "The same command with --resume continues."
 REQUEUE = getattr(signal, "SIGUSR1", 0)
-"""By which SLURM says that the time is nearly up; Windows has neither."""
+"""The signal by which SLURM announces its time limit; 0 on Windows, which has no such signal."""
 
 
 class Preempted(SIGTERMException):
-    """Leaves the program with a shell's exit code for a signal: 143 for SIGTERM, 130 for Ctrl-C."""
+    """Ends the program with the exit code that shells use for a signal: 143 for SIGTERM, 130 for Ctrl-C."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
 
 
 def leave(number: int, where: str) -> NoReturn:
-    """Say on the first process where the run stands, and leave.
+    """Print on the first process how far the run has come, and end the program.
 
     Raises:
         Preempted: always.
@@ -38,13 +38,13 @@ def leave(number: int, where: str) -> NoReturn:
 
 
 class StopSignals:
-    """Answers signals at once, or, between `hold` and `release`, notes them for whoever asks.
+    """Handles signals: stops the program at once or, between `hold` and `release`, only records the signal.
 
-    Lightning's own answer to SIGTERM is a collective operation within the signal handler, which with several processes
-    meets those of the training; and to SLURM's signal a checkpoint in the middle of whatever is being computed.
+    Lightning's own handler for SIGTERM runs a collective operation, which with several processes can collide with one
+    of the training. Its handler for SLURM's signal writes a checkpoint in the middle of whatever is being computed.
 
     Attributes:
-        received: the signal that was noted; 0 for none.
+        received: the recorded signal; 0 for none.
         forward: passes a signal on to the processes that this one has started.
     """
 
@@ -56,7 +56,7 @@ class StopSignals:
 
     @contextmanager
     def answered(self) -> Iterator[None]:
-        """Answer signals meanwhile; afterwards whoever did before."""
+        """Install the handlers, and restore the previous ones at the end."""
         self._before = {number: signal.getsignal(number) for number in self._numbers()}
         self.received = 0
         self.take()
@@ -68,22 +68,22 @@ class StopSignals:
                     signal.signal(number, handler)
 
     def take(self) -> None:
-        """Answer signals from now on, whoever has put himself forward since."""
-        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+        """Install the handlers again, in case others have been installed since."""
+        if threading.current_thread() is threading.main_thread():  # Python allows it only there
             for number in self._numbers():
                 signal.signal(number, self._answer)
 
     def hold(self) -> None:
-        """Only note signals, until `release`: a step is not to be interrupted."""
+        """Only record signals until `release`, so that no step is interrupted."""
         self._held = True
 
     def release(self) -> None:
-        """Answer signals at once again."""
+        """Stop at once again when a signal comes."""
         self._held = False
 
     @staticmethod
     def _numbers() -> list[int]:
-        # SLURM sends it where the job asks for that: #SBATCH --signal=SIGUSR1@90
+        # SLURM sends it if the job asks for it: #SBATCH --signal=SIGUSR1@90
         requeue = [REQUEUE] if SLURMEnvironment.detect() else []
         return [signal.SIGTERM, signal.SIGINT, *requeue]
 
@@ -102,7 +102,7 @@ class StopSignals:
 
 
 def requeue_job() -> None:
-    """Ask SLURM to start this job again, with the same command; it then goes on as with --resume."""
+    """Ask SLURM to start this job again with the same command; the run then continues as with --resume."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     job = f"{array}_{task}" if array else os.environ.get("SLURM_JOB_ID", "")
     try:
@@ -112,5 +112,5 @@ def requeue_job() -> None:
 
 
 def requeued() -> bool:
-    """Tell whether SLURM has started this job before."""
+    """Return whether SLURM has started this job before."""
     return os.environ.get("SLURM_RESTART_COUNT", "0") not in ("", "0")
