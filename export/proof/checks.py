@@ -118,7 +118,7 @@ def check_probabilities(
     images: ImageSet,
     torch_gave: np.ndarray,
     keras_gave: np.ndarray,
-    road: str = "",
+    converter: str = "",
     threshold: float = PROBABILITY_THRESHOLD,
 ) -> Check:
     """Compare the probabilities, both sides in float32: the largest absolute difference of any probability.
@@ -127,13 +127,13 @@ def check_probabilities(
         images: what both sides were given.
         torch_gave: probabilities, (N, C).
         keras_gave: the same from the other side.
-        road: the converter, if the other side is not Keras; it becomes part of the check's name.
+        converter: its name, if the other side is not Keras; it becomes part of the check's name.
         threshold: the largest difference that passes.
     """
-    name = f"probabilities_{images.name}" + (f"_{road}" if road else "")
+    name = f"probabilities_{images.name}" + (f"_{converter}" if converter else "")
     unit = "max abs difference"
     if torch_gave.shape != keras_gave.shape:
-        detail = f"torch gave shape {torch_gave.shape}, {road or 'Keras'} {keras_gave.shape}"
+        detail = f"torch gave shape {torch_gave.shape}, {converter or 'Keras'} {keras_gave.shape}"
         return Check(name, False, float("inf"), threshold, unit, detail)
     per_image = np.abs(torch_gave.astype(np.float64) - keras_gave.astype(np.float64)).max(axis=1)
     per_image[np.isnan(per_image)] = np.inf  # NaN agrees with nothing
@@ -147,7 +147,7 @@ def check_probabilities(
 
 
 def check_top1(
-    images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray, road: str = "", threshold: float = 1.0
+    images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray, converter: str = "", threshold: float = 1.0
 ) -> Check:
     """Compare the labels: the share of images with the same class first, or one as likely (`keras_worker.same_labels`).
 
@@ -155,7 +155,7 @@ def check_top1(
         images: what both sides were given.
         torch_gave: probabilities, (N, C).
         keras_gave: the same from the other side.
-        road: the converter, if the other side is not Keras; it becomes part of the check's name.
+        converter: its name, if the other side is not Keras; it becomes part of the check's name.
         threshold: the smallest share that passes.
     """
     same = same_labels(torch_gave, keras_gave, PROBABILITY_THRESHOLD)
@@ -163,7 +163,7 @@ def check_top1(
     disagreeing = np.flatnonzero(~same)
     first = images.names[int(disagreeing[0])] if len(disagreeing) else None
     detail = f"the same label, or one as likely, for {int(np.sum(same))} of {len(torch_gave)} images"
-    name = f"top1_{images.name}" + (f"_{road}" if road else "")
+    name = f"top1_{images.name}" + (f"_{converter}" if converter else "")
     passed = agreement >= threshold
     return Check(name, passed, agreement, threshold, "share of labels equal", detail, None if passed else first, True)
 

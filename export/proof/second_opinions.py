@@ -46,7 +46,7 @@ class Opinion:
 
 
 @dataclass(frozen=True)
-class Road:
+class Converter:
     """How to get a second opinion.
 
     Attributes:
@@ -85,14 +85,14 @@ def second_opinion(
         BadInput: the `.h5` is refused, or the converter's environment cannot be made.
         KerasFailed: a converter fails, or its process crashes or runs out of time.
     """
-    road = OPINIONS[name]
-    python = road.python(progress) if road.python else None
+    converter = OPINIONS[name]
+    python = converter.python(progress) if converter.python else None
     progress(f"a second opinion: {name}")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as temporary:
         folder = Path(temporary)
-        saved = [images.save(folder, input_range if road.takes_range else "unit") for images in image_sets]
-        making, model_format, path, batch_size = road.prepare(source, h5, folder)
+        saved = [images.save(folder, input_range if converter.takes_range else "unit") for images in image_sets]
+        making, model_format, path, batch_size = converter.prepare(source, h5, folder)
         asking = prediction_tasks(model_format, path, saved, folder, batch_size=batch_size)
         reply = run_formats([*making, *asking], sum(len(each.images) for each in image_sets), python)
         failed = [result["failed"] for result in reply["results"] if "failed" in result]
@@ -110,9 +110,9 @@ def opinion_checks(opinion: Opinion, image_sets: Sequence[ImageSet], torch_gave:
         image_sets: the images that it was given.
         torch_gave: torch's probabilities for each set, (N, C).
     """
-    checks, road = [], OPINIONS[opinion.name]
+    checks, converter = [], OPINIONS[opinion.name]
     for images, expected, given in zip(image_sets, torch_gave, opinion.probabilities, strict=True):
-        checks.append(check_probabilities(images, expected, given, opinion.name, road.threshold))
+        checks.append(check_probabilities(images, expected, given, opinion.name, converter.threshold))
         if images.name == "photos":
             checks.append(check_top1(images, expected, given, opinion.name))
     return [replace(check, detail=f"{check.detail}; the road took {opinion.seconds:.0f} s") for check in checks]
@@ -147,6 +147,6 @@ def write_torch_onnx(source: Checkpoint, path: Path) -> None:
 
 
 OPINIONS = {
-    "tf2onnx": Road(_tf2onnx, takes_range=True, python=None, threshold=PROBABILITY_THRESHOLD),
-    "onnx2tf": Road(_onnx2tf, takes_range=False, python=onnx2tf_python, threshold=PROBABILITY_THRESHOLD),
+    "tf2onnx": Converter(_tf2onnx, takes_range=True, python=None, threshold=PROBABILITY_THRESHOLD),
+    "onnx2tf": Converter(_onnx2tf, takes_range=False, python=onnx2tf_python, threshold=PROBABILITY_THRESHOLD),
 }

@@ -83,12 +83,12 @@ def _is_whole(folder: Path, python: Path) -> bool:
 def _make(folder: Path, python: Path) -> None:
     """Try uv, which is fast, then the standard library's venv with pip, which is always there."""
     own = sys.executable
-    roads: tuple[tuple[list[str | Path], list[str | Path]], ...] = (
+    ways: tuple[tuple[list[str | Path], list[str | Path]], ...] = (
         ([own, "-m", "uv", "venv", "--python", own, folder], [own, "-m", "uv", "pip", "install", "--python", python]),
         ([own, "-m", "venv", folder], [python, "-m", "pip", "install"]),
     )
     complaint = ""
-    for make, install in roads:
+    for make, install in ways:
         shutil.rmtree(folder, ignore_errors=True)
         complaint = _run(make) or _run([*install, *REQUIREMENTS])
         if not complaint:
