@@ -1,15 +1,15 @@
-"""Which settings of configs/finetune.yaml pay: each taken out, or put in, alone, with the same seeds.
+"""Which settings of configs/finetune.yaml are worth it: each is removed or added alone, with the same seeds.
 
     python benchmarks/ablation.py --stage small            # at a small size, so that many can be compared
-    python benchmarks/ablation.py --stage draft            # the same, on the way to configs/finetune.yaml
-    python benchmarks/ablation.py --stage longer           # the same, what might be better than it
+    python benchmarks/ablation.py --stage draft            # the same, for the drafts of configs/finetune.yaml
+    python benchmarks/ablation.py --stage longer           # the same, for settings that might be better than it
     python benchmarks/ablation.py --stage full             # configs/finetune.yaml and mobilenetv2.yaml as they are
-    python benchmarks/ablation.py --table                  # what there is so far, as docs/accuracy.md shows it
+    python benchmarks/ablation.py --table                  # the results so far, as docs/accuracy.md shows them
 
-Every run is a `lightning fit` of the real command. The small ones hold out half of the training photos and are measured
-on those; the full ones are measured on the validation folder. Rows go to a file as they come; a run that is in it
-already is not made again, so the script may be stopped and started. Runs are made seed by seed, so that what there is
-can be compared whenever it stops. The test photos play no part.
+Every run uses the real command, `lightning fit`. The small runs hold out half of the training photos and are measured
+on those; the full ones are measured on the validation folder. Each result is written to a file at once, and a run
+that is already in the file is not repeated, so the script can be stopped and started again. Runs are made seed by seed,
+so that the variants can be compared whenever it stops. The test photos are not used.
 """
 
 import argparse
@@ -26,16 +26,16 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[1]
 SHARED = REPO.parent / "shared"
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
-"""glibc gives large blocks back to the system after each operation, and takes them again for the next: told not to, it
-makes training steps on a CPU faster."""
+"""Usually glibc returns large blocks to the system after each operation and requests them again for the next one. These
+settings stop that, which makes training steps on a CPU faster."""
 
 FINETUNE, RECIPE = "configs/finetune.yaml", "configs/mobilenetv2.yaml"
 SMALL = [
     "--data.image_size=160", "--model.train_size=128", "--trainer.max_epochs=6", "--trainer.check_val_every_n_epoch=6",
     "--data.val_root=null", "--data.validation_split=0.5",
 ]  # fmt: skip
-"""Half of the training photos are held out, by the seed: with 1,534 photos to judge by, a smaller difference shows than
-with the 341 of the validation folder, and half as many to train on take half the time."""
+"""Half of the training photos are held out, chosen by the seed. 1,534 photos to judge by reveal smaller differences
+than the 341 of the validation folder, and training on half as many photos takes half the time."""
 NO_EMA = ["--trainer.callbacks=null"]
 NO_SMOOTHING = ["--model.regularisation.label_smoothing=0"]
 AS_FAST = ["--model.schedule.backbone_factor=1"]
@@ -50,7 +50,7 @@ MEASURED = {"val/loss", "val/accuracy"}
 
 
 def epochs(count: int) -> list[str]:
-    """So many, measured after the last."""
+    """Settings for this number of epochs, measured only after the last."""
     return [f"--trainer.max_epochs={count}", f"--trainer.check_val_every_n_epoch={count}"]
 
 
@@ -149,11 +149,11 @@ STAGES: dict[str, dict[str, tuple[str, list[str]]]] = {
         "configs/mobilenetv2.yaml": (RECIPE, []),
     },
 }
-"""stage -> name -> (configuration, settings besides)."""
+"""stage -> name -> (configuration, additional settings)."""
 
 
 def main() -> None:
-    """Make the runs that are missing, or print the table."""
+    """Make the missing runs and print the tables; with --table only print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, default="small")
     parser.add_argument("--only", default="", help="names of variants, with commas between; by default all")
@@ -182,7 +182,7 @@ def main() -> None:
 
 
 def add_sources(parser: argparse.ArgumentParser) -> None:
-    """Options of every script that trains with `run`."""
+    """Add the options of every script that trains with `run`."""
     clothing = SHARED / "data" / "clothing"
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="of torch; 1 where other work shares the machine")
@@ -193,12 +193,12 @@ def add_sources(parser: argparse.ArgumentParser) -> None:
 
 
 def read(journal: Path) -> list[dict[str, Any]]:
-    """Rows of the runs that were made."""
+    """Read the results of the runs made so far."""
     return [json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else []
 
 
 def run(arguments: argparse.Namespace, configuration: str, settings: list[str], seed: int) -> dict[str, Any]:
-    """One fit; the best checkpoint's figures on the validation photos as they are."""
+    """Make one fit and return the best checkpoint's figures on the validation photos, not augmented."""
     with tempfile.TemporaryDirectory(prefix="run-", dir=arguments.out) as folder:
         return _run(arguments, configuration, settings, seed, Path(folder))
 
@@ -211,7 +211,7 @@ def _run(
         f"--data.val_root={arguments.val_root}", f"--model.weights={arguments.weights}", "--model.pad_type=same",
         "--model.bn_eps=0.001", "--model.mean=0.5", "--model.std=0.5", f"--seed_everything={seed}",
         f"--data.seed={seed}", f"--num_threads={arguments.threads}", "--hand_over.enabled=false",
-        "--data.store_ram_share=0",  # the decoded photos are kept for the next run
+        "--data.store_ram_share=0",  # so that the decoded photos are kept on disk for the next run
         f"--trainer.default_root_dir={folder}", *settings,
     ]  # fmt: skip
     start = time.perf_counter()
@@ -231,7 +231,7 @@ def _run(
 
 
 def table(rows: list[dict[str, Any]], stage: str) -> str:
-    """Rows of a stage as a Markdown table; differences are of runs with the same seed."""
+    """A stage's results as a Markdown table; differences are between runs with the same seed."""
     if not rows:
         return ""
     lines = [
@@ -253,7 +253,7 @@ def table(rows: list[dict[str, Any]], stage: str) -> str:
 
 
 def which_epoch(rows: list[dict[str, Any]]) -> str:
-    """What each run would have come to, had it kept another epoch, as a Markdown table."""
+    """The accuracy of each run if another epoch had been kept, as a Markdown table."""
     lines = [
         "\nwhich epoch to keep:\n",
         "| variant | seeds | the last | lowest val/loss | highest val/accuracy (flattered: the same photos judge) |",
@@ -273,7 +273,7 @@ def which_epoch(rows: list[dict[str, Any]]) -> str:
 
 
 def spread(numbers: list[float], sign: str = "") -> str:
-    """Mean, and standard deviation where there are several."""
+    """The mean, and the standard deviation if there are several numbers."""
     text = f"{statistics.mean(numbers):{sign}.4f}"
     return f"{text} ± {statistics.stdev(numbers):.4f}" if len(numbers) > 1 else text
 

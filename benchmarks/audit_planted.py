@@ -1,19 +1,19 @@
-"""How many planted label errors and foreign photos are among the audit's first suspects.
+"""How many planted label errors and foreign photos the audit puts among its first suspects.
 
-N is the number planted; "found" is the share of them among the first N suspects, of all photos, errors that were in the
-photos before count as false alarms. Three settings:
+N is the number planted, and "found" is the share of them among the first N suspects of all photos. Errors that the
+photos had already count as false alarms. Three settings:
 
-- four classes, the first 150 photos of each (the customer's size): 5% of the labels wrong, 40 foreign photos drawn from
-  the other six classes, each put into a class at random;
-- the same with all 40 of one kind in one class (as remote controls among televisions): also how pure the best of the
-  class's groups is, for that is where the audit shows such photos;
-- all ten classes, every training photo: 5% wrong, no foreign ones (there is no photo of another kind left); and, for
-  foreign ones, nine classes with 40 photos of the tenth, each class held out in turn.
+- four classes, the first 150 photos of each (the customer's size): 5% of the labels are wrong, and 40 foreign photos
+  from the other six classes are each put into a random class;
+- the same with all 40 of one kind in one class (like remote controls among televisions). This also measures how pure
+  the best of the class's groups is, because that is where the audit shows such photos;
+- all ten classes, every training photo: 5% wrong, no foreign photos (no other class is left); and, for foreign photos,
+  nine classes with 40 photos of the tenth, each class held out in turn.
 
-Then, of every sixth photo: how many count as blurry as they are, and once blurred by a Gaussian. Last, of 40 photos and
-40 edited copies among them: how many copies are paired with their photo, by edit, and how many pairs are wrong.
+Then, for every sixth photo: how many count as blurry as they are, and after a Gaussian blur. Last, for 40 photos and 40
+edited copies among them: how many copies are paired with their photo, by kind of edit, and how many pairs are wrong.
 
-The seeds 100 and up were used to design the ranking; those reported are others.
+The seeds 100 and up were used to design the ranking; the ones reported are different.
 
 Run: python benchmarks/audit_planted.py [--seeds 10]
 """
@@ -53,7 +53,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def main() -> None:
-    """Compute or read features, plant, rank, print; the last line is JSON."""
+    """Compute or read the features, plant errors, rank, and print; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, default=SHARED / "data" / "clothing" / "train")
     parser.add_argument("--weights", type=Path, default=SHARED / "weights" / "mobilenetv2_100.in1k_tf_same.safetensors")
@@ -113,12 +113,12 @@ def main() -> None:
 
 
 class Bench:
-    """Plants and measures.
+    """Plants errors and measures how many are found.
 
     Args:
         features: shape (N, F).
-        kinds: what each photo really is (or is said to be), index into `names`, shape (N,).
-        names: of the classes.
+        kinds: what each photo really is (or is said to be), as an index into `names`, shape (N,).
+        names: the classes.
     """
 
     def __init__(self, features: np.ndarray, kinds: np.ndarray, names: list[str]) -> None:
@@ -127,7 +127,7 @@ class Bench:
     def mixed(
         self, classes: Sequence[str], per_class: int | None, seed: int, foreign: int = FOREIGN
     ) -> dict[str, float]:
-        """Foreign photos of all other classes, in classes at random."""
+        """Measure with foreign photos from all other classes, put into random classes."""
         chance = np.random.default_rng(seed)
         rows, labels, planted = self._plant_wrong(classes, per_class, chance)
         others = np.flatnonzero(~np.isin(self.kinds, [self.names.index(name) for name in classes]))
@@ -135,7 +135,7 @@ class Bench:
         return self._measure(rows, labels, planted, strangers, chance.integers(0, len(classes), foreign))
 
     def one_kind(self, kind: str, into: str, seed: int) -> dict[str, float]:
-        """Foreign photos of one class, all in one other."""
+        """Measure with foreign photos of a single class, all put into one other class."""
         chance = np.random.default_rng(seed)
         rows, labels, planted = self._plant_wrong(FOUR, PER_CLASS, chance)
         strangers = chance.choice(np.flatnonzero(self.kinds == self.names.index(kind)), FOREIGN, replace=False)
@@ -164,7 +164,7 @@ class Bench:
     ) -> dict[str, float]:
         rows, labels = np.concatenate([rows, strangers]), np.concatenate([labels, into])
         planted = np.concatenate([wrong, np.ones(len(strangers), bool)])
-        # groups: the photos as they are; near-duplicates among them were never seen to matter
+        # every photo is its own group: ignoring near-duplicates has never made a difference here
         suspects = find_suspects(self.features[rows], labels, np.arange(len(rows)))
         first = np.argsort(-suspects.suspicion, kind="stable")[: planted.sum()]
         hit = np.zeros(len(rows), bool)

@@ -1,16 +1,16 @@
-"""One exported `.h5` in every Keras generation: load, compare, train on, save again.
+"""Try one exported `.h5` in every Keras generation: load, compare, train further, save again.
 
     python benchmarks/compat.py                  # all of them, one after another; writes docs/compat.md
     python benchmarks/compat.py --only keras-3.6 # one of them, with the file that the last run exported
     python benchmarks/compat.py --ci             # oldest and newest of both generations, a small network, no page
-    python benchmarks/compat.py --ci --install   # make the environments of that, and load nothing
-    python benchmarks/compat.py --python NAME    # say where the interpreter of one is; make it if it is not there
+    python benchmarks/compat.py --ci --install   # only make the environments for that
+    python benchmarks/compat.py --python NAME    # print the path of one interpreter; make its environment if missing
     python benchmarks/compat.py --clean          # remove the environments
 
-Each Keras gets an environment of its own in the cache folder (some 1 to 2 GB each), made with uv, or with venv and pip
-where there is no uv. In each, the same file goes through the whole ladder of `lightning parity`, through what
-`keras_worker.py verify` checks, and through what a team does with a file it is given: summary, one more training step,
-saving, loading again. Exit code 0 only if all that ran passed; 1 if one did not; 2 if packages cannot be had.
+Each Keras gets its own environment in the cache folder (about 1 to 2 GB each), made with uv, or with venv and pip if
+there is no uv. In each, the same file goes through the whole ladder of `lightning parity`, through the checks of
+`keras_worker.py verify`, and through what a team does with a file that it is given: summary, one more training step,
+saving, loading again. Exit code 0 if everything that ran passed; 1 if something failed; 2 if packages are unavailable.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ PAGE = ROOT / "docs" / "compat.md"
 SHARED = ROOT.parent / "shared"
 WEIGHTS = SHARED / "weights" / "mobilenetv2_100.in1k_tf_same.safetensors"
 PHOTOS = SHARED / "data" / "clothing" / "validation"
-# A model loaded again computes with the same weights, in the same Keras.
+# A model that is saved and loaded again has the same weights in the same Keras, so it may differ by no more than this.
 SAVED_THRESHOLD = 1e-6
 
 
@@ -52,10 +52,10 @@ class Environment:
     Attributes:
         name: for the command line and the table.
         python: version of the interpreter.
-        packages: requirements; those without a version are the newest that there are.
+        packages: requirements; those without a version mean the newest.
         variables: environment variables that choose this Keras or its backend.
-        known: problems that are this Keras's own and are no failure of the file: regular expressions of the whole text.
-        because: what they come from, for the page.
+        known: problems of this Keras that are not failures of the file, as regular expressions for all of the text.
+        because: the reason for them, for the page.
     """
 
     name: str
@@ -86,7 +86,7 @@ ENVIRONMENTS = (
         "3.11",
         ("tensorflow==2.16.2", "keras==3.0.5"),
         known=(
-            # Adam moves a weight by about 1e-3, the learning rate, at each of three steps: two sides by less than 6e-3.
+            # Adam moves a weight by about 1e-3 per step, its learning rate: three steps differ by less than 6e-3.
             r"training_steps: 0\.00[1-5]\d* at (\S+)/\S+\. \1 is frozen in the checkpoint, and this Keras trains it\.",
             r"fit moved frozen layers: .+",
         ),
@@ -99,12 +99,12 @@ ENVIRONMENTS = (
     Environment("keras-newest-jax", "3.11", ("jax", "keras"), {"KERAS_BACKEND": "jax"}),
     Environment("keras-newest-torch", "3.11", ("torch", "keras"), {"KERAS_BACKEND": "torch"}),
 )
-# Oldest and newest of both generations that run on the Python of this project.
+# Oldest and newest Keras of both generations that run on this project's Python.
 IN_CI = ("tf.keras-2.12", "tf_keras-newest", "keras-3.0", "keras-newest")
 
 
 class CannotInstall(Exception):
-    """The environment cannot be made; the text says why."""
+    """The environment cannot be made; the message says why."""
 
 
 # Environments ---------------------------------------------------------------------------------------------------------
@@ -116,7 +116,7 @@ def cache_folder() -> Path:
 
 
 def find_interpreter(version: str) -> Path | None:
-    """Find a Python of that version, such as "3.10": our own, one on the path, uv's or pyenv's; None: there is none."""
+    """Find a Python of a version such as "3.10": our own, on the path, or from uv or pyenv; None if there is none."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
     candidates = [sys.executable, shutil.which(f"python{version}"), *sorted(pyenv.glob(f"{version}.*/bin/python"))]
     uv = find_uv()
@@ -130,22 +130,22 @@ def find_interpreter(version: str) -> Path | None:
 
 
 def _version_of(python: str) -> str:
-    # a pyenv shim is there for versions that are not chosen too, and fails when it is run
+    # pyenv has shims even for versions that are not selected; those fail when they are run
     code = "import sys; print('%d.%d' % sys.version_info[:2])"
     return subprocess.run([python, "-c", code], capture_output=True, text=True, check=False).stdout.strip()
 
 
 def find_uv() -> str | None:
-    """Find uv: beside our interpreter or on the path."""
+    """Find uv, beside our interpreter or on the path."""
     beside = Path(sys.executable).with_name("uv")
     return str(beside) if beside.is_file() else shutil.which("uv")
 
 
 def make_environment(environment: Environment, interpreter: Path) -> Path:
-    """Make the environment if it is not there, and return its Python.
+    """Make the environment if it does not exist, and return its Python.
 
     Raises:
-        CannotInstall: with the last lines of the installer.
+        CannotInstall: the installer failed; the message has its last lines.
     """
     folder = cache_folder() / environment.name
     python, stamp = folder / "bin" / "python", folder / "packages.json"
@@ -160,7 +160,7 @@ def make_environment(environment: Environment, interpreter: Path) -> Path:
     else:
         make = [str(interpreter), "-m", "venv", str(folder)]
         install = [str(python), "-m", "pip", "install", "--quiet"]
-    # pip's setting for a folder with further wheels, under the name by which uv knows it
+    # uv's name for the pip setting that gives a folder with further wheels
     variables = {"UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", ""), **os.environ}
     for command in (make, [*install, "h5py", *environment.packages]):
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
@@ -177,7 +177,7 @@ def make_environment(environment: Environment, interpreter: Path) -> Path:
 
 @contextmanager
 def variables_set(variables: dict[str, str]) -> Iterator[None]:
-    """Let child processes inherit these variables, and none of the others that choose a Keras."""
+    """Let child processes inherit these variables, but no others that choose a Keras."""
     names = {"TF_USE_LEGACY_KERAS", "KERAS_BACKEND"}
     before = {name: os.environ.pop(name, None) for name in names}
     os.environ.update(variables)
@@ -194,13 +194,13 @@ def variables_set(variables: dict[str, str]) -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class Exported:
-    """What every Keras is given.
+    """The files that every Keras is given.
 
     Attributes:
         checkpoint: the torch side.
         h5: its twin.
         photos: uint8, NHWC, (N, H, W, 3).
-        described: for the page.
+        described: a description for the page.
     """
 
     checkpoint: Path
@@ -210,11 +210,11 @@ class Exported:
 
 
 def export_model(folder: Path, small: bool) -> Exported:
-    """Make a checkpoint, its twin and photos: as realistic as this machine can, or small and quick.
+    """Make a checkpoint, its twin and photos: as realistic as possible on this machine, or small and quick.
 
     Args:
-        folder: where to.
-        small: a narrow network with random weights for small images.
+        folder: where to write them.
+        small: use a narrow network with random weights for small images.
     """
     import torch
 
@@ -229,7 +229,7 @@ def export_model(folder: Path, small: bool) -> Exported:
     classes = sorted(each.name for each in PHOTOS.iterdir() if each.is_dir()) if real else list(DEMO_CLASSES)
     backbone, size = ("mobilenetv2_035", 64) if small else ("mobilenetv2_100", 244)
     pretrained = WEIGHTS.is_file() and not small
-    # what weights trained with TensorFlow expect; otherwise timm's own
+    # what weights that were trained with TensorFlow expect; without them timm's defaults
     expected: dict[str, Any] = {"pad_type": "same", "bn_eps": 1e-3, "mean": 0.5, "std": 0.5} if pretrained else {}
     network = TimmClassifier(len(classes), backbone=backbone, dropout=0.2, **expected).eval()
     if pretrained:
@@ -256,7 +256,7 @@ def export_model(folder: Path, small: bool) -> Exported:
 
 
 def read_exported(folder: Path) -> Exported:
-    """Read what `export_model` made."""
+    """Read the files that `export_model` made."""
     photos = np.load(folder / "photos.npy", allow_pickle=False)
     return Exported(folder / "model.ckpt", folder / "model.h5", photos, (folder / "described.txt").read_text())
 
@@ -265,11 +265,11 @@ def read_exported(folder: Path) -> Exported:
 
 
 def judge(exported: Exported, python: Path) -> dict[str, Any]:
-    """Put the file through everything under one interpreter.
+    """Run all checks on the file under one interpreter.
 
     Returns:
         Plain JSON types: ``versions``; ``checks``: name -> (figure, passed); ``verify`` and ``use``: see
-        `keras_worker`; ``problems``: sentences, empty where all passed.
+        `keras_worker`; ``problems``: sentences, none if everything passed.
     """
     from export.proof.image_sets import ImageSet
     from export.proof.parity import Pair, check_parity
@@ -295,13 +295,13 @@ def judge(exported: Exported, python: Path) -> dict[str, Any]:
 
 
 def check_problems(report: Report) -> list[str]:
-    """Checks that failed, in sentences; the first with its likely cause, which tells a known fault from another."""
+    """The failed checks as sentences; the first includes its likely cause, which identifies known problems."""
     problems = [f"{check.name}: {check.figure:.3g} at {check.first_divergence}" for check in report.failed]
     return [f"{problems[0]}. {report.likely_cause}", *problems[1:]] if report.likely_cause else problems
 
 
 def failures_of(environment: Environment, result: dict[str, Any]) -> list[str]:
-    """Problems that are not known to be this Keras's own."""
+    """Problems that are not known problems of this Keras itself."""
     return [
         problem
         for problem in result.get("problems", ())
@@ -310,7 +310,7 @@ def failures_of(environment: Environment, result: dict[str, Any]) -> list[str]:
 
 
 def problems_of(result: dict[str, Any]) -> list[str]:
-    """What is wrong with the answers of `verify` and of `use`, in sentences."""
+    """What is wrong in the results of `verify` and `use`, as sentences."""
     use, problems = result["use"], []
     if not result["verify"]["passed"]:
         problems += [f"verify: {line}" for line in result["verify"]["lines"]]
@@ -354,7 +354,7 @@ FOOTER = """
 
 
 def page(results: dict[str, dict[str, Any]], described: str, torch: str, date: str) -> str:
-    """Write the table: one row for each environment, those that were not run included."""
+    """Write the table, with one row for each environment, even if it was not run."""
     rows = [row(environment, results.get(environment.name)) for environment in ENVIRONMENTS]
     text = HEADER.format(described=described, date=date, torch=torch) + "\n".join(rows) + "\n" + FOOTER
     for environment in ENVIRONMENTS:
@@ -392,7 +392,7 @@ def run(environment: Environment, exported: Exported) -> dict[str, Any]:
     """Make the environment and judge the file in it.
 
     Raises:
-        CannotInstall: packages cannot be had.
+        CannotInstall: packages are unavailable.
     """
     interpreter = find_interpreter(environment.python)
     if interpreter is None:
@@ -403,7 +403,7 @@ def run(environment: Environment, exported: Exported) -> dict[str, Any]:
 
 
 def install(environments: list[Environment]) -> int:
-    """Make environments, which waits for the network more than for the processor."""
+    """Make environments; this waits for the network more than for the processor."""
     for environment in environments:
         interpreter = find_interpreter(environment.python)
         try:
@@ -415,7 +415,7 @@ def install(environments: list[Environment]) -> int:
 
 
 def say_python(name: str) -> int:
-    """Print the path of an environment's interpreter, and nothing where its Python is not installed."""
+    """Print the path of an environment's interpreter; print nothing if its Python is not installed."""
     environment = next(each for each in ENVIRONMENTS if each.name == name)
     interpreter = find_interpreter(environment.python)
     if interpreter is None:
@@ -442,7 +442,7 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run what was asked for."""
+    """Run what the command line asks for."""
     arguments = read_arguments()
     cache = cache_folder()
     if arguments.clean:

@@ -1,13 +1,13 @@
-"""Which of timm's CNN families become a Keras `.h5`: the smallest model of each, with random weights.
+"""Which of timm's CNN families can be exported to a Keras `.h5`: the smallest model of each, with random weights.
 
     python benchmarks/convertible_families.py              # trace and translate; about 5 minutes on 2 cores
-    python benchmarks/convertible_families.py --certify    # and prove each by the ladder in a real Keras
-    python benchmarks/convertible_families.py --seconds 150  # stop then; the next call goes on
+    python benchmarks/convertible_families.py --certify    # also prove each one with the ladder in a real Keras
+    python benchmarks/convertible_families.py --seconds 150  # stop after that time; the next call continues
 
 A family is a module of `timm.models`; its smallest model is the one with the fewest parameters. It counts as a CNN if
-some convolution's windows overlap and no two computed values are multiplied as matrices (attention). Writes
-docs/families.md. Results are kept in the cache folder, so that a later call goes on where this one stopped; `--fresh`
-begins anew. Exit code 1 if a model that converts is not the same function in Keras.
+the windows of some convolution overlap and it has no matrix product of two computed values (attention). Writes
+docs/families.md. Results are kept in the cache folder, so that the next call continues where this one stopped;
+`--fresh` starts again. Exit code 1 if a model that converts is not the same function in Keras.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from models.timm_mobilenetv2 import TimmClassifier
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
 CLASS_NAMES = ["jeans", "sofa", "tshirt", "tv"]
-# Pixels; the first that the network takes.
+# In pixels; the first that the network accepts is used.
 SIZES = (64, 96, 128, 224, 256)
-# Matrix products of two computed values: attention.
+# Matrix products of two computed values, which are signs of attention.
 ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
-# Standard deviation of an image's logits: more lets torch's own float32 rounding come near the ladder's threshold.
+# Standard deviation of an image's logits: if larger, torch's own float32 rounding comes near the ladder's threshold.
 SPREAD = 0.3
-# Loaded in one Keras process at a time.
+# So many models are loaded in one Keras process.
 CERTIFIED_AT_ONCE = 4
 
 
@@ -55,7 +55,7 @@ def cache_folder() -> Path:
 
 def families() -> dict[str, list[str]]:
     """Module of `timm.models` -> names of its models."""
-    # timm's own tests use tiny models that nobody trains
+    # the test_ models are tiny ones for timm's own tests; nobody trains them
     return {
         module: [name for name in timm.list_models(module=module) if not name.startswith("test_")]
         for module in timm.list_modules()
@@ -63,11 +63,11 @@ def families() -> dict[str, list[str]]:
 
 
 def parameters(name: str) -> float:
-    """Count a model's parameters without allocating them; infinite where timm cannot build it that way."""
+    """Count a model's parameters without allocating them; infinite if timm cannot build it that way."""
     try:
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in timm.create_model(name).parameters())
-    except Exception:  # some models compute with values while they are built; another of the family is taken
+    except Exception:  # some models need real values to be built; another one of the family is taken
         return float("inf")
 
 
@@ -91,9 +91,10 @@ def shake(network: TimmClassifier) -> TimmClassifier:
 
 
 def settle(network: TimmClassifier, size: int) -> None:
-    """Scale the last layer so that logits spread by about `SPREAD`: neither all alike nor one probability of 1.
+    """Scale the last layer so that the logits spread by about `SPREAD`.
 
-    Both would hide differences before them, and a deep random network can give logits of any size.
+    A deep random network can give logits of any size. If all were alike, or if one probability were 1, differences in
+    the layers before would not show.
     """
     with torch.inference_mode():
         logits = network(torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0)))
@@ -101,7 +102,7 @@ def settle(network: TimmClassifier, size: int) -> None:
 
 
 def save_checkpoint(network: TimmClassifier, size: int, path: Path) -> Path:
-    """Write what `lightning fit` would."""
+    """Write the checkpoint that `lightning fit` would write."""
     facts = {"class_names": CLASS_NAMES, "image_size": [size, size], "interpolation": "nearest", "trainable": "head"}
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     hyper_parameters = {**network.architecture, **facts, "learning_rate": 1e-3}
@@ -110,10 +111,10 @@ def save_checkpoint(network: TimmClassifier, size: int, path: Path) -> Path:
 
 
 def usable_size(network: nn.Module) -> int:
-    """Find the smallest size that the network takes.
+    """Find the smallest size that the network accepts.
 
     Raises:
-        RuntimeError: it takes none of `SIZES`.
+        RuntimeError: it accepts none of `SIZES`.
     """
     reasons = []
     for size in SIZES:
@@ -121,18 +122,18 @@ def usable_size(network: nn.Module) -> int:
             with torch.inference_mode():
                 network(torch.zeros(2, 3, size, size))
             return size
-        except Exception as error:  # whatever a network raises for a size that it cannot take
+        except Exception as error:  # a network can raise anything for a size that it does not accept
             reasons.append(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
     raise RuntimeError(f"takes none of {SIZES} pixels: {reasons[-1]}")
 
 
 def is_cnn(program: torch.export.ExportedProgram) -> bool:
-    """Whether a traced network is a CNN; see above."""
+    """Whether a traced network is a CNN, as defined at the top of this file."""
     overlapping = False
     for operation in program.graph.nodes:
         if operation.op != "call_function":
             continue
-        name = str(operation.target).split(".")[1:2]  # of aten.conv2d.default; getitem has no dots
+        name = str(operation.target).split(".")[1:2]  # conv2d of aten.conv2d.default; getitem has no dots
         if name and name[0] in ATTENTION:
             return False
         if name == ["conv2d"]:
@@ -143,7 +144,7 @@ def is_cnn(program: torch.export.ExportedProgram) -> bool:
 
 
 def convert(name: str, folder: Path) -> dict[str, Any]:
-    """Try one model: ``model``, ``cnn``, ``size``, ``converts``, ``reason`` (why not), ``layers``."""
+    """Try one model. Returns ``model``, ``cnn``, ``size``, ``converts``, ``reason`` (if it does not), ``layers``."""
     result: dict[str, Any] = {"model": name, "cnn": True, "converts": False, "layers": 0, "size": 0, "reason": ""}
     try:
         network = shake(TimmClassifier(len(CLASS_NAMES), backbone=name))
@@ -152,7 +153,7 @@ def convert(name: str, folder: Path) -> dict[str, Any]:
         program = export_program(network, (size, size))
     except NotTraced as error:
         return {**result, "reason": f"not traced: {error.reason[:160]}"}
-    except Exception as error:  # timm's models raise anything; it is what the table must say
+    except Exception as error:  # timm's models can raise anything; the table shows it
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return {**result, "reason": f"not traced: {first_line[:160]}"}
     if not is_cnn(program):
@@ -174,7 +175,7 @@ def convert(name: str, folder: Path) -> dict[str, Any]:
 
 
 def certify(results: list[dict[str, Any]], folder: Path) -> None:
-    """Prove models that convert, in one Keras process; adds ``verdict``, ``failed``, ``checks``."""
+    """Prove models that convert, in one Keras process; adds ``verdict``, ``failed``, ``checks`` to the results."""
     chance = np.random.default_rng(0)
     pairs = []
     for result in results:
@@ -183,7 +184,7 @@ def certify(results: list[dict[str, Any]], folder: Path) -> None:
     try:
         reports = check_pairs(pairs)
     except (BadInput, KerasFailed) as error:
-        if len(results) > 1:  # one of them: each by itself tells which
+        if len(results) > 1:  # try each alone to find out which one failed
             for result in results:
                 certify([result], folder)
         else:
@@ -212,7 +213,7 @@ export says so, and names the operation.
 
 
 def page(results: dict[str, dict[str, Any]], date: str) -> str:
-    """Write the table, families that convert first."""
+    """Write the table; families that convert come first."""
     cnns = {family: result for family, result in results.items() if result["cnn"]}
     order = sorted(cnns, key=lambda family: (not cnns[family]["converts"], family))
     certified = [result for result in cnns.values() if result.get("verdict") == "PASS"]
@@ -253,9 +254,9 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run what was asked for."""
+    """Run what the command line asks for."""
     arguments = read_arguments()
-    warnings.filterwarnings("ignore")  # timm's and torch.export's, one for each model
+    warnings.filterwarnings("ignore")  # from timm and torch.export, for each model
     end = time.monotonic() + arguments.seconds
     folder = cache_folder()
     if arguments.fresh:

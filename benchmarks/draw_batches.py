@@ -1,8 +1,8 @@
-"""Draw the pictures in docs/data.md: a batch as Keras yields it and as the data module does.
+"""Draw the pictures in docs/data.md: a batch from Keras and one from the data module.
 
     python benchmarks/draw_batches.py [--out docs/images]
 
-Same photos (of the drawn catalogue), same parameters on both sides. Keras runs in a process of its own.
+Both sides get the same photos (from the drawn catalogue) and the same parameters. Keras runs in a process of its own.
 """
 
 import argparse
@@ -37,7 +37,7 @@ COLOUR: dict[str, Any] = {"brightness_range": [0.5, 1.5], "channel_shift_range":
 
 
 def both_sides(photos: np.ndarray, settings: dict[str, Any], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Change photos, uint8 (B, H, W, 3), by the same parameters with Keras and with ours: float32, 0..255."""
+    """Augment photos, uint8 (B, H, W, 3), with the same parameters in Keras and in ours: float32, 0..255."""
     augmentation = Augmentation(**settings)
     parameters = augmentation.draw_parameters(torch.Generator().manual_seed(seed), len(photos), *photos.shape[1:3])
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +52,7 @@ def both_sides(photos: np.ndarray, settings: dict[str, Any], seed: int) -> tuple
 
 
 def draw_rows(rows: dict[str, np.ndarray], path: Path) -> None:
-    """Draw one row of photos, (B, H, W, 3), 0..255, for each name; a small PNG."""
+    """Draw one row of photos for each name, (B, H, W, 3), 0..255, as a small PNG."""
     sheet = Image.new("RGB", (MARGIN + COLUMNS * (SIDE + 2), len(rows) * (SIDE + 2)), "white")
     pen = ImageDraw.Draw(sheet)
     for row, (name, photos) in enumerate(rows.items()):
@@ -91,7 +91,7 @@ def main() -> None:
 
     rows = {}
     for fill_mode in get_args(FillMode):
-        # further out than the recipe goes, so that there is something to fill
+        # stronger than in the recipe, so that there is something to fill
         settings = RECIPE | {"zoom_range": [1.6, 2.2], "rotation_range": 40.0, "fill_mode": fill_mode, "cval": 128.0}
         keras, ours = both_sides(photos[: COLUMNS // 2], settings, seed=3)
         rows[f"{fill_mode}:\nKeras | ours"] = np.concatenate([keras, ours])

@@ -1,12 +1,13 @@
-"""How long the hand-over takes: our export beside onnx2tf's of the same checkpoint, and the whole ladder of proof.
+"""How long the export takes: ours beside onnx2tf's for the same checkpoint, and the whole ladder of proof.
 
     python benchmarks/export_speed.py                    # 3 minutes on 2 cores
     python benchmarks/export_speed.py --checkpoint RUN/best.ckpt --photos FOLDER
 
-Our seconds count from when torch is imported, in a fresh process; how much of them is torch importing its exporter, a
-process shows that has exported one convolution before. Those of onnx2tf are torch's ONNX export and the conversion, its
-imports included (the making of its environment is not). Figures of ours are medians of several processes; on a machine
-that does other things, the processor's seconds say what a quiet one would take. The last line is one JSON object.
+Our seconds are measured in a fresh process, starting when torch is imported. Part of them is torch importing its
+exporter; a second process, which has already exported a single convolution, shows how much. The seconds of onnx2tf are
+torch's ONNX export and the conversion, including its imports but not the making of its environment. Our figures are
+medians of several processes. On a machine that is also doing other things, the processor seconds tell what a quiet one
+would take. The last line is one JSON object.
 """
 
 import argparse
@@ -44,7 +45,7 @@ class Seconds(NamedTuple):
 
     Attributes:
         wall: by the clock.
-        processor: of all cores together.
+        processor: summed over all cores.
     """
 
     wall: float
@@ -52,7 +53,7 @@ class Seconds(NamedTuple):
 
 
 def time_ours(checkpoint: Path, h5: Path, imported: str) -> tuple[Seconds, Seconds]:
-    """Of the first export of a process, and of the second; `imported` before it: `torch`, or its `exporter` too."""
+    """Time the first and the second export in a process; `imported` before them: `torch`, or its `exporter` too."""
     command = [sys.executable, "-c", OURS, str(checkpoint), str(h5), imported]
     first, again = [], []
     for _ in range(PROCESSES):
@@ -64,7 +65,7 @@ def time_ours(checkpoint: Path, h5: Path, imported: str) -> tuple[Seconds, Secon
 
 
 def time_onnx2tf(checkpoint: Path) -> float:
-    """Seconds from the checkpoint to onnx2tf's SavedModel."""
+    """Seconds that onnx2tf takes from the checkpoint to its SavedModel."""
     from export.checkpoint import read_checkpoint
     from export.proof.second_opinions import OPINIONS
     from export.worker.format_process import run_formats
@@ -83,7 +84,7 @@ def time_onnx2tf(checkpoint: Path) -> float:
 
 
 def time_ladder(checkpoint: Path, h5: Path, photos: Path | None) -> tuple[float, int]:
-    """Seconds of `lightning parity`, and on how many photos."""
+    """Seconds that `lightning parity` takes, and the number of photos."""
     from datamodule.photo_store import PhotoStore, load_photo
     from datamodule.split import list_photos
     from export.checkpoint import read_checkpoint

@@ -1,10 +1,10 @@
-"""The frozen backbone's fast pass: how fast each of its steps makes it, and that accuracy does not move.
+"""The frozen backbone's fast pass: how much faster each of its steps makes it, and whether accuracy stays the same.
 
     python benchmarks/frozen_pass.py          # about 3 minutes on 2 cores
 
-Three questions, on real photos: how many images a second, how far the features are from the network's own, and how
-accurate heads become that were trained on the fast features, when they are judged by the network's own. The last line
-is one JSON object.
+Three questions, on real photos: how many images per second, how far the features are from the network's own, and how
+accurate heads become if they are trained on the fast features but judged on the network's own. The last line is one
+JSON object.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def images_per_second(features: Callable[[Tensor], Tensor], images: Tensor, repeats: int = 4) -> float:
-    """Throughput of a pass, after one to warm up: the median of a few."""
+    """Median throughput of a few passes, after one to warm up."""
     seconds = []
     with torch.no_grad():
         for repeat in range(repeats + 1):
@@ -56,7 +56,7 @@ def images_per_second(features: Callable[[Tensor], Tensor], images: Tensor, repe
 
 
 def passes(network: TimmClassifier, compiled: bool) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Return the ways to compute the features, each one step more than the one before."""
+    """Return the ways to compute the features, each with one step more than the one before."""
     ways: dict[str, Callable[[Tensor], Tensor]] = {"network, channels-last": network.features}
     folded = fold_batchnorm(network.backbone).to(memory_format=torch.channels_last)
     ways["BatchNorm folded"] = lambda images: folded(network.normalise(images))
@@ -89,7 +89,7 @@ def train_head(network: TimmClassifier, features: Tensor, labels: Tensor, seed: 
 def compare_accuracy(
     network: TimmClassifier, photos: ProductPhotos, arguments: argparse.Namespace, device: torch.device
 ) -> dict[str, Any]:
-    """Train heads on the network's features and on the fast ones; judge all by the network's own."""
+    """Train heads on the network's features and on the fast ones; judge all of them on the network's own."""
     photos.setup("fit")
     fast = FrozenBackbone(network, compile="never")
     training: dict[str, list[Tensor]] = {"network": [], "fast": []}
@@ -97,7 +97,7 @@ def compare_accuracy(
     generator = torch.Generator().manual_seed(0)
     for _ in range(arguments.draws):
         for batch in photos.train_dataloader():
-            # As in training, though without a trainer: the module's own parameters change with the trainer's epochs.
+            # As in training, but with a generator of our own: the module's parameters depend on the trainer's epoch.
             assert photos.augmentation is not None
             parameters = photos.augmentation.draw_parameters(generator, len(batch.labels), *photos.image_size)
             images = photos.augmentation.apply(batch.photos.to(device), parameters).mul_(1 / 255).permute(0, 3, 1, 2)

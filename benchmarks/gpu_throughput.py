@@ -3,21 +3,22 @@
     python benchmarks/gpu_throughput.py                                # drawn photos, the recipes as they are
     python benchmarks/gpu_throughput.py --device cpu --image_size 64 --train_size 48 --batch_size 8 --photos 80
 
-For `head` (configs/mobilenetv2.yaml) and `all` (configs/finetune.yaml), each with configs/gpu.yaml laid over it, in
-turn and in one process:
+For `head` (configs/mobilenetv2.yaml) and `all` (configs/finetune.yaml), each overlaid with configs/gpu.yaml, these are
+measured in turn in one process:
 
-- epoch: the training part of an epoch of `Trainer.fit` with all that these configurations ask for: store, loader,
-  augmentation, metrics, seeds, schedule, average of weights, checkpoints. The photos are decoded already. `all` is
-  timed once the head's own epochs are over;
-- step: the same training step, backward pass, clipping and optimiser again and again on a batch that lies on the
-  device, augmented: what is left without loader, augmentation, Lightning's loop and callbacks;
-- timm: the loop of timm's `train.py`: its loader, its transforms and its workers from the same files, same network,
-  batch, precision, and size of photos in the step;
-- limits: this step's arithmetic at the speed of a large matrix product on this device, and its memory traffic (what
-  every layer reads and writes, twice again for the way back) at the speed of a large copy. What is compiled keeps some
-  of that traffic in registers, so it may come out above the second.
+- epoch: the training part of an epoch of `Trainer.fit` with everything that these configurations include: store,
+  loader, augmentation, metrics, seeds, schedule, weight averaging, checkpoints. The photos are already decoded. `all`
+  is timed after the epochs that train only the head;
+- step: the same training step (forward, backward, clipping, optimiser), repeated on one augmented batch on the device.
+  This leaves out the loader, the augmentation, Lightning's loop and the callbacks;
+- timm: the loop of timm's `train.py`: its loader, transforms and workers on the same files, with the same network,
+  batch size, precision, and photo size in the step;
+- limits: the step's arithmetic at the speed of a large matrix product on this device, and its memory traffic at the
+  speed of a large copy. The traffic is what every layer reads and writes, plus twice that for the backward pass.
+  Compiled code keeps some of it in registers, so it may be faster than this second limit.
 
-The last line is one JSON object. Without a GPU the figures say nothing about one: the script only shows that it runs.
+The last line is one JSON object. Without a GPU the figures say nothing about one; the run only shows that the script
+works.
 """
 
 import argparse
@@ -68,7 +69,7 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    keep_tensorflow_out()  # TensorBoard's writer would import it
+    keep_tensorflow_out()  # TensorBoard's writer would otherwise import it
     with tempfile.TemporaryDirectory() as folder:
         if arguments.root is None:
             arguments.root = Path(folder) / "photos"
@@ -78,10 +79,10 @@ def main() -> None:
 
 
 def measure(arguments: argparse.Namespace, mode: str, run: Path) -> dict[str, float]:
-    """Fit, in whose course all is measured in turn: images a second of each way, as a row per way and a dictionary."""
+    """Fit and measure everything in turn meanwhile. Prints a row for each way; returns the images per second."""
     fit = prepare_fit(arguments, mode, run)
     turns = Turns(arguments, mode)
-    fit.trainer.callbacks.append(turns)  # the last, so that its clock has what the others do
+    fit.trainer.callbacks.append(turns)  # added last, so that its clock includes the other callbacks
     fit.trainer.fit(fit.model, fit.datamodule)
     height, width = fit.model.train_shape
     rates = {way: sorted(each)[len(each) // 2] for way, each in turns.rates.items()}
@@ -106,17 +107,17 @@ def measure(arguments: argparse.Namespace, mode: str, run: Path) -> dict[str, fl
 
 
 def prepare_fit(arguments: argparse.Namespace, mode: str, run: Path) -> TrainingCLI:
-    """Everything `lightning fit --config RECIPE --config gpu.yaml` does up to the training itself."""
+    """Do everything that `lightning fit --config RECIPE --config gpu.yaml` does before the training itself."""
 
     class Prepared(TrainingCLI):
         def _run_subcommand(self, subcommand: str) -> None:
-            """Stop here."""
+            """Do not run anything."""
 
     given = {
         "--data.root": arguments.root,
         "--data.image_size": arguments.image_size,
         "--data.batch_size": arguments.batch_size,
-        "--data.epoch_photos": "null",  # each photo once, as in timm's epochs; it makes no difference to a rate
+        "--data.epoch_photos": "null",  # each photo once, as in timm's epochs; this does not affect the rates
         "--model.backbone": arguments.backbone,
         "--model.pretrained": "false",
         "--model.compile": arguments.compile,
@@ -133,25 +134,25 @@ def prepare_fit(arguments: argparse.Namespace, mode: str, run: Path) -> Training
         load_from_checkpoint_support=False, trainer_defaults={"enable_model_summary": False},
         args=["fit", *recipe, *(f"{name}={value}" for name, value in given.items() if value is not None)],
     )  # fmt: skip
-    # The recipe's own number of epochs, by which its schedule and `compile: auto` go; `Turns` stops before.
+    # Keep the recipe's number of epochs, on which its schedule and `compile: auto` depend; `Turns` stops earlier.
     fit.trainer.fit_loop.max_epochs = max(fit.trainer.max_epochs or 0, last_epoch(fit.model, arguments.rounds) + 1)
     return fit
 
 
 def last_epoch(module: ProductClassifier, rounds: int) -> int:
-    """Number of the last epoch that is wanted: after the head's own and one to warm up."""
+    """Number of the last epoch to measure: after the head's own epochs, and one to warm up."""
     return module.schedule.head_epochs + rounds
 
 
 class Turns(Callback):
-    """Times each epoch of a fit, and after it the other ways, so that all see the same machine.
+    """Times each epoch of a fit, and after each epoch the other ways, so that all run under the same conditions.
 
     Args:
-        arguments: of the command line.
+        arguments: the command line's.
         mode: `head` or `all`.
 
     Attributes:
-        rates: images a second of each way, by round.
+        rates: for each way, images per second in each round.
     """
 
     def __init__(self, arguments: argparse.Namespace, mode: str) -> None:
@@ -164,7 +165,7 @@ class Turns(Callback):
         self._images = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at what device the fit is on."""
+        """Remember the device of the fit."""
         self.device = trainer.strategy.root_device
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -175,7 +176,7 @@ class Turns(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count photos; stop the clock after the last batch, before anything is measured."""
+        """Count photos; stop the clock after the last batch, before anything else is measured."""
         self._images += len(batch[1])
         if self.held is None:
             self.held = batch[0].clone(), batch[1].clone()
@@ -184,7 +185,7 @@ class Turns(Callback):
             self._seconds = time.perf_counter() - self._start
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the other ways do as much, and keep what is no warming up."""
+        """Run as many steps in the other ways, and keep the rates unless this is the warm-up."""
         if pl_module.trainable == "all" and pl_module.backbone_is_frozen:
             return
         rates = {"epoch": self._images / self._seconds}
@@ -205,7 +206,7 @@ class Turns(Callback):
 
 
 def held_steps(trainer: L.Trainer, module: ProductClassifier, batch: tuple[Tensor, Tensor], steps: int) -> int:
-    """Make steps on one batch with the module and the optimiser of a fit, but without its loop. Return the photos."""
+    """Repeat the step on one batch with a fit's module and optimiser, but without its loop. Return the photo count."""
     (optimizer,) = trainer.optimizers
 
     def closure() -> Tensor:
@@ -217,7 +218,7 @@ def held_steps(trainer: L.Trainer, module: ProductClassifier, batch: tuple[Tenso
             nn.utils.clip_grad_norm_(module.parameters(), trainer.gradient_clip_val)
         return loss
 
-    # to log is the loop's business; the metrics are in the step
+    # logging needs Lightning's loop; the metrics are still computed in the step
     with mock.patch.object(module, "log"), mock.patch.object(module, "log_dict"):
         for _ in range(steps):
             optimizer.step(closure)
@@ -257,12 +258,12 @@ def timm_epoch(
 
 
 def backbone_of(module: ProductClassifier) -> Any:
-    """The same network as timm makes it."""
+    """The same network, built by timm."""
     return timm.create_model(module.hparams["backbone"], num_classes=len(module.class_names))
 
 
 def limits(module: ProductClassifier, batch_size: int, device: torch.device, mode: str) -> dict[str, float]:
-    """Images a second that arithmetic and memory would allow, each by itself."""
+    """Images per second that arithmetic alone and memory traffic alone would allow."""
     network = backbone_of(module).to(device).to(torch.bfloat16)
     images = torch.rand(8, 3, *module.train_shape, device=device, dtype=torch.bfloat16)
     traffic = 0
@@ -278,7 +279,7 @@ def limits(module: ProductClassifier, batch_size: int, device: torch.device, mod
         network(images)
     for hook in hooks:
         hook.remove()
-    passes = 3 if mode == "all" else 1  # backward: gradients of what came in, and of the weights
+    passes = 3 if mode == "all" else 1  # the backward pass computes gradients of the inputs and of the weights
     operations = counter.get_total_flops() / len(images) * passes
     return {
         "arithmetic_limit": matrix_speed(device) / operations,
@@ -287,21 +288,21 @@ def limits(module: ProductClassifier, batch_size: int, device: torch.device, mod
 
 
 def matrix_speed(device: torch.device) -> float:
-    """Operations a second of a large bfloat16 matrix product."""
+    """Operations per second of a large bfloat16 matrix product."""
     side = MATRIX[device.type]
     matrix = torch.rand(side, side, device=device, dtype=torch.bfloat16)
     return 2 * side**3 / fastest(lambda: matrix @ matrix, device)
 
 
 def copy_speed(device: torch.device) -> float:
-    """Bytes a second of a large copy, read and written."""
+    """Bytes per second of a large copy; both reading and writing count."""
     source = torch.empty(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() / fastest(lambda: target.copy_(source), device)
 
 
 def fastest(work: Callable[[], Any], device: torch.device) -> float:
-    """Seconds of the fastest of ten."""
+    """Seconds of the fastest of ten runs."""
     seconds = []
     for _ in range(10):
         synchronise(device)
@@ -313,12 +314,12 @@ def fastest(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def autocast(device: torch.device) -> AbstractContextManager:
-    """bfloat16 where that is safe."""
+    """Autocast to bfloat16 where that is safe."""
     return torch.autocast(device.type, torch.bfloat16)
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait for what was launched."""
+    """Wait until the device has finished everything that was launched."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -2,8 +2,8 @@
 
     python benchmarks/inference_speed.py      # 2 minutes on 2 cores
 
-All three in one process, in turn, on the same images; `predict_on_batch`, after warm-up. The ratio to
-keras.applications is the median of the turns' ratios. The last line is one JSON object.
+All three run in turn in one process on the same images, with `predict_on_batch`, after a warm-up. The ratio to
+keras.applications is the median of the ratios of all turns. The last line is one JSON object.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
-# In a process of its own: torch and TensorFlow do not share one.
+# Runs in a process of its own, because torch and TensorFlow cannot share one.
 EXPORT = """
 import sys
 from pathlib import Path
@@ -33,7 +33,7 @@ OURS, FOLDED, THEIRS = "ours", "ours, --fuse_batchnorm", "keras.applications"
 
 
 def build_theirs(keras: Any, ours: Any) -> Any:
-    """keras.applications' MobileNetV2 of width 1.0 with our head."""
+    """Build keras.applications' MobileNetV2 of width 1.0 with our head."""
     _, height, width, _ = ours.input_shape
     image = keras.Input((height, width, 3))
     base = keras.applications.MobileNetV2((height, width, 3), include_top=False, weights=None, pooling="avg")
@@ -43,7 +43,7 @@ def build_theirs(keras: Any, ours: Any) -> Any:
 
 
 def latency(model: Any, images: Any, calls: int) -> float:
-    """Milliseconds per call: the median."""
+    """Median milliseconds per call."""
     times = []
     for _ in range(calls):
         start = time.perf_counter()
@@ -80,7 +80,7 @@ def main() -> None:
         for turn in range(arguments.turns + 1):
             for name, model in models.items():
                 milliseconds = latency(model, images, calls)
-                if turn:  # the first warms up
+                if turn:  # the first is the warm-up
                     turns[name].append(milliseconds)
         for name, times in turns.items():
             ratio = statistics.median(own / other for own, other in zip(times, turns[THEIRS], strict=True))

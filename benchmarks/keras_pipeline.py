@@ -1,4 +1,4 @@
-"""The customer's old training program as its users would run it, for `train_throughput.py`. Never imports torch."""
+"""The customer's old training program, as its users would run it, for `train_throughput.py`. Never imports torch."""
 
 import json
 import resource
@@ -38,15 +38,15 @@ def build_model(settings: dict[str, Any]) -> Any:
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of the GPU where one is used, of this process where not, in MB of 10^6 bytes."""
+    """Peak memory in MB of 10^6 bytes: the GPU's if one is used, otherwise this process's."""
     if tf.config.list_physical_devices("GPU"):
         return tf.config.experimental.get_memory_info("GPU:0")["peak"] / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def main() -> None:
-    """Answer each line with a line of JSON."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # Keras prints, too
+    """Answer each line of input with a line of JSON."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # because Keras prints to stdout, too
     settings = json.loads(sys.argv[1])
 
     def answer(content: dict[str, Any]) -> None:

@@ -1,10 +1,11 @@
-"""SIGKILL `lightning fit` at random moments, give the same command with --resume, compare with a run left in peace.
+"""Kill `lightning fit` at random moments, repeat the command with --resume, and compare with an undisturbed run.
 
     python benchmarks/kill_and_resume.py --kills 50
 
-Photos are drawn, the network is small, and a checkpoint is written after every step, so that many kills hit a write.
-Compared bit for bit are the weights, the optimiser's state and the callbacks' (early stopping, best checkpoint, moving
-average of the weights) in best.ckpt and last.ckpt, and metrics.json but for its timings.
+It is killed with SIGKILL. Photos are drawn, the network is small, and a checkpoint is written after every step, so that
+many kills hit a write. These are compared bit for bit: the weights, the state of the optimiser and of the callbacks
+(early stopping, best checkpoint, moving average of the weights) in best.ckpt and last.ckpt, and metrics.json except for
+its timings.
 """
 
 import argparse
@@ -36,16 +37,16 @@ SETTINGS = (
     "--trainer.max_epochs=5", "--hand_over.enabled=false", "--num_threads=1", "--last_checkpoint.minutes=0",
 )  # fmt: skip
 TIMINGS = ("seconds", "train_seconds", "images_per_second", "begun", "checkpoint_sha256")
-"""The last is of a file that has the others in it."""
+"""checkpoint_sha256 is among them because the checkpoint contains timings."""
 CONTROLS = {
     "loader": "from datamodule.photo_order import ResumableLoader as it; it.load_state_dict = lambda *_: None",
     "seed": "import lightning_module.run.last_checkpoint as it; it.BatchSeed.on_train_batch_start = lambda *_: None",
     "figures": "import lightning_module.run.last_checkpoint as it; it._add_figures = lambda *_: None",
     "modes": "import lightning_module.run.last_checkpoint as it; it._restore_what_learns = lambda *_: None",
 }
-"""Parts that are left out on purpose, to see that the comparison would tell."""
-# Imports once, then forks for each command: starting Python anew takes many times as long as the fit. One thread,
-# because others do not survive a fork.
+"""Each disables a part on purpose, to see that the comparison notices."""
+# Imports once and then forks for each command, because starting Python again takes many times as long as the fit. It
+# uses one thread, because other threads do not survive a fork.
 SERVER = """
 import json, os, sys
 import torch
@@ -77,10 +78,10 @@ for line in sys.stdin:
 
 
 class Fits:
-    """Runs `lightning fit` in forks of one process, or each in a Python of its own.
+    """Runs `lightning fit` in forks of one process, or each time in a new Python process.
 
     Args:
-        forks: whether in forks.
+        forks: whether to fork.
     """
 
     def __init__(self, forks: bool) -> None:
@@ -95,13 +96,14 @@ class Fits:
             assert self.server.stdout.readline() == "ready\n"
 
     def run(self, arguments: list[str], log: Path, patch: str = "", kill_after: float | None = None) -> int:
-        """Return the exit code, below zero for the signal that ended it.
+        """Run the command and return its exit code; below zero is the signal that ended it.
 
         Args:
-            arguments: after `fit`.
-            log: file for what it prints.
-            patch: Python that is executed first.
-            kill_after: seconds after the start (of a fork), or after the photos are read (of a process), for SIGKILL.
+            arguments: those after `fit`.
+            log: the file for its output.
+            patch: Python code to execute first.
+            kill_after: seconds until SIGKILL, counted from the start in a fork, and in a process of its own from when
+                the photos have been read.
         """
         arguments = ["fit", *arguments]
         if self.server is None:
@@ -128,16 +130,16 @@ class Fits:
         return int(self.server.stdout.readline())
 
     def close(self) -> None:
-        """End the process that forks."""
+        """End the process that makes the forks."""
         if self.server is not None:
             self.server.kill()
             self.server.wait()
 
 
 def differences(left: Any, right: Any, place: str = "") -> list[str]:
-    """Names of what differs in two nested contents, bit for bit; timings and paths are left out."""
+    """Names of what differs between two nested structures, bit for bit; timings and paths are left out."""
     if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
-        # Bytes, not values: NaN equals itself so, and zero not minus zero.
+        # Compare bytes, not values: then NaN equals itself, and 0.0 differs from -0.0.
         same = left.shape == right.shape and left.dtype == right.dtype
         same = same and left.contiguous().numpy().tobytes() == right.contiguous().numpy().tobytes()
         return [] if same else [place]
@@ -155,14 +157,14 @@ def differences(left: Any, right: Any, place: str = "") -> list[str]:
 
 
 def differences_of_runs(left: Path, right: Path) -> list[str]:
-    """Names of what differs in the checkpoints and metrics of two runs."""
+    """Names of what differs between the checkpoints and metrics of two runs."""
     found = []
     for name in ("best.ckpt", "last.ckpt"):
         contents = [torch.load(run / name, weights_only=True) for run in (left, right)]
         for part in ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers"):
             found += differences(*(content.get(part) for content in contents), f"{name}/{part}")
         callbacks = [
-            # the best checkpoint's state is named by the folder, which differs
+            # the best checkpoint's state contains the folder's name, which differs
             {name: {**state, "dirpath": "", "best_k_models": list((state.get("best_k_models") or {}).values())}
              for name, state in content["callbacks"].items()}
             for content in contents
@@ -175,7 +177,7 @@ def differences_of_runs(left: Path, right: Path) -> list[str]:
 def kill_until_finished(
     fits: Fits, arguments: list[str], run: Path, rng: random.Random, longest: float, kills: int, patch: str = ""
 ) -> Counter:
-    """Give the command with --resume and kill it, at most `kills` times, then let it finish.
+    """Repeat the command with --resume, killing it at most `kills` times, then let it finish.
 
     Returns:
         How often it was killed, and where: before a checkpoint, within an epoch, at the end of one, while writing.

@@ -1,11 +1,11 @@
-"""Accuracy against the number of photos per class, for a catalogue as small as the customer's: a table and a plot.
+"""Accuracy against photos per class, for a catalogue as small as the customer's: a table and a plot.
 
     python benchmarks/learning_curve.py --seeds 2 --plot docs/images/learning_curve.png
     python benchmarks/learning_curve.py --table
 
-Four classes (pants, t-shirt, shoes, dress) of the clothing photos, up to 150 training photos in each, drawn by the
-seed; measured on those classes of the validation folder, all of it. Both configurations run as they are. Rows go to a
-file as they come and are not made again.
+Four classes (pants, t-shirt, shoes, dress) of the clothing photos, with up to 150 training photos each, chosen by the
+seed. Accuracy is measured on all photos of those classes in the validation folder. Both configurations run as they are.
+Each result is written to a file at once and not computed again.
 """
 
 import argparse
@@ -27,7 +27,7 @@ WAYS = {"configs/finetune.yaml": FINETUNE, "configs/mobilenetv2.yaml": RECIPE}
 
 
 def main() -> None:
-    """Make the runs that are missing; print the table, draw the plot."""
+    """Make the missing runs, print the table and draw the plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_sources(parser)
     parser.add_argument("--table", action="store_true", help="print what there is, and make no runs")
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def link(source: Path, target: Path, count: int | None, seed: int) -> None:
-    """Link some photos of each class, drawn by the seed; the fewer are among the more."""
+    """Link some photos of each class, chosen by the seed; a smaller choice is always part of a larger one."""
     for name in CLASSES:
         files = sorted((source / name).iterdir())
         random.Random(seed).shuffle(files)
@@ -68,7 +68,7 @@ def link(source: Path, target: Path, count: int | None, seed: int) -> None:
 
 
 def accuracies(rows: list[dict], name: str, count: int) -> list[float]:
-    """Accuracy of each seed."""
+    """The accuracy for each seed."""
     return [row["accuracy"] for row in rows if row["way"] == name and row["photos_per_class"] == count]
 
 
@@ -81,7 +81,7 @@ def cell(numbers: list[float]) -> str:
 
 
 def draw(rows: list[dict], path: Path) -> None:
-    """A line per way, a dot per run."""
+    """Draw a line for each way and a dot for each run."""
     figure, axes = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
     for name in WAYS:
         means = {count: accuracies(rows, name, count) for count in COUNTS}

@@ -19,21 +19,21 @@ from export.torch_to_keras import write_twin
 from lightning_module.classifier import ProductClassifier
 
 MAX_EPOCHS = 30
-"""The customer's recipe; what `--model.compile auto` goes by. Training ends when told to."""
+"""The customer's recipe; `--model.compile auto` depends on it. Training ends when the command says so."""
 
 
 class MeasuredPhotos(ProductPhotos):
-    """The data module, able to train an epoch on one batch that is held in memory.
+    """The data module, which can also train an epoch on a single batch that is held in memory.
 
     Attributes:
-        kind: of the next epoch. `epoch`: as always; `held`: the same steps, all on one batch as the loader yields it
-            (uint8, augmented anew in each step); `ready`: all on one batch that is augmented already.
+        kind: of the next epoch. `epoch`: as always; `held`: the same number of steps on one batch as the loader yields
+            it (uint8, augmented in each step); `ready`: on one batch that is already augmented.
     """
 
     kind = "epoch"
 
     def train_dataloader(self) -> DataLoader:
-        """Return the loader of an epoch of this kind."""
+        """Return the loader for an epoch of this kind."""
         loader = super().train_dataloader()
         if self.kind == "epoch":
             return loader
@@ -44,16 +44,16 @@ class MeasuredPhotos(ProductPhotos):
         return DataLoader([held] * len(loader), batch_size=None, collate_fn=lambda batch: batch)
 
     def on_after_batch_transfer(self, batch: PhotoBatch, dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        """As always, or nothing at all."""
+        """Augment as always; if the batch is ready, do nothing."""
         return self.ready if self.kind == "ready" else super().on_after_batch_transfer(batch, dataloader_idx)
 
 
 class Turns(L.Callback):
-    """Trains an epoch when told to and tells how long it took.
+    """Trains an epoch when told to, and reports how long it took.
 
     Args:
-        photos: told of each epoch's kind.
-        answer: takes what is to be said.
+        photos: the data module, which is told the kind of each epoch.
+        answer: called with each answer.
     """
 
     def __init__(self, photos: MeasuredPhotos, answer: Any) -> None:
@@ -61,13 +61,13 @@ class Turns(L.Callback):
         self.wait()
 
     def wait(self) -> bool:
-        """Wait for a command; false where it is to stop."""
+        """Wait for a command; False means stop."""
         self.photos.kind = sys.stdin.readline().strip()
         self.start = time.perf_counter()
         return self.photos.kind != "stop"
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Answer, and wait."""
+        """Send the answer and wait for the next command."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds = time.perf_counter() - self.start
@@ -79,7 +79,7 @@ class Turns(L.Callback):
 
 
 def build_classifier(settings: dict[str, Any], photos: ProductPhotos) -> ProductClassifier:
-    """Return the customer's network, with TensorFlow's weights where there are some."""
+    """Return the customer's network, with TensorFlow's weights if there are any."""
     pretrained: dict[str, Any] = {"pretrained": False}
     if settings["weights"]:
         pretrained = {"weights": settings["weights"], "pad_type": "same", "bn_eps": 1e-3, "mean": 0.5, "std": 0.5}
@@ -95,7 +95,7 @@ def build_classifier(settings: dict[str, Any], photos: ProductPhotos) -> Product
 
 
 def main() -> None:
-    """Answer each line with a line of JSON."""
+    """Answer each line of input with a line of JSON."""
     answers, sys.stdout = sys.stdout, sys.stderr
     settings = json.loads(sys.argv[1])
     warnings.filterwarnings("ignore")
@@ -138,7 +138,7 @@ def main() -> None:
 
 
 def write_untrained_twin(module: ProductClassifier, h5: Path) -> None:
-    """Hand the network over as it is before training, for the other side to start from."""
+    """Export the network as it is before training, so that the other side can start from it."""
     checkpoint = h5.with_suffix(".ckpt")
     torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}, checkpoint)
     write_twin(checkpoint, h5)

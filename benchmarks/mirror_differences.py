@@ -3,7 +3,7 @@
     python benchmarks/mirror_differences.py [--photos PHOTOS] [--per_class 10]
 
 PHOTOS has one folder per class; without it the demo catalogue is drawn. Keras and SciPy must be installed; Keras runs
-in a process of its own. The last line is one JSON object with the worst difference of each part.
+in a process of its own. The last line is one JSON object with the largest difference of each part.
 """
 
 import argparse
@@ -56,7 +56,7 @@ DRAWS = 100_000
 
 
 def compare_split(root: Path) -> Iterator[tuple[str, str, str, float]]:
-    """Rows (what, compared, found, worst): files in another place than in Keras's lists."""
+    """Rows (what, compared, found, worst): how many files are not where they are in Keras's lists."""
     names = find_class_names(root)
     keras = ask_keras("split", root=str(root), validation_split=0.2)
     sets = dict(zip(("training", "validation"), keras_split(list_classes(root, names), 0.2), strict=True))
@@ -112,7 +112,7 @@ def compare_draws() -> Iterator[tuple[str, str, str, float]]:
         shares = [np.searchsorted(np.sort(sample), values, side="right") / DRAWS for sample in (drawn, theirs)]
         distances[name] = float(np.abs(shares[0] - shares[1]).max())
     name, worst = max(distances.items(), key=lambda pair: pair[1])
-    # the distance that two samples of one distribution exceed once in 10,000 times
+    # two samples of the same distribution exceed this distance once in 10,000 times
     limit = 2.23 * np.sqrt(2 / DRAWS)
     found = f"worst distance {worst:.4f} (`{name}`); chance alone gives up to {limit:.4f}"
     yield "drawn parameters", f"{len(distances)} parameters, {DRAWS:,} draws each", found, worst

@@ -1,10 +1,10 @@
-"""How cost grows with the number of photos: seconds and memory for 1,000, 10,000 and 100,000 of them.
+"""How the cost grows with the number of photos: seconds and memory for 1,000, 10,000 and 100,000 photos.
 
     python benchmarks/scale.py
 
-A few drawn photos are copied under many names, each made another file by some bytes after its end, which no decoder
-reads. Decoded photos go to the mapped file, as they do where memory is too small. Each number is of a process of its
-own.
+A few drawn photos are copied under many names. Some bytes after the end of the image, which no decoder reads, make each
+copy a different file. Decoded photos go to the mapped file, as they do if there is too little memory. Each measurement
+is made in a process of its own.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from pathlib import Path
 
 SIZE = 64
 BASES = 50
-"""Drawn photos of each class."""
+"""Drawn photos for each class."""
 
 
 def write_catalogue(root: Path, photos: int) -> None:
-    """Fill a folder with that many photos in four classes, no two files alike."""
+    """Fill a folder with that many photos in four classes; no two files are the same."""
     from datamodule.demo_photos import draw_catalogue
 
     with tempfile.TemporaryDirectory() as name:
@@ -39,7 +39,7 @@ def write_catalogue(root: Path, photos: int) -> None:
 
 
 class PeakMemory:
-    """Watches how much memory of its own this process has: not what is mapped from files, which the system can drop."""
+    """Watches how much memory of its own this process has. Mapped files do not count, as the system can drop them."""
 
     def __init__(self) -> None:
         self.peak = self.now = own_memory()
@@ -52,20 +52,20 @@ class PeakMemory:
             self.peak = max(self.peak, own_memory())
 
     def stop(self) -> float:
-        """Return the largest so far, in MB."""
+        """Return the largest value so far, in MB."""
         self._done.set()
         self._thread.join()
         return max(self.peak, own_memory())
 
 
 def own_memory() -> float:
-    """MB of anonymous memory that are resident (Linux)."""
+    """Resident anonymous memory in MB (Linux)."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
 
 def measure(root: Path, store: Path) -> dict[str, float]:
-    """List, decode (or find decoded) and go through an epoch once; in this process."""
+    """List and decode the photos (or find them decoded) and go through one epoch, in this process."""
     import torch
 
     from datamodule.augment import Augmentation
@@ -102,10 +102,10 @@ def measure(root: Path, store: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print a table."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--photos", type=int, nargs="+", default=[1_000, 10_000, 100_000])
-    parser.add_argument("--of", nargs=2, type=Path, help=argparse.SUPPRESS)  # a process of its own: photos and store
+    parser.add_argument("--of", nargs=2, type=Path, help=argparse.SUPPRESS)  # the measuring process: photos and store
     given = parser.parse_args()
     if given.of:
         print(json.dumps(measure(*given.of)))

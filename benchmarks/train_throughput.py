@@ -1,11 +1,11 @@
-"""Training throughput: the customer's old Keras pipeline against this project's, turn by turn on the same photos.
+"""Training throughput: the customer's old Keras pipeline against this project's, in turn on the same photos.
 
     python benchmarks/train_throughput.py                       # about 6 minutes on 2 cores
     python benchmarks/train_throughput.py --trainable all --batch_size 256 --precision bf16-mixed
 
-Each side runs in a process of its own (TensorFlow and torch do not share one) and trains one epoch whenever it is told
-to, so that both see the same machine. Same photos, size, batch, augmentation, weights, head, optimiser. The last line
-is one JSON object.
+Each side runs in a process of its own (TensorFlow and torch cannot share one) and trains one epoch whenever it is told
+to, so that both run under the same conditions. Photos, size, batch, augmentation, weights, head and optimiser are the
+same. The last line is one JSON object.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SHARED = REPO.parent / "shared"
 CLOTHING = SHARED / "data" / "clothing" / "train"
 WEIGHTS = SHARED / "weights" / "mobilenetv2_100.in1k_tf_same.safetensors"
 CLASSES = ("pants", "t-shirt", "shoes", "dress")
-"""Of the clothing photos: as many classes as the customer has."""
+"""From the clothing photos: as many classes as the customer has."""
 
 AUGMENTATION = {
     "rotation_range": 20.0,
@@ -67,7 +67,7 @@ def read_arguments() -> argparse.Namespace:
 
 
 def gather_photos(source: Path | None, per_class: int, root: Path) -> int:
-    """Link `per_class` photos of each class into `root`; draw them where there is no source. Return their number."""
+    """Link `per_class` photos of each class into `root`, or draw them if there is no source. Return their number."""
     if source is None:
         draw_catalogue(root, per_class)
         return len(list(root.glob("*/*.jpg")))
@@ -82,7 +82,7 @@ def gather_photos(source: Path | None, per_class: int, root: Path) -> int:
 
 
 def side_settings(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """What both pipelines are told; `folder` has the photos and gets the untrained `.h5`."""
+    """Settings for both pipelines; `folder` contains the photos and receives the untrained `.h5`."""
     return {
         "root": str(folder / "photos"),
         "weights": None if arguments.weights is None else str(arguments.weights),
@@ -94,11 +94,11 @@ def side_settings(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
 
 
 class Side:
-    """One of the two pipelines: a process that does what it is told, one epoch at a time.
+    """One of the two pipelines: a process that trains one epoch each time it is told to.
 
     Args:
-        script: beside this file.
-        settings: what the script needs, as JSON on its command line.
+        script: its file name, beside this file.
+        settings: what the script needs, passed as JSON on its command line.
     """
 
     def __init__(self, script: str, settings: dict[str, Any]) -> None:
@@ -112,7 +112,7 @@ class Side:
         self.process.send_signal(signal.SIGSTOP)
 
     def receive(self) -> dict[str, Any]:
-        """Wait for the next answer, a line of JSON; other lines are passed on."""
+        """Wait for the next answer, which is a line of JSON; other lines are passed on."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
@@ -121,29 +121,29 @@ class Side:
         raise SystemExit(f"{self.script} ended with exit code {self.process.wait()}; its messages are above.")
 
     def ask(self, command: str) -> dict[str, Any]:
-        """Have one thing done: `epoch`, `held`, `ready` or `stop`. In between the process is held still."""
+        """Have one thing done: `epoch`, `held`, `ready` or `stop`. Between calls the process is suspended."""
         assert self.process.stdin is not None
         self.process.send_signal(signal.SIGCONT)
         self.process.stdin.write(command + "\n")
         self.process.stdin.flush()
         answer = self.receive()
-        # Whatever it does unasked, such as reading ahead, would cost the other side and be a present to this one.
+        # Anything it did unasked, such as reading ahead, would slow down the other side and give this one an advantage.
         self.process.send_signal(signal.SIGSTOP)
         return answer
 
     def close(self) -> None:
-        """End the process, whatever it is at."""
+        """Kill the process, whatever it is doing."""
         self.process.kill()
         self.process.wait()
 
 
 def rate(epochs: list[dict[str, Any]]) -> float:
-    """Photos per second: the median epoch's."""
+    """Photos per second in the median epoch."""
     return statistics.median(epoch["photos"] / epoch["seconds"] for epoch in epochs)
 
 
 def seconds_to(goal: float, started: dict[str, Any], epochs: list[dict[str, Any]]) -> float | None:
-    """Seconds from the first look at the photos to the end of the first epoch with that training accuracy."""
+    """Seconds from first reading the photos to the end of the first epoch with that training accuracy."""
     seconds = started["seconds"]
     for epoch in epochs:
         seconds += epoch["seconds"]
@@ -153,7 +153,7 @@ def seconds_to(goal: float, started: dict[str, Any], epochs: list[dict[str, Any]
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run both sides in turn."""
+    """Run both sides in turn and return their results."""
     root = folder / "photos"
     count = gather_photos(arguments.photos, arguments.per_class, root)
     settings = side_settings(arguments, folder)
@@ -181,7 +181,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         for number in range(arguments.rounds + 1):
             for kind, measured in shares.items():
                 epoch = sides["ours"].ask(kind)
-                if number:  # the first of each warms up
+                if number:  # the first of each kind is the warm-up
                     measured.append(epoch)
         ends["ours"] = sides["ours"].ask("stop")
     finally:
@@ -191,7 +191,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def report(arguments: argparse.Namespace, measured: dict[str, Any]) -> dict[str, Any]:
-    """Print the table; return what the last line says."""
+    """Print the table and return what the last line contains."""
     warm = {name: epochs[1 : arguments.rounds + 1] for name, epochs in measured["epochs"].items()}
     result: dict[str, Any] = {
         name: {

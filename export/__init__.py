@@ -1,7 +1,8 @@
-"""How a network leaves PyTorch and comes back from Keras: one file for each road.
+"""How a network leaves PyTorch and how it comes back from Keras: one file for each conversion.
 
-Top of the room: what a user calls. Below it `proof` (is it the same network?), `keras_file` (Keras's files without
-Keras), `graph` (what a network computes, in no framework) and `worker` (what runs in another interpreter).
+The files directly in this folder are what a user calls. Below them are `proof` (is it the same network?), `keras_file`
+(Keras's files, without Keras), `graph` (what a network computes, independent of any framework) and `worker` (what runs
+in another interpreter).
 """
 
 from importlib import import_module
@@ -22,7 +23,7 @@ __all__ = ["Pair", "check_parity", "write_twin"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for when it is asked for: `lightning --help` needs none of it."""
+    """Import a name only when it is first used: `lightning --help` needs none of them."""
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

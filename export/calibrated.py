@@ -1,7 +1,7 @@
-"""A checkpoint with a temperature in its last layer: the same labels, but no surer than it is right.
+"""A checkpoint with a temperature in its last layer: it gives the same labels, with calibrated confidence.
 
-Logits divided by T are those of a last dense layer whose weights and bias are divided. So the calibrated network is a
-checkpoint like any other: what is exported of it, and what proves the twin, need not know.
+Dividing the logits by T is the same as dividing the weights and the bias of the last dense layer by T. So a calibrated
+network is a checkpoint like any other: neither the export nor the proof needs to know about the temperature.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from models.atomic_write import replacing
 from models.bad_input import BadInput
 
 _LAST_LAYER = ("network.head.predictions.weight", "network.head.predictions.bias")
-# Key of what is noted; Lightning leaves it alone.
+# Key under which the temperature is recorded in the checkpoint; Lightning ignores it.
 _NOTE = "shelftwin_temperature"
 
 
 FEW_MISTAKES = 5
-"""With fewer, a fitted temperature says little: one photo more that is wrong would make it another."""
+"""With fewer mistakes, a fitted temperature says little: a single additional mistake would change it."""
 
 
 class Fitted(NamedTuple):
-    """A temperature, and how many of the photos that it was fitted on are wrong; None where that is not known."""
+    """A temperature, and how many of the photos it was fitted on are misclassified; None if that is not known."""
 
     temperature: float
     mistakes: int | None
 
     @property
     def doubt(self) -> str:
-        """What is to be said of a temperature that says little; else ''."""
+        """A warning if the temperature says little, otherwise ''."""
         if self.mistakes is None or self.mistakes >= FEW_MISTAKES:
             return ""
         wrong = "none is" if not self.mistakes else "one is" if self.mistakes == 1 else f"{self.mistakes} are"
@@ -45,22 +45,22 @@ class Fitted(NamedTuple):
 
 
 def write_calibrated(checkpoint: Path, out: Path, temperature: float) -> None:
-    """Write a copy that differs in its last layer, and notes `temperature` and `of_sha256`, the original's digest.
+    """Write a copy with a different last layer, which records `temperature` and the original's digest, `of_sha256`.
 
     Args:
-        checkpoint: of ``lightning fit``, not calibrated yet.
-        out: where to; an older file is replaced only by a whole one.
-        temperature: above zero; above 1 makes it less sure.
+        checkpoint: written by ``lightning fit``, not calibrated yet.
+        out: where to write it; an existing file is replaced only by a complete one.
+        temperature: above zero; above 1 makes the network less confident.
 
     Raises:
-        BadInput: it is no such checkpoint, is calibrated already, or `out` is the checkpoint or cannot be written; or
-            the temperature is no such number.
+        BadInput: the checkpoint is not one of ``lightning fit`` or is calibrated already, `out` is the checkpoint
+            itself or cannot be written, or the temperature is not a positive number.
     """
     if not (math.isfinite(temperature) and temperature > 0):
         raise BadInput(f"--temperature: expected a number above zero, received {temperature}.")
     if out.exists() and out.samefile(checkpoint):
         raise BadInput(f"expected a place for the calibrated checkpoint, received {out}, the original. Name another.")
-    read_checkpoint(checkpoint)  # refuses what is none
+    read_checkpoint(checkpoint)  # raises if it is not a checkpoint of ours
     content = read_content(checkpoint)
     if is_calibrated(content):
         raise BadInput(
@@ -69,22 +69,22 @@ def write_calibrated(checkpoint: Path, out: Path, temperature: float) -> None:
         )
     for name in _LAST_LAYER:
         tensor = content["state_dict"][name]
-        content["state_dict"][name] = (tensor.double() / temperature).to(tensor.dtype)  # rounded once
+        content["state_dict"][name] = (tensor.double() / temperature).to(tensor.dtype)  # rounded only once
     content[_NOTE] = {"temperature": float(temperature), "of_sha256": file_digest(checkpoint)}
     with replacing(out) as temporary:
         torch.save(content, temporary)
 
 
 def is_calibrated(content: dict[str, Any]) -> bool:
-    """Whether a checkpoint, as `read_content` gives it, has a temperature in it already."""
+    """Whether a checkpoint's content, as `read_content` returns it, already contains a temperature."""
     return _NOTE in content
 
 
 def fitted_temperature(checkpoint: Path) -> Fitted:
-    """The temperature that `lightning fit` fitted on the validation photos: it stands in metrics.json beside.
+    """The temperature that `lightning fit` fitted on the validation photos, as the metrics.json beside it states.
 
     Raises:
-        BadInput: there is none, or it is of another checkpoint.
+        BadInput: there is none, or it belongs to another checkpoint.
     """
     metrics = checkpoint.parent / "metrics.json"
     try:

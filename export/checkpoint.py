@@ -1,4 +1,4 @@
-"""Read a Lightning checkpoint of this project without Lightning: the network and the facts a twin must carry."""
+"""Read this project's Lightning checkpoints without Lightning: the network, and the facts that its twin must carry."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from models.choices import BATCH_NORM_POLICIES, INTERPOLATIONS, MOST_PIXELS, TRA
 from models.timm_mobilenetv2 import ARCHITECTURE, TimmClassifier
 
 _PREFIX = "network."  # ProductClassifier.network
-# Key of what `lightning import` notes; Lightning leaves it alone.
+# Key under which `lightning import` records where a checkpoint came from; Lightning ignores it.
 _IMPORTED = "shelftwin_import"
-# Hidden layers beyond which a checkpoint is not believed.
+# A checkpoint that claims more hidden layers than this is not believed.
 _MOST_LAYERS = 100
 
 
@@ -29,18 +29,18 @@ class Checkpoint:
     """A trained network and what it was trained to see.
 
     Attributes:
-        path: of the checkpoint file.
+        path: the checkpoint file.
         digest: SHA-256 of that file, hexadecimal.
         network: in eval mode, on the CPU, float32.
         class_names: in the order of the network's outputs.
         image_size: (height, width) in pixels.
         interpolation: Pillow's filter for resizing, by Keras's name.
-        backbone: timm's name of it.
+        backbone: its name in timm.
         trainable: ``head`` if the backbone was frozen, ``all`` if not.
-        learning_rate: of Adam, at the start of training; where all was trained, the backbone's.
-        batch_norm: ``frozen`` if BatchNorm stays as it is in further training, ``train`` if not.
-        imported_from: where it was made by ``lightning import``, SHA-256 of the Keras file; else None.
-        imported_range: what that file takes: ``unit``, ``raw`` or ``tf``.
+        learning_rate: Adam's, at the start of training; if everything was trained, the backbone's.
+        batch_norm: ``frozen`` if further training leaves BatchNorm unchanged, ``train`` if not.
+        imported_from: SHA-256 of the Keras file if ``lightning import`` made the checkpoint, otherwise None.
+        imported_range: the input range of that file: ``unit``, ``raw`` or ``tf``.
     """
 
     path: Path
@@ -58,18 +58,18 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Rebuild the network from a checkpoint's hyper-parameters and load its weights; nothing is unpickled.
+    """Rebuild the network from a checkpoint's hyper-parameters and load its weights, without unpickling anything.
 
     Raises:
-        BadInput: if the file is missing, is no checkpoint, is of another model, or its weights do not fit.
+        BadInput: if the file is missing, is not a checkpoint, holds another model, or its weights do not fit.
     """
     path = Path(path)
     content = read_content(path)
     settings = _hyper_parameters(path, content)
     state = _tensors(path, content["state_dict"])
-    with torch.device("meta"):  # which allocates nothing: the settings may claim more than the file holds
+    with torch.device("meta"):  # the settings may claim a network of any size: allocate nothing
         _check_tensors(path, _network(path, settings), state)
-    network = _network(path, settings)  # what is computed from the settings is no weight, so it is built for real
+    network = _network(path, settings)  # for real: what it computes from the settings is not in `state`
     network.load_state_dict(state)
     height, width = settings["image_size"]
     batch_norm, backbone_factor = _schedule(path, settings)
@@ -92,18 +92,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def write_checkpoint(path: Path, network: TimmClassifier, facts: dict[str, Any], imported: dict[str, str]) -> None:
-    """Write what Lightning would have written of a ProductClassifier that holds this network, before its first epoch.
+    """Write what Lightning would have written for a ProductClassifier with this network, before its first epoch.
 
-    `fit --ckpt_path` goes on from it with a fresh Adam.
+    `fit --ckpt_path` continues from it with a fresh Adam.
 
     Args:
-        path: where to; an older file is replaced only by a whole one.
-        network: whose weights are written.
-        facts: `_FACTS`, besides the network's own architecture.
-        imported: ``sha256`` and ``input_range`` of the Keras file that it came from.
+        path: where to write it; an existing file is replaced only by a complete one.
+        network: the network whose weights are written.
+        facts: the entries of `_FACTS`; the network's own architecture is added.
+        imported: ``sha256`` and ``input_range`` of the Keras file that the network came from.
 
     Raises:
-        BadInput: when it cannot be written there.
+        BadInput: if the file cannot be written.
     """
     content = {
         "epoch": 0,
@@ -125,7 +125,7 @@ def read_hyper_parameters(path: Path) -> dict[str, Any]:
     """The settings that a checkpoint carries, as plain types.
 
     Raises:
-        BadInput: if the file is missing, is no checkpoint, or is of another model.
+        BadInput: if the file is missing, is not a checkpoint, or holds another model.
     """
     path = Path(path)
     return _hyper_parameters(path, read_content(path))
@@ -138,18 +138,18 @@ def file_digest(path: Path) -> str:
 
 
 def read_content(path: Path) -> dict[str, Any]:
-    """All that a checkpoint's file holds; nothing is unpickled.
+    """Everything in a checkpoint file, read without unpickling.
 
     Raises:
-        BadInput: if the file is missing, is no checkpoint, or is of another model.
+        BadInput: if the file is missing, is not a checkpoint, or holds another model.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise BadInput(f"expected a checkpoint file, got {path}, which {what}. `lightning fit` writes RUN/best.ckpt.")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or foreign file makes the reader raise
-        # not torch's own message: it recommends to unpickle the file after all
+    except Exception as error:  # a damaged or foreign file can make the reader raise anything
+        # torch's own message is left out: it recommends unpickling the file after all
         raise BadInput(
             f"expected a checkpoint written by `lightning fit`, got {path}, which cannot be read as one "
             f"({type(error).__name__}). Give RUN/best.ckpt."
@@ -159,7 +159,7 @@ def read_content(path: Path) -> dict[str, Any]:
     return content
 
 
-# What a checkpoint must say besides ARCHITECTURE: what is expected, and what tells whether it is so.
+# What a checkpoint must state besides ARCHITECTURE: name -> (what is expected, a test of whether the value is that).
 _FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "class_names": ("two names or more", lambda value: _is_list(value, str) and len(value) >= 2),
     "image_size": (
@@ -178,7 +178,7 @@ _FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _is_list(value: Any, kind: type) -> bool:
-    return isinstance(value, list | tuple) and all(type(each) is kind for each in value)  # True is no number here
+    return isinstance(value, list | tuple) and all(type(each) is kind for each in value)  # a bool is an int, too
 
 
 def _text(value: Any) -> str | None:
@@ -204,7 +204,7 @@ def _hyper_parameters(path: Path, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _schedule(path: Path, settings: dict[str, Any]) -> tuple[str, float]:
-    """BatchNorm's policy, and the backbone's learning rate as a share of the head's; older checkpoints have none."""
+    """BatchNorm's policy, and the backbone's learning rate as a share of the head's; old checkpoints state neither."""
     given = settings.get("schedule")
     given = given if isinstance(given, dict) else {}
     batch_norm, factor = given.get("batch_norm", "train"), given.get("backbone_factor", 1.0)
@@ -222,14 +222,14 @@ def _network(path: Path, settings: dict[str, Any]) -> TimmClassifier:
     except BadInput as error:
         raise BadInput(f"{path}: expected settings that a network can be built from. {error}") from error
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, OverflowError) as error:
-        raise BadInput(  # whatever timm makes of them
+        raise BadInput(  # timm can raise anything for such settings
             f"{path}: expected settings that a network can be built from, got some that raise {type(error).__name__}: "
             f"{str(error)[:200]}. The file is damaged or was edited."
         ) from error
 
 
 def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """The network's part of a state dict: dense tensors that lie whole in the file, not some that claim to be large."""
+    """The network's tensors from a state dict. Each must be dense and fully stored, not only claim to be large."""
     own = {
         name.removeprefix(_PREFIX): tensor
         for name, tensor in state.items()
@@ -247,12 +247,12 @@ def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 def _is_dense(tensor: torch.Tensor) -> bool:
     plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-    # a stride of 0 makes any size of one number
+    # with a stride of 0, a tensor of any size could be a single stored number
     return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _check_tensors(path: Path, network: TimmClassifier, own: Mapping[str, torch.Tensor]) -> None:
-    """Refuse weights that are not those of this network, or that it could only hold with other values."""
+    """Refuse weights of another network, and weights that it could hold only after rounding."""
     expected = network.state_dict()
     wrong = [f"{name} is missing" for name in expected if name not in own]
     wrong += [f"{name} is unknown" for name in own if name not in expected]
@@ -267,7 +267,7 @@ def _check_tensors(path: Path, network: TimmClassifier, own: Mapping[str, torch.
             f"do not fit: {'; '.join(wrong[:3])}{' ...' if len(wrong) > 3 else ''}. "
             "The file is of another model or was edited."
         )
-    # one array may be two weights only where the network itself has it so
+    # two weights may share one array only if they also do in the network itself
     needed = sum(each.numel() for each in set(network.state_dict(keep_vars=True).values()))
     storages = {
         each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() // each.element_size()
@@ -290,7 +290,7 @@ def _check_tensors(path: Path, network: TimmClassifier, own: Mapping[str, torch.
 
 
 def _holds(kind: torch.dtype, tensor: torch.Tensor) -> bool:
-    """Whether every value of a tensor is one of `kind`, too; not-a-number is itself."""
+    """Whether every value of a tensor can be held as `kind` without rounding; NaN counts as equal to itself."""
     if tensor.dtype == kind or (kind == torch.float32 and tensor.dtype in (torch.float16, torch.bfloat16)):
         return True
     if kind != torch.float32 or tensor.dtype != torch.float64:

@@ -1,4 +1,4 @@
-"""A checkpoint in other formats than `.h5`: made of the same `.h5`, proved, and only then put in place."""
+"""A checkpoint in formats other than `.h5`: converted from that same `.h5`, proved, and only then put in place."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from models.bad_input import BadInput
 
 @dataclass(frozen=True)
 class Format:
-    """A format, and what it must keep of the network.
+    """A format, and how closely it must agree with the network.
 
     Attributes:
-        ending: what follows OUT without its ``.h5``; without a dot: a folder.
-        quantised: whether it computes with integers: then labels count, not the difference of probabilities.
+        ending: what is appended to OUT, without OUT's ``.h5``; an ending without a dot means a folder.
+        quantised: whether it computes with integers; then labels are compared, not probabilities.
         difference: the largest difference of a probability that passes.
         agreement: the smallest share of photos with torch's label that passes.
-        accuracy_drop: by how much its accuracy on labelled photos may be below torch's.
+        accuracy_drop: how far its accuracy on labelled photos may be below torch's.
     """
 
     ending: str
@@ -46,25 +46,25 @@ FORMATS = {
     "saved_model": Format("_saved_model"),
     "onnx": Format(".onnx"),
     "tflite": Format(".tflite"),
-    # Eight bits change the label of photos near the border between classes (5% of the clothing photos, whose head was
-    # right in 80%); what that costs is what accuracy says.
+    # Eight bits change the label of photos near the border between two classes: of 5% of the clothing photos, with a
+    # head that was right for 80%. The accuracy check measures what that costs.
     "tflite_int8": Format("_int8.tflite", quantised=True, agreement=0.9, accuracy_drop=0.02),
 }
-# What tells a SavedModel from any other folder, which is never replaced.
+# A folder with this file in it is a SavedModel; any other folder is never replaced.
 _SAVED_MODEL = "saved_model.pb"
-# A quantised format takes its ranges from some photos and is judged by the others.
+# A quantised format takes its value ranges from some of the photos and is judged by the others.
 LEAST_PHOTOS = 20
 MOST_REPRESENTATIVE = 100
 
 
 @dataclass(frozen=True)
 class Photos:
-    """Photos that the formats are judged by.
+    """The photos that the formats are judged by.
 
     Attributes:
         pixels: uint8, NHWC, RGB, (N, H, W, 3) at the checkpoint's size.
         names: N names.
-        labels: N numbers of classes; -1 where it is not known.
+        labels: N class indices; -1 if the class is not known.
     """
 
     pixels: np.ndarray
@@ -74,14 +74,14 @@ class Photos:
 
 @dataclass(frozen=True)
 class WrittenFormat:
-    """What became of one format.
+    """The result for one format.
 
     Attributes:
-        name: of the format.
-        path: its place; the file or folder is there, new, only if all checks passed.
-        checks: of its ladder.
+        name: the format's.
+        path: where it belongs; the new file or folder is there only if all checks passed.
+        checks: the checks that were made.
         size: in bytes.
-        seconds: its making took.
+        seconds: how long it took to make.
     """
 
     name: str
@@ -92,7 +92,7 @@ class WrittenFormat:
 
     @property
     def passed(self) -> bool:
-        """Whether all checks passed, and there were some."""
+        """Whether there were checks and all of them passed."""
         return bool(self.checks) and all(check.passed for check in self.checks)
 
 
@@ -104,22 +104,22 @@ def write_formats(
     photos: Photos | None = None,
     fuse_batchnorm: bool = False,
 ) -> tuple[list[WrittenFormat], dict[str, str]]:
-    """Make formats of a checkpoint and prove each; those that pass are put in place, each in one step.
+    """Convert a checkpoint to other formats and prove each one; those that pass are put in place in one step each.
 
     Args:
-        checkpoint: from ``lightning fit``.
-        out: says where to, see `places_of`.
+        checkpoint: written by ``lightning fit``.
+        out: where the formats go, see `places_of`.
         formats: keys of `FORMATS`.
         input_range: ``unit``: the models take RGB in [0, 1], NHWC; ``raw``: they take 0..255.
-        photos: to judge by; a quantised format needs some, and takes its ranges from up to half of them.
+        photos: the photos to judge by; a quantised format needs some, and takes its ranges from up to half of them.
         fuse_batchnorm: fold every BatchNorm into the convolution before it.
 
     Returns:
-        What became of each format, and the versions of all that made and ran them.
+        The result for each format, and the versions of all packages that made and ran them.
 
     Raises:
-        BadInput: something given cannot be used, or a place cannot be written.
-        KerasFailed: when the process that makes them crashed or ran out of time.
+        BadInput: an argument cannot be used, or a file cannot be written.
+        KerasFailed: the process that makes them crashed or ran out of time.
     """
     places = places_of(out, formats)
     _check_places(places, checkpoint)
@@ -165,11 +165,11 @@ def write_formats(
 def places_of(out: Path, formats: Sequence[str]) -> dict[str, Path]:
     """Where each format goes.
 
-    ``OUT.h5`` names all of them: OUT.h5, OUT_saved_model/, OUT.onnx, OUT.tflite, OUT_int8.tflite. Any other name is
-    the place itself, of a single format.
+    ``OUT.h5`` gives each format its own name: OUT.h5, OUT_saved_model/, OUT.onnx, OUT.tflite, OUT_int8.tflite. With
+    any other name there may be only one format, and it goes exactly there.
 
     Raises:
-        BadInput: several formats, and a name that does not end in ``.h5``.
+        BadInput: there are several formats, and the name does not end in ``.h5``.
     """
     if out.suffix == ".h5":
         return {name: out.with_name(out.stem + FORMATS[name].ending) for name in formats}
@@ -182,10 +182,10 @@ def places_of(out: Path, formats: Sequence[str]) -> dict[str, Path]:
 
 
 def _check_places(places: dict[str, Path], checkpoint: Path) -> None:
-    """Refuse, before anything costly, what cannot be written or would replace something else.
+    """Check, before anything costly, that every place can be written and that nothing else would be replaced.
 
     Raises:
-        BadInput: there is such a place.
+        BadInput: one of them cannot be used.
     """
     for name, path in places.items():
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
@@ -206,7 +206,7 @@ def _check_places(places: dict[str, Path], checkpoint: Path) -> None:
 
 @dataclass(frozen=True)
 class _Judge:
-    """Images, what torch makes of them, and what they are: numbers of classes, -1 where that is not known."""
+    """Images, torch's probabilities for them, and their class indices, -1 where the class is not known."""
 
     images: ImageSet
     expected: np.ndarray
@@ -220,7 +220,7 @@ class _Judge:
 
 
 def _judges(source: Checkpoint, photos: Photos | None) -> list[_Judge]:
-    """The synthetic images, and the photos where there are some."""
+    """The synthetic images, and the photos if there are any."""
     given = (photos.pixels, photos.names, photos.labels) if photos else (None, (), ())
     judges = []
     for images in image_sets(source.image_size, *given[:2]):
@@ -230,13 +230,13 @@ def _judges(source: Checkpoint, photos: Photos | None) -> list[_Judge]:
 
 
 class _Bench:
-    """Judges whose images lie in a folder, for the process that runs the formats.
+    """Judges whose images are saved in a folder, for the process that runs the formats.
 
     Args:
-        folder: to be made.
+        folder: where to save them; it is created.
         judges: all of them.
         input_range: of the formats.
-        chosen: indices of the images that judge; None: all do.
+        chosen: indices of the images to judge by; None: all of them.
     """
 
     def __init__(
@@ -249,13 +249,13 @@ class _Bench:
 
 
 def _share_out(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of photos that set the ranges, evenly spread, and of those that judge: no photo does both."""
+    """Indices of the photos that set the ranges, evenly spread, and of those that judge; no photo does both."""
     chosen = np.linspace(0, count - 1, min(MOST_REPRESENTATIVE, count // 2)).round().astype(int)
     return chosen, np.setdiff1d(np.arange(count), chosen)
 
 
 def _tasks(name: str, path: Path, common: dict[str, Any], bench: _Bench) -> list[dict[str, Any]]:
-    """Make a format, read its facts back, run it."""
+    """The tasks to make a format, read its facts back, and run it."""
     made = [{"task": "make", "format": name, "path": str(path), **common}] if name != "keras" else []
     facts = {"task": "facts", "format": name, "path": str(path)}
     return [*made, facts, *prediction_tasks(name, path, bench.saved, bench.folder)]
@@ -286,18 +286,18 @@ def _run_checks(
 
 
 def check_accuracy(labels: np.ndarray, torch_gave: np.ndarray, given: np.ndarray, threshold: float) -> Check:
-    """By how much the accuracy of what was given is below torch's.
+    """How far the other side's accuracy is below torch's.
 
     Args:
-        labels: numbers of classes, (N,); photos with a negative one do not count.
+        labels: class indices, (N,); photos with a negative one do not count.
         torch_gave: probabilities, (N, C).
-        given: the same, of the other side.
+        given: the same from the other side.
         threshold: the largest drop that passes, as a share of the photos.
     """
     known = labels >= 0
     count = int(known.sum())
     before, after = (int(np.sum(gave.argmax(axis=1)[known] == labels[known])) for gave in (torch_gave, given))
-    drop = (before - after) / count  # of whole photos: a difference of shares would be rounded
+    drop = (before - after) / count  # count photos first: a difference of two shares would be rounded
     detail = f"accuracy {after / count:.4f}, torch {before / count:.4f}, on {count} labelled photos that set no range"
     return Check("accuracy_drop_photos", drop <= threshold, drop, threshold, "less than torch's accuracy", detail)
 
@@ -306,13 +306,13 @@ def check_accuracy(labels: np.ndarray, torch_gave: np.ndarray, given: np.ndarray
 
 
 def _put_in_place(made: Path, place: Path) -> None:
-    """Move a file or folder to its place, in one step; an old one there is whole until then."""
+    """Move a file or folder to its place in one step; an old one stays complete until then."""
     with (replacing_folder if made.is_dir() else replacing)(place) as temporary:
         made.rename(temporary)
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; 0 where there is nothing."""
+    """Bytes of a file, or of all files in a folder; 0 if there is nothing."""
     files = path.rglob("*") if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files if file.is_file())
 
@@ -321,7 +321,7 @@ def _size(path: Path) -> int:
 
 
 def print_formats(made: Sequence[WrittenFormat], versions: dict[str, str]) -> None:
-    """Print all ladders as one table, what was written, the versions, and the verdict as the last line."""
+    """Print the checks of all formats as one table, what was written, the versions, and the verdict as last line."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -333,7 +333,7 @@ def print_formats(made: Sequence[WrittenFormat], versions: dict[str, str]) -> No
             sign = ">=" if check.larger_is_better else "<="
             verdict = "[green]pass[/]" if check.passed else "[red]FAIL[/]"
             figure, threshold = f"{check.figure:.3g} {check.unit}", f"{sign} {check.threshold:g}"
-            # names of files and what a converter said are in it; they are no markup
+            # the text may contain file names and a converter's messages, which must not be read as markup
             table.add_row(each.name, check.name, figure, threshold, verdict, escape(check.detail))
         table.add_section()
     console = wide_console()

@@ -1,4 +1,4 @@
-"""Keras `.h5` -> checkpoint: read, write, prove. The way back of `torch_to_keras.py`."""
+"""Keras `.h5` -> checkpoint: read, prove, write. The opposite direction of `torch_to_keras.py`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from models.bad_input import BadInput
 
 
 class ImportDiffers(Exception):
-    """The network that was read does not compute what Keras computes from the file; nothing was written."""
+    """The network that was read does not compute what Keras computes from the file; no checkpoint was written."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(report.last_line())
@@ -35,24 +35,24 @@ def write_import(
     keras_python: Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report | None:
-    """Write a classifier that was read from Keras as a checkpoint that `fit` goes on from.
+    """Write a classifier that was read from Keras as a checkpoint that `fit` can continue from.
 
     Args:
         classifier: from `read_keras_classifier`.
-        checkpoint: where to; an older file is replaced only by a whole one that has been proved.
-        photos: uint8, NHWC, RGB at the classifier's size, that go through both sides; None: synthetic images only.
+        checkpoint: where to write it; an existing file is replaced only by a complete one that has been proved.
+        photos: uint8, NHWC, RGB at the classifier's size, to run through both sides; None: synthetic images only.
         photo_names: their names, for the report.
-        check: whether Keras is to compute the same; without it nothing is proved.
-        keras_python: interpreter whose Keras is to load the file; None: our own.
-        progress: is told what goes on.
+        check: whether to prove that Keras computes the same; if False, nothing is proved.
+        keras_python: interpreter whose Keras loads the file; None: our own.
+        progress: called with a short text at each step.
 
     Returns:
         The proof; None without `check`.
 
     Raises:
-        BadInput: when it cannot be written there, or Keras cannot load the file.
-        ImportDiffers: when the two do not compute the same.
-        KerasFailed: when the Keras process crashed or ran out of time.
+        BadInput: the checkpoint cannot be written, or Keras cannot load the file.
+        ImportDiffers: the two do not compute the same.
+        KerasFailed: the Keras process crashed or ran out of time.
     """
     checkpoint = Path(checkpoint)
     if checkpoint.exists() and checkpoint.samefile(classifier.path):

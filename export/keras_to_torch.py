@@ -1,9 +1,9 @@
-"""Keras classifier -> network of this project: the way back, for a team that owns only an old Keras `.h5`.
+"""Keras classifier -> network of this project, for a team that has nothing but an old Keras `.h5`.
 
-The file's architecture becomes a neutral graph (`architecture.py`); from it follow the settings that build the same
-network in timm. Whether it *is* the same network is then no matter of trust: the network is traced, and its graph must
-equal the file's, operation by operation, with every padding, epsilon and shape. Only then are the weights copied, each
-array exactly once.
+The file's architecture becomes a neutral graph (`architecture.py`), and from that follow the settings that build the
+same network in timm. Whether it *is* the same network is not taken on trust: the timm network is traced, and its graph
+must equal the file's, operation by operation, with every padding, epsilon and shape. Only then are the weights copied,
+each array exactly once.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from models.bad_input import BadInput
 from models.choices import INTERPOLATIONS, MOST_PIXELS
 from models.timm_mobilenetv2 import ARCHITECTURE, Normalise, TimmClassifier
 
-# What the caller of the Keras model feeds it -> (factor, shift) from values in [0, 1].
+# The input range of the Keras model -> (factor, shift) from values in [0, 1].
 INPUT_RANGES = {"unit": (1.0, 0.0), "raw": (255.0, 0.0), "tf": (2.0, -1.0)}
 _FAMILY = "mobilenetv2_*"
-# Of Adam, where the file does not say it; Keras's own default.
+# Adam's, if the file does not state it; this is Keras's own default.
 _LEARNING_RATE = 1e-3
 
 
 @dataclass(frozen=True)
 class ImportSettings:
-    """What the caller says of the file; None leaves it to the file.
+    """What the caller states about the file; None means that the file's own value is used.
 
     Attributes:
         class_names: in the order of the outputs.
@@ -56,22 +56,22 @@ class KerasClassifier:
     """A Keras classifier, read into a network of this project.
 
     Attributes:
-        path: of the `.h5`.
+        path: the `.h5`.
         file: its contents.
-        network: with the file's weights, in eval mode; takes [0, 1] whatever the Keras model takes.
+        network: with the file's weights, in eval mode; takes [0, 1], whatever the Keras model takes.
         graph: the network's neutral graph.
-        source: the file's.
-        layer_of: node of `graph` -> node of `source.graph`, those of normalisation and dropout left out.
-        tensor_of: tensor of `graph` -> tensor of `source.graph`; every one of either side once.
+        source: the file's graph.
+        layer_of: node of `graph` -> node of `source.graph`, except those of normalisation and dropout.
+        tensor_of: tensor of `graph` -> tensor of `source.graph`; each tensor of either side occurs once.
         input_range: what the Keras model takes.
         class_names: in the order of the outputs.
         image_size: (height, width) in pixels.
         interpolation: how photos are resized.
         trainable: ``head`` if every layer of the base is frozen, else ``all``.
-        learning_rate: of Adam.
-        batch_norm: ``frozen`` if every BatchNorm of a base that is trained is frozen, else ``train``.
-        constants: scale and offset, float64 (3,), that the file's layers compute from [0, 1], before any rounding.
-        notes: what of the file has no place here, for the owner to know; no part of the function.
+        learning_rate: Adam's.
+        batch_norm: ``frozen`` if the base is trained but every BatchNorm in it is frozen, else ``train``.
+        constants: scale and offset, float64 (3,), that the file's layers apply to [0, 1], before any rounding.
+        notes: for the owner: what is in the file but cannot be kept here; none of it changes what is computed.
     """
 
     path: Path
@@ -93,15 +93,15 @@ class KerasClassifier:
 
 
 def read_keras_classifier(path: Path, settings_given: ImportSettings | None = None) -> KerasClassifier:
-    """Read a Keras MobileNetV2 classifier: base nested or flat, pooled, dense head, saved by Keras 2 or 3, or by us.
+    """Read a Keras MobileNetV2 classifier: nested or flat base, pooling, dense head; saved by Keras 2, Keras 3 or us.
 
     Args:
-        path: of the `.h5`.
-        settings_given: what the file does not say of itself.
+        path: the `.h5`.
+        settings_given: what the file does not state itself.
 
     Raises:
-        BadInput: when the file is damaged, is no such classifier, has no counterpart in timm, or does not say enough.
-            Layers and arrays are named.
+        BadInput: the file is damaged, is not such a classifier, has no counterpart in timm, or does not state enough.
+            The message names layers and arrays.
     """
     settings_given = settings_given or ImportSettings()
     file = read_keras_h5(path)
@@ -178,7 +178,7 @@ def _input_range(file: KerasFile, preprocessing: list[Node], given: str | None) 
         return str(stated)
     if given is not None:
         return given
-    # A network wants about one standard deviation of pixels to be one: what divides by 100 and more takes 0..255.
+    # Networks expect inputs whose standard deviation is about 1. So a model that divides by 100 or more takes 0..255.
     scale = abs(float(np.prod([node.attributes["scale"][0] for node in preprocessing]))) if preprocessing else 0.0
     if 0.5 / 255 <= scale <= 20 / 255:
         return "raw"
@@ -202,10 +202,10 @@ def _constants(preprocessing: list[Node], input_range: str) -> tuple[np.ndarray,
 
 
 def _check_constants(normalise: Normalise, constants: tuple[np.ndarray, np.ndarray]) -> None:
-    """Refuse settings that give other constants than the file's, as float32."""
+    """Refuse settings whose constants, as float32, differ from the file's."""
     built = normalise.scale.reshape(-1).numpy(), normalise.offset.reshape(-1).numpy()
     for name, own, wanted in zip(("scale", "offset"), built, constants, strict=True):
-        # value, not bits: a zero of either sign is added alike
+        # compare values, not bits: adding 0.0 or -0.0 makes no difference
         if not np.array_equal(own, wanted.astype(np.float32)):
             raise BadInput(
                 f"expected normalisation with {name} {wanted.tolist()}, as the file's layers have it, got "
@@ -214,7 +214,7 @@ def _check_constants(normalise: Normalise, constants: tuple[np.ndarray, np.ndarr
 
 
 def _shortest(accepts: Any, exact: float) -> float:
-    """The number of fewest digits near `exact` that is accepted: 0.224, not 0.22400000691413885."""
+    """The shortest decimal number near `exact` that is accepted: 0.224, not 0.22400000691413885."""
     for digits in range(1, 18):
         number = float(f"{exact:.{digits}g}")
         if accepts(number):
@@ -223,7 +223,7 @@ def _shortest(accepts: Any, exact: float) -> float:
 
 
 def _mean_and_std(constants: tuple[np.ndarray, np.ndarray]) -> tuple[list[float], list[float]]:
-    """Numbers from which `Normalise` builds these constants, as float32 to the last bit."""
+    """Mean and std from which `Normalise` computes exactly these constants, to the last bit of float32."""
     means, stds = [], []
     for scale, offset in zip(*(each.astype(np.float32) for each in constants), strict=True):
         if not scale > 0 or not np.isfinite(offset):
@@ -239,7 +239,7 @@ def _mean_and_std(constants: tuple[np.ndarray, np.ndarray]) -> tuple[list[float]
 
 
 def _body(graph: Graph, preprocessing: int) -> list[Node]:
-    """The nodes after input and preprocessing, in order, without those that do nothing in inference."""
+    """The nodes after input and preprocessing, in order, without those that have no effect in inference."""
     alias = {node.name: graph.nodes[0].name for node in graph.nodes[: preprocessing + 1]}
     body = []
     for node in graph.nodes[preprocessing + 1 :]:
@@ -258,7 +258,7 @@ def _settings(
     constants: tuple[np.ndarray, np.ndarray],
     notes: list[str],
 ) -> dict[str, Any]:
-    """`ARCHITECTURE` of the network that the file holds."""
+    """The values of `ARCHITECTURE` for the network in the file."""
     if body[-1].op != "softmax":
         raise BadInput(
             f"expected a classifier that ends in softmax, got {body[-1].op} at {body[-1].source}. Save it with "
@@ -278,8 +278,8 @@ def _settings(
     stated = file.details.get("architecture")
     if not isinstance(stated, dict):
         return inferred
-    # Our own file says it in its own words, which may tell apart what computes the same here (padding of odd sizes,
-    # digits of the mean beyond float32). What must not differ is compared with the layers.
+    # A file of ours states its architecture. That may distinguish settings that compute the same here (padding of odd
+    # sizes, digits of the mean beyond float32). Settings that change the function are compared with the layers below.
     if set(stated) != set(ARCHITECTURE):
         raise BadInput(
             f"expected the file to describe {', '.join(ARCHITECTURE)}, got {', '.join(map(str, stated))}. {DAMAGED}"
@@ -302,7 +302,7 @@ def _kernels_of(backbone: str) -> list[tuple[int, ...]]:
 
 
 def _backbone(graph: Graph, body: list[Node]) -> str:
-    """Name in timm of the MobileNetV2 with these channels."""
+    """The timm name of the MobileNetV2 with these channels."""
     kernels = [graph.tensors[node.weights["kernel"]].shape for node in body if node.op == "conv2d"]
     names = timm.list_models(_FAMILY)
     for name in names:
@@ -327,7 +327,7 @@ def _epsilon(body: list[Node]) -> float:
 
 
 def _pad_type(graph: Graph, body: list[Node]) -> str:
-    """``same`` if every convolution pads as TensorFlow's SAME at this size, "" if every one pads symmetrically."""
+    """``same`` if every convolution pads like TensorFlow's SAME at this size, "" if every one pads symmetrically."""
     shape = {node.name: node.shape for node in body} | {graph.nodes[0].name: graph.nodes[0].shape}
     fits = {"same": True, "": True}
     for node in body:
@@ -352,10 +352,10 @@ def _pad_type(graph: Graph, body: list[Node]) -> str:
 
 
 def _dropout(source: KerasGraph, dense: list[Node], notes: list[str]) -> float:
-    """The rate after each hidden layer (before the predictions where there is none), if the file has it there."""
+    """The rate after each hidden layer (without hidden layers, before the predictions), if the file has it there."""
     order = list(source.layers)
     places = [order.index(node.source) for node in dense]
-    # between which dense layers each Dropout stands; 0: before the first
+    # for each Dropout, how many dense layers come before it
     found = {key: sum(order.index(key) > place for place in places) for key in source.rates}
     expected = list(range(1, len(dense))) if len(dense) > 1 else [0]
     rates = set(source.rates.values())
@@ -374,7 +374,7 @@ def _dropout(source: KerasGraph, dense: list[Node], notes: list[str]) -> float:
 
 
 def _frozen(source: KerasGraph, body: list[Node], notes: list[str]) -> tuple[str, str]:
-    """What of the base is frozen: `trainable` and `batch_norm`."""
+    """Which part of the base is frozen, as `trainable` and `batch_norm`."""
     base = [source.layers[node.source] for node in body if node.op in ("conv2d", "batch_norm")]
     norms = [source.layers[node.source] for node in body if node.op == "batch_norm"]
     frozen = [layer for layer in base if layer.config.get("trainable", True) is False]
@@ -393,7 +393,7 @@ def _learning_rate(file: KerasFile, notes: list[str]) -> float:
     config = optimiser.get("config")
     rate = config.get("learning_rate") if isinstance(config, dict) else None
     if optimiser.get("class_name") in ("Adam", "Custom>Adam") and isinstance(rate, float) and 0 < rate < np.inf:
-        # Keras holds it as float32 and saves what that is: 0.0010000000474974513 was 0.001
+        # Keras holds the rate as float32 and saves that value: 0.0010000000474974513 was 0.001
         rounded = float(np.float32(rate)) == rate
         return _shortest(lambda short: np.float32(short) == np.float32(rate), rate) if rounded else rate
     if file.training_config:
@@ -433,21 +433,22 @@ def _stated(file: KerasFile, name: str, kind: type) -> Any:
 
 # Comparing the graphs -------------------------------------------------------------------------------------------------
 
-# Attributes that are no part of the function: momentum is for training; flattened or not, a pooled value is the same.
+# Not compared, because the function does not depend on them: momentum matters only in training, and a pooled value is
+# the same whether it is flattened or not.
 _NOT_COMPARED = ("momentum", "keep_dimensions")
 
 
 def _match(ours: list[Node], theirs: list[Node]) -> dict[str, str]:
-    """Node of ours -> node of theirs, where both compute the same in the same order.
+    """Node of ours -> node of theirs; both sides must compute the same in the same order.
 
     Raises:
-        BadInput: at the first node that has no counterpart, named as in the file.
+        BadInput: at the first node that has no counterpart; the message uses the file's name for it.
     """
     start_ours, start_theirs = ours[0].inputs[0], theirs[0].inputs[0]
     found = {start_ours: start_theirs}
     waiting: dict[tuple[str, tuple[str, ...]], list[Node]] = {}
     for node in theirs:
-        # sums are the same in either order
+        # the inputs are sorted, because a sum is the same in either order
         waiting.setdefault((node.op, tuple(sorted(node.inputs))), []).append(node)
     for node in ours:
         inputs = tuple(sorted(found[name] for name in node.inputs))
@@ -486,7 +487,7 @@ def _facts(node: Node) -> dict[str, Any]:
         for name, value in node.attributes.items()
         if name not in _NOT_COMPARED
     }
-    size = tuple(side for side in node.shape[1:] if node.shape[1:] != (1, 1))  # (C, 1, 1) is (C,)
+    size = tuple(side for side in node.shape[1:] if node.shape[1:] != (1, 1))  # (C, 1, 1) counts as (C,)
     return {**attributes, "channels": node.shape[0], "size": size, "weights": tuple(sorted(node.weights))}
 
 
@@ -496,7 +497,7 @@ def _facts(node: Node) -> dict[str, Any]:
 def _copy_weights(
     network: TimmClassifier, graph: Graph, source: Graph, layer_of: dict[str, str], details: dict[str, Any]
 ) -> dict[str, str]:
-    """Fill the network; every array of the file is used exactly once, and every tensor of the network filled once."""
+    """Fill the network: every array of the file and every tensor of the network is used exactly once."""
     tensor_of = {
         tensor: source.node(layer_of[node.name]).weights[role]
         for node in graph.nodes
@@ -526,7 +527,7 @@ def _copy_weights(
 
 
 def _counts(details: dict[str, Any], count: int) -> list[torch.Tensor]:
-    """How many batches each BatchNorm has seen in training: a counter that Keras does not have; our file carries it."""
+    """How many batches each BatchNorm has seen in training. Keras has no such counter, but our own files store it."""
     stated = details.get("batches_tracked", 0)
     numbers = stated if isinstance(stated, list) else [stated] * count
     if len(numbers) != count or not all(isinstance(each, int) and 0 <= each < 1 << 62 for each in numbers):

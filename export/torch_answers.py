@@ -1,4 +1,4 @@
-"""What a network answers in torch, given what Keras would be given: NHWC."""
+"""What a network computes in torch from the same NHWC images that Keras would be given."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# ImageDataGenerator(rescale=1/255) multiplies by the rounded reciprocal; a division would differ in the last bit.
+# ImageDataGenerator(rescale=1/255) multiplies by the rounded reciprocal; dividing would differ in the last bit.
 RESCALE = np.float32(1 / 255)
 
 

@@ -26,13 +26,13 @@ _HEAD = "head."
 
 @dataclass(frozen=True)
 class Twin:
-    """What was handed over.
+    """The Keras file that was written.
 
     Attributes:
-        path: of the `.h5`.
+        path: the `.h5`.
         layers: number of Keras layers in it.
         parameters: number of weights in it, BatchNorm statistics included.
-        details: what the file says of itself (`twin_details`).
+        details: the facts stored in the file, see `twin_details`.
     """
 
     path: Path
@@ -45,14 +45,14 @@ def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit", fuse_batch
     """Export a checkpoint as one Keras `.h5` that every Keras loads with a plain ``load_model(path)``.
 
     Args:
-        checkpoint: from ``lightning fit``.
-        h5: where to; replaced only by a whole file.
+        checkpoint: written by ``lightning fit``.
+        h5: where to write it; an existing file is replaced only by a complete one.
         input_range: ``unit``: the model takes RGB in [0, 1], NHWC; ``raw``: it takes 0..255.
-        fuse_batchnorm: fold every BatchNorm into the convolution before it; for a file that only predicts.
+        fuse_batchnorm: fold every BatchNorm into the convolution before it, for a file that only predicts.
 
     Raises:
-        BadInput: for a file that is not such a checkpoint, an unknown input range, a folder that cannot be written, or
-            a network with an operation that Keras's built-in layers do not have.
+        BadInput: the checkpoint is not one of ``lightning fit``, the input range is unknown, the folder cannot be
+            written, or the network has an operation that Keras's built-in layers do not have.
     """
     if input_range not in INPUT_RANGES:
         raise BadInput(f"expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}. Name one.")
@@ -87,10 +87,10 @@ def trace_checkpoint(checkpoint: Checkpoint) -> Graph:
 
 
 def frozen_layers(checkpoint: Checkpoint, graph: Graph) -> frozenset[str]:
-    """Names of the layers that Keras must not train: what was frozen in the training.
+    """Names of the layers that Keras must not train, because they were frozen in training.
 
-    Keras has no layer whose statistics stay while its gamma and beta are trained: a BatchNorm whose statistics stayed
-    is frozen as a whole.
+    Keras cannot keep the statistics of a BatchNorm while it trains its gamma and beta. So a BatchNorm whose statistics
+    were frozen is frozen as a whole.
     """
     if checkpoint.trainable != "head" and checkpoint.batch_norm != "frozen":
         return frozenset()
@@ -109,7 +109,7 @@ def _golden(checkpoint: Checkpoint) -> Golden:
 
 
 def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool = False) -> dict[str, Any]:
-    """The facts that travel in the file's attributes."""
+    """The facts that are stored in the file's attributes."""
     return {
         "class_names": list(checkpoint.class_names),
         "image_size": list(checkpoint.image_size),
@@ -118,7 +118,7 @@ def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool
         "fused_batchnorm": fused_batchnorm,
         "backbone": checkpoint.backbone,
         "checkpoint_sha256": checkpoint.digest,
-        # what the layers do not show: Keras's BatchNorm does not count, and odd sizes pad alike either way
+        # not visible in the layers: Keras's BatchNorm has no counter, and at odd sizes both paddings are the same
         "architecture": checkpoint.network.architecture,
         "batches_tracked": _batches_tracked(checkpoint.network),
         "shelftwin_version": _own_version(),
@@ -138,7 +138,7 @@ def _layer_names(backbone: str) -> LayerNames:
 
 
 def _batches_tracked(network: TimmClassifier) -> int | list[int]:
-    """How many batches each BatchNorm has seen; one number where it is the same for all."""
+    """How many batches each BatchNorm has seen; a single number if it is the same for all."""
     counts = [int(each) for name, each in network.state_dict().items() if name.endswith("num_batches_tracked")]
     return counts[0] if len(set(counts)) == 1 else counts
 

@@ -1,5 +1,5 @@
-"""The neutral graph: typed nodes and numpy weights, with no framework in it, and the road from torch to it.
+"""The neutral graph: typed nodes and numpy weights, independent of any framework, and how torch modules become one.
 
-`nodes` is what everything else reads; `trace` makes a graph of a torch module, `fold` folds its BatchNorms,
-`layer_names` names its layers as Keras users know them.
+`nodes` is what all other code reads. `trace` makes a graph of a torch module, `fold` folds its BatchNorms, and
+`layer_names` gives its layers the names that Keras users know.
 """

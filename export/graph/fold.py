@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolution before it: fewer layers for the same function, up to float32's rounding."""
+"""Fold BatchNorm into the convolution before it: fewer layers, and the same function up to float32's rounding."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from export.graph.nodes import Graph, Node
 
 
 def fold_batch_norms(graph: Graph) -> Graph:
-    """Fold every BatchNorm that alone reads a convolution or dense layer into it.
+    """Fold each BatchNorm into the convolution or dense layer before it, if nothing else reads that layer's output.
 
-    With s = gamma / sqrt(moving_variance + epsilon) the kernel becomes kernel * s and the bias
-    (bias - moving_mean) * s + beta, computed in float64 and rounded once. The layer keeps the convolution's name, and
-    its output is found again as the BatchNorm's.
+    With s = gamma / sqrt(moving_variance + epsilon) the kernel becomes kernel * s and the bias becomes
+    (bias - moving_mean) * s + beta, computed in float64 and rounded once. The layer keeps the convolution's name; its
+    `trace_name` is the BatchNorm's.
 
     Args:
-        graph: in which BatchNorm is in inference mode. Is not changed.
+        graph: its BatchNorms are in inference mode. It is not changed.
 
     Returns:
-        The smaller graph; arrays keep the type they had.
+        The smaller graph; arrays keep their type.
     """
     folded = {norm.name: convolution for convolution, norm in foldable(graph)}
     gone = {convolution.name for convolution in folded.values()}
@@ -45,7 +45,7 @@ def fold_batch_norms(graph: Graph) -> Graph:
 
 
 def foldable(graph: Graph) -> list[tuple[Node, Node]]:
-    """Pairs of a convolution or dense layer and the BatchNorm that alone reads it."""
+    """Pairs of a convolution or dense layer and a BatchNorm that is the only one to read it."""
     readers: dict[str, int] = {}
     for node in graph.nodes:
         for name in node.inputs:
@@ -60,15 +60,15 @@ def foldable(graph: Graph) -> list[tuple[Node, Node]]:
 
 
 def folded_state(graph: Graph) -> dict[str, np.ndarray]:
-    """The folded weights put back where torch has its own: a network that computes exactly the folded function.
+    """The folded weights as a state dict of the unfolded torch network, which with them computes the folded function.
 
-    Its BatchNorms only add the folded bias: mean 0, variance 1 - epsilon, gamma 1.
+    All that its BatchNorms still do is add the folded bias: mean 0, variance 1 - epsilon, gamma 1.
 
     Args:
-        graph: before folding; its convolutions have no bias of their own.
+        graph: before folding.
 
     Returns:
-        name in the state dict -> float64 array; the folded values are as rounded to float32.
+        name in the state dict -> float64 array; the folded values are rounded to float32 first.
     """
     state = {name: array.astype(np.float64) for name, array in graph.tensors.items()}
     for convolution, norm in foldable(graph):

@@ -1,8 +1,8 @@
 """Torch module path -> Keras layer name.
 
 For timm's MobileNetV2 family the names are those of `keras.applications.MobileNetV2` (``Conv1``, ``bn_Conv1``,
-``block_1_expand``, ...), so Keras users find their layers. For every other network the path itself is the name, with
-underscores for dots.
+``block_1_expand``, ...), so that Keras users recognise their layers. In every other network a layer's name is its
+module path, with underscores for dots.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-# Within timm's backbone, outside the blocks.
+# In timm's backbone, outside the blocks.
 _STEM_AND_HEAD = {
     "conv_stem": "Conv1",
     "bn1": "bn_Conv1",
@@ -20,7 +20,7 @@ _STEM_AND_HEAD = {
     "bn2.act": "out_relu",
     "global_pool.pool": "global_average_pooling2d",
 }
-# timm's DepthwiseSeparableConv (first block, no expansion) and InvertedResidual; the block itself is the residual sum.
+# timm's DepthwiseSeparableConv (first block, no expansion) and InvertedResidual; "" is the residual sum.
 _SEPARABLE = {
     "conv_dw": "depthwise",
     "bn1": "depthwise_BN",
@@ -47,11 +47,11 @@ def mobilenetv2_layer_names(module_paths: Iterable[str]) -> dict[str, str]:
     """Names of `keras.applications.MobileNetV2` for the module paths of a timm MobileNetV2.
 
     Args:
-        module_paths: paths inside the timm model (``conv_stem``, ``blocks.1.0.conv_pw``, ...), all of them: blocks are
-            numbered by their order.
+        module_paths: all paths inside the timm model (``conv_stem``, ``blocks.1.0.conv_pw``, ...); blocks are numbered
+            in the order in which they occur.
 
     Returns:
-        path -> name, for the paths that Keras has a name for.
+        path -> name, for the paths that have a name in Keras.
     """
     paths = list(module_paths)
     matches = {path: match for path in paths if (match := _BLOCK.fullmatch(path))}

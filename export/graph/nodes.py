@@ -1,8 +1,8 @@
-"""The neutral graph: what a network computes, in typed nodes and numpy weights, with no framework in it.
+"""The neutral graph: what a network computes, in typed nodes and numpy weights, independent of any framework.
 
-`trace.py` makes it from a torch module, `keras_file` writes it as Keras HDF5, `proof` walks it when it compares.
-Everything that the two frameworks have different defaults for (padding, epsilon, momentum, the ceiling of a ReLU) is
-stated in a node's attributes; nothing is inherited from a default.
+`trace.py` makes it from a torch module, `keras_file` writes it as Keras HDF5, and `proof` walks through it to compare.
+Wherever the defaults of the two frameworks differ (padding, epsilon, momentum, the ceiling of a ReLU), the value is
+stated in a node's attributes; nothing relies on a default.
 
 Layout is torch's: activations NCHW, convolution kernels (out, in/groups, kh, kw), dense kernels (out, in).
 """
@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-# Operation -> (the attributes a node of it must state, the roles of weights it may have).
+# Operation -> (the attributes that its nodes must state, the roles of the weights that they may have).
 OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "input": ((), ()),
-    "affine": (("scale", "offset"), ()),  # constants for each channel: x * scale + offset
-    "channel_scale": ((), ("scale",)),  # a weight for each channel: x * scale
+    "affine": (("scale", "offset"), ()),  # one constant per channel: x * scale + offset
+    "channel_scale": ((), ("scale",)),  # one trained weight per channel: x * scale
     "conv2d": (("strides", "padding", "dilation", "groups"), ("kernel", "bias")),  # padding: top, bottom, left, right
     "batch_norm": (("epsilon", "momentum"), ("gamma", "beta", "moving_mean", "moving_variance")),
     "layer_norm": (("epsilon",), ("gamma", "beta")),  # over the channels
@@ -41,7 +41,7 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "concatenate": ((), ()),  # of channels
     "flatten": ((), ()),  # (C, 1, 1) to (C,)
     "dropout": (("rate",), ()),
-    "dense": ((), ("kernel", "bias")),  # over the channels, at every place
+    "dense": ((), ("kernel", "bias")),  # over the channels, at every position
     "softmax": ((), ()),
 }
 
@@ -53,12 +53,12 @@ class Node:
     Attributes:
         name: unique in the graph; becomes the Keras layer's name.
         op: a key of `OPERATIONS`.
-        inputs: names of the nodes it reads, in order.
+        inputs: names of the nodes that it reads, in order.
         shape: output shape without the batch: (C, H, W) or (C,).
         attributes: what `OPERATIONS` lists for the op.
         weights: role (``kernel``, ``gamma``, ...) -> name of the tensor in `Graph.tensors`.
-        source: path of the torch module that computed it; empty for nodes that torch does not have.
-        trace_name: name of the operation in the traced torch program, by which its output is found again.
+        source: path of the torch module that computed it; empty for nodes that do not exist in torch.
+        trace_name: name of the operation in the traced torch program, used to find its output there.
         trace_channels_last: whether torch holds that output as (H, W, C).
     """
 
@@ -87,7 +87,7 @@ class Graph:
 
     Attributes:
         nodes: in the order of computation; the first is the input, the last the output.
-        tensors: the network's arrays by their names in the torch state dict, as stored there.
+        tensors: the network's arrays, as stored in the torch state dict and by the same names.
     """
 
     nodes: tuple[Node, ...]
@@ -110,7 +110,7 @@ class Graph:
             )
 
     def node(self, name: str) -> Node:
-        """Return the node of that name; KeyError if there is none."""
+        """Return the node with that name; KeyError if there is none."""
         for node in self.nodes:
             if node.name == name:
                 return node

@@ -1,7 +1,8 @@
-"""torch module -> neutral graph, through `torch.export`: by what the network computes, not by which network it is.
+"""torch module -> neutral graph, through `torch.export`. What counts is what a network computes, not its class.
 
-`CONVERTERS` is the whole knowledge: one short function for each ATen operation. Operations that only reshape or that
-do nothing in inference become aliases of their input; an explicit padding in front of a convolution becomes part of it.
+All the knowledge is in `CONVERTERS`: one short function for each ATen operation. Operations that only reshape, or that
+do nothing in inference, become aliases of their input. An explicit padding in front of a convolution becomes part of
+it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ class NotTraced(BadInput):
 
 
 def _raised_in(network: nn.Module, error: Exception) -> str:
-    """Path of the innermost module whose forward an exception came out of; empty for the root."""
+    """Path of the innermost module whose forward raised the exception; empty for the root."""
     path_of = {id(module): path for path, module in network.named_modules()}
     owners = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
     return next((path_of[owner] for owner in reversed(owners) if owner in path_of), "")
@@ -63,7 +64,7 @@ def export_program(network: nn.Module, image_size: tuple[int, int], batch: int =
     """Trace a network in inference mode.
 
     Args:
-        network: takes float (B, 3, H, W) and gives (B, C); is put into eval mode.
+        network: takes float (B, 3, H, W) and gives (B, C); it is put into eval mode.
         image_size: (height, width) in pixels.
         batch: number of images that the program takes.
 
@@ -71,21 +72,21 @@ def export_program(network: nn.Module, image_size: tuple[int, int], batch: int =
         The exported program.
 
     Raises:
-        NotTraced: whatever the network or `torch.export` raised.
+        NotTraced: the network or `torch.export` raised an exception.
     """
-    # The graph keeps the batch apart, so a fixed batch loses nothing and spares the symbolic shapes.
+    # The graph's shapes leave the batch out, so a fixed batch size loses nothing and needs no symbolic shapes.
     parameter = next(network.parameters())
     photos = torch.zeros((batch, 3, *image_size), dtype=parameter.dtype, device=parameter.device)
-    with torch.no_grad(), _paused_garbage_collection():  # the same program, a tenth and a fifth sooner
+    with torch.no_grad(), _paused_garbage_collection():  # faster by a tenth and by a fifth; the program is the same
         try:
             return torch.export.export(network.eval(), (photos,))
-        except Exception as error:  # the network's own, which may be any, or the exporter's
+        except Exception as error:  # from the network, which may raise anything, or from the exporter
             raise NotTraced(network, image_size, error) from error
 
 
 @contextmanager
 def _paused_garbage_collection() -> Iterator[None]:
-    """Importing torch's exporter makes so many objects that the collector walks all of torch again and again."""
+    """Importing torch's exporter creates so many objects that the collector would scan all of torch again and again."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -100,29 +101,29 @@ def trace_graph(program: ExportedProgram, layer_names: LayerNames | None = None)
 
     Args:
         program: from `export_program`.
-        layer_names: module paths -> layer names, for those it has a name for; others are named by their path.
+        layer_names: module paths -> layer names; a layer that it does not name is named by its module path.
 
     Raises:
-        NoKerasCounterpart: for an operation that Keras's built-in layers do not have, and when a weight of the network
-            is used never or more than once.
+        NoKerasCounterpart: Keras's built-in layers do not have an operation, or a weight of the network is not used
+            exactly once.
     """
     return _Tracer(program, layer_names).graph()
 
 
 def unknown_operations(program: ExportedProgram) -> list[str]:
-    """Names of the operations in a traced program that have no converter, such as ``aten.split``."""
+    """Names of the operations in a traced program that have no converter, such as ``aten.fft_rfft2``."""
     names = {_operation_name(node) for node in program.graph.nodes if node.op == "call_function"}
     return sorted(name for name in names if name.rstrip("_") not in CONVERTERS)
 
 
 def module_path(operation: fx.Node) -> str:
-    """Path of the module in whose forward an operation of the traced program ran; empty for the root."""
+    """Path of the module whose forward ran an operation of the traced program; empty for the root."""
     stack = operation.meta.get("nn_module_stack") or {}
     return str(list(stack.values())[-1][0]) if stack else ""
 
 
 class _Tracer:
-    """Walks the program once; knows which traced value is which node, tensor or constant."""
+    """Walks through the program once; knows for each traced value which node, tensor or constant it is."""
 
     def __init__(self, program: ExportedProgram, layer_names: LayerNames | None) -> None:
         self.program = program
@@ -149,13 +150,13 @@ class _Tracer:
         tensors = {
             name: array.detach().cpu().numpy()
             for name, array in self.program.state_dict.items()
-            if not name.endswith("num_batches_tracked")  # a counter for training; no part of the function
+            if not name.endswith("num_batches_tracked")  # a counter that only training uses
         }
         self._check_use(tensors)
         return Graph(tuple(self.nodes.values()), tensors)
 
     def _check_use(self, tensors: Iterable[str]) -> None:
-        """Each array of a Keras file belongs to one layer, and is trained and compared there."""
+        """Every tensor must be used exactly once: Keras trains and compares each array in the one layer that has it."""
         used = Counter(tensor for node in self.nodes.values() for tensor in node.weights.values())
         for tensor in tensors:
             if used[tensor] != 1:
@@ -209,7 +210,7 @@ class _Tracer:
             self.channels_last.add(operation.name)
 
     def alias(self, operation: fx.Node, of: fx.Node, channels_last: bool | None = None) -> None:
-        """Let `operation` be the same value as `of`, seen in the same layout unless said otherwise."""
+        """Make `operation` the same value as `of`, in the same layout unless `channels_last` is given."""
         self.node_of[operation.name] = self.input_name(of)
         if of.name in self.channels_last if channels_last is None else channels_last:
             self.channels_last.add(operation.name)
@@ -218,19 +219,19 @@ class _Tracer:
         return self.node_of[value.name]
 
     def replace_last(self, operation: fx.Node, node: Node) -> None:
-        """Put `node` in the place of the last node of the same name."""
+        """Put `node` in the place of the last node, which has the same name."""
         self.nodes[node.name] = node
         self.node_of[operation.name] = node.name
 
     def weight_name(self, value: Any) -> str | None:
-        """Name of the trained tensor that a traced value is; None for everything else."""
+        """Name of the trained tensor that a traced value stands for; None for everything else."""
         name = self.tensor_of.get(value.name) if isinstance(value, fx.Node) else None
         return name if name in self.program.state_dict else None
 
     def constant(self, value: Any) -> np.ndarray | None:
-        """Value of a constant (buffer outside the state dict, or a number); None for a computed value."""
+        """The constant that a value stands for (buffer outside the state dict, or number); None if it is computed."""
         if isinstance(value, int | float):
-            return np.asarray(value, dtype=np.float64)  # each side rounds a number itself, to what it computes in
+            return np.asarray(value, dtype=np.float64)  # each side rounds a number to its own precision
         if not isinstance(value, fx.Node):
             return None
         name = self.constant_of.get(value.name) or self.tensor_of.get(value.name)
@@ -252,12 +253,12 @@ class _Tracer:
 
 
 def _of_weights(operation: fx.Node) -> NoKerasCounterpart:
-    """Keras's layers take what layers give, not weights or constants."""
+    """Keras's layers take the outputs of layers, not weights or constants."""
     return NoKerasCounterpart(_operation_name(operation), module_path(operation), "of a weight or a constant")
 
 
 def _operation_name(operation: fx.Node) -> str:
-    """``aten.add_`` for ``aten.add_.Tensor``; ``getitem`` for one of an operation's several results."""
+    """``aten.add_`` for ``aten.add_.Tensor``; ``getitem`` for one of the results of an operation that has several."""
     if operation.target is operator.getitem:
         return "getitem"
     return ".".join(str(operation.target).split(".")[:2])
@@ -272,7 +273,7 @@ def _channels_first(shape: tuple[int, ...], channels_last: bool) -> tuple[int, .
 
 
 def _arguments(operation: fx.Node) -> dict[str, Any]:
-    """All arguments of an ATen call by name, those left out with the schema's defaults."""
+    """All arguments of an ATen call by name; those not given have the schema's default."""
     if operation.target is operator.getitem:
         return {"several": operation.args[0], "index": operation.args[1]}
     schema = operation.target._schema.arguments  # type: ignore[union-attr]
@@ -288,7 +289,7 @@ def _pair(value: Any) -> tuple[int, int]:
 def _conv2d(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     padding = _conv_padding(given)
     source = given["input"]
-    # timm's pad_type="same" and every explicit zero padding: part of the convolution, as TensorFlow's SAME is.
+    # timm's pad_type="same" and any other explicit zero padding become part of the convolution, like TensorFlow's SAME
     if source.op == "call_function" and _operation_name(source) == "aten.pad" and len(source.users) == 1:
         before = _zero_padding(source)
         padding = [own + extra for own, extra in zip(padding, before, strict=True)]
@@ -308,7 +309,7 @@ def _conv2d(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 
 def _conv_padding(given: dict[str, Any]) -> list[int]:
-    """Top, bottom, left, right of a convolution; ``same`` and ``valid`` in numbers (torch's same takes no stride)."""
+    """Top, bottom, left, right of a convolution; ``same`` and ``valid`` as numbers (torch's same allows no stride)."""
     if given["padding"] == "valid":
         return [0, 0, 0, 0]
     if given["padding"] == "same":
@@ -330,7 +331,7 @@ def _zero_padding(operation: fx.Node) -> tuple[int, int, int, int]:
 
 def _pad(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     readers = [_operation_name(user) for user in operation.users]
-    if readers != ["aten.conv2d"]:  # a convolution that alone reads it takes it up: see `_conv2d`
+    if readers != ["aten.conv2d"]:  # a convolution that is its only reader includes it, see `_conv2d`
         tracer.emit(operation, "pad", [given["self"]], {"padding": _zero_padding(operation)})
 
 
@@ -339,7 +340,7 @@ def _batch_norm(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> N
         operation,
         "batch_norm",
         [given["input"]],
-        # torch's momentum is the weight of the new value, Keras's that of the old one
+        # torch's momentum is the weight of the new value, Keras's momentum is that of the old one
         {"epsilon": float(given["eps"]), "momentum": 1.0 - float(given["momentum"])},
         {
             "gamma": given["weight"],
@@ -383,7 +384,7 @@ def _upsample(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> Non
 
 
 def _several(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """Parts of the channels; each part that is used becomes a node where it is taken: see `_part`."""
+    """Split the channels. Each part that is used becomes a node where it is taken, see `_part`."""
     source = given["self"]
     channels = 3 if operation_layout(tracer, source) else 1
     if len(_shape(source)) != 3 or given["dim"] % 4 != channels:
@@ -393,7 +394,7 @@ def _several(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None
 
 
 def _part(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    if not operation.users:  # a split gives all parts, whether they are used or not
+    if not operation.users:  # a split gives all parts, even those that nothing uses
         return
     several, index = given["several"], given["index"]
     source, sizes = several.args[0], [part.shape for part in several.meta["val"]]
@@ -425,7 +426,7 @@ def _subtract(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> Non
 
 
 def _simple(op: str, **attributes: Any) -> Converter:
-    """An operation of one value, with fixed attributes."""
+    """Converter of an operation with one input and fixed attributes."""
 
     def convert(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         tracer.emit(operation, op, [operation.args[0]], attributes)  # type: ignore[list-item]
@@ -448,7 +449,7 @@ def _add(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         return
     offset = _per_channel(operation, constant)
     before = tracer.nodes[tracer.input_name(given["self"])]
-    # x * scale, then + offset, in the same module: one affine node, which is what a Keras Rescaling computes.
+    # x * scale followed by + offset in the same module becomes one affine node, as a Keras Rescaling computes it.
     if (
         before.op == "affine"
         and before.source == module_path(operation)
@@ -489,7 +490,7 @@ def operation_layout(tracer: _Tracer, value: fx.Node) -> bool:
 
 
 def _per_channel(operation: fx.Node, constant: np.ndarray) -> tuple[float, ...]:
-    """A constant of shape (1, C, 1, 1), (C, 1, 1) or () as C floats, each its exact value."""
+    """A constant of shape (1, C, 1, 1), (C, 1, 1) or () as C floats, without rounding."""
     channels = _shape(operation)[0]
     shape = (1,) * (4 - constant.ndim) + constant.shape
     if shape not in ((1, channels, 1, 1), (1, 1, 1, 1)):
@@ -538,7 +539,7 @@ def _average_pool(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) ->
 
 
 def _window(operation: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
-    """Kernel, strides and padding of a pooling; with `ceil_mode` the window that sticks out pads the end."""
+    """Kernel, strides and padding of a pooling; with `ceil_mode`, the end is padded for the window that sticks out."""
     kernel, strides = _pair(given["kernel_size"]), _pair(given["stride"] or given["kernel_size"])
     rows, columns = _pair(given["padding"])
     padding = [rows, rows, columns, columns]
@@ -552,7 +553,7 @@ def _window(operation: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
 
 def _concatenate(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     values = list(given["tensors"])
-    if len(values) == 1:  # as the first layer of a DenseNet's block does; Keras concatenates two and more
+    if len(values) == 1:  # as in the first layer of a DenseNet's block; Keras's Concatenate needs two or more
         tracer.alias(operation, values[0])
         return
     channels = len(_shape(operation)) if operation_layout(tracer, values[0]) else 1
@@ -589,7 +590,7 @@ def _view(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 def _flatten(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     before = tracer.nodes[tracer.input_name(given["self"])]
     if len(_shape(operation)) != 1 or before.shape[1:] not in ((), (1, 1)):
-        # CHW and HWC flatten into different orders; without pooling first it would permute the dense weights
+        # CHW and HWC flatten in different orders, so without pooling first the dense weights would have to be permuted
         raise NoKerasCounterpart(
             _operation_name(operation), module_path(operation), f"of unpooled shape {before.shape}"
         )
@@ -616,7 +617,7 @@ def _linear(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 Converter = Callable[[_Tracer, fx.Node, dict[str, Any]], None]
 # ATen operation -> converter. An in-place variant (trailing underscore) is looked up without its underscore:
-# torch.export has made every later reader of the changed value read the operation's result.
+# torch.export has already made all later readers of the changed value read the operation's result instead.
 CONVERTERS: dict[str, Converter] = {
     "aten.conv2d": _conv2d,
     "aten.pad": _pad,

@@ -1,9 +1,9 @@
-"""Keras architecture -> neutral graph: the way back of `layers.py`, for files that any Keras 2 or 3 has saved.
+"""Keras architecture -> neutral graph: the opposite direction of `layers.py`, for files saved by any Keras 2 or 3.
 
-A model may hold other models as layers (`keras.applications` as a base), be Functional or Sequential, and name its
-layers as it likes. What comes out is one flat graph in which everything is stated: SAME is numbers of pixels, an
-activation inside a Dense is a node. Nothing is run and no code in the file is looked at: a class of layer that is not
-in `_READERS` is refused.
+A model may contain other models as layers (`keras.applications` as a base), may be Functional or Sequential, and may
+name its layers freely. The result is one flat graph in which everything is explicit: SAME becomes numbers of pixels,
+and an activation inside a Dense becomes a node. Nothing is run, and code in the file is not looked at: a layer class
+that is not in `_READERS` is refused.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ from export.keras_file.read import KerasFile
 from export.worker.keras_worker import AUGMENTATION
 from models.bad_input import BadInput
 
-# What can be done about a file that contradicts itself, and about a model that has no counterpart here.
+# Advice for a file that contradicts itself, and for a model that has no counterpart here.
 DAMAGED = "The file is damaged or was edited: save or export it again."
 REBUILD = (
     "Rebuild the model as keras.applications.MobileNetV2 with pooling and dense layers, "
     "set_weights(old.get_weights()), and save that."
 )
 
-# What does nothing to what it is given when a photo is classified.
+# Layers that leave their input unchanged when a photo is classified.
 WITHOUT_EFFECT = ("Dropout", "Flatten", "Reshape", *AUGMENTATION)
 
 _MODELS = ("Functional", "Model", "Sequential")
-# More layers than this no classifier of ours has; a file that claims more is not read.
+# No classifier that we know has more layers than this; a file that claims more is not read.
 _MOST_LAYERS = 5000
 _DEEPEST_NESTING = 8
 
 
 @dataclass(frozen=True)
 class FlatLayer:
-    """A layer, taken out of the models that hold it.
+    """A layer, taken out of the models that contain it.
 
     Attributes:
-        path: names of the models that hold it and its own, outermost (below the file's model) first.
-        class_name: of Keras.
+        path: the names of the models that contain it (except the outermost, the file's own), then its own name.
+        class_name: Keras's.
         config: its constructor's arguments.
         inputs: keys of the layers that it reads.
     """
@@ -54,7 +54,7 @@ class FlatLayer:
 
     @property
     def key(self) -> str:
-        """Unique in the file."""
+        """The path as one string, unique in the file."""
         return "/".join(self.path)
 
 
@@ -63,13 +63,13 @@ class KerasGraph:
     """What a Keras file computes.
 
     Attributes:
-        graph: neutral graph; nodes are named by layer key, tensors by ``KEY/role``; NCHW, as every graph.
+        graph: neutral graph, NCHW like every graph; nodes are named by layer key, tensors by ``KEY/role``.
         layers: by key, in the order of computation.
-        rates: rate of every Dropout, by its key.
-        augmentation: keys of layers that change training photos, and do nothing when a photo is classified.
-        outputs: layer key -> node that is its output.
-        fed_by: path of a nested model -> key of the layer whose output goes into it, None for the images; in the
-            order of computation.
+        rates: the rate of each Dropout, by its key.
+        augmentation: keys of the layers that change photos in training and do nothing when a photo is classified.
+        outputs: layer key -> the node that computes its output.
+        fed_by: path of a nested model -> key of the layer whose output it is fed, None if it is fed the images; in
+            the order of computation.
     """
 
     graph: Graph
@@ -85,11 +85,11 @@ def read_keras_graph(file: KerasFile, image_size: tuple[int, int] | None = None)
 
     Args:
         file: from `read_keras_h5`.
-        image_size: (height, width) where the file leaves it open; None: the file's own.
+        image_size: (height, width) to use if the file leaves it open; None: the file must state it.
 
     Raises:
-        BadInput: for a layer or setting that has no counterpart here, weights that do not belong to the layers, or an
-            input of another shape. The layer is named.
+        BadInput: a layer or setting has no counterpart here, the weights do not belong to the layers, or the input has
+            another shape. The message names the layer.
     """
     try:
         layers, fed_by = _flatten(file.config)
@@ -107,7 +107,7 @@ def read_keras_graph(file: KerasFile, image_size: tuple[int, int] | None = None)
 
 
 def _flatten(model: dict[str, Any]) -> tuple[dict[str, FlatLayer], dict[tuple[str, ...], str | None]]:
-    """All layers by key, in the order of computation, and what feeds each nested model."""
+    """All layers by key, in the order of computation, and what each nested model is fed."""
     if model["class_name"] not in _MODELS:
         raise _refused(("model",), model["class_name"])
     flattener = _Flattener()
@@ -121,7 +121,7 @@ class _Flattener:
         self.fed_by: dict[tuple[str, ...], str | None] = {}
 
     def add_model(self, config: dict[str, Any], path: tuple[str, ...], fed: str | None, class_name: str) -> str:
-        """Add a model's layers; `fed` is the key of what goes into it, None for the outermost. Gives its output."""
+        """Add a model's layers and return the key of its output; `fed` is the key of its input, None if outermost."""
         if len(path) > _DEEPEST_NESTING or len(config["layers"]) + len(self.layers) > _MOST_LAYERS:
             raise BadInput(
                 f"{'/'.join(path)}: expected a classifier, got models nested or layers too many to be one. {REBUILD}"
@@ -165,7 +165,7 @@ class _Flattener:
             self.fed_by[path] = inside
             return self.add_model(layer["config"], path, inside, kind)
         if kind == "InputLayer" and fed is not None:
-            return fed  # a nested model's input is what it is called with
+            return fed  # the input of a nested model is whatever it is called with
         if not inputs and fed is not None:
             inputs = [fed]  # a nested Sequential without an InputLayer
         self.layers[key] = FlatLayer(path, kind, layer["config"], tuple(inputs))
@@ -180,7 +180,7 @@ def _name(layer: dict[str, Any]) -> str:
 
 
 def _only(ends: Any, what: str) -> str:
-    """The one name of ``[["x", 0, 0]]`` (Keras 2) or ``["x", 0, 0]`` (Keras 3)."""
+    """The single name in ``[["x", 0, 0]]`` (Keras 2) or ``["x", 0, 0]`` (Keras 3)."""
     if isinstance(ends, list) and len(ends) == 1 and isinstance(ends[0], list):
         ends = ends[0]
     if not (isinstance(ends, list) and len(ends) == 3 and isinstance(ends[0], str)):
@@ -192,7 +192,7 @@ def _only(ends: Any, what: str) -> str:
 
 
 def _inbound(layer: dict[str, Any], name: str) -> list[str]:
-    """Names of the layers that a layer reads, in either generation's form."""
+    """Names of the layers that a layer reads; Keras 2 and Keras 3 store them differently."""
     calls = layer.get("inbound_nodes") or []
     if len(calls) > 1:
         raise BadInput(
@@ -221,7 +221,7 @@ def _histories(argument: Any) -> list[str]:
 
 
 def _ordered(reads: dict[str, list[str]], last: str) -> list[str]:
-    """Names of what the last layer depends on, each after what it reads."""
+    """Names of the layers that the last one depends on, each after those that it reads."""
     done: dict[str, None] = {}
     open_: set[str] = set()
     stack = [last]
@@ -244,9 +244,9 @@ def _ordered(reads: dict[str, list[str]], last: str) -> list[str]:
 
 
 def _weights_by_layer(file: KerasFile, layers: dict[str, FlatLayer]) -> dict[str, dict[str, np.ndarray]]:
-    """Layer key -> role -> array. A nested model's weights stand together in one group, told apart by their names.
+    """Layer key -> role -> array. A nested model's weights are all in one group; their names tell which is whose.
 
-    Keras loads by order and we by name: where the two would differ, the comparison with Keras shows it.
+    Keras loads by order and this code by name; if the two ever differed, the comparison with Keras would show it.
     """
     found: dict[str, dict[str, np.ndarray]] = {key: {} for key in layers}
     for group, arrays in file.weights.items():
@@ -288,12 +288,12 @@ def _refused(path: tuple[str, ...], class_name: str, why: str = "") -> BadInput:
     )
 
 
-# What Keras 3 calls `x / 127.5` and the like.
+# Keras 3's names for bare operations such as `x / 127.5`.
 _OPERATIONS = ("TrueDivide", "Divide", "Subtract", "Multiply", "GetItem", "NotEqual")
 
 
 class _Reader:
-    """Emits nodes, layer by layer; knows each one's shape."""
+    """Emits the nodes, layer by layer, and keeps track of their shapes."""
 
     def __init__(
         self,
@@ -323,7 +323,7 @@ class _Reader:
         return KerasGraph(graph, self.layers, self.rates, self.augmentation, self.node_of, self.fed_by)
 
     def before(self, layer: FlatLayer, count: int = 1) -> list[Node]:
-        """The nodes that a layer reads."""
+        """The nodes that a layer reads; refused if there are not `count` of them."""
         if len(layer.inputs) != count:
             raise BadInput(
                 f"{layer.key}: expected a {layer.class_name} of {count} inputs, got {len(layer.inputs)}. {REBUILD}"
@@ -340,7 +340,7 @@ class _Reader:
         inputs: list[Node] | None = None,
         suffix: str = "",
     ) -> Node:
-        """Add a node; its weights are in torch's layout."""
+        """Add a node; `weights` must be in torch's layout."""
         before = self.before(layer) if inputs is None else inputs
         name = layer.key + suffix
         for role, array in (weights or {}).items():
@@ -351,7 +351,7 @@ class _Reader:
         return node
 
     def take(self, layer: FlatLayer, role: str, shape: tuple[int, ...]) -> np.ndarray:
-        """An array of the layer, once."""
+        """Take one of the layer's arrays; each can be taken only once."""
         array = self.weights[layer.key].pop(role, None)
         if array is None:
             raise BadInput(f"{layer.key}: expected {role} of shape {shape}, got a file without it. {DAMAGED}")
@@ -372,7 +372,7 @@ def _check_dtype(layer: FlatLayer) -> None:
 
 
 def _expect(layer: FlatLayer, **allowed: tuple[Any, ...]) -> None:
-    """Settings that must be one of the allowed values where they are stated; the first is Keras's default."""
+    """Refuse a setting with a value that is not allowed. The first allowed value is Keras's default."""
     for name, values in allowed.items():
         value = layer.config.get(name, values[0])
         value = tuple(value) if isinstance(value, list) else value
@@ -439,13 +439,13 @@ def _rescaling(reader: _Reader, layer: FlatLayer) -> None:
 
 
 def _normalization(reader: _Reader, layer: FlatLayer) -> None:
-    """(x - mean) / max(sqrt(variance), 1e-7), as `keras.layers.Normalization` computes it."""
+    """Keras's Normalization: (x - mean) / max(sqrt(variance), 1e-7)."""
     (before,) = reader.before(layer)
     _expect(layer, axis=(-1, 3, (-1,), (3,)), invert=(False,))
     own = reader.weights[layer.key]
     if own:
         mean, variance = reader.take(layer, "mean", (3,)), reader.take(layer, "variance", (3,))
-        own.pop("count", None)  # how many photos the layer was adapted to; no part of the function
+        own.pop("count", None)  # how many photos the layer was adapted to; the result does not depend on it
     else:
         mean, variance = layer.config["mean"], layer.config["variance"]
     means, variances = _per_channel(mean, layer, "mean"), _per_channel(variance, layer, "variance")
@@ -529,7 +529,7 @@ def _softmax(reader: _Reader, layer: FlatLayer) -> None:
     reader.emit(layer, "softmax", before.shape)
 
 
-# Keras's name of an activation -> node
+# Keras's name of an activation -> the node for it
 _FUNCTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "relu": ("relu", {"max_value": None}),
     "relu6": ("relu", {"max_value": 6.0}),
@@ -538,7 +538,7 @@ _FUNCTIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def _activation_of(reader: _Reader, layer: FlatLayer, node: Node) -> None:
-    """The activation that a layer states, as a node after it."""
+    """Emit the activation that a layer has built in, as a node after the layer's own."""
     name = layer.config.get("activation") or "linear"
     if name == "linear":
         reader.node_of[layer.key] = node.name
@@ -568,7 +568,7 @@ def _global_average(reader: _Reader, layer: FlatLayer) -> None:
 
 
 def _flat(reader: _Reader, layer: FlatLayer) -> None:
-    """Flatten and Reshape do nothing to pooled features, and have no place before the pooling."""
+    """Flatten and Reshape do nothing to pooled features; before the pooling they are not supported."""
     (before,) = reader.before(layer)
     if before.shape[1:] not in ((), (1, 1)) or before.op == "input":
         raise BadInput(
@@ -593,7 +593,7 @@ def _dropout(reader: _Reader, layer: FlatLayer) -> None:
 def _augmentation(reader: _Reader, layer: FlatLayer) -> None:
     (before,) = reader.before(layer)
     reader.augmentation.append(layer.key)
-    reader.node_of[layer.key] = before.name  # nor does this
+    reader.node_of[layer.key] = before.name  # does nothing when a photo is classified
 
 
 def _dense(reader: _Reader, layer: FlatLayer) -> None:
@@ -633,7 +633,7 @@ _READERS: dict[str, Callable[[_Reader, FlatLayer], None]] = {
 
 
 def _fold_padding(nodes: dict[str, Node]) -> tuple[Node, ...]:
-    """A ZeroPadding2D that a convolution alone reads is part of it, as in a traced graph."""
+    """Make a ZeroPadding2D part of the convolution if that is its only reader, as in a traced graph."""
     readers: dict[str, list[str]] = {}
     for node in nodes.values():
         for name in node.inputs:

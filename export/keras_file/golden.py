@@ -1,8 +1,8 @@
-"""Golden images: a few inputs with torch's answers, and digests of all that matters, stored inside the `.h5`.
+"""Golden images: a few inputs with torch's answers, and digests of everything important, stored inside the `.h5`.
 
 With them a team that has neither torch nor the checkpoint can check its copy: ``python keras_worker.py verify
-MODEL.h5``. Every Keras leaves the group alone when it loads the file. What is digested, and how, is the worker's own
-definition (`keras_worker.array_digest`), so both sides cannot drift apart.
+MODEL.h5``. Every Keras ignores the group when it loads the file. What is digested, and how, is defined only once, in
+the worker (`keras_worker.array_digest`), so that writing and checking cannot drift apart.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from export.worker.keras_worker import DIGESTED_ATTRIBUTES, GOLDEN_GROUP, array_
 
 @dataclass(frozen=True)
 class Golden:
-    """Inputs and what torch makes of them.
+    """Inputs, and torch's answers to them.
 
     Attributes:
         images: uint8, NHWC, RGB, (N, H, W, 3).
-        probabilities: float32, (N, C), torch's for them.
+        probabilities: torch's for these images, float32, (N, C).
     """
 
     images: np.ndarray
@@ -30,10 +30,10 @@ class Golden:
 
 
 def golden_images(image_size: tuple[int, int]) -> np.ndarray:
-    """Draw three images, always the same for a size: noise, waves of colour, and noise at the bottom right only.
+    """Draw three images, always the same for a given size: noise, waves of colour, and noise at the bottom right only.
 
-    Noise excites every channel, waves are what photos are like, and the bottom-right corner is where TensorFlow's SAME
-    and torch's symmetric padding differ.
+    Noise excites every channel, waves resemble photos, and the bottom-right corner is where TensorFlow's SAME and
+    torch's symmetric padding differ.
 
     Args:
         image_size: (height, width) in pixels.
@@ -42,8 +42,8 @@ def golden_images(image_size: tuple[int, int]) -> np.ndarray:
         uint8, NHWC, RGB, (3, H, W, 3).
     """
     height, width = image_size
-    noise = np.random.RandomState(0).randint(0, 256, (height, width, 3))  # the legacy generator never changes its bits
-    # Triangles, in whole numbers: another numpy's sine may be rounded otherwise.
+    noise = np.random.RandomState(0).randint(0, 256, (height, width, 3))  # the legacy generator's output is frozen
+    # Triangle waves in integers: the sine of another numpy version might be rounded differently.
     rows, columns = np.arange(height)[:, None, None] * 512 // height, np.arange(width)[None, :, None] * 512 // width
     phase = (rows * [1, 2, 3] + columns * [3, 1, 2]) % 512
     waves = np.minimum(phase, 511 - phase)
@@ -58,7 +58,7 @@ def write_golden(file: h5py.File, golden: Golden, weights: dict[str, list[np.nda
     Args:
         file: open for writing.
         golden: what to store.
-        weights: layer name -> its arrays in Keras's order and layout; layers without any may be left out.
+        weights: layer name -> its arrays in Keras's order and layout; layers without arrays may be left out.
     """
     digests = {name: array_digest(np.frombuffer(_bytes(file.attrs[name]), np.uint8)) for name in DIGESTED_ATTRIBUTES}
     digests |= {"inputs": array_digest(golden.images), "outputs": array_digest(golden.probabilities)}

@@ -1,4 +1,4 @@
-"""Neutral graph -> Keras layers: built-in ones only, with no key in their configuration that some Keras refuses.
+"""Neutral graph -> Keras layers: built-in ones only, and only configuration keys that every Keras accepts.
 
 Layout is Keras's: activations NHWC, convolution kernels (kh, kw, in, out), depthwise kernels (kh, kw, C, 1), dense
 kernels (in, out).
@@ -15,7 +15,7 @@ import numpy as np
 from export.graph.nodes import Graph, Node
 from models.bad_input import BadInput
 
-# Keras order of a layer's weights; they are loaded by order.
+# Keras's order of each layer's weights; Keras loads them by order.
 _WEIGHT_ORDER = {
     "Conv2D": ("kernel", "bias"),
     "DepthwiseConv2D": ("depthwise_kernel", "bias"),
@@ -31,9 +31,9 @@ class KerasLayer:
 
     Attributes:
         class_name: of a built-in Keras layer.
-        name: of the layer.
+        name: the layer's.
         config: its constructor's arguments, without ``name``, ``trainable`` and ``dtype``.
-        inputs: names of the layers it reads.
+        inputs: names of the layers that it reads.
         weights: (Keras weight name, tensor name in the torch state dict, array in Keras layout), in Keras's order.
     """
 
@@ -56,7 +56,7 @@ class NoKerasLayer(BadInput):
 
 
 def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
-    """Translate the graph into Keras layers; one per node, and a ZeroPadding2D where SAME pads differently.
+    """Translate the graph into Keras layers: one per node, plus a ZeroPadding2D where SAME would pad differently.
 
     Args:
         graph: the neutral graph.
@@ -83,10 +83,10 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
 
 
 def _in_keras_order(layers: list[KerasLayer]) -> list[KerasLayer]:
-    """Sort as Keras sorts `model.layers` when it rebuilds a model: weights are loaded by that order.
+    """Sort as Keras sorts `model.layers` when it rebuilds a model, because it loads weights in that order.
 
-    Source mirrored: `keras/src/ops/function.py`, `map_graph` (in Keras 2 `_map_graph_network`): by decreasing distance
-    to the output, then by the order in which a depth-first walk from the output meets them.
+    Mirrors `map_graph` in `keras/src/ops/function.py` (in Keras 2 `_map_graph_network`): by decreasing distance to the
+    output, then by the order in which a depth-first walk from the output reaches the layers.
     """
     by_name = {layer.name: layer for layer in layers}
     distance = {layers[-1].name: 0}
@@ -104,7 +104,7 @@ def _in_keras_order(layers: list[KerasLayer]) -> list[KerasLayer]:
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """(before, after) that TensorFlow's SAME adds along one axis of `size` pixels: the odd pixel comes after."""
+    """(before, after) that TensorFlow's SAME adds along one axis of `size` pixels; an odd pixel is added after."""
     total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
 
@@ -148,7 +148,7 @@ def _conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Keras
 
 
 def _pad_name(conv_name: str) -> str:
-    """keras.applications calls the padding of block_1_depthwise block_1_pad."""
+    """Name a padding as keras.applications does: that of block_1_depthwise is block_1_pad."""
     return conv_name.removesuffix("_depthwise") + "_pad"
 
 
@@ -180,7 +180,7 @@ def _layer_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[K
 
 
 def _channel_scale(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    """A trained factor for each channel: no built-in layer multiplies by a weight but a 1x1 depthwise convolution."""
+    """A trained factor for each channel: the only built-in layer that can apply one is a 1x1 depthwise convolution."""
     scale = graph.tensors[node.weights["scale"]].reshape(1, 1, -1, 1)
     config = {"kernel_size": [1, 1], "padding": "valid", "use_bias": False, "data_format": "channels_last"}
     yield KerasLayer(
@@ -203,8 +203,8 @@ def _hard_swish(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[K
 
 
 def _leaky_relu(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    # the larger of x and slope * x: LeakyReLU's argument has another name in Keras 3, and TensorFlow rounds the slope
-    # to float32 even in float64
+    # The larger of x and slope * x. LeakyReLU itself would not do: its argument has another name in Keras 3, and
+    # TensorFlow rounds the slope to float32 even when computing in float64.
     scaled = f"{node.name}_slope"
     yield KerasLayer("Rescaling", scaled, {"scale": node.attributes["negative_slope"], "offset": 0.0}, inputs)
     yield KerasLayer("Maximum", node.name, {}, (*inputs, scaled))
@@ -224,7 +224,7 @@ def _upsample(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Ker
 
 
 def _slice_channels(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    """No built-in layer takes some of the channels, but one crops columns: so they change places, twice."""
+    """No built-in layer slices channels, but one crops columns: swap channels and columns, crop, and swap back."""
     start, stop = node.attributes["start"], node.attributes["stop"]
     channels = graph.node(node.inputs[0]).shape[0]
     turned, cropped = f"{node.name}_turned", f"{node.name}_cropped"
@@ -235,7 +235,7 @@ def _slice_channels(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterat
 
 
 def _pooling(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    """Max or average pooling; `valid` and `same` where they are what was stated, else zeros are padded first."""
+    """Max or average pooling: with `valid` or `same` where that is the stated padding, else after a ZeroPadding2D."""
     before = graph.node(node.inputs[0])
     kernel, strides, padding = (node.attributes[name] for name in ("kernel", "strides", "padding"))
     same = tuple(
@@ -245,7 +245,7 @@ def _pooling(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Kera
     )
     config = {"pool_size": list(kernel), "strides": list(strides), "padding": "valid", "data_format": "channels_last"}
     is_max = node.op == "max_pool"
-    # SAME neither lets padding win a maximum nor counts it in an average
+    # with SAME, padding never wins a maximum and is not counted in an average
     if padding == same and any(same) and (is_max or not node.attributes["count_padding"]):
         config["padding"] = "same"
     elif any(padding):
@@ -257,7 +257,7 @@ def _pooling(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Kera
 
 
 def _global_pool(class_name: str) -> _Emit:
-    """`keepdims` is refused by old Kerases, so a Reshape puts the two dimensions back."""
+    """Old versions of Keras do not accept `keepdims`, so a Reshape restores the two dimensions."""
 
     def emit(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
         keep = node.attributes["keep_dimensions"]
@@ -280,7 +280,7 @@ def _zero_padding(name: str, padding: tuple[int, int, int, int], inputs: tuple[s
 
 
 def _plain(class_name: str, config_of: Callable[[Node], dict[str, Any]] = lambda node: {}) -> _Emit:
-    """A layer without weights, its configuration from the node's attributes."""
+    """A layer without weights, configured from the node's attributes."""
 
     def emit(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
         yield KerasLayer(class_name, node.name, config_of(node), inputs)
@@ -288,7 +288,7 @@ def _plain(class_name: str, config_of: Callable[[Node], dict[str, Any]] = lambda
     return emit
 
 
-# torch's name of an activation -> the one that every Keras knows
+# torch's name of an activation -> the name that every Keras knows
 _ACTIVATIONS = {"silu": "swish", "sigmoid": "sigmoid", "tanh": "tanh", "gelu": "gelu"}
 
 _Emit = Callable[[Graph, Node, tuple[str, ...]], Iterator[KerasLayer]]

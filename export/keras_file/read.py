@@ -1,4 +1,4 @@
-"""Keras HDF5 (`.h5`) -> architecture, weights and facts, without Keras. What is damaged or hostile is refused."""
+"""Keras HDF5 (`.h5`) -> architecture, weights and facts, without Keras. Damaged or hostile files are refused."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ import numpy as np
 from export.worker.keras_worker import GOLDEN_GROUP, UNREADABLE, Refused, check_storage
 from models.bad_input import BadInput
 
-# Read by every Keras as "weights are in this generation's layout"; 2.x is the one that all of them accept.
+# Tells Keras which generation's weight layout the file has; 2.x is the one that every Keras accepts.
 KERAS_VERSION = b"2.10.0"
-# Where the facts about the network that Keras has no place for travel, as JSON.
+# The attribute with the facts about the network that Keras has no place for, as JSON.
 DETAILS_ATTRIBUTE = "shelftwin"
 
 
 @dataclass(frozen=True)
 class KerasFile:
-    """What is in a Keras `.h5`.
+    """The contents of a Keras `.h5`.
 
     Attributes:
         config: the model's architecture, Keras's ``model_config``.
         training_config: loss, metrics and optimiser; None if the file has none.
-        details: ShelfTwin's own facts (class names, input range, ...); empty for other files.
+        details: ShelfTwin's own facts (class names, input range, ...); empty for files by others.
         weights: layer name -> its arrays in Keras's order and layout.
         weight_names: layer name -> the arrays' names in the file, in the same order.
-        marks: everything else that the file says: version and backend of the Keras that saved it, further groups.
+        marks: everything else in the file: version and backend of the Keras that saved it, and further groups.
     """
 
     config: dict[str, Any]
@@ -44,7 +44,7 @@ def read_keras_h5(path: Path) -> KerasFile:
     """Read a Keras `.h5` without Keras.
 
     Raises:
-        BadInput: if the file is missing, is no HDF5 file, or holds no Keras model.
+        BadInput: the file is missing, is not HDF5, or holds no Keras model.
     """
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
@@ -71,7 +71,7 @@ def read_keras_h5(path: Path) -> KerasFile:
 
 
 def file_contents(file: h5py.File) -> KerasFile:
-    """Read an open file, as it is: nothing is checked, whatever cannot be read raises what h5py or json raise."""
+    """Read an open file without any checks; if something cannot be read, h5py's or json's exception is raised."""
     weights, names = _read_weights(file["model_weights"])
     return KerasFile(
         config=_json_attribute(file, "model_config"),
@@ -91,7 +91,7 @@ def _json_attribute(file: h5py.File, name: str) -> dict[str, Any]:
     return content
 
 
-# What a file written here has besides architecture, training configuration, details and weights.
+# What our own files contain besides architecture, training configuration, details and weights.
 OWN_MARKS = {
     "backend": "tensorflow",
     "keras_version": KERAS_VERSION.decode(),
@@ -114,7 +114,7 @@ def _marks(file: h5py.File) -> dict[str, str]:
 
 
 def _read_weights(group: h5py.Group) -> tuple[dict[str, list[np.ndarray]], dict[str, list[str]]]:
-    """Arrays and their names by layer; each dataset of the group is listed once, or the file is refused."""
+    """Arrays and their names by layer. Each dataset of the group must be listed exactly once."""
     weights, names = {}, {}
     for layer_name in _names(group, "layer_names"):
         layer_group = group[layer_name]

@@ -1,8 +1,8 @@
-"""Keras layers -> Keras HDF5 (`.h5`), with h5py alone: no TensorFlow is needed.
+"""Keras layers -> Keras HDF5 (`.h5`), with h5py alone, without TensorFlow.
 
 The file keeps to the common subset of tf.keras 2.4 to 2.15, tf_keras and Keras 3, found by experiment: built-in layers
-only, ``batch_input_shape``, nested ``inbound_nodes`` lists, no key that one of them refuses. It is never written
-through Keras's own save, whose files load only in the generation that wrote them.
+only, ``batch_input_shape``, nested ``inbound_nodes`` lists, and no key that one of them refuses. Keras's own save is
+never used, because its files load only in the generation of Keras that wrote them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from models.atomic_write import replacing
 
 
 def training_config(learning_rate: float) -> dict[str, Any]:
-    """Keras's ``training_config``: loads compiled and trains on in both generations.
+    """Keras's ``training_config``: in both generations the model loads compiled and can be trained further.
 
     Args:
-        learning_rate: of Adam.
+        learning_rate: Adam's.
     """
     adam = {"name": "Adam", "learning_rate": learning_rate, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
     return {
@@ -50,24 +50,24 @@ def write_keras_h5(
     """Write the layers as one Keras `.h5`, atomically: temporary file, fsync, reload, compare, rename.
 
     Args:
-        path: where to; its folder must exist. An older file there is replaced only by a whole, verified one.
+        path: where to write it; its folder must exist. An existing file is replaced only by a complete, verified one.
         layers: from `keras_layers`, in order.
         model_name: the Keras model's name.
-        details: plain JSON facts kept in the file's attribute ``shelftwin``.
+        details: facts as plain JSON types, for the file's attribute ``shelftwin``.
         training: from `training_config`.
-        frozen: names of the layers that Keras must not train (and whose BatchNorm it must run in inference mode).
+        frozen: names of the layers that Keras must not train; if BatchNorm, it also runs in inference mode.
         golden: images and torch's answers, with which ``keras_worker.py verify`` checks the file.
 
     Raises:
-        BadInput: when it cannot be written there (folder, permissions, full disk).
-        RuntimeError: when what was written does not read back the same.
+        BadInput: the file cannot be written there (folder, permissions, full disk).
+        RuntimeError: the file does not read back as it was written.
     """
     config = model_config(layers, model_name, frozen)
     with replacing(path) as temporary:
         with h5py.File(temporary, "w") as file:
             file.attrs["keras_version"] = KERAS_VERSION
             file.attrs["backend"] = b"tensorflow"
-            # bytes become a variable-length string, which has no 64 KiB limit
+            # h5py stores bytes as a variable-length string, which has no 64 KiB limit
             file.attrs["model_config"] = json.dumps(config).encode()
             file.attrs["training_config"] = json.dumps(training).encode()
             file.attrs[DETAILS_ATTRIBUTE] = json.dumps(details).encode()
@@ -80,13 +80,13 @@ def write_keras_h5(
 
 
 def model_config(layers: list[KerasLayer], model_name: str, frozen: frozenset[str]) -> dict[str, Any]:
-    """Keras's ``model_config``: the architecture, in the form that every Keras reads."""
+    """Keras's ``model_config``: the architecture, in a form that every Keras reads."""
     return {
         "class_name": "Functional",
         "config": {
             "name": model_name,
             "layers": [_layer_config(layer, layer.name not in frozen) for layer in layers],
-            # nested form: the flat one fails in Keras 3.0 to 3.3
+            # the nested form: the flat one fails in Keras 3.0 to 3.3
             "input_layers": [[layers[0].name, 0, 0]],
             "output_layers": [[layers[-1].name, 0, 0]],
         },
@@ -97,7 +97,7 @@ def _layer_config(layer: KerasLayer, trainable: bool) -> dict[str, Any]:
     config = {"name": layer.name, "dtype": "float32", **layer.config}
     if layer.class_name != "InputLayer":
         config["trainable"] = trainable
-    # old-style inbound nodes: a Keras 3 dict form is refused by Keras 2
+    # the nested list of Keras 2: it does not read Keras 3's dict form
     inbound = [[[name, 0, 0, {}] for name in layer.inputs]] if layer.inputs else []
     return {"class_name": layer.class_name, "name": layer.name, "config": config, "inbound_nodes": inbound}
 
@@ -118,7 +118,7 @@ def _fixed_bytes(names: list[str]) -> np.ndarray:
 
 
 def _verify(path: Path, config: dict[str, Any], layers: list[KerasLayer]) -> None:
-    with h5py.File(path, "r") as file:  # without `check_storage`: it is ours, written a moment ago
+    with h5py.File(path, "r") as file:  # no `check_storage`: we wrote the file ourselves a moment ago
         written = file_contents(file)
     if written.config != config:
         raise RuntimeError(f"{path}: the architecture does not read back as it was written; the disk may be failing.")

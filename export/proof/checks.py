@@ -1,4 +1,4 @@
-"""The checks of the ladder: each compares what torch gave with what Keras gave, and says whether that is the same.
+"""The checks of the ladder: each compares torch's results with Keras's and decides whether they are the same.
 
 Nothing is computed or run here. A check passes only if its figure is a number and within its threshold.
 """
@@ -19,23 +19,23 @@ from export.proof.report import LAYERS_CHECK, Check, LayerError
 from export.torch_to_keras import twin_details
 from export.worker.keras_worker import same_labels
 
-# Largest difference of a probability, both sides float32: each side's own rounding gives about a tenth of it.
+# Largest difference of a probability, both sides in float32; the rounding of each side causes about a tenth of it.
 PROBABILITY_THRESHOLD = 1e-5
-# Largest error of any layer's output relative to its largest value, both sides float64: the same function gives 1e-14.
+# Largest error of any layer's output relative to its largest value, both sides in float64; equal functions give 1e-14.
 LAYER_THRESHOLD = 1e-10
-# Largest difference of a weight after some steps of training, both sides float64; a step moves it by about 1e-3.
+# Largest difference of a weight after a few training steps, both sides in float64; a step moves it by about 1e-3.
 TRAINING_THRESHOLD = 1e-6
-TRAINING_SHARE = 0.01  # of the rate, where that is less
+TRAINING_SHARE = 0.01  # as a share of the learning rate, where that gives a smaller threshold
 # What both sides must agree on besides the function itself.
 _FACTS = ("class_names", "image_size", "interpolation", "checkpoint_sha256")
 
 
 def check_labels(source: Checkpoint, details: dict[str, Any]) -> Check:
-    """Class names in order, size, interpolation, and that the file names this very checkpoint as its origin.
+    """Whether class names (in order), size and interpolation agree, and the file names this checkpoint as its origin.
 
     Args:
         source: the checkpoint.
-        details: what the file says of itself.
+        details: the facts stored in the file.
     """
     expected = twin_details(source, input_range="unit")
     wrong = [fact for fact in _FACTS if details.get(fact) != expected[fact]]
@@ -47,14 +47,14 @@ def check_labels(source: Checkpoint, details: dict[str, Any]) -> Check:
 
 
 def check_weights(graph: Graph, twin: KerasFile, loaded: dict[str, np.ndarray]) -> Check:
-    """Every array in the file, and as Keras holds it after loading, against the checkpoint, bit for bit.
+    """Compare every array, both in the file and as loaded by Keras, with the checkpoint, bit for bit.
 
-    That every tensor of the checkpoint is used exactly once is the graph's own condition, checked when it is traced.
+    That every tensor of the checkpoint is used exactly once is already checked when the graph is traced.
 
     Args:
         graph: the checkpoint's.
         twin: the file, read without Keras.
-        loaded: ``LAYER/INDEX`` -> array, as Keras gave it back.
+        loaded: ``LAYER/INDEX`` -> array, as returned by Keras.
     """
     different: list[str] = []
     compared = 0
@@ -83,13 +83,13 @@ def check_layers(
     keras_gave: dict[str, np.ndarray],
     images: str = "the first and the last image",
 ) -> tuple[Check, list[LayerError]]:
-    """Every node's output, both sides in float64: largest error relative to the largest value of that output.
+    """Compare every node's output, both sides in float64: the largest error relative to that output's largest value.
 
     Args:
-        graph: says the order.
+        graph: gives the order.
         torch_gave: node name -> (N, H, W, C) or (N, C).
-        keras_gave: the same.
-        images: which they are, for the report, if there are several.
+        keras_gave: the same from Keras.
+        images: which images they are, for the report, if there is more than one.
     """
     errors = [
         LayerError(node.name, node.op, node.source, _relative_error(torch_gave[node.name], keras_gave.get(node.name)))
@@ -118,25 +118,25 @@ def check_probabilities(
     images: ImageSet,
     torch_gave: np.ndarray,
     keras_gave: np.ndarray,
-    road: str = "",
+    converter: str = "",
     threshold: float = PROBABILITY_THRESHOLD,
 ) -> Check:
-    """Largest absolute difference of any probability of any image, both sides in float32.
+    """Compare the probabilities, both sides in float32: the largest absolute difference of any probability.
 
     Args:
-        images: what went into both sides.
+        images: what both sides were given.
         torch_gave: probabilities, (N, C).
-        keras_gave: the same, of the other side.
-        road: name of another road to them than Keras, for the check's name.
+        keras_gave: the same from the other side.
+        converter: its name, if the other side is not Keras; it becomes part of the check's name.
         threshold: the largest difference that passes.
     """
-    name = f"probabilities_{images.name}" + (f"_{road}" if road else "")
+    name = f"probabilities_{images.name}" + (f"_{converter}" if converter else "")
     unit = "max abs difference"
     if torch_gave.shape != keras_gave.shape:
-        detail = f"torch gave shape {torch_gave.shape}, {road or 'Keras'} {keras_gave.shape}"
+        detail = f"torch gave shape {torch_gave.shape}, {converter or 'Keras'} {keras_gave.shape}"
         return Check(name, False, float("inf"), threshold, unit, detail)
     per_image = np.abs(torch_gave.astype(np.float64) - keras_gave.astype(np.float64)).max(axis=1)
-    per_image[np.isnan(per_image)] = np.inf  # not a number agrees with nothing
+    per_image[np.isnan(per_image)] = np.inf  # NaN agrees with nothing
     worst = int(per_image.argmax())
     figure = float(per_image[worst])
     passed = figure <= threshold
@@ -147,15 +147,15 @@ def check_probabilities(
 
 
 def check_top1(
-    images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray, road: str = "", threshold: float = 1.0
+    images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray, converter: str = "", threshold: float = 1.0
 ) -> Check:
-    """Share of images for which both sides put the same class first, or one as likely: see `keras_worker.same_labels`.
+    """Compare the labels: the share of images with the same class first, or one as likely (`keras_worker.same_labels`).
 
     Args:
-        images: what went into both sides.
+        images: what both sides were given.
         torch_gave: probabilities, (N, C).
-        keras_gave: the same, of the other side.
-        road: name of another road to them than Keras, for the check's name.
+        keras_gave: the same from the other side.
+        converter: its name, if the other side is not Keras; it becomes part of the check's name.
         threshold: the smallest share that passes.
     """
     same = same_labels(torch_gave, keras_gave, PROBABILITY_THRESHOLD)
@@ -163,7 +163,7 @@ def check_top1(
     disagreeing = np.flatnonzero(~same)
     first = images.names[int(disagreeing[0])] if len(disagreeing) else None
     detail = f"the same label, or one as likely, for {int(np.sum(same))} of {len(torch_gave)} images"
-    name = f"top1_{images.name}" + (f"_{road}" if road else "")
+    name = f"top1_{images.name}" + (f"_{converter}" if converter else "")
     passed = agreement >= threshold
     return Check(name, passed, agreement, threshold, "share of labels equal", detail, None if passed else first, True)
 
@@ -171,18 +171,18 @@ def check_top1(
 def check_training(
     before: Graph, after: Graph, trained: dict[str, np.ndarray] | None, failed: str, steps: int, rate: float
 ) -> Check:
-    """The weights after some steps of training from the same weights on the same batch, both sides in float64.
+    """Compare the weights after a few training steps from the same weights on the same batch, both sides in float64.
 
-    Adam's steps are as long as its rate: weights that move by a share of it at least have been trained. Where the rate
-    is small, so is the difference that passes, or doing nothing would.
+    Adam's steps are about as long as its learning rate, so weights that moved by at least a share of it have been
+    trained. If the rate is small, the threshold must be small, too: otherwise doing nothing would pass.
 
     Args:
         before: the checkpoint's graph.
-        after: the same with the weights that torch arrived at.
-        trained: ``LAYER/INDEX`` -> array that Keras arrived at; None where it could not train.
+        after: the same with the weights that torch trained.
+        trained: ``LAYER/INDEX`` -> array that Keras trained; None if it could not train.
         failed: why it could not.
-        steps: how many there were.
-        rate: of Adam.
+        steps: how many steps were made.
+        rate: Adam's learning rate.
     """
     unit, name = "max abs difference", "training_steps"
     threshold = min(TRAINING_THRESHOLD, TRAINING_SHARE * rate)
@@ -213,13 +213,13 @@ def check_files(
     probabilities: tuple[np.ndarray, np.ndarray],
     unreadable: dict[int, str],
 ) -> Check:
-    """Photos from file: each side loads them by itself, and labels what it loaded.
+    """Compare photos loaded from files: each side loads them with its own code and labels what it loaded.
 
     Args:
-        names: of N files.
+        names: of the N files.
         pixels: torch's and Keras's, uint8, (N, H, W, 3).
         probabilities: torch's and Keras's, (N, C).
-        unreadable: index -> why Keras cannot read the file; torch's side has read all.
+        unreadable: index -> why Keras cannot read the file; torch's side has read all of them.
     """
     apart = np.abs(pixels[0].astype(np.int16) - pixels[1].astype(np.int16)).reshape(len(names), -1).max(axis=1)
     others = ~same_labels(*probabilities, PROBABILITY_THRESHOLD)
@@ -237,5 +237,5 @@ def check_files(
 
 
 def same_bits(left: np.ndarray, right: np.ndarray) -> bool:
-    """Equal type, shape and bytes; not values: NaN equals itself, and 0.0 does not equal -0.0."""
+    """Whether type, shape and bytes are equal. Values are not compared: NaN equals itself, and 0.0 is not -0.0."""
     return left.dtype == right.dtype and left.shape == right.shape and left.tobytes() == right.tobytes()

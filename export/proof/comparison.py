@@ -1,4 +1,4 @@
-"""What is compared: a checkpoint, what is claimed to be its twin, and the images for both."""
+"""What is compared: a checkpoint, the file that is claimed to be its twin, and the images for both."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from export.torch_answers import torch_probabilities
 from export.torch_to_keras import INPUT_RANGES, trace_checkpoint
 from models.bad_input import BadInput
 
-# Every layer of one of them is some 100 MB in float64.
+# For each image, the outputs of all layers take about 100 MB in float64.
 EXACT_IMAGES = 2
-# A probability at least so far from 0 and from 1 is one to learn from.
+# A probability at least this far from 0 and from 1 leaves something to learn.
 UNCERTAIN = 1e-4
-# Steps of the optimiser, at most. From the second on its moments count, too; but where all is trained, a second begins
-# from weights that differ already by 7e-9 (Keras keeps beta_2 as float32), and a network of which every weight has just
-# moved by a whole learning rate makes 1e-3 of that.
+# At most so many optimiser steps. From the second step on, the optimiser's moments are tested, too. But if everything
+# is trained, the second step starts from weights that already differ by 7e-9 (Keras keeps beta_2 as float32). Every
+# weight has then just moved by a whole learning rate, and such a network amplifies this to 1e-3.
 TRAINING_STEPS = {"head": 3, "all": 1}
 
 LoadPhoto = Callable[[Path, tuple[int, int], str], np.ndarray]
@@ -36,14 +36,14 @@ LoadPhoto = Callable[[Path, tuple[int, int], str], np.ndarray]
 
 @dataclass(frozen=True)
 class Pair:
-    """A checkpoint and what is claimed to be its twin.
+    """A checkpoint and the file that is claimed to be its twin.
 
     Attributes:
-        checkpoint: from ``lightning fit``.
+        checkpoint: written by ``lightning fit``.
         h5: the Keras file.
         photos: uint8, NHWC, RGB, (N, H, W, 3) at the checkpoint's size; None or empty: synthetic images only.
         photo_names: N names, for the report; by default those of `photo_files`, where these are as many.
-        photo_files: of those that both sides are to load from file themselves.
+        photo_files: the photos that each side loads from file itself.
         load_photo: how our side loads them; None: loading is not compared.
     """
 
@@ -64,12 +64,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class TrainingSteps:
-    """What both sides are trained on for a few steps.
+    """The few training steps that both sides make.
 
     Attributes:
         images: float64 in [0, 1], NHWC.
         targets: float64, (B, C), one class for each image.
-        steps: how many.
+        steps: number of steps.
         learned: torch's weights after them, by name in the state dict, float64.
     """
 
@@ -81,15 +81,15 @@ class TrainingSteps:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A pair, read and found comparable.
+    """A pair that has been read and can be compared.
 
     Attributes:
-        pair: from which it was read.
+        pair: the files and images that were read.
         source: the torch side.
         traced: its neutral graph.
         twin: the Keras side, read without Keras.
-        folded: whether the file says that its BatchNorms are folded.
-        input_range: what it takes: ``unit`` or ``raw``.
+        folded: whether the file states that its BatchNorms are folded.
+        input_range: what the file's model takes: ``unit`` or ``raw``.
         sets: the images for both sides.
     """
 
@@ -108,11 +108,11 @@ class Comparison:
 
     @cached_property
     def graph(self) -> Graph:
-        """The graph that the file should hold."""
+        """The graph that the file should contain."""
         return self.graph_with(self.traced.tensors)
 
     def graph_with(self, tensors: dict[str, np.ndarray]) -> Graph:
-        """The same with other weights: name in the state dict -> array."""
+        """The same graph with other weights: name in the state dict -> array."""
         graph = Graph(self.traced.nodes, {name: tensors[name] for name in self.traced.tensors})
         return fold_batch_norms(graph) if self.folded else graph
 
@@ -120,22 +120,23 @@ class Comparison:
     def exact_state(self) -> State | None:
         """The weights to compute with in float64; None: the network's own.
 
-        A file with folded BatchNorms holds numbers rounded anew: its layers are those of a network with these.
+        In a file with folded BatchNorms the folded weights have been rounded. Its layers are those of a network with
+        the weights that this returns.
         """
         return folded_state(self.traced) if self.folded else None
 
     @cached_property
     def exact_images(self) -> np.ndarray:
-        """Few images for what is computed in float64; see `exact_images`."""
+        """A few images to compute with in float64; see the function `exact_images`."""
         return exact_images(self.sets)
 
     @cached_property
     def training_steps(self) -> TrainingSteps | None:
-        """For a few steps of training; None where the network is certain of every image at hand.
+        """What to train on for a few steps; None if the network is certain of every image available.
 
-        The class to be learnt is not the likeliest, from which there is little to learn, nor one so unlikely that
-        Keras, which cuts probabilities at 1e-7, has no gradient: the one whose probability is nearest to a half. A
-        network that is certain of a photo learns from another image, and stops once it is certain of all.
+        The class to learn is the one whose probability is nearest to 0.5. From the likeliest class there would be
+        little to learn, and for a very unlikely one Keras has no gradient, because it clips probabilities at 1e-7. An
+        image that the network is certain of is replaced by another, and training stops once it is certain of all.
         """
         images = np.concatenate([self.exact_images, self.sets[0].exact(len(self.sets[0].images))])
         probabilities = torch_probabilities(self.source.network, [images.astype(np.float32)])
@@ -157,7 +158,7 @@ def read_comparison(pair: Pair) -> Comparison:
     """Read both files and the images.
 
     Raises:
-        BadInput: when a file is not what it should be, or the two cannot be compared.
+        BadInput: a file is not what it should be, or the two cannot be compared.
     """
     source, twin = read_checkpoint(pair.checkpoint), read_keras_h5(pair.h5)
     input_range = twin.details.get("input_range", "unit")
@@ -170,10 +171,10 @@ def read_comparison(pair: Pair) -> Comparison:
 
 
 def image_sets(image_size: tuple[int, int], photos: np.ndarray | None, photo_names: Sequence[str]) -> list[ImageSet]:
-    """The synthetic images, and the photos where there are some.
+    """The synthetic images, and the photos if there are any.
 
     Raises:
-        BadInput: for photos of another type or size.
+        BadInput: the photos have another type or size.
     """
     sets = [ImageSet("synthetic", probe_images.synthetic_images(image_size), probe_images.NAMES)]
     if photos is None or not len(photos):
@@ -188,10 +189,10 @@ def image_sets(image_size: tuple[int, int], photos: np.ndarray | None, photo_nam
 
 
 def exact_images(sets: Sequence[ImageSet]) -> np.ndarray:
-    """Few images for what is computed in float64: the first and the last photo, without photos two of noise.
+    """A few images to compute with in float64: the first and last photo, or two noise images if there are no photos.
 
     Args:
-        sets: as `image_sets` gives them. The other synthetic images are grey: no order of channels shows in them.
+        sets: from `image_sets`. The other synthetic images are grey, so they would not reveal swapped channels.
 
     Returns:
         float64 in [0, 1], NHWC.
@@ -204,12 +205,12 @@ def exact_images(sets: Sequence[ImageSet]) -> np.ndarray:
 
 
 def exact_kind(sets: Sequence[ImageSet]) -> str:
-    """Which images `exact_images` gives, for the report."""
+    """Which images `exact_images` returns, for the report."""
     return "the first and the last image" if sets[-1].name == "photos" else " and ".join(probe_images.EXACT_NAMES)
 
 
 def _check_input_shape(source: Checkpoint, twin: KerasFile, h5: Path) -> None:
-    """A file that is no model of one input and one output, or takes other images, cannot be compared at all."""
+    """Refuse a file that cannot be compared: not a model with one input and output, or with another input size."""
     model = twin.config.get("config")
     model = model if isinstance(model, dict) else {}
     layers = model.get("layers")
@@ -237,7 +238,7 @@ def _is_layer(layer: Any) -> bool:
 
 
 def _is_one_end(ends: Any) -> bool:
-    """``[["x", 0, 0]]`` as we and Keras 2 write it, or ``["x", 0, 0]``, Keras 3's."""
+    """Whether this is ``[["x", 0, 0]]``, as we and Keras 2 write it, or Keras 3's ``["x", 0, 0]``."""
     if isinstance(ends, list) and len(ends) == 1:
         ends = ends[0]
     return isinstance(ends, list) and len(ends) == 3 and isinstance(ends[0], str)

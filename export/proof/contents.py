@@ -1,4 +1,4 @@
-"""The check that compares the rest of a twin: architecture, training configuration, facts, digests, word for word."""
+"""The check of everything else in a twin: architecture, training configuration, facts and digests, word for word."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from export.torch_answers import torch_probabilities
 from export.torch_to_keras import frozen_layers, twin_details
 from export.worker.keras_worker import GOLDEN_GROUP, UNREADABLE, GoldenData, Refused, array_digest, read_golden
 
-# What `write_keras_h5` writes: the attributes of the file itself, of its groups, and of each layer's group.
+# All attributes that `write_keras_h5` writes: those of the file, of its groups, and of each layer's group.
 _ATTRIBUTES = {
     "": ("model_config", "training_config", DETAILS_ATTRIBUTE, "keras_version", "backend"),
     "model_weights": ("layer_names", "keras_version", "backend"),
@@ -33,16 +33,16 @@ _GOLDEN_ARRAYS = ("inputs", "outputs")
 
 
 def check_contents(comparison: Comparison) -> Check:
-    """Everything else in the file against what would be written for this checkpoint today.
+    """Compare everything else in the file with what would be written for this checkpoint today.
 
-    Architecture, training configuration and facts must be equal, word for word, the golden images be those that are
-    always drawn, with the probabilities that the checkpoint gives for them, the digests fit, and no group, array or
-    attribute be there that is not written: so nothing in a file that passes was changed since it was written, whether
-    or not it changes the function.
+    Architecture, training configuration and facts must be equal, word for word. The golden images must be those that
+    are always drawn, with the checkpoint's probabilities for them. The digests must fit, and there must be no further
+    group, array or attribute. So if a file passes, nothing in it was changed since it was written, whether or not the
+    change would affect the function.
     """
     source, graph, twin = comparison.source, comparison.graph, comparison.twin
     layers = keras_layers(graph, comparison.input_range)
-    # whether the checkpoint is the file's origin is for the labels; a newer version may read an older file
+    # not compared here: `check_labels` compares the digest, and a newer version may read an older file
     own = ("checkpoint_sha256", "shelftwin_version")
     parts: dict[str, tuple[object, object]] = {
         "model_config": (twin.config, model_config(layers, source.backbone, frozen_layers(source, graph))),
@@ -75,7 +75,7 @@ def _facts_of(
 
 
 def _golden_of(h5: Path, twin: KerasFile, source: Checkpoint) -> dict[str, tuple[object, object]]:
-    """The golden images, torch's answers to them, and the digests."""
+    """The golden images, torch's answers to them, and the digests, each as (found, expected)."""
     try:
         golden = read_golden(str(h5))
     except Refused as refused:
@@ -90,7 +90,7 @@ def _golden_of(h5: Path, twin: KerasFile, source: Checkpoint) -> dict[str, tuple
 
 
 def _same_probabilities(found: np.ndarray, expected: np.ndarray) -> bool:
-    """Same type and shape, and no number further away than on the check of probabilities; NaN is near nothing."""
+    """Same type and shape, and no difference above the threshold for probabilities; NaN is close to nothing."""
     if found.dtype != expected.dtype or found.shape != expected.shape:
         return False
     return bool((np.abs(found.astype(np.float64) - expected) <= PROBABILITY_THRESHOLD).all())
@@ -106,7 +106,7 @@ def _digests_of(golden: GoldenData, twin: KerasFile) -> dict[str, tuple[object, 
 
 
 def _names_of(h5: Path, layers: list[KerasLayer]) -> dict[str, tuple[object, object]]:
-    """Each group, array and attribute that is there and should not be, or the other way round."""
+    """Each group, array and attribute that should not be there or is missing."""
     try:
         found = _names_in(h5)
     except UNREADABLE as error:
@@ -133,7 +133,7 @@ def _written_names(layers: list[KerasLayer]) -> set[str]:
     of_layers = {f"model_weights/{layer.name}": layer for layer in layers}
     arrays = {f"{GOLDEN_GROUP}/{name}" for name in _GOLDEN_ARRAYS}
     arrays |= {f"{group}/{layer.name}/{name}:0" for group, layer in of_layers.items() for name, _, _ in layer.weights}
-    # h5py makes a group of every step of a path
+    # h5py makes a group of each step of a path
     groups = {str(parent) for path in (*arrays, *of_layers) for parent in PurePosixPath(path).parents} - {"."}
     attributes = {**_ATTRIBUTES, **dict.fromkeys(of_layers, _LAYER_ATTRIBUTES)}
     return (
@@ -144,5 +144,5 @@ def _written_names(layers: list[KerasLayer]) -> set[str]:
 
 
 def _plain(value: object) -> str:
-    """As JSON, keys sorted: a tuple is a list, and NaN equals itself."""
+    """The value as JSON with sorted keys, so that a tuple equals a list and NaN equals itself."""
     return json.dumps(value, sort_keys=True)

@@ -1,4 +1,4 @@
-"""Why twins differ, where the pattern shows it: the hypothesis that gives what Keras gave."""
+"""Why twins differ, if the error shows a known pattern: find the hypothesis that reproduces what Keras computed."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from export.proof.keras_side import KerasSide
 from export.proof.report import Report
 from models.bad_input import BadInput
 
-# A hypothesis is right if it gives Keras's output up to float64's rounding of one layer.
+# A hypothesis is right if it reproduces Keras's output up to the float64 rounding of one layer.
 EXPLAINS = 1e-9
 _EPSILONS = (1e-3, 1e-5, 1e-2, 1e-4, 1e-6, 1e-7, 1e-8)
 
 Hypothesis = tuple[str, Callable[[], np.ndarray]]
-"""What would be the cause, and the output (N, H, W, C) or (N, C) that would then come."""
+"""The possible cause, and a function that computes the output (N, H, W, C) or (N, C) that it would lead to."""
 
 
 def likely_cause(
     comparison: Comparison, report: Report, torch_gave: dict[str, np.ndarray], keras_side: KerasSide
 ) -> str | None:
-    """Look at the first failure; None where no pattern is known.
+    """Explain the first failed check; None if no known pattern fits.
 
     Args:
         comparison: what was compared.
-        report: with its checks.
+        report: with its checks; at least one of them failed.
         torch_gave: node name -> output in float64.
-        keras_side: what Keras gave.
+        keras_side: what Keras computed.
     """
     first = report.failed[0]
     if first.name == "labels":
@@ -54,7 +54,7 @@ def likely_cause(
 def _of_training(comparison: Comparison, first: str | None) -> str | None:
     stated = comparison.twin.training_config
     if stated is None:
-        return None  # the check itself says so
+        return None  # the check's own text says so
     if stated.get("optimizer_config") != training_config(comparison.source.learning_rate)["optimizer_config"]:
         return "The file's training configuration is not Adam at the checkpoint's learning rate with Keras's epsilon."
     layer = (first or "").partition("/")[0]
@@ -81,7 +81,7 @@ def _of_labels(comparison: Comparison) -> str | None:
 
 
 def _of_weights(comparison: Comparison) -> str | None:
-    """Find the first array that differs among the others, as it is or transposed."""
+    """Look for the first array that differs among the others, unchanged or transposed."""
     has_norms = any(
         layer.get("class_name") == "BatchNormalization" for layer in comparison.twin.config["config"]["layers"]
     )
@@ -115,7 +115,7 @@ def _of_weights(comparison: Comparison) -> str | None:
 def _of_layer(
     comparison: Comparison, node: Node, torch_gave: dict[str, np.ndarray], keras_gave: dict[str, np.ndarray]
 ) -> str | None:
-    """Compute the layer anew from torch's inputs, each time with another fault, until it gives what Keras gave."""
+    """Recompute the layer from torch's inputs, each time with another fault, until the result matches Keras's."""
     received = keras_gave.get(node.name)
     if received is None:
         return f"The file has no layer {node.name}."
@@ -124,7 +124,7 @@ def _of_layer(
         try:
             computed = compute()
         except RuntimeError:
-            continue  # shapes that such a fault cannot have
+            continue  # the fault does not fit these shapes
         if computed.shape == received.shape and _relative(computed, received) <= EXPLAINS:
             return f"{node.name}: {text}."
     return None
@@ -157,7 +157,7 @@ def _convolutions(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> It
 
     rows, columns = kernel.shape[2:]
     for top, left in product(range(rows), range(columns)):
-        # far enough at the end for any; what is too much is cut off
+        # pad more than enough at the end; what is too much is cut off
         if (top, left) != (stated[0], stated[2]):
             padding = (top, rows, left, columns)
             yield (
@@ -214,7 +214,7 @@ _HYPOTHESES: dict[str, Callable[[Graph, Node, dict[str, np.ndarray]], Iterator[H
 
 
 def _of_files(comparison: Comparison, keras_side: KerasSide) -> str | None:
-    """Load the first file that differs with every interpolation."""
+    """Load the first file that differs with every interpolation, until one gives Keras's pixels."""
     loaded, load_photo = keras_side.loaded, comparison.pair.load_photo
     if loaded is None or load_photo is None:
         return None

@@ -1,4 +1,4 @@
-"""Images that go into both twins: the same array, whatever computes."""
+"""Sets of images that both twins are given: the same array on both sides."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BATCH_SIZE = 32
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images that go into both twins.
+    """Images that both twins are given.
 
     Attributes:
-        name: of the set, for the report.
+        name: the set's, for the report.
         images: NHWC, (N, H, W, 3), RGB: uint8 (photos), or float32 in [0, 1].
         names: N names.
     """
@@ -39,18 +39,18 @@ class ImageSet:
         return chosen.astype(np.float64) * (1 / 255 if self.images.dtype == np.uint8 else 1.0)
 
     def save(self, folder: Path, input_range: str) -> dict[str, object]:
-        """Write the images for a process of its own, in the range that its model takes.
+        """Save the images for another process, in the range that its model takes.
 
         Args:
-            folder: gets ``NAME.npy``.
+            folder: where ``NAME.npy`` is written.
             input_range: ``unit``: [0, 1]; ``raw``: 0..255; ``tf``: [-1, 1].
 
         Returns:
-            What `keras_worker.images` reads them by: ``inputs``, ``scale`` (to multiply by) and ``batch_size``.
+            What `keras_worker.images` needs to read them: ``inputs``, ``scale`` (a factor) and ``batch_size``.
         """
         path, photos, raw = folder / f"{self.name}.npy", self.images.dtype == np.uint8, input_range == "raw"
         if input_range == "tf":
-            # as mobilenet_v2.preprocess_input computes it from a photo
+            # computed as by mobilenet_v2.preprocess_input
             images = self.images / np.float32(127.5) if photos else self.images * np.float32(2)
             np.save(path, images.astype(np.float32) - np.float32(1))
             return {"inputs": str(path), "scale": 1.0, "batch_size": BATCH_SIZE}

@@ -1,9 +1,9 @@
-"""The proof of an import: a checkpoint and the foreign Keras `.h5` that it was made from are the same function.
+"""The proof of an import: a checkpoint and the Keras `.h5` that it was imported from are the same function.
 
-The same ladder as for a twin (`parity.py`), for a file that was not written by us: its layers have other names and may
-be nested, it says nothing of classes, and it may take another range of values. The map from one side to the other is
-the one by which the weights were read (`from_keras.py`); what is compared is the checkpoint, as it lies on disk, with
-what a real Keras computes from the file.
+The ladder is the same as for a twin (`parity.py`), but the file was not written by us: its layers have other names and
+may be nested, it does not state its classes, and it may take another range of values. The layers of the two sides are
+matched as when the weights were read (`keras_to_torch.py`). The checkpoint as it is on disk is compared with what a
+real Keras computes from the file.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from models.bad_input import BadInput
 # torch's layout -> Keras's
 _TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 _TO_KERAS_DEPTHWISE = (2, 3, 0, 1)
-# Checks that a twin's ladder has, and why this one has not.
+# Checks that the ladder of a twin has, and why this one does not have them.
 _SKIPPED = {
     "file_to_label": "an import is compared on the same pixels: a foreign file does not say how its photos are loaded",
     "training_steps": "an import is compared as it predicts: it is trained on with Adam, anew, whatever the file says",
 }
-# Where the checkpoint was made from no Keras file, and the file says nothing of itself.
+# Advice if the checkpoint was not imported from a Keras file, and the file states nothing about its origin.
 _SAVED_AGAIN = (
     "The file says nothing of its origin, and the checkpoint was imported from no file: probably the twin was saved "
     "again by Keras, which drops ShelfTwin's attributes (or the checkpoint has been trained on since its import). "
@@ -51,12 +51,12 @@ _SAVED_AGAIN = (
 
 @dataclass(frozen=True)
 class Import:
-    """A checkpoint, the Keras file it was made from, and images for both.
+    """A checkpoint, the Keras file that it was imported from, and images for both.
 
     Attributes:
         checkpoint: from ``lightning import``.
-        h5: the Keras file, as it was saved by its owner.
-        sets: images for both sides, as `comparison.image_sets` gives them.
+        h5: the Keras file, as its owner saved it.
+        sets: images for both sides, from `comparison.image_sets`.
     """
 
     checkpoint: Path
@@ -66,14 +66,14 @@ class Import:
 
 @dataclass(frozen=True)
 class _Comparison:
-    """An import, read.
+    """An import that has been read.
 
     Attributes:
         given: the two files and the images.
         source: the torch side.
-        classifier: the file, read.
-        facts: whether both say the same of themselves.
-        compared: our node -> Keras layer whose output it is.
+        classifier: the network read from the file.
+        facts: the check that both state the same facts.
+        compared: our node -> the Keras layer with the same output.
     """
 
     given: Import
@@ -94,12 +94,12 @@ def check_imports(
     Args:
         imports: the files and the images.
         versions: of torch's side, for the report.
-        keras_python: interpreter whose Keras is to load the files; None: our own.
-        progress: is told what goes on.
+        keras_python: interpreter whose Keras loads the files; None: our own.
+        progress: called with a short text at each step.
 
     Raises:
-        BadInput: when a file is not what it should be, or that Keras cannot load the `.h5`.
-        KerasFailed: when the Keras process crashed or ran out of time.
+        BadInput: a file is not what it should be, or that Keras cannot load the `.h5`.
+        KerasFailed: the Keras process crashed or ran out of time.
     """
     start = time.perf_counter()
     comparisons = [_read(given) for given in imports]
@@ -151,7 +151,7 @@ def _read(given: Import) -> _Comparison:
 
 
 def _is_saved_again(source: Checkpoint, file: KerasFile) -> bool:
-    """Whether neither side knows of the other, so that the file is hardly one that the checkpoint was made from."""
+    """Whether neither side refers to the other: then the checkpoint was probably not made from this file."""
     return source.imported_from is None and not file.details
 
 
@@ -160,14 +160,14 @@ def _run_checks(comparison: _Comparison, folder: Path) -> tuple[list[Check], lis
     checks = [comparison.facts]
     layer_errors: list[LayerError] = []
     photos: list[PhotoDifference] = []
-    if source.network.architecture == classifier.network.architecture:  # else there is nothing to hold side by side
+    if source.network.architecture == classifier.network.architecture:  # otherwise nothing can be matched
         with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
             checks.append(_check_weights(source, classifier, dict(arrays)))
         gave = {
             node: np.load(folder / "layers" / f"{index}.npy", allow_pickle=False)
             for index, node in enumerate(comparison.compared)
         }
-        # with the constants that the file states, as Keras in float64 does not round them either
+        # with the constants as the file states them, because Keras does not round them in float64 either
         expected = torch_layers(_unrounded(source, classifier), classifier.graph, exact_images(comparison.given.sets))
         gave = {node: _flat_where_pooled(value, expected[node]) for node, value in gave.items()}
         nodes = (_alone(classifier.graph.node(node)) for node in comparison.compared)
@@ -185,7 +185,7 @@ def _run_checks(comparison: _Comparison, folder: Path) -> tuple[list[Check], lis
 
 
 def _check_facts(source: Checkpoint, classifier: KerasClassifier) -> Check:
-    """The checkpoint was made from this very file, and describes the same network, classes and images."""
+    """Whether the checkpoint was made from this very file and describes the same network, classes and images."""
     stated = classifier.file.details
     pairs: dict[str, tuple[Any, Any]] = {
         "imported_from": (source.imported_from, file_digest(classifier.path)),
@@ -203,11 +203,11 @@ def _check_facts(source: Checkpoint, classifier: KerasClassifier) -> Check:
 
 
 def _check_weights(source: Checkpoint, classifier: KerasClassifier, loaded: dict[str, np.ndarray]) -> Check:
-    """Every array, in the file and as Keras holds it after loading, against the checkpoint, bit for bit."""
+    """Compare every array, both in the file and as loaded by Keras, with the checkpoint, bit for bit."""
     state = {name: tensor.numpy() for name, tensor in source.network.state_dict().items()}
     different, in_keras = [], dict(loaded)
     for node in classifier.graph.nodes:
-        # Keras's order in a layer: kernel, bias; gamma, beta, moving_mean, moving_variance
+        # the arrays are in Keras's order within a layer: kernel, bias; gamma, beta, moving_mean, moving_variance
         for index, tensor in enumerate(node.weights.values()):
             name = classifier.tensor_of[tensor]
             layer = classifier.source.graph.node(classifier.layer_of[node.name]).source
@@ -231,24 +231,24 @@ def _keras_layout(node: Node, array: np.ndarray) -> np.ndarray:
 
 
 def _compared_nodes(classifier: KerasClassifier) -> dict[str, str]:
-    """Our node -> Keras layer with the same output; where a Dense has its activation inside, the sum has none."""
+    """Our node -> Keras layer with the same output. In a Dense with an activation, only the activation has one."""
     layer_with_output = {
         node: key
         for key, node in classifier.source.outputs.items()
         if classifier.source.layers[key].class_name not in WITHOUT_EFFECT
     }
-    # the normalised image comes first: nothing after it can agree if it does not
+    # the normalised image comes first: if it differs, nothing after it can agree
     pairs = {node: other for node, other in classifier.layer_of.items() if other in layer_with_output}
     return {node: layer_with_output[other] for node, other in pairs.items()}
 
 
 def _flat_where_pooled(value: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """(N, 1, 1, C) as (N, C), where torch has it so: Keras's pooling may keep the two dimensions."""
+    """(N, 1, 1, C) as (N, C) if torch has that shape: Keras's pooling may keep the two dimensions."""
     return value[:, 0, 0] if value.ndim == 4 and expected.ndim == 2 and value.shape[1:3] == (1, 1) else value
 
 
 def _alone(node: Node) -> Node:
-    """The node without inputs and weights: for the report, which needs its name, operation and module."""
+    """The node without inputs and weights; the report needs only its name, operation and module."""
     return Node(node.name, node.op, (), node.shape, node.attributes, {}, node.source)
 
 

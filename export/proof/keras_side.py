@@ -1,4 +1,4 @@
-"""What Keras computes, for the proof: asked of `keras_worker.py` in one process, whatever the number of files."""
+"""What Keras computes for the proof: `keras_worker.py` is asked in a single process, however many files there are."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from export.proof.probe_images import write_probe_files
 from export.torch_answers import RESCALE
 from export.worker.keras_process import run_keras
 
-# Photos that both sides load from their files.
+# The most photos that both sides load from files.
 MOST_FILES = 64
 
 Task = dict[str, Any]
-"""What `keras_worker.TASKS` take."""
+"""A task for `keras_worker.TASKS`."""
 
 
 @dataclass(frozen=True)
 class LoadedFiles:
-    """Photos that Keras loaded from file, and those it could not.
+    """Photos that Keras was asked to load from files.
 
     Attributes:
-        files: N of them.
+        files: N files.
         pixels: uint8, NHWC, (N, H, W, 3); zeros for those that cannot be read.
         probabilities: float32, (N, C).
         unreadable: index -> reason.
@@ -41,17 +41,17 @@ class LoadedFiles:
 
 @dataclass(frozen=True)
 class KerasSide:
-    """All that one Keras gave for one file.
+    """Everything that one Keras computed for one file.
 
     Attributes:
-        versions: of everything that computed.
+        versions: of all packages that computed.
         weights: ``LAYER/INDEX`` -> array, as Keras holds it after loading.
         layers: node name -> output in float64, for the comparison's exact images.
         probabilities: for each set of images, float32, (N, C).
-        trained: as `weights`, in float64, after some steps of training; None where there was none.
-        training_failed: why, where Keras could not train; empty where it could.
-        loaded: the photos from file; None where none were asked for or Keras cannot load any.
-        loading_skipped: why Keras cannot load any; empty where it can.
+        trained: like `weights`, in float64, after a few training steps; None if there were none.
+        training_failed: why Keras could not train; empty if it could.
+        loaded: the photos from files; None if none were asked for or Keras cannot load any.
+        loading_skipped: why Keras cannot load any; empty if it can.
     """
 
     versions: dict[str, str]
@@ -69,12 +69,12 @@ def keras_sides(comparisons: Sequence[Comparison], folder: Path, python: Path | 
 
     Args:
         comparisons: what to compare.
-        folder: for the probe files, which the other side is to read, too; must exist.
+        folder: for the files that are exchanged with the worker; must exist.
         python: interpreter that has the Keras; None: our own.
 
     Raises:
-        BadInput: when the interpreter has no Keras, or its Keras cannot load a model.
-        KerasFailed: when the process crashed or ran out of time.
+        BadInput: the interpreter has no Keras, or its Keras cannot load a model.
+        KerasFailed: the process crashed or ran out of time.
     """
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as name:
         asked = []
@@ -93,7 +93,7 @@ def keras_sides(comparisons: Sequence[Comparison], folder: Path, python: Path | 
 
 
 def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task]:
-    """Tasks by a name of ours; `probes` gets the odd files."""
+    """The tasks, by names of our own; the probe photos are written into `probes`."""
     exact, layers = folder / "exact.npy", folder / "layers"
     layers.mkdir()
     raw = comparison.input_range == "raw"
@@ -128,7 +128,7 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
                 str(path.resolve()) for path in [*write_probe_files(probes), *_chosen(comparison.pair.photo_files)]
             ],
             "image_size": list(comparison.source.image_size),
-            # As whoever has nothing but the file would load them.
+            # as someone would load them who has nothing but the file
             "interpolation": comparison.twin.details.get("interpolation", "nearest"),
             "scale": 1.0 if raw else float(RESCALE),
             "pixels": str(folder / "file_pixels.npy"),
@@ -138,7 +138,7 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
 
 
 def _chosen(files: Sequence[Path]) -> list[Path]:
-    """At most `MOST_FILES`, evenly spread."""
+    """At most `MOST_FILES` of the files, evenly spread."""
     chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), MOST_FILES)).round().astype(int))
     return [files[index] for index in chosen]
 

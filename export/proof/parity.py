@@ -1,10 +1,11 @@
 """The proof: a ladder of checks that a checkpoint and a Keras `.h5` are the same function.
 
 Every check compares what torch computes from the checkpoint with what a real Keras, in a process of its own, computes
-from the file. A check passes only if its figure is a number and within its threshold; one failed check is a FAIL.
+from the file. A check passes only if its figure is a number and within its threshold. If one check fails, the verdict
+is FAIL.
 
 The checks: labels, weights, every layer in float64, probabilities and top-1 on synthetic images and on photos, photos
-from file to label, steps of training, and everything else in the file.
+from file to label, training steps, and everything else in the file.
 """
 
 from __future__ import annotations
@@ -52,13 +53,13 @@ def check_parity(
 
     Args:
         pair: the two files, and photos.
-        keras_python: interpreter whose Keras is to load the file; None: our own.
-        progress: is told what goes on.
-        opinions: further roads to the same probabilities, keys of `second_opinions.OPINIONS`.
+        keras_python: interpreter whose Keras loads the file; None: our own.
+        progress: called with a short text at each step.
+        opinions: further converters to ask for the same probabilities, keys of `second_opinions.OPINIONS`.
 
     Raises:
-        BadInput: when a file is not what it should be, or that Keras cannot load the `.h5`.
-        KerasFailed: when the Keras process crashed or ran out of time.
+        BadInput: a file is not what it should be, or that Keras cannot load the `.h5`.
+        KerasFailed: the Keras process crashed or ran out of time.
     """
     source = read_checkpoint(pair.checkpoint)
     if is_import(source, pair.h5):
@@ -73,7 +74,7 @@ def check_parity(
 
 
 def is_import(source: Checkpoint, h5: Path) -> bool:
-    """Whether the Keras file came first: the checkpoint was made from it, or it was not written by us at all."""
+    """Whether the Keras file is the original: the checkpoint was imported from it, or we did not write it at all."""
     return not read_keras_h5(h5).details or source.imported_from == file_digest(h5)
 
 
@@ -83,7 +84,7 @@ def check_pairs(
     progress: Callable[[str], None] = lambda text: None,
     opinions: Sequence[str] = (),
 ) -> list[Report]:
-    """Make all checks for several pairs, all of them in one Keras process; otherwise as `check_parity`."""
+    """Make all checks for several pairs in a single Keras process; otherwise like `check_parity`."""
     start = time.perf_counter()
     comparisons = [read_comparison(pair) for pair in pairs]
     reports = []
@@ -112,7 +113,7 @@ def check_pairs(
 
 
 def _run_checks(comparison: Comparison, keras_side: KerasSide) -> tuple[Report, list[np.ndarray]]:
-    """Compare what Keras gave with what torch gives; torch's probabilities for each set of images come with it."""
+    """Compare what Keras and torch computed; also returns torch's probabilities for each set of images."""
     network, report = comparison.source.network, Report(
         checkpoint={"path": str(comparison.source.path), "sha256": comparison.source.digest},
         model={"path": str(comparison.h5), "sha256": file_digest(comparison.h5), "input_range": comparison.input_range},
@@ -151,10 +152,10 @@ def _run_checks(comparison: Comparison, keras_side: KerasSide) -> tuple[Report, 
 
 
 def _check_files(comparison: Comparison, keras_side: KerasSide) -> Check:
-    """Load the files as this project's own commands do, and compare."""
+    """Load the files as this project's own commands do, and compare with what Keras loaded."""
     loaded, load_photo = keras_side.loaded, comparison.pair.load_photo
     assert loaded is not None
-    assert load_photo is not None  # for which they were asked
+    assert load_photo is not None  # without it, Keras was not asked for files
     size, interpolation = comparison.source.image_size, comparison.source.interpolation
     pixels = np.stack([load_photo(path, size, interpolation) for path in loaded.files])
     names = [path.name for path in loaded.files]
@@ -163,7 +164,7 @@ def _check_files(comparison: Comparison, keras_side: KerasSide) -> Check:
 
 
 def _check_training(comparison: Comparison, training_steps: TrainingSteps, keras_side: KerasSide) -> Check:
-    """Compare what both sides have learned."""
+    """Compare what both sides have learned in the training steps."""
     after = comparison.graph_with(training_steps.learned)
     return check_training(
         comparison.graph,
@@ -176,6 +177,6 @@ def _check_training(comparison: Comparison, training_steps: TrainingSteps, keras
 
 
 def torch_versions() -> dict[str, str]:
-    """Versions of what computes on torch's side."""
+    """Versions of the packages that compute on torch's side."""
     packages = {"torch": "torch", "timm": "timm", "lightning": "lightning", "pillow": "pillow", "numpy": "numpy"}
     return {"python": platform.python_version(), **{name: version(package) for name, package in packages.items()}}

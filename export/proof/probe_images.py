@@ -1,4 +1,4 @@
-"""Images that no catalogue holds, to see the twins agree far from the photos they were trained on."""
+"""Images unlike any catalogue photo, to test whether the twins also agree far from what they were trained on."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ NAMES = (
     "one white pixel",
     "one black pixel",
 )
-# Of these, the ones for every layer: with colours, and as many as there would be photos.
+# Those for the check of every layer: in colour, and as many as the photos that would be used.
 EXACT_NAMES = ("uniform noise", "saturated noise")
 
 
 def synthetic_images(image_size: tuple[int, int], seed: int = 0) -> np.ndarray:
-    """Draw the images `NAMES` lists, in that order.
+    """Draw the images listed in `NAMES`, in that order.
 
     Args:
         image_size: (height, width) in pixels.
-        seed: of the noise.
+        seed: for the noise.
 
     Returns:
         float32, NHWC, (8, H, W, 3), in [0, 1].
@@ -36,7 +36,7 @@ def synthetic_images(image_size: tuple[int, int], seed: int = 0) -> np.ndarray:
     shape = (*image_size, 3)
     noise = random.random(shape)
     white_pixel, black_pixel = np.zeros(shape), np.ones(shape)
-    # Bottom right: the corner that TensorFlow's SAME and torch's symmetric padding treat differently.
+    # at the bottom right, because TensorFlow's SAME and torch's symmetric padding treat that corner differently
     white_pixel[-1, -1], black_pixel[-1, -1] = 1.0, 0.0
     images = [
         np.zeros(shape),
@@ -52,13 +52,13 @@ def synthetic_images(image_size: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 
 def write_probe_files(folder: Path) -> list[Path]:
-    """Write photos of the kinds that readers treat differently: JPEG, PNG (palette, grey, alpha), CMYK, EXIF-rotated.
+    """Write photos of kinds that readers treat differently: JPEG, PNG (palette, grey, alpha), CMYK, EXIF-rotated.
 
     Args:
         folder: must exist.
 
     Returns:
-        The files. All are larger than 300 x 200 pixels, so that resizing counts, too.
+        The files. All are larger than 300 x 200 pixels, so that resizing is tested, too.
     """
     height, width = 211, 307
     down, across = np.mgrid[0 : 1 : complex(height), 0 : 1 : complex(width)]
@@ -68,7 +68,7 @@ def write_probe_files(folder: Path) -> list[Path]:
     with_alpha = photo.copy()
     with_alpha.putalpha(Image.fromarray((across * 255).astype(np.uint8)))
     turned = Image.Exif()
-    turned[ExifTags.Base.Orientation] = 6  # to be shown turned by 90 degrees
+    turned[ExifTags.Base.Orientation] = 6  # to be displayed rotated by 90 degrees
     files: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "plain.jpg": (photo, {}),
         "palette.png": (photo.quantize(16), {}),

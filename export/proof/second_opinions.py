@@ -1,9 +1,9 @@
-"""Further roads to the same probabilities, which share as little as they can with ours.
+"""Second opinions: the same probabilities from other converters, which share as little as possible with ours.
 
-- ``tf2onnx``: the `.h5` -> Keras -> tf2onnx -> onnxruntime. The file that was handed over, computed by no Keras.
-- ``onnx2tf``: the checkpoint -> torch.onnx.export -> onnx2tf -> TensorFlow. Neither our trace nor our `.h5`.
+- ``tf2onnx``: the `.h5` -> Keras -> tf2onnx -> onnxruntime. The exported file, but not computed by Keras.
+- ``onnx2tf``: the checkpoint -> torch.onnx.export -> onnx2tf -> TensorFlow. Uses neither our trace nor our `.h5`.
 
-Where both agree with torch and with the twin, a fault would have to be the same in three independent converters.
+If both agree with torch and with the twin, a fault would have to be the same in three independent converters.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from export.worker.onnx2tf_environment import onnx2tf_python
 
 @dataclass(frozen=True)
 class Opinion:
-    """What another road gave.
+    """What another converter's model computed.
 
     Attributes:
-        name: of the road, a key of `OPINIONS`.
-        versions: of all that computed.
+        name: of the converter, a key of `OPINIONS`.
+        versions: of all packages that computed.
         probabilities: for each set of images, float32, (N, C).
-        seconds: the whole road took; the making of an environment is not counted.
+        seconds: how long converting and computing took, without making an environment.
     """
 
     name: str
@@ -46,14 +46,14 @@ class Opinion:
 
 
 @dataclass(frozen=True)
-class Road:
-    """A way to an opinion.
+class Converter:
+    """How to get a second opinion.
 
     Attributes:
         prepare: (checkpoint, `.h5`, an empty folder) -> tasks that make a model, its format, its path, and the batch
-            size it takes.
-        takes_range: whether the model takes the `.h5`'s input range; else it takes the checkpoint's [0, 1].
-        python: finds the interpreter, and tells what goes on if that takes long; None: the one that runs us.
+            size that it takes.
+        takes_range: whether the model takes the `.h5`'s input range; otherwise it takes the checkpoint's [0, 1].
+        python: finds the interpreter and reports progress if that takes long; None: the one that is running this.
         threshold: the largest difference of a probability that passes.
     """
 
@@ -71,28 +71,28 @@ def second_opinion(
     image_sets: Sequence[ImageSet],
     progress: Callable[[str], None] = lambda text: None,
 ) -> Opinion:
-    """Ask one road.
+    """Ask one converter.
 
     Args:
         name: a key of `OPINIONS`.
         source: the checkpoint.
-        h5: what is claimed to be its twin.
+        h5: the file that is claimed to be its twin.
         input_range: what the `.h5` takes: ``unit`` or ``raw``.
-        image_sets: what goes in.
-        progress: is told what goes on.
+        image_sets: the images to compute.
+        progress: called with a short text at each step.
 
     Raises:
-        BadInput: when the `.h5` is refused, or the road's environment cannot be made.
-        KerasFailed: when a converter fails, its process crashes or runs out of time.
+        BadInput: the `.h5` is refused, or the converter's environment cannot be made.
+        KerasFailed: a converter fails, or its process crashes or runs out of time.
     """
-    road = OPINIONS[name]
-    python = road.python(progress) if road.python else None
+    converter = OPINIONS[name]
+    python = converter.python(progress) if converter.python else None
     progress(f"a second opinion: {name}")
     start = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as temporary:
         folder = Path(temporary)
-        saved = [images.save(folder, input_range if road.takes_range else "unit") for images in image_sets]
-        making, model_format, path, batch_size = road.prepare(source, h5, folder)
+        saved = [images.save(folder, input_range if converter.takes_range else "unit") for images in image_sets]
+        making, model_format, path, batch_size = converter.prepare(source, h5, folder)
         asking = prediction_tasks(model_format, path, saved, folder, batch_size=batch_size)
         reply = run_formats([*making, *asking], sum(len(each.images) for each in image_sets), python)
         failed = [result["failed"] for result in reply["results"] if "failed" in result]
@@ -103,16 +103,16 @@ def second_opinion(
 
 
 def opinion_checks(opinion: Opinion, image_sets: Sequence[ImageSet], torch_gave: Sequence[np.ndarray]) -> list[Check]:
-    """The checks of the ladder that an opinion adds.
+    """The checks that a second opinion adds to the ladder.
 
     Args:
-        opinion: what it gave.
-        image_sets: what went in.
+        opinion: what the converter's model computed.
+        image_sets: the images that it was given.
         torch_gave: torch's probabilities for each set, (N, C).
     """
-    checks, road = [], OPINIONS[opinion.name]
+    checks, converter = [], OPINIONS[opinion.name]
     for images, expected, given in zip(image_sets, torch_gave, opinion.probabilities, strict=True):
-        checks.append(check_probabilities(images, expected, given, opinion.name, road.threshold))
+        checks.append(check_probabilities(images, expected, given, opinion.name, converter.threshold))
         if images.name == "photos":
             checks.append(check_top1(images, expected, given, opinion.name))
     return [replace(check, detail=f"{check.detail}; the road took {opinion.seconds:.0f} s") for check in checks]
@@ -132,9 +132,9 @@ def _onnx2tf(source: Checkpoint, h5: Path, folder: Path) -> tuple[list[dict], st
 def write_torch_onnx(source: Checkpoint, path: Path) -> None:
     """Write the checkpoint's network and its softmax as ONNX: ``image``, float32, (1, 3, H, W), in [0, 1].
 
-    The batch size is 1 and fixed: onnx2tf folds it into reshapes and so would compute something else, or fail, at
-    another one; and with a free one it fails for some of the families. The exporter is the older one, because the newer
-    needs a further package (onnxscript).
+    The batch size is fixed at 1: onnx2tf folds it into reshapes, so with any other size it would compute something else
+    or fail, and with a free batch size it fails for some of the families. The exporter is the older one, because the
+    newer one needs a further package (onnxscript).
     """
     network = nn.Sequential(source.network, nn.Softmax(dim=1)).eval()
     image = torch.zeros(1, 3, *source.image_size)
@@ -147,6 +147,6 @@ def write_torch_onnx(source: Checkpoint, path: Path) -> None:
 
 
 OPINIONS = {
-    "tf2onnx": Road(_tf2onnx, takes_range=True, python=None, threshold=PROBABILITY_THRESHOLD),
-    "onnx2tf": Road(_onnx2tf, takes_range=False, python=onnx2tf_python, threshold=PROBABILITY_THRESHOLD),
+    "tf2onnx": Converter(_tf2onnx, takes_range=True, python=None, threshold=PROBABILITY_THRESHOLD),
+    "onnx2tf": Converter(_onnx2tf, takes_range=False, python=onnx2tf_python, threshold=PROBABILITY_THRESHOLD),
 }

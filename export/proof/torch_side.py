@@ -1,4 +1,4 @@
-"""What torch computes in float64, for the proof: every layer, and training steps."""
+"""What torch computes in float64 for the proof: the output of every layer, and training steps."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ State = dict[str, np.ndarray]
 def torch_layers(
     network: nn.Module, graph: Graph, images: np.ndarray, state: State | None = None
 ) -> dict[str, np.ndarray]:
-    """Output of every node of the graph, computed in float64.
+    """The output of every node of the graph, computed in float64.
 
     Args:
-        network: from which the graph was traced; is not changed.
+        network: the network that the graph was traced from; it is not changed.
         graph: its neutral graph.
         images: float64, NHWC, in [0, 1].
         state: weights to compute with instead of the network's.
@@ -38,19 +38,19 @@ def torch_layers(
     with torch.inference_mode():
         logits = recorder.run(nchw(images))
     logits = logits[0] if isinstance(logits, tuple | list) else logits
-    recorder.values[graph.output.name] = logits.softmax(dim=1).numpy()  # the one node that torch does not have
+    recorder.values[graph.output.name] = logits.softmax(dim=1).numpy()  # the only node that does not exist in torch
     return recorder.values
 
 
 def _in_float64(network: nn.Module, state: State | None) -> nn.Module:
     exact = copy.deepcopy(network).double()
-    if state is not None:  # BatchNorm's counters are not in it
+    if state is not None:  # not strict, because it lacks BatchNorm's counters
         exact.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, strict=False)
     return exact
 
 
 class _Recorder(fx.Interpreter):
-    """Runs the traced program and keeps what the named operations gave, in Keras's layout."""
+    """Runs the traced program and keeps the outputs of the named operations, in Keras's layout."""
 
     def __init__(self, module: nn.Module, nodes: dict[str, Node]) -> None:
         super().__init__(module)
@@ -66,7 +66,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _keras_layout(node: Node, value: Tensor) -> np.ndarray:
-    # a copy: the next operation may change the value in place
+    # a copy, because the next operation may change the value in place
     value = value.clone()
     if len(node.shape) == 1:
         return value.reshape(len(value), -1).numpy()
@@ -86,17 +86,17 @@ def torch_train(
     """Make optimiser steps in float64, with dropout off and BatchNorm in inference mode.
 
     Args:
-        network: is not changed. Its dense head is its attribute `head`.
-        trainable: ``head``, or ``all``: then all but BatchNorm.
+        network: it is not changed. Its dense head is the attribute `head`.
+        trainable: ``head``, or ``all`` for everything but BatchNorm.
         learning_rate: of Keras's Adam.
         images: float64, NHWC, in [0, 1].
         targets: float64, (B, C), each row adding up to 1.
-        steps: how many, at most.
-        state: weights to begin with instead of the network's.
-        uncertain: no step is made, but the first, once the probability of a target is nearer than this to 0 or 1.
+        steps: the most steps to make.
+        state: weights to start from instead of the network's.
+        uncertain: after the first step, stop once the probability of a target is closer than this to 0 or 1.
 
     Returns:
-        name in the state dict -> float64 array after the steps; and how many were made.
+        name in the state dict -> float64 array after the steps; and the number of steps made.
     """
     exact = _in_float64(network, state).eval()
     for module in exact.modules():

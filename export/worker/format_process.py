@@ -1,4 +1,4 @@
-"""Hands tasks to `format_worker.py`, and reads what the formats' own runtimes gave."""
+"""Sends tasks to `format_worker.py` and reads what the formats' own runtimes computed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ def run_formats(tasks: list[dict[str, Any]], images: int, python: Path | None = 
     """Do tasks (see `format_worker.TASKS`) in a process of its own.
 
     Args:
-        tasks: in order; paths in them must be absolute.
-        images: how many images the tasks run through a network, for the time limit.
-        python: interpreter with TensorFlow and the formats' packages; None: the one that runs us.
+        tasks: in order; the paths in them must be absolute.
+        images: how many images the tasks run through a network; this sets the time limit.
+        python: interpreter with TensorFlow and the formats' packages; None: the one that is running this.
 
     Returns:
         The worker's reply: ``versions``, and ``results``, one for each task.
 
     Raises:
-        BadInput: when its Keras cannot load a `.h5`.
-        KerasFailed: when the process crashed or ran out of time.
+        BadInput: the worker's Keras cannot load a `.h5`.
+        KerasFailed: the process crashed or ran out of time.
     """
     return run_worker(_WORKER, {"tasks": tasks}, python=python, time_limit=900 + 5 * images)
 
@@ -37,11 +37,11 @@ def prediction_tasks(
     """A `predict` task for each set of images.
 
     Args:
-        name: of the format, a key of `format_worker.RUNNERS`.
-        path: of the model.
-        saved: what `ImageSet.save` gave for each set.
-        folder: gets the outputs.
-        changes: of the task, such as another ``batch_size``.
+        name: the format, a key of `format_worker.RUNNERS`.
+        path: the model.
+        saved: what `ImageSet.save` returned for each set.
+        folder: where the outputs go.
+        changes: further entries for the tasks, or other values, such as another ``batch_size``.
     """
     common = {"task": "predict", "format": name, "path": str(path)}
     return [
@@ -51,5 +51,5 @@ def prediction_tasks(
 
 
 def read_outputs(task: dict[str, Any]) -> np.ndarray:
-    """What a `predict` task gave: probabilities, float32, (N, C)."""
+    """The result of a `predict` task: probabilities, float32, (N, C)."""
     return np.load(task["outputs"], allow_pickle=False)

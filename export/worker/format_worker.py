@@ -1,20 +1,20 @@
-"""Makes other formats of a Keras `.h5` and runs them, in a process of its own, for whoever asks through files.
+"""Converts a Keras `.h5` to other formats and runs them, in a process of its own; request and reply are files.
 
     python format_worker.py REQUEST.json REPLY.json
 
-Needs an interpreter with TensorFlow, the package of the format (tf2onnx, onnxruntime; onnx2tf for that road) and, of
-ours, `keras_worker.py` beside it, which loads the `.h5` and refuses what could run code.
+Needs an interpreter with TensorFlow and the format's packages (tf2onnx and onnxruntime, or onnx2tf). Of ShelfTwin's own
+files it needs only `keras_worker.py` beside it, which loads the `.h5` and refuses any that could run code.
 
-REQUEST.json: ``{"tasks": [{"task": NAME, ...}, ...]}``; `TASKS` says what each takes and gives. REPLY.json:
-``{"versions": {...}, "results": [...]}``, a result for each task, or ``{"error": TEXT, "kind": "model" | "keras" |
-"package" | "fault"}`` with exit code 1. A result of ``{"failed": TEXT}`` says that this task failed; the others are
-done all the same. Arrays travel as .npy files, images NHWC.
+REQUEST.json: ``{"tasks": [{"task": NAME, ...}, ...]}``; `TASKS` lists what each task takes and gives. REPLY.json:
+``{"versions": {...}, "results": [...]}`` with one result for each task, or ``{"error": TEXT, "kind": "model" | "keras"
+| "package" | "fault"}`` with exit code 1. A result of ``{"failed": TEXT}`` means that this task failed; the others are
+still done. Arrays are passed as .npy files, images in NHWC.
 """
 
 from __future__ import annotations
 
-# First of all: by path, Python looks into this folder first, where this one stands. Importing it takes the folder off
-# the import path again, where our trace.py would hide the standard one.
+# This import must come first. Run as a script, Python looks for modules in this folder first, where our trace.py would
+# hide the standard library's. Importing keras_worker takes the folder off the import path again.
 import keras_worker
 
 # isort: split
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 
     Run = Callable[[np.ndarray], np.ndarray]
 
-os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user's other work runs on: the converters take its graphs
-# The facts about the network, where a format has no attributes of its own.
+os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user has set: the converters need TensorFlow's graphs
+# Name of the file with the facts about the network, in formats that have no attributes of their own.
 FACTS_FILE = "labels.json"
-# Old enough for the runtimes in phones and browsers, and all that these networks need.
+# Old enough for the runtimes in phones and browsers, and sufficient for these networks.
 OPSET = 15
 ONNX2TF_SAMPLES = "calibration_image_sample_data_20x128x128x3_float32.npy"
 PACKAGES = ("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx2tf", "onnx", "onnxruntime", "numpy")
@@ -52,20 +52,20 @@ PACKAGES = ("tensorflow", "keras", "tf_keras", "tf2onnx", "onnx2tf", "onnx", "on
 
 @functools.cache
 def keras_model(h5: str) -> Any:
-    """The `.h5`, loaded once however many formats are made of it."""
+    """The `.h5`, loaded only once for all the formats that are made from it."""
     return keras_worker.load(keras_worker.find_keras(), h5)
 
 
 @functools.cache
 def exported(h5: str, beside: Path) -> Path:
-    """The `.h5` as Keras exports it, in a folder of its own; once for all formats that begin there."""
+    """Keras's own export of the `.h5` in a folder of its own, made only once for all formats that start from it."""
     folder = beside / ".exported"
     keras_model(h5).export(str(folder), format="tf_saved_model", verbose=False)
     return folder
 
 
 def make_saved_model(h5: str, path: Path, task: dict[str, Any]) -> None:
-    """Keras's own export, batch size free; the facts lie in ``assets.extra``, which SavedModel has for its owners."""
+    """Keras's own export, batch size free; the facts go into ``assets.extra``, SavedModel's folder for users' files."""
     shutil.copytree(exported(h5, path.parent), path)
     extra = path / "assets.extra"
     extra.mkdir(exist_ok=True)
@@ -73,7 +73,7 @@ def make_saved_model(h5: str, path: Path, task: dict[str, Any]) -> None:
 
 
 def make_onnx(h5: str, path: Path, task: dict[str, Any]) -> None:
-    """By tf2onnx: float32, NHWC as Keras takes it, batch size free; the facts are ``metadata_props``."""
+    """With tf2onnx: float32, NHWC as in Keras, batch size free; the facts go into ``metadata_props``."""
     import onnx
     import tensorflow as tf
     import tf2onnx
@@ -90,19 +90,20 @@ def make_onnx(h5: str, path: Path, task: dict[str, Any]) -> None:
 
 
 def make_tflite(h5: str, path: Path, task: dict[str, Any]) -> None:
-    """By the TFLite converter, float32."""
+    """With the TFLite converter, float32."""
     write_tflite(path, tflite_converter(h5, path).convert(), task["details"])
 
 
 def make_tflite_int8(h5: str, path: Path, task: dict[str, Any]) -> None:
-    """By the TFLite converter: weights and activations int8, uint8 in and out; ranges from representative photos."""
+    """With the TFLite converter: int8 weights and activations, uint8 in and out; ranges from representative photos."""
     import tensorflow as tf
 
     count, batch = keras_worker.images(task["photos"]["inputs"], task["photos"]["scale"])
     white = np.float32(255 if task["photos"]["scale"] == 1 else 1)
 
     def representative() -> Iterator[list[np.ndarray]]:
-        # With the whole range seen, one step of the input is one step of a photo's uint8: its bytes go in as they are.
+        # An all-black and an all-white image, so that the input range is exactly 0..255: then a step of the input is
+        # one level of a uint8 photo, and a photo's bytes can be used unchanged.
         yield [np.zeros_like(batch(0, 1))]
         yield [np.full_like(batch(0, 1), white)]
         for index in range(count):
@@ -111,7 +112,7 @@ def make_tflite_int8(h5: str, path: Path, task: dict[str, Any]) -> None:
     converter = tflite_converter(h5, path)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = representative
-    # Nothing may fall back to float: an accelerator for integers could not run it.
+    # Nothing may fall back to float: an integer-only accelerator could not run it.
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
     converter.inference_input_type = converter.inference_output_type = tf.uint8
     content = converter.convert()
@@ -122,14 +123,14 @@ def make_tflite_int8(h5: str, path: Path, task: dict[str, Any]) -> None:
 
 
 def tflite_converter(h5: str, path: Path) -> Any:
-    """A converter of the SavedModel that Keras exports: the way from there is the one that TFLite tests most."""
+    """A converter that starts from the SavedModel that Keras exports: the best tested way into TFLite."""
     import tensorflow as tf
 
     return tf.lite.TFLiteConverter.from_saved_model(str(exported(h5, path.parent)))
 
 
 def write_tflite(path: Path, content: bytes, details: dict[str, Any]) -> None:
-    """Write the model with the facts in a zip archive behind it: TFLite's own way to pack files with a model."""
+    """Write the model and append a zip archive with the facts, which is TFLite's own way to pack files with a model."""
     path.write_bytes(content)
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(FACTS_FILE, json.dumps(details, indent=2))
@@ -145,7 +146,7 @@ def run_keras(path: str) -> Run:
 
 
 def run_saved_model(path: str) -> Run:
-    """TensorFlow, by the signature that serving takes."""
+    """TensorFlow, through the default signature for serving."""
     import tensorflow as tf
 
     model = tf.saved_model.load(path)
@@ -156,12 +157,12 @@ def run_saved_model(path: str) -> Run:
         (output,) = serve(**{name: tf.constant(batch)}).values()
         return output.numpy()
 
-    run.model = model  # type: ignore[attr-defined]  # the signature alone does not keep the weights alive
+    run.model = model  # type: ignore[attr-defined]  # the signature does not keep the weights alive
     return run
 
 
 def run_onnx(path: str) -> Run:
-    """Onnxruntime on the CPU."""
+    """ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -170,7 +171,7 @@ def run_onnx(path: str) -> Run:
 
 
 def run_tflite(path: str) -> Run:
-    """TFLite's interpreter; a quantised model's numbers are scaled as its file says."""
+    """TFLite's interpreter; for a quantised model, input and output are scaled as its file states."""
     import tensorflow as tf
 
     interpreter = tf.lite.Interpreter(path)
@@ -199,7 +200,7 @@ def quantised(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
 
 
 def dequantised(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
-    """What the tensor holds, as float32."""
+    """The tensor's values as float32."""
     if tensor["dtype"] == np.float32:
         return values
     scale, zero = tensor["quantization"]
@@ -223,7 +224,7 @@ def facts_of_saved_model(path: str) -> dict[str, Any]:
 
 
 def facts_of_onnx(path: str) -> dict[str, Any]:
-    """From ``metadata_props``; lists are JSON."""
+    """From ``metadata_props``, where lists are JSON."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -232,7 +233,7 @@ def facts_of_onnx(path: str) -> dict[str, Any]:
 
 
 def facts_of_tflite(path: str) -> dict[str, Any]:
-    """From the archive behind the model."""
+    """From the zip archive that is appended to the model."""
     with zipfile.ZipFile(path) as archive:
         return json.loads(archive.read(FACTS_FILE))
 
@@ -272,9 +273,9 @@ def from_onnx(task: dict[str, Any]) -> dict[str, Any]:
     """``onnx``, ``path`` -> a SavedModel folder there, by onnx2tf."""
     import onnx2tf
 
-    # onnxsim is called by name; without it, computed paddings stay computed and land on the wrong axes.
+    # onnx2tf runs onnxsim as a command; without it, computed paddings stay computed and end up on the wrong axes.
     os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    # It tries its operations on sample photos, which it would download if they were not in the working directory.
+    # onnx2tf tries its operations on sample photos; it would download them if they were not in the working directory.
     folder = Path(task["path"]).parent
     os.chdir(folder)
     np.save(str(folder / ONNX2TF_SAMPLES), np.random.default_rng(0).random((20, 128, 128, 3), np.float32))
@@ -285,7 +286,7 @@ def from_onnx(task: dict[str, Any]) -> dict[str, Any]:
             output_signaturedefs=True,
             non_verbose=True,
         )
-    except SystemExit as leaving:  # its way to say that it failed
+    except SystemExit as leaving:  # this is how onnx2tf reports a failure
         raise RuntimeError(f"onnx2tf gave up on {task['onnx']} with exit code {leaving.code}") from leaving
     return {}
 
@@ -301,12 +302,12 @@ def predict(task: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def opened(name: str, path: str) -> Run:
-    """A file's runner, opened once for all sets of images."""
+    """The function that runs a file; opened only once for all sets of images."""
     return RUNNERS[name](path)
 
 
 def facts(task: dict[str, Any]) -> dict[str, Any]:
-    """``format``, ``path`` -> ``facts``: what the file says of itself."""
+    """``format``, ``path`` -> ``facts``: the facts stored in the file."""
     return {"facts": READERS[task["format"]](task["path"])}
 
 
@@ -314,7 +315,7 @@ TASKS = {"make": make, "from_onnx": from_onnx, "predict": predict, "facts": fact
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Do the tasks in order; one that fails does not end the others."""
+    """Do the tasks in order; if one fails, the others are still done."""
     results = []
     for task in request["tasks"]:
         start = time.perf_counter()
@@ -324,7 +325,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             raise
         except ModuleNotFoundError as error:
             raise keras_worker.Refused("package", f"{sys.executable} lacks a package: {error}") from error
-        except Exception as error:  # whatever a converter raises
+        except Exception as error:  # a converter can raise anything
             traceback.print_exc()
             result = {"failed": (str(error).strip() or type(error).__name__).splitlines()[0]}
         results.append({**result, "seconds": round(time.perf_counter() - start, 2)})
@@ -332,7 +333,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of all that computed here."""
+    """Versions of all packages that computed here."""
     computed = {package: version(package) for package in PACKAGES if package in sys.modules}
     return {"python": platform.python_version(), **computed}
 

@@ -1,7 +1,7 @@
 """Starts `keras_worker.py` under an interpreter that has a Keras, and reads its reply.
 
-Keras never runs in our own process: TensorFlow imported beside torch crashes it, and the Keras that matters is often
-another team's, under another interpreter.
+Keras never runs in our own process: importing TensorFlow beside torch crashes it, and the Keras that matters often
+belongs to another team and another interpreter.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 from models.bad_input import BadInput
 
 _WORKER = Path(__file__).with_name("keras_worker.py")
-# What a worker may inherit that would change what it computes or where it runs.
+# Not inherited by a worker, because they would change what it computes or where it runs.
 _NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
-# What can be done about each kind of refusal.
+# What the user can do about each kind of refusal.
 _REMEDIES = {
     "keras": "Give an interpreter that has one with --keras-python.",
     "model": "Name an interpreter that has the Keras that it comes from with --keras-python, or export it again.",
@@ -44,15 +44,15 @@ def run_keras(
 
     Args:
         jobs: for each model its `.h5` and its tasks (see `keras_worker.TASKS`); paths in tasks must be absolute.
-        python: interpreter that has a Keras; None: the one that runs us.
-        time_limit: seconds after which the worker is ended.
+        python: interpreter that has a Keras; None: the one that is running this.
+        time_limit: seconds after which the worker is stopped.
 
     Returns:
-        The worker's reply: ``versions``, and ``results``: for each job a list, one for each task.
+        The worker's reply: ``versions``, and ``results``, which has for each job a list with a result for each task.
 
     Raises:
-        BadInput: when the interpreter has no Keras, or its Keras cannot load a model.
-        KerasFailed: when the worker crashed or ran out of time.
+        BadInput: the interpreter has no Keras, or its Keras cannot load a model.
+        KerasFailed: the worker crashed or ran out of time.
     """
     request = {"jobs": [{"model": str(h5.resolve()), "tasks": tasks} for h5, tasks in jobs]}
     return run_worker(_WORKER, request, python=python, time_limit=time_limit)
@@ -61,13 +61,13 @@ def run_keras(
 def run_worker(
     script: Path, request: dict[str, Any], *, python: Path | None = None, time_limit: float = 900.0
 ) -> dict[str, Any]:
-    """Hand a request to a script that works as `keras_worker.py` does, in a process of its own; otherwise `run_keras`.
+    """Send a request to a script with the interface of `keras_worker.py`, in a process of its own; see `run_keras`.
 
     Args:
-        script: takes the paths of request and reply.
+        script: takes the paths of request and reply as arguments.
         request: plain JSON types.
-        python: interpreter that has what the script needs; None: the one that runs us.
-        time_limit: seconds after which it is ended.
+        python: interpreter that has what the script needs; None: the one that is running this.
+        time_limit: seconds after which the script is stopped.
     """
     interpreter = Path(python or sys.executable)
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as folder:
@@ -97,25 +97,25 @@ def run_worker(
 
 
 class KerasStream:
-    """A Keras process that has loaded one model and does tasks with it as they come; a context manager.
+    """A Keras process that has loaded one model and does tasks with it on demand; a context manager.
 
     Args:
         h5: the model.
-        python: interpreter that has a Keras; None: the one that runs us.
+        python: interpreter that has a Keras; None: the one that is running this.
         time_limit: seconds for loading.
 
     Attributes:
-        input_shape: NHWC, as Keras tells it, None for what may vary; None where there are several inputs.
-        output_shape: likewise.
+        input_shape: NHWC as Keras reports it, with None for sizes that may vary; None if there are several inputs.
+        output_shape: the same for the output.
 
     Raises:
-        BadInput: when the interpreter has no Keras, or its Keras cannot load the model.
-        KerasFailed: when the process crashed or ran out of time.
+        BadInput: the interpreter has no Keras, or its Keras cannot load the model.
+        KerasFailed: the process crashed or ran out of time.
     """
 
     def __init__(self, h5: Path, python: Path | None = None, time_limit: float = 600.0) -> None:
         interpreter = Path(python or sys.executable)
-        # a pipe that nobody reads would fill up, and stop the process
+        # A file, not a pipe: a pipe that nobody reads would fill up and block the process.
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
@@ -149,18 +149,18 @@ class KerasStream:
         """Have a task done (see `keras_worker.TASKS`) and return its result.
 
         Args:
-            task: paths in it must be absolute.
-            time_limit: seconds after which the process is ended.
+            task: the paths in it must be absolute.
+            time_limit: seconds after which the process is stopped.
 
         Raises:
-            KerasFailed: when it crashed or ran out of time.
+            KerasFailed: the process crashed or ran out of time.
         """
         try:
             assert self._process.stdin is not None
             self._process.stdin.write(json.dumps(task) + "\n")
             self._process.stdin.flush()
         except OSError:
-            pass  # it is gone, which its reply will tell
+            pass  # the process has ended; reading its reply reports that
         return self._reply(time_limit)
 
     def _reply(self, time_limit: float) -> dict[str, Any]:
@@ -205,7 +205,7 @@ def _without_error(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _environment() -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
-    # No GPU unless asked: the proof must not compete with training for it, nor depend on its rounding.
+    # No GPU unless asked for: the proof must not compete with training for it, nor depend on how it rounds.
     return {**inherited, "CUDA_VISIBLE_DEVICES": os.environ.get(GPU_VARIABLE, "-1"), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 

@@ -1,25 +1,25 @@
-"""Runs Keras models in a process of its own, for whoever asks through files; and verifies a file for whoever got it.
+"""Runs Keras models in a process of its own, and verifies a `.h5` for the team that received it.
 
     python keras_worker.py verify MODEL.h5
     python keras_worker.py REQUEST.json REPLY.json
     python keras_worker.py stream MODEL.h5
 
-Standalone: the standard library, numpy, h5py (which every Keras brings) and whichever Keras the interpreter has;
-nothing of ShelfTwin's, and never our torch. It therefore runs under the interpreter of any team that has a Keras:
+Standalone: it needs the standard library, numpy, h5py (which every Keras installs) and whichever Keras the interpreter
+has, but nothing else of ShelfTwin, and never torch. So it runs under the interpreter of any team that has a Keras:
 tf.keras 2.x, tf_keras, Keras 3 on any backend.
 
-`verify` is for the team that was given a `.h5` of ShelfTwin and has neither torch nor the checkpoint; see there.
+`verify` is for a team that was given a `.h5` of ShelfTwin and has neither torch nor the checkpoint; see the function.
 
-REQUEST.json: ``{"jobs": [{"model": PATH, "tasks": [{"task": NAME, ...}, ...]}, ...]}``; `TASKS` says what each task
-takes and gives. REPLY.json: ``{"versions": {...}, "results": [[...], ...]}``, a list for each job, or
-``{"error": TEXT, "kind": "model" | "keras" | "fault"}``
-with exit code 1. Arrays travel as .npy and .npz files, paths in the request. Layout is Keras's, NHWC.
+REQUEST.json: ``{"jobs": [{"model": PATH, "tasks": [{"task": NAME, ...}, ...]}, ...]}``; `TASKS` lists what each task
+takes and gives. REPLY.json: ``{"versions": {...}, "results": [[...], ...]}`` with one list for each job, or
+``{"error": TEXT, "kind": "model" | "keras" | "fault"}`` with exit code 1. Arrays are passed as .npy and .npz files,
+with paths in the request. Layout is Keras's, NHWC.
 
-`stream` is for tasks that are not all known at the beginning: a task on each line of stdin, a reply on each of stdout;
-see there.
+`stream` is for tasks that are not all known at the start. Each line of stdin is a task, each line of stdout a reply;
+see the function.
 
-Files whose model holds Lambda or other layers that are not Keras's own are refused before Keras sees them: they could
-run code.
+Files whose model contains Lambda or other layers that are not Keras's own are refused before Keras sees them, because
+they could run code.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 
-# Run by path, Python puts this folder first on the import path, where our trace.py would hide the standard one.
+# Run as a script, Python puts this folder first on the import path, where our trace.py would hide the standard one.
 _HERE = Path(__file__).resolve().parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _HERE]
 
@@ -47,15 +47,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple  # noqa: E402
 
 try:
     import numpy as np
-except ImportError:  # `check_packages` says so to whoever asked: a wrong interpreter is no crash
+except ImportError:  # reported by `check_packages`: a wrong interpreter is not a crash
     np = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-# What our export writes and what classifiers of the MobileNet era hold; none of these can run foreign code.
+# The layers that our export writes and that classifiers of the MobileNet era contain; none can run foreign code.
 KNOWN_LAYERS = frozenset(
-    # a text, because as a list it would be longer than the rest of this page
+    # one string, because as a list it would be longer than the rest of this page
     """
     InputLayer Functional Model Sequential Rescaling Normalization Conv2D DepthwiseConv2D SeparableConv2D Dense
     ZeroPadding2D Cropping2D UpSampling2D BatchNormalization LayerNormalization ReLU LeakyReLU PReLU Softmax Activation
@@ -63,13 +63,13 @@ KNOWN_LAYERS = frozenset(
     MaxPooling2D Dropout SpatialDropout2D Flatten Reshape Permute
     """.split()  # noqa: SIM905
 )
-# Change training photos, and do nothing when a photo is classified. None of them changes its size, as RandomCrop does.
+# Layers that change photos in training and do nothing in inference. None changes the size, as RandomCrop does.
 AUGMENTATION = frozenset(
     """
     RandomFlip RandomRotation RandomTranslation RandomZoom RandomContrast RandomBrightness GaussianNoise
     """.split()  # noqa: SIM905
 )
-# What else a file may name for Keras to build: settings of layers and of training.
+# What else a file may name for Keras to build: parts of layers and of the training configuration.
 KNOWN_SETTINGS = frozenset(
     """
     GlorotUniform GlorotNormal HeNormal HeUniform LecunNormal LecunUniform Zeros Ones Constant RandomNormal
@@ -83,25 +83,25 @@ KNOWN_SETTINGS = frozenset(
     Mean MeanMetricWrapper F1Score
     """.split()  # noqa: SIM905
 )
-# Modules that a file may name: others would be imported, and importing runs code.
+# Modules that a file may name. Others would be imported, and importing runs code.
 KNOWN_MODULES = re.compile(r"builtins|(tensorflow\.|tensorflow\.python\.)?(tf_)?keras(\.[\w.]*)?")
-# Where ShelfTwin keeps a few images, torch's answers and digests inside the file; every Keras leaves it alone.
+# The group inside the file with a few images, torch's answers and digests; every Keras ignores it.
 GOLDEN_GROUP = "shelftwin_golden"
 DIGESTED_ATTRIBUTES = ("model_config", "training_config", "shelftwin")
-# Largest difference of a probability from torch's, both in float32.
+# Largest difference from torch's probabilities that passes, both in float32.
 GOLDEN_THRESHOLD = 1e-5
-COMPRESSED_LIMIT = 1 << 26  # bytes of an array in memory that is compressed in the file
-SPARE_NUMBERS = 1 << 20  # that layers may ask for beyond the arrays of their file: metrics of training do
-GOLDEN_LIMIT = 1 << 26  # numbers; more than a few images have, and few enough to be read
+COMPRESSED_LIMIT = 1 << 26  # bytes in memory of arrays that are compressed in the file
+SPARE_NUMBERS = 1 << 20  # that layers may create beyond the file's arrays, as training metrics do
+GOLDEN_LIMIT = 1 << 26  # numbers; more than a few images need, and few enough to read
 
 
-READING_SECONDS = 60  # of a file of some hundred megabytes, from a slow disk
+READING_SECONDS = 60  # enough for some hundred megabytes from a slow disk
 # What h5py raises for damaged or foreign files.
 UNREADABLE = (OSError, KeyError, ValueError, TypeError, RuntimeError, AttributeError, MemoryError, AssertionError)
 
 
 class Refused(Exception):
-    """The model file, or this interpreter, cannot be used; the text says why."""
+    """The model file or this interpreter cannot be used; the message says why."""
 
     def __init__(self, kind: str, text: str) -> None:
         super().__init__(text)
@@ -109,7 +109,7 @@ class Refused(Exception):
 
 
 def check_packages() -> None:
-    """Refuse an interpreter without the packages that are needed here, and that every Keras brings."""
+    """Refuse an interpreter that lacks the packages needed here, all of which are installed with every Keras."""
     for package in ("numpy", "h5py"):
         try:
             import_module(package)
@@ -120,7 +120,7 @@ def check_packages() -> None:
 
 
 def find_keras() -> Any:
-    """The Keras of this interpreter: Keras 3 where there is one, else tf.keras, else tf_keras.
+    """The Keras of this interpreter: Keras 3 if there is one, else tf.keras, else tf_keras.
 
     ``TF_USE_LEGACY_KERAS=1``, TensorFlow's own switch, puts tf_keras first.
     """
@@ -157,7 +157,7 @@ def find_keras() -> Any:
 
 
 def versions(keras: Any) -> dict[str, str]:
-    """Versions of all that computes here."""
+    """Versions of all packages that compute here."""
     backend = keras.backend.backend() if hasattr(keras.backend, "backend") else "tensorflow"
     found = {"python": platform.python_version(), "keras": _version(keras), "backend": backend, "numpy": np.__version__}
     for name in ("tensorflow", "jax", "torch"):
@@ -167,17 +167,17 @@ def versions(keras: Any) -> dict[str, str]:
 
 
 def _version(module: Any) -> str:
-    # tf.keras 2.13 to 2.15 is the package keras without its version
+    # tf.keras 2.13 to 2.15 has no version of its own: it is the package keras
     return str(getattr(module, "__version__", None) or getattr(sys.modules.get("keras"), "__version__", "unknown"))
 
 
 def check_storage(path: str) -> None:
-    """Refuse an `.h5` that points out of itself, claims arrays that it does not hold, or is damaged.
+    """Refuse an `.h5` that refers to anything outside itself, claims arrays that it does not contain, or is damaged.
 
-    Every object must hang in one place, on a plain link; every array's bytes must lie in this file, whole. So what is
-    read is never more than the file is long, and `COMPRESSED_LIMIT` where arrays are compressed: no claimed terabyte.
+    Every object must have exactly one place, with a plain link to it, and every array's bytes must all be in this file.
+    So no more is read than the file is long, plus `COMPRESSED_LIMIT` for compressed arrays, whatever sizes it claims.
 
-    All of it is read by a child process first: HDF5's library itself crashes on some damaged files, or never ends.
+    A child process reads everything first: the HDF5 library itself crashes on some damaged files, or hangs.
     """
     if not Path(path).is_file():
         raise Refused("model", f"{path} is no file")
@@ -188,7 +188,7 @@ def check_storage(path: str) -> None:
         if ending != _RAISED:
             raise Refused("model", f"{path} is damaged: reading it {ending}")
     try:
-        _read_all(path)  # without a child, or once more for what it raised
+        _read_all(path)  # if there is no child process, or to raise again what it raised
     except UNREADABLE as error:
         raise Refused("model", f"{path} is not a Keras .h5, or a damaged one: {error}") from error
 
@@ -197,16 +197,16 @@ _SOUND, _RAISED = "ends well", "raises"
 
 
 def _ending_of_child(work: Callable[[], None]) -> str:
-    """Do something in a child process; says how that ended: `_SOUND`, `_RAISED`, or in words a crash or no end."""
+    """Run `work` in a child process. Returns `_SOUND`, `_RAISED`, or a description of a crash or time-out."""
     child = os.fork()
     if not child:
         code = 1
         try:
-            faulthandler.disable()  # a crash here is an answer
+            faulthandler.disable()  # a crash is an expected outcome here
             work()
             code = 0
         finally:
-            os._exit(code)  # what is raised will be raised in the parent, too
+            os._exit(code)  # an exception is raised again in the parent
     deadline = time.monotonic() + READING_SECONDS
     while True:
         ended, status = os.waitpid(child, os.WNOHANG)
@@ -222,7 +222,7 @@ def _ending_of_child(work: Callable[[], None]) -> str:
 
 
 def _read_all(path: str) -> None:
-    """Walk through the file and read each array once; Refused as `check_storage` says."""
+    """Walk through the file and read each array once; raises Refused as described in `check_storage`."""
     import h5py
 
     claimed, length = 0, Path(path).stat().st_size
@@ -254,7 +254,7 @@ def _read_all(path: str) -> None:
 
 
 def check_attributes(path: str, where: str, item: Any, length: int) -> None:
-    """Refuse an attribute that claims more than the file is long."""
+    """Refuse an attribute that claims to be larger than the file."""
     import h5py
 
     for name in item.attrs:
@@ -265,7 +265,7 @@ def check_attributes(path: str, where: str, item: Any, length: int) -> None:
 
 
 def checked_size(path: str, where: str, dataset: Any) -> int:
-    """Bytes of an array of numbers that lies whole in the file; anything else is refused."""
+    """Size in bytes of an array of numbers that is completely in the file; anything else is refused."""
     import h5py
 
     if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "fiub":
@@ -287,7 +287,7 @@ def read_architecture(path: str) -> dict[str, Any]:
 
 
 def _json_attribute(path: str, name: str, default: Any = None) -> Any:
-    """A JSON attribute of the file; Refused if it is none, or is not there and there is no default."""
+    """A JSON attribute of the file. Refused if it is not JSON, or missing without a default."""
     import h5py
 
     if not Path(path).is_file():
@@ -302,11 +302,11 @@ def _json_attribute(path: str, name: str, default: Any = None) -> Any:
 
 
 def check_layers(path: str) -> None:
-    """Refuse a file that names anything for Keras to build but what is known; nothing in it has been run by then.
+    """Refuse a file that names anything unknown for Keras to build. Nothing in the file has been run at this point.
 
-    Looked at is everything in ``model_config`` and ``training_config``: layers, models in models, and what stands in
-    their settings, such as an activation or a loss, for Keras builds those, too. So are the thresholds of a metric,
-    which Keras lists before it asks for weights.
+    This looks at everything in ``model_config`` and ``training_config``: layers, nested models, and also their
+    settings, such as an activation or a loss, because Keras builds those, too. It also limits the thresholds of a
+    metric, because Keras makes a list of them before it asks for weights.
     """
     try:
         training = _json_attribute(path, "training_config", {})
@@ -327,7 +327,7 @@ def check_layers(path: str) -> None:
 
 
 def _thresholds(value: Any) -> Iterator[float]:
-    """All that a piece of configuration gives for `num_thresholds`."""
+    """All values for `num_thresholds` in a piece of configuration."""
     if isinstance(value, list):
         for each in value:
             yield from _thresholds(each)
@@ -338,7 +338,7 @@ def _thresholds(value: Any) -> Iterator[float]:
 
 
 def _built(value: Any) -> Iterator[str]:
-    """Names of all that Keras would build from a piece of configuration, foreign modules and registered names too."""
+    """Names of everything that Keras would build from a piece of configuration, including foreign modules."""
     if isinstance(value, list):
         for each in value:
             yield from _built(each)
@@ -349,7 +349,7 @@ def _built(value: Any) -> Iterator[str]:
         yield str(name)
         if module is not None and not KNOWN_MODULES.fullmatch(str(module)):
             yield f"{module}.{name}"
-        # Keras's own have none, or their name; functions that of the function
+        # Keras's own classes have no registered name, or their own; functions have the function's
         if registered not in (None, name) and not (name == "function" and registered == value.get("config")):
             yield f"{registered} ({name})"
     for each in value.values():
@@ -358,11 +358,11 @@ def _built(value: Any) -> Iterator[str]:
 
 @contextmanager
 def no_more_weights(keras: Any, path: str) -> Iterator[None]:
-    """While Keras builds a file's layers, refuse those that ask for more numbers than the file's arrays have.
+    """While Keras builds a file's layers, refuse layers that ask for more numbers than the file's arrays contain.
 
-    Layers are built before weights are loaded: a tiny file could name a Dense of two thousand million units. What a
-    layer asks for hangs on all before it, so it is looked at where every layer of every Keras asks: nothing of that
-    size has been allocated by then.
+    Keras builds layers before it loads weights, so a tiny file could name a Dense with two thousand million units. How
+    much a layer asks for depends on all layers before it. So this checks `add_weight`, which every layer of every
+    Keras calls before it allocates anything.
     """
     most, asked = numbers_in(path) + SPARE_NUMBERS, 0
     refusals: list[Refused] = []
@@ -371,7 +371,7 @@ def no_more_weights(keras: Any, path: str) -> Iterator[None]:
 
     def counting(layer: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal asked
-        # without a name it is the first argument in Keras 3, and the second, after the weight's name, in Keras 2
+        # if not given by name, the shape is the first argument in Keras 3 and the second, after the name, in Keras 2
         shapes = [kwargs.get("shape"), *(each for each in args if not isinstance(each, str))]
         shape = next((each for each in shapes if each is not None), ())
         shape = [int(side or 1) for side in ([shape] if isinstance(shape, int) else shape)]
@@ -386,7 +386,7 @@ def no_more_weights(keras: Any, path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if refusals:  # Keras may have made something else of it
+        if refusals:  # Keras may have turned it into another exception
             raise refusals[0] from error
         raise
     finally:
@@ -394,7 +394,7 @@ def no_more_weights(keras: Any, path: str) -> Iterator[None]:
 
 
 def numbers_in(path: str) -> int:
-    """How many numbers all arrays of an `.h5` have together."""
+    """How many numbers there are in all arrays of an `.h5` together."""
     import h5py
 
     sizes: list[int] = []
@@ -404,7 +404,7 @@ def numbers_in(path: str) -> int:
 
 
 def load(keras: Any, path: str) -> Any:
-    """`load_model(path)` as any user would: no custom objects, compiled as the file says."""
+    """`load_model(path)` as any user would call it: no custom objects, compiled as the file states."""
     check_storage(path)
     check_layers(path)
     try:
@@ -412,13 +412,13 @@ def load(keras: Any, path: str) -> Any:
             return keras.models.load_model(path)
     except Refused:
         raise
-    except Exception as error:  # Keras raises whatever its layers raise
+    except Exception as error:  # layers can raise anything, and Keras passes it on
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refused("model", f"Keras {_version(keras)} cannot load {path}: {first_line}") from error
 
 
 def images(path: str, scale: float, precision: str = "float32") -> tuple[int, Callable[[int, int], np.ndarray]]:
-    """Source of batches: an .npy of shape (N, H, W, 3), memory-mapped; multiplied by `scale` in that precision."""
+    """Source of batches from an .npy of shape (N, H, W, 3), memory-mapped; multiplied by `scale` in `precision`."""
     array, dtype = np.load(path, mmap_mode="r", allow_pickle=False), np.dtype(precision).type
 
     def batch(start: int, stop: int) -> np.ndarray:
@@ -440,14 +440,14 @@ def predict(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     return {"count": count}
 
 
-_EXACT: dict[str, Any] = {}  # path of a copy -> its model in float64: one is made, however many batches come
+_EXACT: dict[str, Any] = {}  # path of a copy -> its model in float64, made only once for all batches
 
 
 def predict_exact(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``inputs`` (N, H, W, 3) .npy, ``scale``, ``copy`` -> ``outputs`` .npy: (N, C), all at once, in float64."""
     count, batch = images(task["inputs"], task["scale"], "float64")
     usual = keras.backend.floatx()
-    keras.backend.set_floatx("float64")  # Keras 2 casts what it is given to this
+    keras.backend.set_floatx("float64")  # Keras 2 casts its inputs to this type
     try:
         if task["copy"] not in _EXACT:
             _EXACT[task["copy"]] = in_float64(keras, task["model"], Path(task["copy"]))
@@ -458,7 +458,7 @@ def predict_exact(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any
 
 
 def weights(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """``outputs`` .npz: the arrays as Keras holds them after loading, ``LAYER/INDEX`` in Keras's order.
+    """``outputs`` .npz: the arrays as Keras holds them after loading, named ``LAYER/INDEX`` in Keras's order.
 
     The layers of a nested model are named ``MODEL/LAYER``.
     """
@@ -470,7 +470,7 @@ def weights(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All layers with their names; in place of a nested model those within."""
+    """All layers with their names; a nested model is replaced by the layers inside it."""
     for layer in model.layers:
         if hasattr(layer, "layers"):
             yield from leaves(layer, f"{prefix}{layer.name}/")
@@ -481,11 +481,11 @@ def leaves(model: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``inputs`` (N, H, W, 3) float64 .npy, ``names`` -> ``folder``/INDEX.npy: each layer's output, all in float64.
 
-    A layer of a nested model is named ``MODEL/LAYER``; ``fed_by`` (may be left out) then says for each nested model
-    the layer whose output goes into it, null for the images.
+    A layer of a nested model is named ``MODEL/LAYER``. ``fed_by``, which is optional, then gives for each nested model
+    the layer whose output it is fed, or null if it is fed the images.
     """
     usual = keras.backend.floatx()
-    keras.backend.set_floatx("float64")  # Keras 2 casts what it is given to this
+    keras.backend.set_floatx("float64")  # Keras 2 casts its inputs to this type
     try:
         twin = in_float64(keras, task["model"], Path(task["folder"]) / "float64.h5")
         images = np.load(task["inputs"], allow_pickle=False)
@@ -500,10 +500,10 @@ def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 def layer_outputs(
     keras: Any, model: Any, names: list[str], images: np.ndarray, fed_by: dict[str, str | None]
 ) -> dict[str, np.ndarray]:
-    """Outputs of the named layers; a nested model is computed on its own, from what was computed before it."""
+    """Outputs of the named layers; a nested model is computed separately, from the output that it is fed."""
     wanted = list(dict.fromkeys([*names, *(feeding for feeding in fed_by.values() if feeding)]))
     values: dict[str, np.ndarray] = {}
-    # fed_by is in the order of computation, and the model itself feeds them or is fed by their results
+    # in the order of computation: the outer model and earlier parts compute what later parts are fed
     parts: list[tuple[str, Any, str | None]] = [("", model, None)]
     parts += [(f"{path}/", inner_model(model, path), feeding) for path, feeding in fed_by.items()]
     for prefix, part, feeding in parts:
@@ -518,23 +518,24 @@ def layer_outputs(
 
 
 def inner_model(model: Any, path: str) -> Any:
-    """The nested model of that path."""
+    """The nested model with that path."""
     for name in path.split("/"):
         model = model.get_layer(name)
     return model
 
 
 def part_model(keras: Any, part: Any, outputs: list[Any]) -> Any:
-    """From the part's own input to the outputs."""
+    """The model from the part's own input to the given outputs."""
     return keras.models.Model(part.inputs, outputs)
 
 
 def train(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``inputs`` (B, H, W, 3) and ``targets`` (B, C), float64 .npy, ``steps``, ``copy`` -> ``outputs`` .npz.
 
-    Optimiser steps in float64 with the training configuration that the file has, as whoever goes on training makes
-    them; dropout off and BatchNorm in inference mode, so that they are no matter of chance or of the batch. The arrays
-    afterwards are named as by `weights`. Gives ``failed`` where this Keras does not train the model.
+    Optimiser steps in float64 with the file's training configuration, as anyone would make who trains the model
+    further; but with dropout off and BatchNorm in inference mode, so that the result does not depend on chance or on
+    the rest of the batch. The trained arrays are named as by `weights`. Gives ``failed`` if this Keras does not train
+    the model.
     """
 
     def hold_still(layer: dict[str, Any]) -> None:
@@ -549,10 +550,10 @@ def train(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
         twin = in_float64(keras, task["model"], Path(task["copy"]), compiled=True, change=hold_still)
         inputs, targets = (np.load(task[name], allow_pickle=False) for name in ("inputs", "targets"))
         try:
-            twin.run_eagerly = True  # making a graph for a few steps takes longer than the steps
+            twin.run_eagerly = True  # compiling a graph takes longer than these few steps
             for _ in range(task["steps"]):
                 twin.train_on_batch(inputs, targets)
-        except Exception as error:  # Keras raises whatever its layers raise
+        except Exception as error:  # layers can raise anything, and Keras passes it on
             return {"failed": (str(error).strip() or type(error).__name__).splitlines()[0]}
         return weights(keras, twin, task)
     finally:
@@ -562,8 +563,8 @@ def train(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``files``, ``image_size`` [h, w], ``interpolation``, ``scale`` -> ``pixels`` and ``outputs`` .npy.
 
-    Photos as this Keras loads them, uint8 (N, H, W, 3), and their probabilities (N, C). Gives ``skipped`` where Keras
-    cannot load any, and ``unreadable``: index -> reason, of those it cannot load, whose pixels are zeros.
+    Photos as this Keras loads them, uint8 (N, H, W, 3), and their probabilities (N, C). Gives ``skipped`` if Keras
+    cannot load any photo, and ``unreadable``: index -> reason, for the photos that it cannot load; their pixels are 0.
     """
     pixels = np.zeros((len(task["files"]), *task["image_size"], 3), np.uint8)
     unreadable = {}
@@ -573,18 +574,18 @@ def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
             pixels[index] = np.asarray(photo)
         except ImportError as error:
             return {"skipped": str(error)}
-        except Exception as error:  # Pillow raises whatever its readers raise
+        except Exception as error:  # Pillow's readers can raise anything
             unreadable[str(index)] = (str(error).strip() or type(error).__name__).splitlines()[0]
     np.save(task["pixels"], pixels)
     return {"unreadable": unreadable, **predict(keras, model, {**task, "inputs": task["pixels"]})}
 
 
 def use(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """``inputs``, ``scale``, ``labels`` (a class for each image), ``folder`` -> how using the model went.
+    """``inputs``, ``scale``, ``labels`` (a class for each image), ``folder`` -> what happened when the model was used.
 
-    What a team does with a file it is given: prints the summary, trains one step on the images as the file says, saves
-    the model in this Keras's formats and loads it again. Gives ``summary`` (lines), ``loss``, ``moved`` and
-    ``moved_though_frozen`` (layers whose weights the step changed), ``saved``: suffix -> largest difference of a
+    Does what a team does with a file that it is given: prints the summary, trains one step on the images as the file
+    states, saves the model in this Keras's formats and loads it again. Gives ``summary`` (lines), ``loss``, ``moved``
+    and ``moved_though_frozen`` (layers whose weights the step changed), ``saved``: suffix -> largest difference of a
     probability after saving and loading, and ``not_loaded``: suffix -> why it could not be loaded again.
     """
     count, batch = images(task["inputs"], task["scale"])
@@ -601,7 +602,7 @@ def use(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
         model.save(path)
         try:
             again = keras.models.load_model(path)
-        except Exception as error:  # Keras raises whatever its layers raise
+        except Exception as error:  # layers can raise anything, and Keras passes it on
             not_loaded[suffix] = (str(error).strip() or type(error).__name__).splitlines()[0]
             continue
         saved[suffix] = float(np.max(np.abs(np.asarray(again.predict_on_batch(batch(0, count))) - trained)))
@@ -616,7 +617,7 @@ def use(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def saving_formats(keras: Any) -> tuple[str, str]:
-    """Suffixes of this Keras's own format and of HDF5; before 2.12 the former was a SavedModel folder."""
+    """Suffixes of this Keras's own format and of HDF5; before 2.12, its own format was a SavedModel folder."""
     major, minor = (int(part) for part in _version(keras).split(".")[:2])
     return (".keras" if (major, minor) >= (2, 12) else ".saved_model", ".h5")
 
@@ -628,29 +629,29 @@ def in_float64(
     compiled: bool = False,
     change: Callable[[dict[str, Any]], None] = lambda layer: None,
 ) -> Any:
-    """The same file with every layer computing in float64: only the dtype in its architecture is changed.
+    """The same file with every layer computing in float64, by changing the dtype in its architecture.
 
     Args:
         keras: this interpreter's.
-        path: of the `.h5`.
-        copy: where the changed file goes.
-        compiled: as the file says, for training.
-        change: what else is to be changed in a layer of the architecture.
+        path: the `.h5`.
+        copy: where to write the changed file.
+        compiled: whether to compile the model for training, as the file states.
+        change: called with each layer of the architecture, to change something else in it.
     """
     import h5py
 
     if keras.backend.backend() == "jax":
         import jax
 
-        jax.config.update("jax_enable_x64", True)  # without it jax computes float64 in float32, silently
-    # Keras 3 makes float32 of every promoted float64 (in BatchNorm, for one) on all backends but TensorFlow's.
+        jax.config.update("jax_enable_x64", True)  # otherwise jax silently computes in float32
+    # Keras 3 turns promoted float64 into float32 (in BatchNorm, for one) on all backends but TensorFlow's.
     narrowing = getattr(sys.modules.get("keras.src.backend.common.dtypes"), "BIT64_TO_BIT32_DTYPE", {})
     narrowing.update({"float64": "float64"})
     shutil.copy(path, str(copy))
     config = read_architecture(path)
     for layer in layer_configs(config):
         if layer["class_name"] in AUGMENTATION:
-            # Keras 2 cannot build some of them in float64. What they do to a photo, float32 shows.
+            # Keras 2 cannot build some of them in float64. What they do to a photo is compared in float32.
             kept = {name: layer["config"][name] for name in ("name", "batch_input_shape") if name in layer["config"]}
             layer.update(class_name="Activation", config={**kept, "activation": "linear"})
         layer["config"]["dtype"] = "float64"
@@ -660,18 +661,18 @@ def in_float64(
     twin = keras.models.load_model(str(copy), compile=compiled)
     for _, layer in leaves(twin):
         if type(layer).__name__ == "Rescaling":
-            # Python numbers would be rounded to float32 before they are cast to float64
+            # as Python numbers they would be rounded to float32 before they are cast to float64
             layer.scale, layer.offset = np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
         if type(layer).__name__ == "Normalization" and layer.mean is not None:
-            # Keras 3 holds them in float32 and takes the root there
+            # Keras 3 holds them in float32 and takes the square root in float32
             layer.mean, layer.variance = np.asarray(layer.mean, "float64"), np.asarray(layer.variance, "float64")
         if type(layer).__name__ == "Activation" and getattr(layer.activation, "__name__", "") == "gelu":
-            layer.activation = exact_gelu(keras)  # TensorFlow's rounds the square root of 2 to float32
+            layer.activation = exact_gelu(keras)  # TensorFlow's own rounds the square root of 2 to float32
     return twin
 
 
 def layer_configs(model: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What the architecture says of each layer; in place of a nested model of those within."""
+    """The architecture's entry for each layer; a nested model is replaced by the layers inside it."""
     for layer in model["config"]["layers"]:
         if isinstance(layer["config"].get("layers"), list):
             yield from layer_configs(layer)
@@ -704,17 +705,17 @@ def array_digest(*arrays: np.ndarray) -> str:
 
 
 class GoldenData(NamedTuple):
-    """Golden images and what the file says of itself."""
+    """The golden images, and the digests that the file states."""
 
     inputs: np.ndarray  # uint8 (N, H, W, 3)
     outputs: np.ndarray  # torch's, float32 (N, C)
     scale: float  # the model takes inputs * scale, in float32
     stored: dict[str, Any]  # digests in the file, by part; "layers": by layer
-    actual: dict[str, str]  # digests computed now; without the layers, for which a Keras is asked
+    actual: dict[str, str]  # digests computed now, without those of the layers, which need a Keras
 
 
 def read_golden(path: str) -> GoldenData:
-    """Read them without Keras; Refused where there are none that can be read."""
+    """Read the golden images without Keras; raises Refused if there are none or they cannot be read."""
     import h5py
 
     read_architecture(path)
@@ -736,7 +737,7 @@ def read_golden(path: str) -> GoldenData:
         raise Refused("model", f"{path} has golden images that cannot be read: {error}") from error
     actual = {name: array_digest(np.frombuffer(text, np.uint8)) for name, text in texts.items()}
     actual = {**actual, "inputs": array_digest(inputs), "outputs": array_digest(outputs)}
-    # 1/255 rounded, then multiplied by: as ImageDataGenerator(rescale=1/255) does
+    # multiplying by the rounded 1/255 is what ImageDataGenerator(rescale=1/255) does
     return GoldenData(inputs, outputs, float(np.float32(1 if raw else 1 / 255)), stored, actual)
 
 
@@ -745,10 +746,10 @@ def _bytes(text: Any) -> bytes:
 
 
 def verify(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """``model`` (path) -> ``passed``, ``lines``: is this copy whole, does this Keras compute with it what torch did?
+    """``model`` (path) -> ``passed``, ``lines``: is this copy intact, and does this Keras compute what torch did?
 
-    The digests find damage and edits, even of a weight's last bit; they are no signature: who wants to deceive can
-    compute them anew.
+    The digests reveal damage and edits, even in the last bit of a weight. They are not a signature: someone who wants
+    to deceive can compute them again.
     """
     golden = read_golden(task["model"])
     checks = {
@@ -761,14 +762,14 @@ def verify(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def contents_check(golden: GoldenData) -> tuple[bool, str]:
-    """Architecture, training configuration, facts and golden images have the digests that the file states."""
+    """Whether architecture, training configuration, facts and golden images have the digests stated in the file."""
     parts = sorted({*golden.stored, *golden.actual} - {"layers"})
     changed = [part for part in parts if golden.stored.get(part) != golden.actual.get(part)]
     return not changed, f"changed: {', '.join(changed)}" if changed else f"{', '.join(parts)} are as written"
 
 
 def loaded_weights_check(golden: GoldenData, model: Any) -> tuple[bool, str]:
-    """Every layer's weights, as this Keras holds them after loading, have the digest that the file states."""
+    """Whether every layer's weights, as this Keras holds them after loading, have the digest stated in the file."""
     arrays = {layer.name: layer.get_weights() for layer in model.layers}
     loaded = {name: array_digest(*each) for name, each in arrays.items() if each}
     expected = golden.stored["layers"]
@@ -779,7 +780,7 @@ def loaded_weights_check(golden: GoldenData, model: Any) -> tuple[bool, str]:
 
 
 def probabilities_check(golden: GoldenData, model: Any) -> tuple[bool, str]:
-    """The golden images give torch's probabilities, and torch's labels."""
+    """Whether the golden images give torch's probabilities and torch's labels."""
     expected, count = golden.outputs, len(golden.inputs)
     if not count or golden.inputs.shape[1:] != tuple(model.input_shape[1:]):
         return False, f"the model takes {model.input_shape}, the golden images are {golden.inputs.shape}"
@@ -795,21 +796,21 @@ def probabilities_check(golden: GoldenData, model: Any) -> tuple[bool, str]:
 
 
 def same_labels(expected: np.ndarray, gave: np.ndarray, tie: float) -> np.ndarray:
-    """For which images both sides put the same class first, or one as likely; bool, (N,).
+    """For each image, whether both sides put the same class first, or one that is equally likely; bool, (N,).
 
-    Where two classes are equally likely, as for an image of one colour, rounding decides. So another label counts as
-    the same if its expected probability is within `tie` of the largest.
+    If two classes are equally likely, as for an image of a single colour, rounding decides which comes first. So
+    another label counts as the same if its expected probability is within `tie` of the largest.
 
     Args:
-        expected: probabilities, (N, C), by torch.
-        gave: the same, of the other side; of another shape it agrees on none.
-        tie: largest difference of two probabilities that are equally likely.
+        expected: torch's probabilities, (N, C).
+        gave: the other side's; if their shape differs, no image agrees.
+        tie: the largest difference between two probabilities that count as equally likely.
     """
     if expected.shape != gave.shape:
         return np.zeros(len(expected), bool)
     exact = expected.astype(np.float64)
     of_label = np.take_along_axis(exact, gave.argmax(axis=1)[:, None], axis=1)[:, 0]
-    # not a number is no label
+    # a row with NaN has no label
     return (exact.max(axis=1) - of_label <= tie) & np.isfinite(gave).all(axis=1)
 
 
@@ -817,15 +818,15 @@ def verify_and_say(path: str) -> int:
     """Load the file as any user would and `verify` it; the last line says PASS or FAIL.
 
     Returns:
-        The exit code: 0; 1: it differs; 2: it could not be checked.
+        The exit code: 0: the file passed; 1: it differs; 2: it could not be checked.
     """
-    # Proof needs exact float32, so no GPU unless asked for; set before any Keras is imported.
+    # The proof needs exact float32, so no GPU unless asked for. This must be set before any Keras is imported.
     for name, value in (("CUDA_VISIBLE_DEVICES", "-1"), ("TF_CPP_MIN_LOG_LEVEL", "3")):
         os.environ.setdefault(name, value)
     try:
         check_packages()
         check_storage(path)
-        read_golden(path)  # before a Keras is started in vain
+        read_golden(path)  # fail early, before Keras is started
         keras = find_keras()
         result = verify(keras, load(keras, path), {"model": path})
     except Refused as refused:
@@ -853,7 +854,7 @@ TASKS = {
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Do the jobs in order; each loads its model once and does its tasks."""
+    """Do the jobs in order. Each job loads its model once and does its tasks with it."""
     check_packages()
     keras = find_keras()
     results = []
@@ -864,16 +865,16 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def stream(path: str) -> int:
-    """Load a model and do tasks with it as they come, each a line of JSON on stdin, until stdin ends.
+    """Load a model and do tasks with it as they arrive, each a line of JSON on stdin, until stdin ends.
 
-    Every reply is a line of JSON on stdout: first, once the model is loaded, ``versions``, ``input_shape`` and
-    ``output_shape``, then what each task gives; or what ``REPLY.json`` would say of an error, which is the last.
+    Every reply is a line of JSON on stdout. The first, once the model is loaded, has ``versions``, ``input_shape`` and
+    ``output_shape``; then comes the result of each task. An error is reported as in ``REPLY.json`` and ends the stream.
 
     Returns:
         The exit code: 0 only if every task was done.
     """
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever else is printed here is no reply
+    os.dup2(2, 1)  # anything else that is printed goes to stderr, not among the replies
 
     def reply(content: dict[str, Any]) -> None:
         replies.write(json.dumps(content) + "\n")
@@ -898,7 +899,7 @@ def stream(path: str) -> int:
 
 
 def _shape_of(model: Any, name: str) -> list[Any] | None:
-    """The model's shape; None where it has several, or none."""
+    """The model's input or output shape; None if it has several, or none."""
     shape = getattr(model, name, None)
     if not isinstance(shape, (tuple, list)) or any(isinstance(size, (tuple, list, dict)) for size in shape):
         return None
@@ -921,7 +922,7 @@ def main(request_path: str, reply_path: str, run: Callable[[dict[str, Any]], dic
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         print(__doc__, file=sys.stderr)
-        sys.exit(2)  # nothing was checked; 1 would say that something differs
+        sys.exit(2)  # nothing was checked; 1 would mean that the file differs
     if sys.argv[1] == "verify":
         sys.exit(verify_and_say(sys.argv[2]))
     if sys.argv[1] == "stream":

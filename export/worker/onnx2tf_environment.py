@@ -1,7 +1,7 @@
-"""The isolated environment of onnx2tf: made once, in the user's cache, when the first opinion of it is asked for.
+"""The isolated environment for onnx2tf: made once, in the user's cache, when its second opinion is first asked for.
 
-onnx2tf declares none of its dependencies, and some of them (tf-keras, ai-edge-litert, onnxsim) have no business in the
-environment that trains. So it gets one of its own, with every package pinned that computes.
+onnx2tf declares none of its dependencies, and some of them (tf-keras, ai-edge-litert, onnxsim) should not be in the
+environment that trains. So it gets its own, in which every package that computes is pinned.
 """
 
 from __future__ import annotations
@@ -35,28 +35,29 @@ REQUIREMENTS = (
     "numpy==2.4.6",
 )
 TIME_LIMIT = 1800.0
-"""Seconds for each command: TensorFlow is 600 MB."""
-# Written last: an environment that has it is whole.
+"""Seconds for each command; long, because TensorFlow is 600 MB."""
+# Written last: an environment with this file is complete.
 _READY = "shelftwin-ready"
 
 
 def environment_folder() -> Path:
-    """Where the environment is; other pins or another Python give another folder."""
+    """Where the environment is; with other pins or another Python it is another folder."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     made_of = "\n".join((platform.python_version(), *REQUIREMENTS))
     return cache / "shelftwin" / f"onnx2tf-{VERSION}-{hashlib.sha256(made_of.encode()).hexdigest()[:8]}"
 
 
 def onnx2tf_python(progress: Callable[[str], None] = lambda text: None) -> Path:
-    """The interpreter that has onnx2tf; its environment is made where there is none.
+    """The interpreter that has onnx2tf; its environment is made if it does not exist.
 
-    Of several processes that ask at once, one makes it and the others wait. One that was broken off is made anew.
+    If several processes ask at once, one makes it and the others wait. An incomplete environment is made again.
 
     Args:
-        progress: is told when an environment is made, by us or by another whom we wait for: it may take minutes.
+        progress: called with a message if the environment is being made, here or by another process, as that may take
+            minutes.
 
     Raises:
-        BadInput: it cannot be made, for want of a network, disk or rights.
+        BadInput: it cannot be made, because network, disk space or permissions are missing.
     """
     folder = environment_folder()
     python = folder / "bin" / "python"
@@ -75,19 +76,19 @@ def onnx2tf_python(progress: Callable[[str], None] = lambda text: None) -> Path:
 
 
 def _is_whole(folder: Path, python: Path) -> bool:
-    # the second: its base interpreter may have been removed since
+    # the second check, because its base interpreter may have been removed since
     return (folder / _READY).is_file() and python.exists()
 
 
 def _make(folder: Path, python: Path) -> None:
-    """Try uv, which is fast, then the standard library's venv and pip, which are always there."""
+    """Try uv, which is fast, then the standard library's venv with pip, which is always there."""
     own = sys.executable
-    roads: tuple[tuple[list[str | Path], list[str | Path]], ...] = (
+    ways: tuple[tuple[list[str | Path], list[str | Path]], ...] = (
         ([own, "-m", "uv", "venv", "--python", own, folder], [own, "-m", "uv", "pip", "install", "--python", python]),
         ([own, "-m", "venv", folder], [python, "-m", "pip", "install"]),
     )
     complaint = ""
-    for make, install in roads:
+    for make, install in ways:
         shutil.rmtree(folder, ignore_errors=True)
         complaint = _run(make) or _run([*install, *REQUIREMENTS])
         if not complaint:
@@ -96,7 +97,7 @@ def _make(folder: Path, python: Path) -> None:
 
 
 def _run(command: list[str | Path]) -> str:
-    """Run a command; give its last words if it failed, else nothing."""
+    """Run a command; returns the last line of its output if it failed, otherwise ''."""
     own = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     try:
         done = subprocess.run(
