@@ -43,7 +43,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
 from lightning_module.classifier import ProductClassifier
-from lightning_module.commands.quiet_lightning import keep_tensorflow_out
 from lightning_module.commands.training import TrainingCLI
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -69,7 +68,6 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    keep_tensorflow_out()  # TensorBoard's writer would otherwise import it
     with tempfile.TemporaryDirectory() as folder:
         if arguments.root is None:
             arguments.root = Path(folder) / "photos"

@@ -1,20 +1,8 @@
-"""Silences Lightning's advice that does not apply here, and keeps TensorBoard from importing TensorFlow."""
+"""Silences Lightning's advice that does not apply here."""
 
 import logging
-import sys
 import warnings
 from pathlib import Path
-from types import ModuleType
-
-
-def keep_tensorflow_out() -> None:
-    """Let TensorBoard's writer use its own stub, although TensorFlow is installed for the Keras process.
-
-    Importing TensorFlow takes seconds and hundreds of megabytes, and on a GPU it would also take the GPU's memory.
-    TensorBoard only checks whether the module `notf` exists (tensorboard/compat/__init__.py, `tf`).
-    """
-    sys.modules.setdefault("tensorboard.compat.notf", ModuleType("tensorboard.compat.notf"))
-
 
 _UNASKED = (
     "litlogger", "litmodels",  # advertisements

@@ -25,7 +25,7 @@ from lightning_module.commands.cli import EXIT_MISMATCH, PARSING, parse
 from lightning_module.commands.finder_flags import FINDERS, find_settings, take_found
 from lightning_module.commands.kept_settings import KeepConfig, settings_text
 from lightning_module.commands.monitors import check_monitors
-from lightning_module.commands.quiet_lightning import keep_tensorflow_out, quieten
+from lightning_module.commands.quiet_lightning import quieten
 from lightning_module.commands.short_help import shipped_configs
 from lightning_module.evaluation.measured_photos import KeepLogits
 from lightning_module.evaluation.report import report_fit, report_test
@@ -70,7 +70,6 @@ def run(argv: list[str]) -> None:
         SystemExit: 1 if the twin differs from its checkpoint.
     """
     quieten()
-    keep_tensorflow_out()
     command = argv[0]
 
     class OneCommand(TrainingCLI):
