@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,32 +63,31 @@ class KerasSide:
     loading_skipped: str = ""
 
 
-def keras_sides(comparisons: Sequence[Comparison], folder: Path, python: Path | None) -> list[KerasSide]:
-    """Ask one Keras about all comparisons.
+def keras_sides(comparisons: Sequence[Comparison], folder: Path, python: Path | None) -> Iterator[KerasSide]:
+    """Ask one Keras about all comparisons; what it computed for each is read when its turn comes.
 
     Args:
         comparisons: what to compare.
-        folder: for the files that are exchanged with the worker; must exist.
+        folder: empty, for the files that are exchanged with the worker; must outlast the iterator.
         python: interpreter that has the Keras; None: our own.
 
     Raises:
         BadInput: the interpreter has no Keras, or its Keras cannot load a model.
         KerasFailed: the process crashed or ran out of time.
     """
-    with tempfile.TemporaryDirectory(prefix="shelftwin-") as name:
-        asked = []
-        for number, comparison in enumerate(comparisons):
-            (folder / str(number)).mkdir()
-            own = Path(name) / str(number)
-            own.mkdir()
-            asked.append(_tasks(comparison, own, folder / str(number)))
-        jobs = [(comparison.h5, list(tasks.values())) for comparison, tasks in zip(comparisons, asked, strict=True)]
-        images = sum(len(each.images) for comparison in comparisons for each in comparison.sets)
-        reply = run_keras(jobs, python=python, time_limit=600 + 120 * len(comparisons) + 5 * images)
-        return [
-            _collect(comparison, tasks, dict(zip(tasks, results, strict=True)), reply["versions"])
-            for comparison, tasks, results in zip(comparisons, asked, reply["results"], strict=True)
-        ]
+    asked = []
+    for number, comparison in enumerate(comparisons):
+        own, probes = folder / f"{number}", folder / f"{number}-probes"
+        own.mkdir()
+        probes.mkdir()
+        asked.append(_tasks(comparison, own, probes))
+    jobs = [(comparison.h5, list(tasks.values())) for comparison, tasks in zip(comparisons, asked, strict=True)]
+    images = sum(len(each.images) for comparison in comparisons for each in comparison.sets)
+    reply = run_keras(jobs, python=python, time_limit=600 + 120 * len(comparisons) + 5 * images)
+    return (
+        _collect(comparison, tasks, dict(zip(tasks, results, strict=True)), reply["versions"])
+        for comparison, tasks, results in zip(comparisons, asked, reply["results"], strict=True)
+    )
 
 
 def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task]:

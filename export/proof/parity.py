@@ -16,10 +16,12 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
+from export.graph.nodes import Graph
 from export.keras_file.read import read_keras_h5
 from export.proof.checks import (
     check_files,
@@ -86,14 +88,16 @@ def check_pairs(
 ) -> list[Report]:
     """Make all checks for several pairs in a single Keras process; otherwise like `check_parity`."""
     start = time.perf_counter()
-    comparisons = [read_comparison(pair) for pair in pairs]
+    known: dict[Path, tuple[Checkpoint, Graph]] = {}
+    comparisons = [read_comparison(pair, known) for pair in pairs]
+    layers = _LayersOfLast()
     reports = []
     with tempfile.TemporaryDirectory(prefix="shelftwin-probes-") as probes:
         progress("Keras computes, in a process of its own")
         sides = keras_sides(comparisons, Path(probes), keras_python)
         progress("torch computes the same")
         for comparison, keras_side in zip(comparisons, sides, strict=True):
-            report, from_torch = _run_checks(comparison, keras_side)
+            report, from_torch = _run_checks(comparison, keras_side, layers.of(comparison))
             asked = [
                 second_opinion(
                     name, comparison.source, comparison.h5, comparison.input_range, comparison.sets, progress
@@ -112,7 +116,26 @@ def check_pairs(
     return reports
 
 
-def _run_checks(comparison: Comparison, keras_side: KerasSide) -> tuple[Report, list[np.ndarray]]:
+class _LayersOfLast:
+    """Torch's output of every layer; computed once for several files of one checkpoint in a row."""
+
+    def __init__(self) -> None:
+        self._key: tuple[Any, ...] = ()
+        self._layers: dict[str, np.ndarray] = {}
+
+    def of(self, comparison: Comparison) -> dict[str, np.ndarray]:
+        """Node name -> output in float64 for the comparison's exact images, NHWC."""
+        images = comparison.exact_images
+        key = (comparison.source.path, comparison.folded, images.shape, images.tobytes())
+        if key != self._key:
+            network, graph, state = comparison.source.network, comparison.graph, comparison.exact_state
+            self._key, self._layers = key, torch_layers(network, graph, images, state)
+        return self._layers
+
+
+def _run_checks(
+    comparison: Comparison, keras_side: KerasSide, torch_gave: dict[str, np.ndarray]
+) -> tuple[Report, list[np.ndarray]]:
     """Compare what Keras and torch computed; also returns torch's probabilities for each set of images."""
     network, report = comparison.source.network, Report(
         checkpoint={"path": str(comparison.source.path), "sha256": comparison.source.digest},
@@ -124,7 +147,6 @@ def _run_checks(comparison: Comparison, keras_side: KerasSide) -> tuple[Report, 
         check_labels(comparison.source, comparison.twin.details),
         check_weights(comparison.graph, comparison.twin, keras_side.weights),
     ]
-    torch_gave = torch_layers(network, comparison.graph, comparison.exact_images, comparison.exact_state)
     layers, report.layers = check_layers(comparison.graph, torch_gave, keras_side.layers, exact_kind(comparison.sets))
     report.checks.append(layers)
     probabilities = []

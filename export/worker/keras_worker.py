@@ -511,7 +511,9 @@ def layer_outputs(
         if not here:
             continue
         outputs = [part.get_layer(name[len(prefix) :]).output for name in here]
-        given = part_model(keras, part, outputs).predict_on_batch(images if feeding is None else values[feeding])
+        computing = part_model(keras, part, outputs)
+        computing.run_eagerly = True  # for these few images it takes longer to compile a graph
+        given = computing.predict_on_batch(images if feeding is None else values[feeding])
         given = given if isinstance(given, list) else [given]
         values.update((name, np.asarray(value)) for name, value in zip(here, given, strict=True))
     return values
