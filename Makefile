@@ -22,8 +22,8 @@ demo: setup  ## draw a small catalogue, train on it, hand over the Keras twin an
 	$(BIN)/lightning fit --config configs/demo.yaml --trainer.default_root_dir $(RUN)
 
 # A file's tests share fixtures that take minutes, so a file stays together.
-test: setup  ## run the tests, on up to four cores
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+test: setup  ## run the tests, on up to four cores (8 GB of memory are enough for two of them)
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # In compat-ci's oldest environment; where its Python is not installed, they are skipped and say so.
 test-keras2: setup  ## run the tests that need a Keras 2 beside the Keras 3 of .venv

@@ -4,6 +4,7 @@ import importlib.util
 import io
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,27 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ.setdefault(name, "1")  # for the processes that tests start
+
+
+GIB_PER_WORKER = 3
+"""Memory that a worker of `pytest -n auto` needs, with the Keras or training process that it starts."""
+MOST_WORKERS = 4
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many workers as there are cores, as memory allows, and as gain anything."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return max(1, min(cores, MOST_WORKERS, int(memory / GIB_PER_WORKER)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files whose tests take long, or the last of them would run alone at the end."""
+    long: Counter[Path] = Counter(
+        item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("keras")
+    )
+    items.sort(key=lambda item: -long[item.path])  # a stable sort: each file's tests stay together and in order
 
 
 def lightning(*arguments: Any) -> int:

@@ -35,6 +35,7 @@ COMBINATIONS += [
     for backbone in ("resnet18", "resnet50", "efficientnet_b0", "mobilenetv3_large_100", "regnetx_002")
 ]
 COMBINATIONS.append(("convnext_atto", None, (224, 224)))
+AT_ONCE = 9
 MATRIX = [
     pytest.param(*each, id=f"{each[0]}-{each[1] or 'symmetric'}-{each[2][0]}x{each[2][1]}") for each in COMBINATIONS
 ]
@@ -42,16 +43,21 @@ MATRIX = [
 
 @pytest.fixture(scope="module")
 def matrix_reports(tmp_path_factory) -> dict[tuple[str, str, tuple[int, int]], Report]:
+    """In groups of `AT_ONCE`, each in one Keras process: all networks together would take gigabytes."""
     folder = tmp_path_factory.mktemp("matrix")
-    pairs, keys = [], []
-    for number, (backbone, pad_type, size) in enumerate(COMBINATIONS):
-        bn_eps = 1e-3 if pad_type == "same" else None
-        network = random_classifier(number, backbone=backbone, pad_type=pad_type, bn_eps=bn_eps, mean=0.45, std=0.25)
-        checkpoint = save_checkpoint(folder / f"{number}.ckpt", network, size)
-        twin = write_twin(checkpoint, folder / f"{number}.h5", input_range="raw" if number % 2 else "unit")
-        pairs.append(Pair(checkpoint, twin.path, photos_of(size)))
-        keys.append((backbone, pad_type, size))
-    return dict(zip(keys, check_pairs(pairs), strict=True))
+    reports = {}
+    for start in range(0, len(COMBINATIONS), AT_ONCE):
+        pairs, keys = [], COMBINATIONS[start : start + AT_ONCE]
+        for number, (backbone, pad_type, size) in enumerate(keys, start):
+            network = random_classifier(
+                number, backbone=backbone, pad_type=pad_type, bn_eps=1e-3 if pad_type == "same" else None, mean=0.45,
+                std=0.25,
+            )  # fmt: skip
+            checkpoint = save_checkpoint(folder / f"{number}.ckpt", network, size)
+            twin = write_twin(checkpoint, folder / f"{number}.h5", input_range="raw" if number % 2 else "unit")
+            pairs.append(Pair(checkpoint, twin.path, photos_of(size)))
+        reports.update(zip(keys, check_pairs(pairs), strict=True))
+    return reports
 
 
 @pytest.mark.slow
