@@ -35,7 +35,7 @@ COMBINATIONS += [
     for backbone in ("resnet18", "resnet50", "efficientnet_b0", "mobilenetv3_large_100", "regnetx_002")
 ]
 COMBINATIONS.append(("convnext_atto", None, (224, 224)))
-AT_ONCE = 9
+AT_ONCE = 5
 MATRIX = [
     pytest.param(*each, id=f"{each[0]}-{each[1] or 'symmetric'}-{each[2][0]}x{each[2][1]}") for each in COMBINATIONS
 ]
