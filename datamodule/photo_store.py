@@ -5,6 +5,7 @@ import io
 import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from datamodule.pixel_file import PixelFile, Signature
+from datamodule.pixel_file import DamagedRow, PixelFile, Signature
 from models.bad_input import BadInput
 
 BYTES_AT_ONCE = 1 << 26
@@ -266,10 +267,33 @@ class PhotoStore:
             digest = self._seen[file][1]
             in_memory = self._memory.get(digest)
             if in_memory is None:
-                assert self._file is not None
-                in_memory = self._file[digest]
+                in_memory = self._from_file(file, digest)
             photos[row] = in_memory
         return photos
+
+    def _from_file(self, file: Path, digest: bytes) -> np.ndarray:
+        """Stored pixels of a photo; decoded again if they were damaged on the disk.
+
+        Raises:
+            BadInput: they were, and the photo is no longer there to be decoded.
+        """
+        assert self._file is not None
+        try:
+            return self._file[digest]
+        except DamagedRow:
+            warnings.warn(f"the stored pixels of {file} were damaged; they are decoded again", stacklevel=2)
+        try:
+            whole = hashlib.sha256(read_file(file)).digest() == digest
+            pixels = load_photo(file, self.image_size, self.interpolation) if whole else None
+        except (BadPhoto, OSError):
+            pixels = None
+        if pixels is None:
+            raise BadInput(
+                f"expected the stored pixels of {file} as they were written, received damaged ones in "
+                f"{self._file.folder}, and the photo cannot be decoded again: it has changed or is gone. Put it back."
+            )
+        self._file.repair(digest, pixels)
+        return pixels
 
 
 def signature_of(file: Path) -> Signature | None:

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,17 +14,22 @@ from filelock import FileLock
 
 from models.bad_input import BadInput
 
-DIGEST_BYTES = 32
+DIGEST_BYTES, CHECKSUM_BYTES = 32, 4
 Signature = tuple[int, int, int]
 """A file's size, modification time and status change time (nanoseconds). While they stay the same, its content does."""
+
+
+class DamagedRow(Exception):
+    """The pixels of a digest are not those that were written."""
 
 
 class PixelFile:
     """Rows of uint8 pixels, each identified by the digest of the photo that it was decoded from.
 
-    The file `pixels` holds the rows and `digests` their digests, in the same order; both only grow. A digest is written
-    after its pixels are on the disk, and a row is valid only with its digest. So the next process overwrites what a
-    killed one left unfinished. `seen.json` is a shortcut: the digest that each path had when it was last seen.
+    The file `pixels` holds the rows and `index` their digests with a checksum of both, in the same order; both only
+    grow. A digest is written after its pixels are on the disk, and a row is valid only with its digest. So the next
+    process overwrites what a killed one left unfinished. Each process compares a row with its checksum when it first
+    reads it. `seen.json` is a shortcut: the digest that each path had when it was last seen, with a checksum, too.
 
     Args:
         folder: created if it is missing; may be deleted at any time between runs.
@@ -44,7 +50,8 @@ class PixelFile:
                 f"store_dir: expected a folder for decoded photos; received {folder}, which cannot be made "
                 f"({error.strerror}). Give another one with --data.store_dir."
             ) from None
-        self._rows: dict[bytes, int] = {}
+        self._rows: dict[bytes, tuple[int, int]] = {}  # digest -> row, checksum
+        self._checked: set[int] = set()
         self._map: np.ndarray | None = None
 
     def __getstate__(self) -> dict:
@@ -55,12 +62,31 @@ class PixelFile:
         return digest in self._rows
 
     def __getitem__(self, digest: bytes) -> np.ndarray:
-        """Return the pixels of a digest: a view of the file, uint8, shape `row_shape`."""
-        row = self._rows[digest]
+        """Return the pixels of a digest: a view of the file, uint8, shape `row_shape`.
+
+        Raises:
+            DamagedRow: they are not those that were written; `repair` them.
+        """
+        row, checksum = self._rows[digest]
         if self._map is None or row >= len(self._map):
             shape = (len(self._rows), *self.row_shape)
             self._map = np.memmap(self.folder / "pixels", np.uint8, "r", shape=shape)
-        return self._map[row]
+        pixels = self._map[row]
+        if row not in self._checked:
+            if _checksum(digest, pixels) != checksum:
+                raise DamagedRow
+            self._checked.add(row)
+        return pixels
+
+    def repair(self, digest: bytes, pixels: np.ndarray) -> None:
+        """Write the pixels of a digest again, where they were damaged.
+
+        Raises:
+            BadInput: they cannot be written.
+        """
+        with self.locked():
+            row, _ = self._rows[digest]
+            self._try_to_write(row, {digest: pixels}, last=False)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -73,11 +99,16 @@ class PixelFile:
             yield
 
     def _read_digests(self) -> None:
-        paths = [self.folder / name for name in ("digests", "pixels")]
+        paths = [self.folder / name for name in ("index", "pixels")]
         sizes = [path.stat().st_size if path.exists() else 0 for path in paths]
-        count = min(sizes[0] // DIGEST_BYTES, sizes[1] // self.row_bytes)
+        entry = DIGEST_BYTES + CHECKSUM_BYTES
+        count = min(sizes[0] // entry, sizes[1] // self.row_bytes)
         content = paths[0].read_bytes() if count else b""
-        self._rows = {content[row * DIGEST_BYTES : (row + 1) * DIGEST_BYTES]: row for row in range(count)}
+        entries = (content[row * entry : (row + 1) * entry] for row in range(count))
+        self._rows = {
+            each[:DIGEST_BYTES]: (row, int.from_bytes(each[DIGEST_BYTES:], "little"))
+            for row, each in enumerate(entries)
+        }
 
     def append(self, fresh: Mapping[bytes, np.ndarray]) -> None:
         """Add pixels by digest; only while `locked`.
@@ -88,21 +119,30 @@ class PixelFile:
         if not fresh:
             return
         count = len(self._rows)
+        self._try_to_write(count, fresh, last=True)
+
+    def _try_to_write(self, start: int, rows: Mapping[bytes, np.ndarray], last: bool) -> None:
+        """Write rows and their entries from a row on; if they are the last, what a killed process left is cut off."""
+        sums = [_checksum(digest, pixels) for digest, pixels in rows.items()]
+        entries = [
+            digest + checksum.to_bytes(CHECKSUM_BYTES, "little") for digest, checksum in zip(rows, sums, strict=True)
+        ]
         try:
-            self._write("pixels", count * self.row_bytes, (pixels.tobytes() for pixels in fresh.values()))
-            self._write("digests", count * DIGEST_BYTES, fresh)
+            self._write("pixels", start * self.row_bytes, (pixels.tobytes() for pixels in rows.values()), last)
+            self._write("index", start * (DIGEST_BYTES + CHECKSUM_BYTES), entries, last)
         except OSError as error:
             raise BadInput(
                 f"store_dir: expected to write decoded photos to {self.folder}; received: {error.strerror}. "
                 "Make room, or give another folder with --data.store_dir."
             ) from error
-        self._rows.update(zip(fresh, range(count, count + len(fresh)), strict=True))
+        self._rows.update(zip(rows, zip(range(start, start + len(rows)), sums, strict=True), strict=True))
 
-    def _write(self, name: str, start: int, parts: Iterable[bytes]) -> None:
+    def _write(self, name: str, start: int, parts: Iterable[bytes], truncate: bool) -> None:
         path = self.folder / name
         path.touch()
         with path.open("r+b") as file:
-            file.truncate(start)
+            if truncate:
+                file.truncate(start)
             file.seek(start)
             for part in parts:
                 file.write(part)
@@ -120,17 +160,30 @@ class PixelFile:
             others = ((path, known) for path, known in self._stored() if path not in seen)
             file.write("{")
             for number, (path, (signature, digest)) in enumerate(itertools.chain(others, seen.items())):
-                file.write(f"{',' if number else ''}\n{json.dumps(path)}: {json.dumps([*signature, digest.hex()])}")
+                known = [*signature, digest.hex()]
+                entry = json.dumps([*known, _seen_checksum(path, known)])
+                file.write(f"{',' if number else ''}\n{json.dumps(path)}: {entry}")
             file.write("\n}\n")
         Path(file.name).replace(self.folder / "seen.json")
 
     def _stored(self) -> Iterator[tuple[str, tuple[Signature, bytes]]]:
-        """Yield the stored paths, one per line (older versions: all on one line), as far as they can be read."""
+        """Yield the stored paths, one per line, as far as they can be read and their checksums match."""
         try:
             with (self.folder / "seen.json").open() as lines:
                 for line in lines:
                     entries = json.loads("{" + line.strip().lstrip("{").rstrip(",}") + "}")
-                    for path, (size, modified, changed, digest) in entries.items():
-                        yield path, ((size, modified, changed), bytes.fromhex(digest))
+                    for path, (*known, checksum) in entries.items():
+                        if checksum == _seen_checksum(path, known):
+                            size, modified, changed, digest = known
+                            yield path, ((size, modified, changed), bytes.fromhex(digest))
         except (FileNotFoundError, ValueError, TypeError, AttributeError):
             return
+
+
+def _checksum(digest: bytes, pixels: np.ndarray) -> int:
+    """Of both together: neither pixels nor digests can change places unnoticed."""
+    return zlib.crc32(pixels.tobytes(), zlib.crc32(digest))
+
+
+def _seen_checksum(path: str, known: list[object]) -> int:
+    return zlib.crc32(json.dumps([path, *known]).encode())

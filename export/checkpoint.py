@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -146,6 +147,7 @@ def read_content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise BadInput(f"expected a checkpoint file, got {path}, which {what}. `lightning fit` writes RUN/best.ckpt.")
+    check_undamaged(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file can make the reader raise anything
@@ -157,6 +159,29 @@ def read_content(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise BadInput(f"expected a Lightning checkpoint, got {path}, which is of another model: it has no state_dict.")
     return content
+
+
+def check_undamaged(path: Path) -> None:
+    """Compare a checkpoint with its own checksums: torch writes them, but does not look at them when it reads.
+
+    A file that is not one of torch's archives is left to whoever reads it.
+
+    Raises:
+        BadInput: the file is no longer what was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # damage can make the reader raise anything
+        damaged = f"its table of contents ({type(error).__name__})"
+    if damaged:
+        raise BadInput(
+            f"expected a checkpoint as it was written, got {path}, which is damaged: the checksum of {damaged} does "
+            "not match. Give another checkpoint of the run (best.ckpt, last.ckpt, or one in its folder previous), or "
+            "train again, without --resume."
+        )
 
 
 # What a checkpoint must state besides ARCHITECTURE: name -> (what is expected, a test of whether the value is that).

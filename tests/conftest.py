@@ -4,6 +4,7 @@ import importlib.util
 import io
 import os
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -111,6 +112,23 @@ def save_checkpoint(path: Path, network: TimmClassifier, image_size: tuple[int, 
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save({"state_dict": state, "hyper_parameters": hyper_parameters}, path)
     return path
+
+
+def flip_in_archive(path: Path, member: str, place: float = 0.5) -> None:
+    """Flip one bit in a member of a checkpoint's archive, as a failing disk may.
+
+    Args:
+        path: of the checkpoint; is changed.
+        member: end of its name, such as ``data/3``.
+        place: share of the member before the bit.
+    """
+    with zipfile.ZipFile(path) as archive:
+        (info,) = (each for each in archive.infolist() if each.filename.endswith(f"/{member}"))
+        content = archive.read(info)
+    data = bytearray(path.read_bytes())
+    assert data.count(content) == 1
+    data[data.index(content) + int(place * len(content))] ^= 4
+    path.write_bytes(data)
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from export.worker.keras_process import KerasFailed
+from lightning_module.commands.allocator import keep_freed_memory
 from models.bad_input import BadInput
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(short_help(first))
             return
         arguments = ["--help" if underscored(each) == "--help_all" else each for each in arguments]
+    keep_freed_memory()
     try:
         _function(COMMANDS[first].place)(arguments)
     except (BadInput, ArgumentError) as error:  # ArgumentError: for example, a checkpoint has an unknown setting

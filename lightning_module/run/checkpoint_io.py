@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from export.checkpoint import check_undamaged
 from models.atomic_write import replacing
 from models.bad_input import BadInput
 
@@ -37,6 +38,16 @@ class AtomicCheckpoints(TorchCheckpointIO):
             except RuntimeError as error:
                 # After an error of the disk, torch.save closes its archive, which fails, too. Raise the disk's error.
                 raise next((each for each in _causes(error) if isinstance(each, OSError)), error) from error
+
+    def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Read a checkpoint, as Lightning does, after its checksums.
+
+        Raises:
+            BadInput: it is damaged.
+        """
+        check_undamaged(Path(path))
+        content: dict[str, Any] = super().load_checkpoint(path, *arguments, **options)
+        return content
 
 
 def _causes(error: BaseException) -> list[BaseException]:

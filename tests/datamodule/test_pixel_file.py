@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 import datamodule.photo_store as photo_store
 from datamodule.photo_store import PhotoStore, load_photo, memory_size
-from datamodule.pixel_file import DIGEST_BYTES, PixelFile
+from datamodule.pixel_file import CHECKSUM_BYTES, DIGEST_BYTES, PixelFile
 from datamodule.product_photos import ProductPhotos
 from models.bad_input import BadInput
 from tests.conftest import ROOT
@@ -43,8 +44,8 @@ def check(store: PhotoStore, files: list[Path]) -> None:
 
 
 def rows_written(folder: Path) -> int:
-    digests = list(folder.glob("*/digests"))
-    return digests[0].stat().st_size // DIGEST_BYTES if digests else 0
+    index = list(folder.glob("*/index"))
+    return index[0].stat().st_size // (DIGEST_BYTES + CHECKSUM_BYTES) if index else 0
 
 
 @pytest.fixture
@@ -199,10 +200,10 @@ def test_pickles_small_and_works_there(tmp_path):
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda folder: (folder / "digests").write_bytes((folder / "digests").read_bytes()[:-5]),
+        lambda folder: (folder / "index").write_bytes((folder / "index").read_bytes()[:-5]),
         lambda folder: (folder / "pixels").write_bytes((folder / "pixels").read_bytes()[:-5]),
         lambda folder: (folder / "pixels").write_bytes((folder / "pixels").read_bytes() + b"half a photo"),
-        lambda folder: (folder / "digests").unlink(),
+        lambda folder: (folder / "index").unlink(),
         lambda folder: (folder / "pixels").unlink(),
         lambda folder: (folder / "seen.json").write_text("{"),
         lambda folder: (folder / "seen.json").unlink(),
@@ -321,7 +322,7 @@ def test_settings_of_the_data_module(tmp_path):
         ProductPhotos(str(tmp_path / "photos"), store_ram_share=2)
 
 
-def test_what_was_seen_is_kept_path_by_path_and_read_from_older_versions(tmp_path):
+def test_what_was_seen_is_kept_path_by_path_and_only_with_its_checksum(tmp_path):
     known = {f'/photos/{{odd}} "{number}",.jpg': ((number, 2, 3), bytes([number]) * 32) for number in range(3)}
     pixels = PixelFile(tmp_path / "store", (2, 2, 3))
     pixels.write_seen(known)
@@ -333,7 +334,90 @@ def test_what_was_seen_is_kept_path_by_path_and_read_from_older_versions(tmp_pat
     assert pixels.read_seen(known) == known | changed
     assert pixels.read_seen({third}) == {third: known[third]}
     on_one_line = json.dumps({path: [*signature, digest.hex()] for path, (signature, digest) in known.items()})
-    (tmp_path / "store" / "seen.json").write_text(on_one_line)
-    assert pixels.read_seen(known) == known
+    (tmp_path / "store" / "seen.json").write_text(on_one_line)  # as older versions did, whose photos are decoded again
+    assert pixels.read_seen(known) == {}
     (tmp_path / "store" / "seen.json").write_text('{\n"/photos/a": [1, 2')
     assert pixels.read_seen(known) == {}
+
+
+def flip(path: Path, place: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[place] ^= 16
+    path.write_bytes(data)
+
+
+def half_zeros(folder: Path) -> None:
+    data = (folder / "pixels").read_bytes()
+    (folder / "pixels").write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
+def digests_exchanged(folder: Path) -> None:
+    data, entry = bytearray((folder / "index").read_bytes()), DIGEST_BYTES + CHECKSUM_BYTES
+    data[:DIGEST_BYTES], data[entry : entry + DIGEST_BYTES] = data[entry : entry + DIGEST_BYTES], data[:DIGEST_BYTES]
+    (folder / "index").write_bytes(data)
+
+
+def seen_exchanged(folder: Path) -> None:
+    """Two paths have each other's digest."""
+    lines = (folder / "seen.json").read_text().splitlines()
+    first, second = (json.loads(line.rstrip(",").partition(": ")[2])[3] for line in lines[1:3])
+    lines[1], lines[2] = lines[1].replace(first, second), lines[2].replace(second, first)
+    (folder / "seen.json").write_text("\n".join(lines))
+
+
+DAMAGE = {
+    "a bit of the pixels": lambda folder: flip(folder / "pixels", 100),
+    "a bit of a digest": lambda folder: flip(folder / "index", 3),
+    "a bit of a checksum": lambda folder: flip(folder / "index", DIGEST_BYTES),
+    "half of the pixels": half_zeros,
+    "two digests exchanged": digests_exchanged,
+    "two digests of paths exchanged": seen_exchanged,
+}
+
+
+@pytest.mark.filterwarnings("ignore:the stored pixels")
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_rows_are_decoded_again(tmp_path, damage):
+    files = draw(tmp_path / "photos", 4)
+    mapped(tmp_path / "store").add(files)
+    (folder,) = (tmp_path / "store").iterdir()
+    DAMAGE[damage](folder)
+    store = mapped(tmp_path / "store")
+    assert store.add(files) == []
+    check(store, files)
+    again = mapped(tmp_path / "store")  # it was mended on the disk, too
+    again.add(files)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check(again, files)
+
+
+def test_damage_is_said_and_a_photo_that_is_gone_is_named(tmp_path):
+    files = draw(tmp_path / "photos", 2)
+    mapped(tmp_path / "store").add(files)
+    (folder,) = (tmp_path / "store").iterdir()
+    flip(folder / "pixels", 100)
+    store = mapped(tmp_path / "store")
+    store.add(files)
+    kept = files[0].read_bytes()
+    files[0].unlink()
+    with (
+        pytest.warns(UserWarning, match=f"stored pixels of {files[0]} were damaged"),
+        pytest.raises(BadInput, match=f"{files[0]} as they were written.*Put it back"),
+    ):
+        store.photos_of(files)
+    files[0].write_bytes(kept)
+    with pytest.warns(UserWarning, match="decoded again"):
+        check(store, files)
+
+
+def test_without_checksums_damage_goes_unnoticed(tmp_path, monkeypatch):
+    """The negative control."""
+    monkeypatch.setattr("datamodule.pixel_file._checksum", lambda digest, pixels: 0)
+    files = draw(tmp_path / "photos", 2)
+    mapped(tmp_path / "store").add(files)
+    (folder,) = (tmp_path / "store").iterdir()
+    flip(folder / "pixels", 100)
+    store = mapped(tmp_path / "store")
+    store.add(files)
+    assert not np.array_equal(store.photos_of(files)[0], load_photo(files[0], SIZE))

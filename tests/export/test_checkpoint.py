@@ -1,13 +1,15 @@
 """Checkpoints are read without unpickling anything, and only this project's."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from export.checkpoint import read_checkpoint
+from export.checkpoint import check_undamaged, read_checkpoint
+from lightning_module.run.checkpoint_io import AtomicCheckpoints
 from models.bad_input import BadInput
-from tests.conftest import random_classifier, save_checkpoint
+from tests.conftest import flip_in_archive, random_classifier, save_checkpoint
 
 
 def test_network_computes_what_was_saved(tmp_path):
@@ -226,3 +228,34 @@ def test_folder_is_refused(tmp_path):
 def test_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(BadInput, match="does not exist"):
         read_checkpoint(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize("member", ["data.pkl", "data/0", "data/30", "data/100"])
+def test_flipped_bit_is_noticed(tmp_path, small_checkpoint, member):
+    path = Path(shutil.copy(small_checkpoint, tmp_path / "flipped.ckpt"))
+    check_undamaged(path)
+    flip_in_archive(path, member)
+    with pytest.raises(BadInput, match=r"flipped\.ckpt, which is damaged: the checksum of .*" + member):
+        read_checkpoint(path)
+    with pytest.raises(BadInput, match="which is damaged"):
+        AtomicCheckpoints().load_checkpoint(path)
+
+
+def test_torch_itself_notices_no_flipped_weight(tmp_path, small_checkpoint, monkeypatch):
+    """The negative control: without the check other weights are read."""
+    path = Path(shutil.copy(small_checkpoint, tmp_path / "flipped.ckpt"))
+    flip_in_archive(path, "data/30")
+    monkeypatch.setattr("export.checkpoint.check_undamaged", lambda path: None)
+    states = [read_checkpoint(each).network.state_dict() for each in (path, small_checkpoint)]
+    assert (
+        sum(not torch.equal(left, right) for left, right in zip(*(each.values() for each in states), strict=True)) == 1
+    )
+
+
+def test_truncated_table_of_contents_is_noticed(tmp_path, small_checkpoint):
+    data = bytearray(small_checkpoint.read_bytes())
+    data[data.rindex(b"PK\x01\x02") + 20] ^= 255  # a size in the last entry of the archive's list
+    path = tmp_path / "damaged.ckpt"
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match="damaged"):
+        read_checkpoint(path)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import zipfile
 from pathlib import Path
 
 import lightning as L
@@ -23,7 +24,7 @@ from lightning_module.run.last_checkpoint import BatchSeed, LastCheckpoint
 from lightning_module.run.run_folder import RunFolder
 from lightning_module.run.stop_signals import Preempted, StopSignals, requeued
 from models.bad_input import BadInput
-from tests.conftest import ROOT, lightning, load_script
+from tests.conftest import ROOT, flip_in_archive, lightning, load_script
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
 kill_and_resume = load_script(ROOT / "benchmarks" / "kill_and_resume.py")
@@ -124,6 +125,21 @@ def test_sigterm_saves_and_leaves_and_the_same_command_goes_on(photos, whole, tm
     assert RunFolder(run).training_batch.read_bytes() == RunFolder(whole).training_batch.read_bytes()
     assert fit(photos, run, "--resume") == 0
     assert f"The run in {run} has finished already, after 3 epochs" in capsys.readouterr().out
+
+
+def test_damaged_last_checkpoint_is_refused_and_a_fit_without_resume_begins_anew(photos, tmp_path, interrupt, capsys):
+    run = tmp_path / "run"
+    interrupt(1, 2)
+    assert fit(photos, run) == 143
+    interrupt.off()
+    moments = max(zipfile.ZipFile(run / "last.ckpt").infolist(), key=lambda each: each.header_offset * each.file_size)
+    flip_in_archive(run / "last.ckpt", moments.filename.partition("/")[2])
+    before = (run / "last.ckpt").read_bytes()
+    capsys.readouterr()
+    assert fit(photos, run, "--resume") == 2
+    assert f"{run / 'last.ckpt'}, which is damaged" in capsys.readouterr().err
+    assert (run / "last.ckpt").read_bytes() == before
+    assert fit(photos, run) == 0
 
 
 @pytest.mark.parametrize("part", ["loader", "seed", "figures"])
