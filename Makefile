@@ -10,7 +10,7 @@ help:  ## list the verbs
 
 setup: .venv/.ready  ## make .venv with everything in it
 
-# uv is the fast road to the same environment; where it cannot be had, pip takes the slow one. Bytecode is compiled here
+# uv makes the same environment faster; where it cannot be had, pip does. Bytecode is compiled here
 # once: torch and TensorFlow are imported by every process of the tests, some of which may not write it themselves.
 .venv/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -22,7 +22,7 @@ demo: setup  ## draw a small catalogue, train on it, hand over the Keras twin an
 	$(BIN)/lightning fit --config configs/demo.yaml --trainer.default_root_dir $(RUN)
 
 # A file's tests share fixtures that take minutes, so a file stays together.
-test: setup  ## run the tests, on up to four cores (8 GB of memory are enough for two of them)
+test: setup  ## run the tests, two at a time, within 8 GB of memory
 	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 # In compat-ci's oldest environment; where its Python is not installed, they are skipped and say so.
@@ -58,4 +58,4 @@ families: setup  ## which of timm's CNN families convert; writes docs/families.m
 	$(BIN)/python benchmarks/convertible_families.py --certify
 
 clean:  ## remove the environment, caches and runs
-	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache runs
+	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache runs

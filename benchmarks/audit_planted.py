@@ -3,7 +3,7 @@
 N is the number planted, and "found" is the share of them among the first N suspects of all photos. Errors that the
 photos had already count as false alarms. Three settings:
 
-- four classes, the first 150 photos of each (the customer's size): 5% of the labels are wrong, and 40 foreign photos
+- four classes, the first 150 photos of each (a small catalogue): 5% of the labels are wrong, and 40 foreign photos
   from the other six classes are each put into a random class;
 - the same with all 40 of one kind in one class (like remote controls among televisions). This also measures how pure
   the best of the class's groups is, because that is where the audit shows such photos;

@@ -455,7 +455,7 @@ def main() -> int:
         return install([environment for environment in ENVIRONMENTS if environment.name in chosen])
     import torch
 
-    folder, store = cache / ("model-ci" if arguments.ci else "model"), cache / "results.json"
+    folder, store = cache / ("model-ci" if arguments.ci else "model"), cache / "checks.json"
     again = bool(arguments.only) and not arguments.ci and store.is_file()
     exported = read_exported(folder) if again else export_model(folder, small=arguments.ci)
     results: dict[str, dict[str, Any]] = json.loads(store.read_text()) if again else {}

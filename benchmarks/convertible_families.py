@@ -262,7 +262,7 @@ def main() -> int:
     if arguments.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    store = folder / "results.json"
+    store = folder / "checks.json"
     results: dict[str, dict[str, Any]] = json.loads(store.read_text()) if store.is_file() else {}
     for family in arguments.only or ():
         results.pop(family, None)

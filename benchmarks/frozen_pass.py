@@ -73,7 +73,7 @@ def passes(network: TimmClassifier, compiled: bool) -> dict[str, Callable[[Tenso
 
 
 def train_head(network: TimmClassifier, features: Tensor, labels: Tensor, seed: int) -> nn.Module:
-    """Train the customer's head with Adam, 30 epochs of batches of 32, as `lightning fit` does."""
+    """Train the recipe's head with Adam, 30 epochs of batches of 32, as `lightning fit` does."""
     torch.manual_seed(seed)
     head = TimmClassifier(int(labels.max()) + 1, network.backbone_name, network.hidden).head.to(features.device)
     optimiser = torch.optim.Adam(head.parameters(), lr=1e-3, eps=1e-7)

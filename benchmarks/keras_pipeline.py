@@ -1,4 +1,4 @@
-"""The customer's old training program, as its users would run it, for `train_throughput.py`. Never imports torch."""
+"""An old training program, as its users would run it, for `train_throughput.py`. Never imports torch."""
 
 import json
 import resource

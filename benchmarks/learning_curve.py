@@ -1,4 +1,4 @@
-"""Accuracy against photos per class, for a catalogue as small as the customer's: a table and a plot.
+"""Accuracy against photos per class, for a catalogue as small as some are: a table and a plot.
 
     python benchmarks/learning_curve.py --seeds 2 --plot docs/images/learning_curve.png
     python benchmarks/learning_curve.py --table

@@ -19,7 +19,7 @@ from export.torch_to_keras import write_twin
 from lightning_module.classifier import ProductClassifier
 
 MAX_EPOCHS = 30
-"""The customer's recipe; `--model.compile auto` depends on it. Training ends when the command says so."""
+"""The Keras recipe; `--model.compile auto` depends on it. Training ends when the command says so."""
 
 
 class MeasuredPhotos(ProductPhotos):
@@ -79,7 +79,7 @@ class Turns(L.Callback):
 
 
 def build_classifier(settings: dict[str, Any], photos: ProductPhotos) -> ProductClassifier:
-    """Return the customer's network, with TensorFlow's weights if there are any."""
+    """Return the recipe's network, with TensorFlow's weights if there are any."""
     pretrained: dict[str, Any] = {"pretrained": False}
     if settings["weights"]:
         pretrained = {"weights": settings["weights"], "pad_type": "same", "bn_eps": 1e-3, "mean": 0.5, "std": 0.5}

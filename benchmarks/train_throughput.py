@@ -1,4 +1,4 @@
-"""Training throughput: the customer's old Keras pipeline against this project's, in turn on the same photos.
+"""Training throughput: an old Keras pipeline against this project's, in turn on the same photos.
 
     python benchmarks/train_throughput.py                       # about 6 minutes on 2 cores
     python benchmarks/train_throughput.py --trainable all --batch_size 256 --precision bf16-mixed
@@ -27,7 +27,7 @@ SHARED = REPO.parent / "shared"
 CLOTHING = SHARED / "data" / "clothing" / "train"
 WEIGHTS = SHARED / "weights" / "mobilenetv2_100.in1k_tf_same.safetensors"
 CLASSES = ("pants", "t-shirt", "shoes", "dress")
-"""From the clothing photos: as many classes as the customer has."""
+"""From the clothing photos: as few classes as a small catalogue has."""
 
 AUGMENTATION = {
     "rotation_range": 20.0,
@@ -38,7 +38,7 @@ AUGMENTATION = {
     "horizontal_flip": True,
     "fill_mode": "nearest",
 }
-"""The customer's recipe (configs/mobilenetv2.yaml)."""
+"""The Keras recipe (configs/mobilenetv2.yaml)."""
 
 
 def read_arguments() -> argparse.Namespace:

@@ -92,25 +92,25 @@ class KerasClassifier:
     notes: list[str] = field(default_factory=list)
 
 
-def read_keras_classifier(path: Path, settings_given: ImportSettings | None = None) -> KerasClassifier:
+def read_keras_classifier(path: Path, given: ImportSettings | None = None) -> KerasClassifier:
     """Read a Keras MobileNetV2 classifier: nested or flat base, pooling, dense head; saved by Keras 2, Keras 3 or us.
 
     Args:
         path: the `.h5`.
-        settings_given: what the file does not state itself.
+        given: what the file does not state itself.
 
     Raises:
         BadInput: the file is damaged, is not such a classifier, has no counterpart in timm, or does not state enough.
             The message names layers and arrays.
     """
-    settings_given = settings_given or ImportSettings()
+    given = given or ImportSettings()
     file = read_keras_h5(path)
     if file.details.get("fused_batchnorm") is True:
         raise BadInput(
             f"expected a file with its BatchNorm layers, got {path}, into whose convolutions they were folded: what "
             "they were cannot be told from it. Give the file that `lightning export` writes without --fuse_batchnorm."
         )
-    source = read_keras_graph(file, settings_given.image_size)
+    source = read_keras_graph(file, given.image_size)
     nodes = source.graph.nodes
     image_size = (nodes[0].shape[1], nodes[0].shape[2])
     if image_size[0] * image_size[1] > MOST_PIXELS:
@@ -119,7 +119,7 @@ def read_keras_classifier(path: Path, settings_given: ImportSettings | None = No
             f"{image_size[1]} pixels: {path}. Give its real size with --image_size, or save the model again with it."
         )
     preprocessing = _preprocessing(source.graph)
-    input_range = _input_range(file, preprocessing, settings_given.input_range)
+    input_range = _input_range(file, preprocessing, given.input_range)
     constants = _constants(preprocessing, input_range)
     body = _body(source.graph, len(preprocessing))
     notes: list[str] = []
@@ -144,9 +144,9 @@ def read_keras_classifier(path: Path, settings_given: ImportSettings | None = No
         layer_of=layer_of,
         tensor_of=tensor_of,
         input_range=input_range,
-        class_names=_class_names(file, settings_given.class_names, body[-1].shape[0]),
+        class_names=_class_names(file, given.class_names, body[-1].shape[0]),
         image_size=image_size,
-        interpolation=_interpolation(file, settings_given.interpolation),
+        interpolation=_interpolation(file, given.interpolation),
         trainable=trainable,
         learning_rate=_learning_rate(file, notes),
         batch_norm=batch_norm,

@@ -265,7 +265,8 @@ class ProductClassifier(MeasuredModule):
         Raises:
             BadInput: `frozen_precision` is bfloat16, but this processor cannot convolve in it.
         """
-        resolve_precision(self._frozen_backbone.precision, device)
+        if self.trainable == "head" or self.schedule.head_epochs:  # else nothing is computed in it
+            resolve_precision(self._frozen_backbone.precision, device)
 
     def on_fit_start(self) -> None:
         """Load the pretrained weights, unless a checkpoint has been loaded before."""

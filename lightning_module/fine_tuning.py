@@ -1,6 +1,6 @@
 """Settings for fine-tuning a backbone: the learning rate schedule, and regularisation against overfitting.
 
-All of it is done by torch, timm and Lightning. Each setting is off by default, so that the customer's recipe is not
+All of it is done by torch, timm and Lightning. Each setting is off by default, so that the Keras recipe is not
 changed. docs/accuracy.md has measurements of which ones help.
 """
 

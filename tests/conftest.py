@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datamodule.photo_store import memory_size
 from lightning_module.commands import cli
 from models.timm_mobilenetv2 import TimmClassifier
 
@@ -31,16 +32,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault(name, "1")  # for the processes that tests start
 
 
-GIB_PER_WORKER = 3
-"""Memory that a worker of `pytest -n auto` needs, with the Keras or training process that it starts."""
-MOST_WORKERS = 4
+GIB_PER_WORKER, MOST_WORKERS = 3, 2
+"""Memory that a worker of `pytest -n auto` needs, with the Keras or training process that it starts; and how many
+workers 8 GB have room for."""
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """As many workers as there are cores, as memory allows, and as gain anything."""
+    """Two workers where there are cores and memory for them; `-n 4` or xdist's environment variable asks for more."""
+    if asked := os.environ.get("PYTEST_XDIST_AUTO_NUM_WORKERS"):
+        return int(asked)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return max(1, min(cores, MOST_WORKERS, int(memory / GIB_PER_WORKER)))
+    return max(1, int(min(cores, MOST_WORKERS, memory_size() / 2**30 / GIB_PER_WORKER)))
 
 
 @pytest.hookimpl(trylast=True)

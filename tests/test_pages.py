@@ -115,7 +115,7 @@ def report_page() -> str:
 
 def proof_page() -> str:
     """With every check, second opinions, one that fails, one that is skipped, and an interpreter that could not."""
-    names = [*MEANINGS, *(f"{name}_{road}" for name in list(MEANINGS)[3:7] for road in WITNESSES)]
+    names = [*MEANINGS, *(f"{name}_{other}" for name in list(MEANINGS)[3:7] for other in WITNESSES)]
     checks = [
         Check(name, True, 0.0, 1.0, "max abs difference", f"of {LONG}") for name in names if name != "training_steps"
     ]

@@ -140,9 +140,9 @@ def check_imports(
 def _read(given: Import) -> _Comparison:
     source = read_checkpoint(given.checkpoint)
     imported_range = source.imported_range if source.imported_range in INPUT_RANGES else None
-    settings_given = ImportSettings(source.class_names, source.image_size, source.interpolation, imported_range)
+    settings = ImportSettings(source.class_names, source.image_size, source.interpolation, imported_range)
     try:
-        classifier = read_keras_classifier(given.h5, settings_given)
+        classifier = read_keras_classifier(given.h5, settings)
     except BadInput as error:
         if _is_saved_again(source, read_keras_h5(given.h5)):
             raise BadInput(f"{error}\n{_SAVED_AGAIN}") from error

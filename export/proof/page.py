@@ -126,13 +126,13 @@ def _dots(layers: Sequence[LayerError]) -> list[dict[str, Any]]:
 
 
 def _shown(photo: PhotoDifference, class_names: Sequence[str]) -> dict[str, Any]:
-    """The photo small, and its likeliest classes on both sides and by other roads."""
+    """The photo small, and its likeliest classes on both sides and by other converters."""
     likeliest = np.argsort(-np.asarray(photo.torch), kind="stable")[:_LABELS]
     return {
         "name": photo.name,
         "difference": photo.difference,
         "image": _data_uri(photo.pixels),
-        "roads": ["torch", "Keras", *photo.opinions],
+        "sides": ["torch", "Keras", *photo.opinions],
         "rows": [
             (class_names[index], [gave[index] for gave in (photo.torch, photo.keras, *photo.opinions.values())])
             for index in likeliest

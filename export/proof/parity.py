@@ -92,9 +92,9 @@ def check_pairs(
     comparisons = [read_comparison(pair, known) for pair in pairs]
     layers = _LayersOfLast()
     reports = []
-    with tempfile.TemporaryDirectory(prefix="shelftwin-probes-") as probes:
+    with tempfile.TemporaryDirectory(prefix="shelftwin-") as folder:
         progress("Keras computes, in a process of its own")
-        sides = keras_sides(comparisons, Path(probes), keras_python)
+        sides = keras_sides(comparisons, Path(folder), keras_python)
         progress("torch computes the same")
         for comparison, keras_side in zip(comparisons, sides, strict=True):
             report, from_torch = _run_checks(comparison, keras_side, layers.of(comparison))

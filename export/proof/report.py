@@ -83,7 +83,7 @@ class PhotoDifference:
         torch: C probabilities.
         keras: the same.
         pixels: uint8, (H, W, 3), RGB; only the page shows them.
-        opinions: the same of other roads, by their names.
+        opinions: the same of other converters, by their names.
     """
 
     name: str
@@ -106,7 +106,7 @@ def worst_photos(
         images: N photos.
         from_torch: probabilities, (N, C).
         from_keras: the same; of another shape, there is nothing to show.
-        opinions: name of another road -> the same; of another shape, it is left out.
+        opinions: name of another converter -> the same; of another shape, it is left out.
     """
     if from_torch.shape != from_keras.shape:
         return []
@@ -161,14 +161,14 @@ class Report:
         return [check for check in self.checks if not check.passed]
 
     @property
-    def roads(self) -> dict[str, dict[str, Check]]:
-        """Set of images -> road to its probabilities, Keras first -> the check that compares them with torch's."""
+    def converters(self) -> dict[str, dict[str, Check]]:
+        """Set of images -> what computed its probabilities, Keras first -> the check that compares them with torch."""
         found: dict[str, dict[str, Check]] = {}
         for check in self.checks:
             kind, _, rest = check.name.partition("_")
             if kind == "probabilities":
-                images, _, road = rest.partition("_")
-                found.setdefault(images, {})[road or "Keras"] = check
+                images, _, converter = rest.partition("_")
+                found.setdefault(images, {})[converter or "Keras"] = check
         return found
 
     def to_json(self) -> dict[str, Any]:

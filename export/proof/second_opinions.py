@@ -115,7 +115,7 @@ def opinion_checks(opinion: Opinion, image_sets: Sequence[ImageSet], torch_gave:
         checks.append(check_probabilities(images, expected, given, opinion.name, converter.threshold))
         if images.name == "photos":
             checks.append(check_top1(images, expected, given, opinion.name))
-    return [replace(check, detail=f"{check.detail}; the road took {opinion.seconds:.0f} s") for check in checks]
+    return [replace(check, detail=f"{check.detail}; it took {opinion.seconds:.0f} s") for check in checks]
 
 
 def _tf2onnx(source: Checkpoint, h5: Path, folder: Path) -> tuple[list[dict], str, Path, int]:

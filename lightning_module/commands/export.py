@@ -1,14 +1,11 @@
 """`lightning export`: writes a checkpoint as a Keras `.h5`, or in other formats made from that."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from lightning_module.commands.cli import EXIT_MISMATCH
 from lightning_module.commands.options import H5_ENDINGS, chosen, list_photo_files, parse_options, pixels_of
 from models.bad_input import BadInput
-
-if TYPE_CHECKING:
-    pass
 
 
 def run_export(argv: list[str]) -> None:

@@ -1,7 +1,7 @@
 """`lightning import`: converts a Keras `.h5` to a checkpoint, and proves that both compute the same."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from lightning_module.commands.cli import EXIT_MISMATCH
 from lightning_module.commands.options import (
@@ -12,9 +12,6 @@ from lightning_module.commands.options import (
     read_labels,
 )
 from models.bad_input import BadInput
-
-if TYPE_CHECKING:
-    pass
 
 
 def run_import(argv: list[str]) -> None:

@@ -1,9 +1,10 @@
 """`lightning fit|validate|test`: LightningCLI with this project's model, data, callbacks and run folder."""
 
 import errno
+import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 import yaml
@@ -47,9 +48,6 @@ from lightning_module.run.run_folder import RunFolder, run_folder_of
 from lightning_module.run.stop_signals import requeued
 from models.bad_input import BadInput
 from models.timm_mobilenetv2 import ARCHITECTURE
-
-if TYPE_CHECKING:
-    pass
 
 DEFAULT_RUN = "runs/latest"
 CONFIG_OPTIONS = ("--config", "-c")
@@ -124,7 +122,9 @@ def with_shipped_configs(argv: list[str]) -> list[str]:
 
 
 def _config_file(given: str, shipped: dict[str, Path]) -> str:
-    if Path(given).is_file() or given != Path(given).stem:  # files, and YAML given as text, are left to the parser
+    if (
+        not re.fullmatch(r"[\w-]+", given) or Path(given).is_file()
+    ):  # files, and YAML given as text, are left to the parser
         return given
     if given not in shipped:
         raise BadInput(

@@ -1,5 +1,5 @@
 """A training run: its folder, interrupting and resuming it, and a record of its environment.
 
-Other packages use `run_folder.RunFolder` and `run_folder.run_folder_of`; only the command uses the callbacks in
-`last_checkpoint`.
+`run_folder` (which file is where) and `last_checkpoint` (the callbacks that let a run be resumed) are for everybody;
+the other files are for the command.
 """

@@ -1,6 +1,6 @@
 """Saves MobileNetV2 classifiers as their owners would have, under any Keras: run as `PY keras_variants.py FOLDER`.
 
-No test: `test_from_keras.py` runs it in a process of its own, under the Keras here, and another where there is one.
+No test: `test_keras_to_torch.py` runs it in a process of its own, under the Keras here, and another where there is one.
 """
 
 import sys

@@ -27,7 +27,7 @@ from export.formats import (
 )
 from export.proof.report import Check
 from export.torch_to_keras import write_twin
-from models import atomic_write as whole_file
+from models import atomic_write
 from models.atomic_write import replacing_folder
 from models.bad_input import BadInput
 from models.timm_mobilenetv2 import TimmClassifier
@@ -261,7 +261,7 @@ def folder_with(path: Path, text: str) -> Path:
 @pytest.mark.parametrize("swap", ["by the system", "by hand"])
 def test_a_folder_is_replaced(tmp_path, monkeypatch, swap):
     if swap == "by hand":
-        monkeypatch.setattr(whole_file, "_swap", lambda *_: False)
+        monkeypatch.setattr(atomic_write, "_swap", lambda *_: False)
     place = tmp_path / "place"
     for text in ("first", "second"):
         with replacing_folder(place) as temporary:
@@ -277,7 +277,7 @@ def test_an_old_folder_survives_a_failure(tmp_path, monkeypatch):
         raise RuntimeError("the converter broke off")
     assert (place / "inner" / "file").read_text() == "old"
 
-    monkeypatch.setattr(whole_file, "_swap", lambda *_: False)
+    monkeypatch.setattr(atomic_write, "_swap", lambda *_: False)
     rename = Path.rename
 
     def fail_to_take_the_place(self: Path, target: Path) -> Path:

@@ -29,7 +29,7 @@ from tests.conftest import CLASS_NAMES, ROOT, lightning, random_classifier, save
 
 NAMED = ImportSettings(class_names=CLASS_NAMES)
 # Variants that can be imported, and what must be said of them.
-WISHES = {
+SETTINGS = {
     "nested": NAMED,
     "sequential": ImportSettings(class_names=CLASS_NAMES, input_range="tf"),
     "flat": NAMED,
@@ -247,8 +247,8 @@ def proofs(saved, keras_python, tmp_path_factory) -> dict[str, Report]:
     folder = tmp_path_factory.mktemp("imported")
     photos = np.random.default_rng(1).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
     imports, names = [], []
-    for name, settings_given in WISHES.items():
-        classifier = read_keras_classifier(saved / f"{name}.h5", settings_given)
+    for name, settings in SETTINGS.items():
+        classifier = read_keras_classifier(saved / f"{name}.h5", settings)
         write_import(classifier, folder / f"{name}.ckpt", check=False)
         fitting = photos[:, : classifier.image_size[0], : classifier.image_size[1]]
         sets = image_sets(classifier.image_size, fitting, [])
@@ -276,7 +276,7 @@ EXPECTED = {
 @pytest.mark.keras
 def test_architecture_is_read_from_the_layers(saved):
     for name, expected in EXPECTED.items():
-        read = read_keras_classifier(saved / f"{name}.h5", WISHES[name])
+        read = read_keras_classifier(saved / f"{name}.h5", SETTINGS[name])
         architecture = read.network.architecture
         assert {key: architecture[key] for key in expected} == expected, name
         assert (architecture["backbone"], architecture["pad_type"], architecture["bn_eps"]) == (
@@ -289,7 +289,7 @@ def test_architecture_is_read_from_the_layers(saved):
 
 @pytest.mark.keras
 def test_augmentation_inside_is_left_out_and_said(saved):
-    (note,) = read_keras_classifier(saved / "augmented.h5", WISHES["augmented"]).notes
+    (note,) = read_keras_classifier(saved / "augmented.h5", SETTINGS["augmented"]).notes
     for layer in ("random_flip", "random_rotation", "random_zoom", "random_translation", "random_contrast"):
         assert f"augmentation/{layer}" in note
     assert "gaussian_noise" in note
@@ -298,7 +298,7 @@ def test_augmentation_inside_is_left_out_and_said(saved):
 
 @pytest.mark.keras
 def test_every_variant_passes_the_ladder(proofs):
-    for name in WISHES:
+    for name in SETTINGS:
         assert proofs[name].verdict == "PASS", (name, proofs[name].failed)
         assert [check.name for check in proofs[name].checks] == [
             "labels", "weights", "layers_float64", "probabilities_synthetic", "top1_synthetic", "probabilities_photos",

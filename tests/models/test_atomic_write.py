@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from models import atomic_write as whole_file
+from models import atomic_write
 from models.atomic_write import replacing, replacing_folder, working_folder
 
 NAME = "shop[1] *.h5"  # letters that would be patterns
@@ -22,7 +22,7 @@ def gone() -> int:
 
 
 def names(process: int, ending: str = "tmp", name: str = NAME) -> str:
-    return f".{name}.{whole_file._where_processes_are_counted()}-{process}.{ending}"
+    return f".{name}.{atomic_write._where_processes_are_counted()}-{process}.{ending}"
 
 
 def write(path: Path) -> None:
@@ -64,7 +64,7 @@ def test_what_may_be_another_process_s_work_stays(tmp_path, gone):
         names(gone, name="shop1 b.h5"),
         names(gone, "old"),  # perhaps the only whole one
         f".{NAME}.tmp",
-        f".{NAME}.{whole_file._where_processes_are_counted()}-mine.tmp",
+        f".{NAME}.{atomic_write._where_processes_are_counted()}-mine.tmp",
     ]
     for name in others:
         (tmp_path / name).write_text("somebody's")
@@ -76,10 +76,10 @@ def test_a_process_of_somebody_else_is_not_gone(gone, monkeypatch):
     def refuse(process: int, signal: int) -> None:
         raise PermissionError
 
-    assert whole_file._is_gone(gone)
-    assert not whole_file._is_gone(os.getpid())
+    assert atomic_write._is_gone(gone)
+    assert not atomic_write._is_gone(os.getpid())
     monkeypatch.setattr(os, "kill", refuse)
-    assert not whole_file._is_gone(gone)
+    assert not atomic_write._is_gone(gone)
 
 
 def test_working_folder_goes_whatever_happens(tmp_path):

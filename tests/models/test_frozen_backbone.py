@@ -75,6 +75,7 @@ def test_a_processor_without_bfloat16_is_told_before_anything_is_read(tmp_path, 
     with pytest.raises(BadInput, match=r"--model\.frozen_precision auto"):
         fit(tmp_path, classifier(frozen_precision="bfloat16"))
     fit(tmp_path, classifier(frozen_precision="auto"))  # the advice works
+    fit(tmp_path, classifier(frozen_precision="bfloat16", trainable="all"))  # nothing is frozen, nothing is refused
 
 
 @pytest.mark.parametrize("capability", ["avx512_bf16", "amx_bf16"])
@@ -221,7 +222,7 @@ def test_copies_are_made_once(tmp_path, monkeypatch):
     module = classifier(frozen_precision=FAST)
     module.on_train_start = lambda: None  # makes the sanity check's anew, which is no waste worth counting here
     fit(tmp_path, module)
-    assert sorted(made, key=str) == [torch.bfloat16, torch.float32] if FAST == "bfloat16" else [torch.float32]
+    assert sorted(made, key=str) == ([torch.bfloat16, torch.float32] if FAST == "bfloat16" else [torch.float32])
 
 
 def test_network_is_left_alone():

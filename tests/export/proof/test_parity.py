@@ -253,15 +253,15 @@ def test_network_that_is_certain_of_a_photo_learns_from_another_image(small_chec
 
 @pytest.mark.parametrize("name", CONTROLS)
 def test_planted_difference_is_caught_and_named(control_reports, name):
-    _, rung_name, named, cause = CONTROLS[name]
+    _, check_name, named, cause = CONTROLS[name]
     report = control_reports[name]
     assert report.verdict == "FAIL"
-    caught = next(check for check in report.checks if check.name == rung_name)
+    caught = next(check for check in report.checks if check.name == check_name)
     assert not caught.passed
     assert named in (caught.first_divergence or "")
-    assert report.failed[0].name == rung_name
+    assert report.failed[0].name == check_name
     assert cause in (report.likely_cause or "")
-    assert f"parity FAIL: {rung_name} at " in report.last_line()
+    assert f"parity FAIL: {check_name} at " in report.last_line()
     assert cause in report.last_line()
 
 

@@ -1,4 +1,4 @@
-"""Second opinions: independent roads agree with torch, and each notices a weight that was changed."""
+"""Second opinions: independent converters agree with torch, and each notices a weight that was changed."""
 
 import threading
 from collections.abc import Callable
@@ -52,10 +52,10 @@ def test_tf2onnx_agrees_and_notices_a_changed_weight(checkpoint, tmp_path):
     for photo in right.photos:
         np.testing.assert_allclose(photo.opinions["tf2onnx"], photo.torch, atol=1e-5)
     assert np.abs(np.subtract(wrong.photos[0].opinions["tf2onnx"], wrong.photos[0].torch)).max() > 1e-3
-    assert {images: list(roads) for images, roads in right.roads.items()} == {
+    assert {images: list(names) for images, names in right.converters.items()} == {
         images: ["Keras", "tf2onnx"] for images in ("synthetic", "photos")
     }
-    # a column in the table of roads, and one of each photo
+    # a column in the table of converters, and one of each photo
     assert render_page([right]).count("<th>tf2onnx</th>") == 1 + len(right.photos)
     assert all(meaning_of(check.name) for check in right.checks)
     failed = [check.name for check in wrong.failed]

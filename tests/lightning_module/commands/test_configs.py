@@ -62,7 +62,7 @@ def test_every_config_builds_model_data_and_trainer(config, photos, tmp_path):
     assert {"EarlyStopping", "BestCheckpoint", "MetricsJournal", "ExportTwin"} <= kinds
 
 
-def test_the_recipe_is_the_customers(photos, tmp_path):
+def test_the_recipe_is_the_keras_notebooks(photos, tmp_path):
     cli = parse(CONFIGS[0].with_name("mobilenetv2.yaml"), photos, tmp_path)
     settings = cli.model.hparams
     assert (settings["backbone"], settings["pretrained"], settings["trainable"]) == ("mobilenetv2_100", True, "head")

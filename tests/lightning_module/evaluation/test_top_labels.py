@@ -23,14 +23,14 @@ def exact() -> np.ndarray:
     return exponents / exponents.sum(axis=1, keepdims=True)
 
 
-def road(exact: np.ndarray, seed: int) -> np.ndarray:
-    """What one of the roads computes: float32 with an error of its own in the logits, at most float32's."""
+def computed(exact: np.ndarray, seed: int) -> np.ndarray:
+    """What one side computes: float32 with an error of its own in the logits, at most float32's."""
     noise = np.random.default_rng(seed).uniform(-1, 1, exact.shape) * FLOAT32_ERROR
     return (exact * (1 + noise)).astype(np.float32)
 
 
 def labelled(exact: np.ndarray, seed: int) -> list[list[tuple[int, str]]]:
-    return printed(top_labels(road(exact, seed), lambda rows: exact[rows] * (1 + 1e-13 * (seed - 1.5))))
+    return printed(top_labels(computed(exact, seed), lambda rows: exact[rows] * (1 + 1e-13 * (seed - 1.5))))
 
 
 def test_two_roads_print_the_same(exact):
@@ -41,7 +41,7 @@ def test_two_roads_print_the_same(exact):
 def test_without_the_second_look_they_do_not(exact, monkeypatch):
     for name in ("FLOAT32_ERROR", "RELATIVE_GAP"):
         with monkeypatch.context() as changed:
-            first, second = road(exact, 1), road(exact, 2)
+            first, second = computed(exact, 1), computed(exact, 2)
             changed.setattr(module, name, -1.0)
             assert printed(top_labels(first, lambda rows: exact[rows])) != printed(
                 top_labels(second, lambda rows: exact[rows])
