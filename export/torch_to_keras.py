@@ -82,8 +82,22 @@ def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit", fuse_batch
 
 
 def trace_checkpoint(checkpoint: Checkpoint) -> Graph:
-    """The neutral graph of a checkpoint's network, its layers named as Keras users know them."""
-    return trace_network(checkpoint.network, checkpoint.backbone, checkpoint.image_size)
+    """The neutral graph of a checkpoint's network, its layers named as Keras users know them.
+
+    It is kept, because the export and its proof both need it, and tracing is most of an export's time.
+    """
+    if checkpoint.digest not in _traced:
+        if len(_traced) == _MOST_TRACED:
+            _traced.clear()
+        graph = trace_network(checkpoint.network, checkpoint.backbone, checkpoint.image_size)
+        # copies: the network's owner may change its weights, and the file's are these
+        tensors = {name: array.copy() for name, array in graph.tensors.items()}
+        _traced[checkpoint.digest] = Graph(graph.nodes, tensors)
+    return _traced[checkpoint.digest]
+
+
+_MOST_TRACED = 8
+_traced: dict[str, Graph] = {}  # digest of a checkpoint -> its graph
 
 
 def frozen_layers(checkpoint: Checkpoint, graph: Graph) -> frozenset[str]:
