@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,6 +20,15 @@ from torch.utils.data import DataLoader, Dataset
 from datamodule.augment import Augmentation, TransformParameters
 from datamodule.demo_photos import DEMO_CLASSES, draw_catalogue
 from datamodule.kaggle_photos import download_photos
+from datamodule.layout import (
+    Listing,
+    check_classes,
+    clean_class_names,
+    count_in_junk_folders,
+    describe_junk,
+    innermost,
+    without_junk,
+)
 from datamodule.near_duplicates import group_near_duplicates
 from datamodule.photo_order import EpochShuffle, OwnShare, ResumableLoader, even_batch_size, mix_seed
 from datamodule.photo_store import BadPhoto, PhotoStore
@@ -26,18 +36,17 @@ from datamodule.split import (
     LabelledFiles,
     find_class_names,
     grouped_split,
+    is_junk_folder,
     keras_split,
     label_all,
-    list_classes,
     list_photos,
     stratified_split,
     unlisted,
 )
-from models.bad_input import BadInput
+from models.bad_input import BadInput, some_of
 from models.choices import INTERPOLATIONS, Interpolation
 
 DEMO_ROOT = Path("runs/demo_photos")
-SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 
 SetName = Literal["train", "val", "val_clean", "test", "predict"]
 SETS_OF_STAGE: dict[str | None, tuple[SetName, ...]] = {
@@ -138,6 +147,8 @@ class ProductPhotos(L.LightningDataModule):
             do where several processes train on this machine.
         store_dir: folder of that file, which is kept for the next run; by default in the user's cache folder.
         kaggle: owner/dataset on Kaggle, in place of `root`: downloaded once, by kagglehub into its cache.
+        listing: `checked`: hidden folders and what Macs, notebooks and storage boxes leave are left out, with a line,
+            and a root that has sets where classes belong is refused; `keras`: all that Keras lists.
 
     Attributes:
         class_names: sorted names of the class folders.
@@ -172,6 +183,7 @@ class ProductPhotos(L.LightningDataModule):
         store_dir: str | None = None,
         kaggle: str | None = None,
         epoch_photos: int | None = None,
+        listing: Listing = "checked",
     ) -> None:
         super().__init__()
         self.image_size = parse_image_size(image_size)
@@ -218,10 +230,11 @@ class ProductPhotos(L.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.demo = demo
+        self.listing = listing
 
-        self.class_names = list(DEMO_CLASSES) if demo else read_class_names("root", self.root)
+        self.class_names = list(DEMO_CLASSES) if demo else read_class_names("root", self.root, listing)
         for setting, folder in (("val_root", self.val_root), ("test_root", self.test_root)):
-            if folder is not None and (names := read_class_names(setting, folder)) != self.class_names:
+            if folder is not None and (names := read_class_names(setting, folder, listing)) != self.class_names:
                 raise BadInput(
                     f"{setting}: expected the classes of root, {self.class_names}; received {names} in {folder} "
                     f"(missing: {sorted(set(self.class_names) - set(names))}, "
@@ -235,6 +248,7 @@ class ProductPhotos(L.LightningDataModule):
             self.image_size, interpolation, store_ram_share, None if store_dir is None else Path(store_dir)
         )
         self._sets: dict[SetName, LabelledFiles] = {}
+        self._said: set[str] = set()
         self._grouped_files: list[Path] = []
         self._groups: list[int] = []
         self._drawn: dict[SetName, tuple[int, TransformParameters]] = {}
@@ -325,7 +339,7 @@ class ProductPhotos(L.LightningDataModule):
             elif name == "test" and self.test_root is not None:
                 sets[name] = label_all(self._list_classes("test_root", self.test_root))
             elif name == "predict" and self.predict_root is not None:
-                files = list_photos(self.predict_root)
+                files = self._photos_in(self.predict_root, Counter())
                 if not files:
                     raise BadInput(
                         f"predict_root: expected photos; received {self.predict_root}, which has none that ends in "
@@ -339,17 +353,29 @@ class ProductPhotos(L.LightningDataModule):
     def _list_classes(self, setting: str, root: Path) -> list[list[Path]]:
         """List the photos per class; every class must have some."""
         check_folder(setting, root)
-        classes = list_classes(root, self.class_names)
+        junk = count_in_junk_folders(root) if self.listing == "checked" else Counter[str]()
+        classes = [self._photos_in(root / name, junk) for name in self.class_names]
         empty = [name for name, files in zip(self.class_names, classes, strict=True) if not files]
         if empty:
             raise BadInput(
                 f"{setting}: expected photos (.jpg, .png, .bmp, .ppm, .tif) in every class folder of {root}; "
-                f"received none in {', '.join(empty)}. Put photos there or remove the folder"
+                f"received none in {some_of(empty)}. Put photos there or remove the folder"
                 f"{' (some are hidden)' if any(name.startswith('.') for name in empty) else ''}."
             )
+        left_out = []
+        if junk:
+            left_out.append(f"{describe_junk(junk)} (--data.listing keras takes them)")
         if others := unlisted(root):
-            rank_zero_warn(f"{root}: left out files that Keras does not list as photos either: {others}")
+            left_out.append(f"files that Keras does not list as photos either: {others}")
+        if left_out and (said := f"{root}: left out {'; and '.join(left_out)}") not in self._said:
+            self._said.add(said)  # the photos are listed again for every stage
+            rank_zero_warn(said)
         return classes
+
+    def _photos_in(self, folder: Path, junk: Counter[str]) -> list[Path]:
+        """List a folder's photos, and count in `junk` what is left out."""
+        files = list_photos(folder)
+        return without_junk(files, folder, junk) if self.listing == "checked" else files
 
     def _split_root(self) -> tuple[LabelledFiles, LabelledFiles]:
         classes = self._list_classes("root", self.root)
@@ -597,28 +623,26 @@ def check_folder(setting: str, folder: Path) -> None:
         raise BadInput(f"{setting}: expected a folder; received {folder}, which {what}. Check the path.")
 
 
-def read_class_names(setting: str, root: Path) -> list[str]:
+def read_class_names(setting: str, root: Path, listing: Listing = "checked") -> list[str]:
     """Return the sorted names of the class folders in `root`, at least two.
 
     Raises:
         BadInput: the folder is missing or not laid out as one folder per class.
     """
     check_folder(setting, root)
-    names = find_class_names(root)
+    names = [name for name in find_class_names(root) if listing == "keras" or not is_junk_folder(name)]
     if not names:
         raise BadInput(
             f"{setting}: expected one folder of photos per class in {root}; received no folders there. "
             "Sort the photos into folders named as their classes."
         )
-    inner = find_class_names(root / names[0])
     if len(names) == 1:
-        remedy = f" Did you mean {root / names[0]}?" if len(inner) > 1 else " Add a folder for a second class."
+        inner = innermost(root / names[0])
+        several = len(clean_class_names(inner)) > 1
+        remedy = f" Did you mean {inner}?" if several else " Add a folder for a second class."
         raise BadInput(f"{setting}: expected two or more class folders in {root}; received one, {names[0]!r}.{remedy}")
-    if inner and {name.lower() for name in names} <= SPLIT_NAMES:
-        raise BadInput(
-            f"{setting}: expected one folder per class in {root}; received one per set: {', '.join(names)}. "
-            "Give the sets apart, e.g. --data.root .../train --data.val_root .../validation."
-        )
+    if listing == "checked":
+        check_classes(setting, root, names)
     return names
 
 

@@ -1,6 +1,7 @@
 """The whole audit of a folder of classes, from files to findings."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,15 @@ from datamodule.audit.duplicates import Pair, find_pairs, find_straddling, group
 from datamodule.audit.findings import QUARANTINE, Finding, in_order
 from datamodule.audit.inspection import Inspection, inspect_all
 from datamodule.audit.suspects import FEWEST_IN_CLASS, Suspects, find_groups, find_suspects
+from datamodule.layout import (
+    clean_class_names,
+    count_in_junk_folders,
+    describe_junk,
+    kind_of_junk,
+    without_junk,
+)
 from datamodule.photo_store import BadPhoto
-from datamodule.split import find_class_names, keras_split, list_classes
+from datamodule.split import is_junk_folder, keras_split, list_photos
 from models.bad_input import BadInput
 
 Features = Callable[[Sequence[Inspection]], np.ndarray]
@@ -59,8 +67,9 @@ def survey(
     Raises:
         BadInput: there are no classes or no photos.
     """
-    class_names = find_class_names(root) if root.is_dir() else []
-    classes = list_classes(root, class_names)
+    class_names = clean_class_names(root) if root.is_dir() else []
+    junk = count_in_junk_folders(root) if root.is_dir() else Counter[str]()
+    classes = [without_junk(list_photos(root / name), root / name, junk) for name in class_names]
     files = [file for each in classes for file in each]
     if not files:
         raise BadInput(
@@ -75,6 +84,8 @@ def survey(
     findings += [teller.not_listed(path) for path in find_not_listed(root, set(files))]
     findings += [finding for photo in photos for finding in teller.looks(photo, network_size)]
     notes = _notes_on_folders(root, class_names, classes)
+    if junk:
+        notes.append(f"Left out as no photos of a class, as training does: {describe_junk(junk)}.")
     if photos:
         features = features_of(photos)
         labels = np.array([label_of[photo.path] for photo in photos])
@@ -121,12 +132,12 @@ def find_linked_folders(folder: Path) -> list[Path]:
 
 
 def find_not_listed(root: Path, listed: set[Path]) -> list[Path]:
-    """Find the files below `root` that Keras does not list, sorted; hidden files are left out."""
+    """Find the files below `root` that Keras does not list, sorted; no hidden ones and none that programs leave."""
     found = []
     for parent, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_junk_folder(name)]
         found += [Path(parent, name) for name in names if not name.startswith(".") and Path(parent, name) not in listed]
-    return sorted(found)
+    return sorted(path for path in found if not kind_of_junk(path, root))
 
 
 def _unlinked(root: Path, path: Path) -> Path:

@@ -1,6 +1,7 @@
 """Options that several commands share: photos, labels, paths of reports, lists separated by commas."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,11 +65,12 @@ def list_photo_files(folder: Path) -> list[Path]:
     Raises:
         BadInput: there is no such folder, or it has no photos.
     """
+    from datamodule.layout import without_junk
     from datamodule.split import list_photos
 
     if not folder.is_dir():
         raise BadInput(f"--photos: expected a folder, received {folder}, which is not one. Check the path.")
-    files = list_photos(folder)
+    files = without_junk(list_photos(folder), folder, Counter())
     if not files:
         raise BadInput(
             f"--photos: expected photos (.jpg, .png, .bmp, .ppm, .tif) in {folder}, received none. "

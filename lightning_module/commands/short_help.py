@@ -43,6 +43,7 @@ GROUPS = (
         ("seed", "0", "of the order, the random changes and the splits that are drawn"),
         ("epoch_photos", "null", "photos of an epoch at least: a small catalogue is gone through again"),
         ("augment_validation", "false", "change the validation photos, too, as the old generator did"),
+        ("listing", "checked", "checked, or keras: hidden folders and the like are classes, too"),
         ("on_bad_photo", "stop", "stop, or skip: photos that cannot be read"),
         ("num_workers", "0", "processes that put batches together; 0 is best"),
         ("store_ram_share", "0.5", "share of the memory for decoded photos; more go to a file"),
