@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from datamodule.split import find_class_names, is_junk_folder, list_photos
+from datamodule.split import find_class_names, is_junk_folder, list_photos, unlisted
 from models.bad_input import BadInput, some_of
 
 Listing = Literal["checked", "keras"]
@@ -80,6 +80,14 @@ def describe_junk(left_out: Counter[str]) -> str:
     """Return counts as text, such as "12 files in __MACOSX, 1 file in .ipynb_checkpoints"; empty if there are none."""
     counts = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     return some_of([f"{count} {'file' if count == 1 else 'files'} {kind}" for kind, count in counts])
+
+
+def what_else(folder: Path) -> str:
+    """Say what a folder without photos has in their place, such as " (12 .webp)"; empty for nothing."""
+    junk: Counter[str] = Counter()
+    without_junk(list_photos(folder), folder, junk)
+    found = [each for each in (unlisted(folder), describe_junk(junk)) if each]
+    return f" ({', '.join(found)})" if found else ""
 
 
 def clean_class_names(root: Path) -> list[str]:

@@ -27,6 +27,7 @@ from datamodule.layout import (
     count_in_junk_folders,
     describe_junk,
     innermost,
+    what_else,
     without_junk,
 )
 from datamodule.near_duplicates import group_near_duplicates
@@ -43,10 +44,12 @@ from datamodule.split import (
     stratified_split,
     unlisted,
 )
-from models.bad_input import BadInput, some_of
+from models.bad_input import BadInput, other_names, quoted, some_lines_of, some_of
 from models.choices import INTERPOLATIONS, Interpolation
 
 DEMO_ROOT = Path("runs/demo_photos")
+MOST_NAMED = 50
+"""How many photos that cannot be read a message names."""
 
 SetName = Literal["train", "val", "val_clean", "test", "predict"]
 SETS_OF_STAGE: dict[str | None, tuple[SetName, ...]] = {
@@ -138,7 +141,7 @@ class ProductPhotos(L.LightningDataModule):
         augmentation: random changes of the training photos; none if not given.
         augment_validation: change the validation photos as well, as one ImageDataGenerator for both subsets does;
             there is then a second validation loader with the photos as they are (`val_sets`).
-        on_bad_photo: `stop` with the names of all unreadable photos, or `skip` them and say how many.
+        on_bad_photo: `stop` with the names of unreadable photos, or `skip` them and say how many.
         num_workers: processes that put batches together. 0 is best: the photos are in memory already, and augmentation
             is done on the device.
         seed: of the stratified and the grouped split, the order and the augmentation.
@@ -236,9 +239,8 @@ class ProductPhotos(L.LightningDataModule):
         for setting, folder in (("val_root", self.val_root), ("test_root", self.test_root)):
             if folder is not None and (names := read_class_names(setting, folder, listing)) != self.class_names:
                 raise BadInput(
-                    f"{setting}: expected the classes of root, {self.class_names}; received {names} in {folder} "
-                    f"(missing: {sorted(set(self.class_names) - set(names))}, "
-                    f"foreign: {sorted(set(names) - set(self.class_names))}). Rename or move folders so that both have "
+                    f"{setting}: expected the classes of root, {quoted(self.class_names)}; received {quoted(names)} "
+                    f"in {folder} ({other_names(self.class_names, names)}). Rename or move folders so that both have "
                     "the same ones."
                 )
         if self.predict_root is not None:
@@ -249,6 +251,7 @@ class ProductPhotos(L.LightningDataModule):
         )
         self._sets: dict[SetName, LabelledFiles] = {}
         self._said: set[str] = set()
+        self._named: set[Path] = set()
         self._grouped_files: list[Path] = []
         self._groups: list[int] = []
         self._drawn: dict[SetName, tuple[int, TransformParameters]] = {}
@@ -343,7 +346,8 @@ class ProductPhotos(L.LightningDataModule):
                 if not files:
                     raise BadInput(
                         f"predict_root: expected photos; received {self.predict_root}, which has none that ends in "
-                        ".jpg, .png, .bmp, .ppm or .tif. Point it at the folder that has them."
+                        f".jpg, .png, .bmp, .ppm or .tif{what_else(self.predict_root)}. Point it at the folder that "
+                        "has them, or convert photos with other endings."
                     )
                 sets[name] = LabelledFiles(files, [-1] * len(files))
             else:
@@ -357,9 +361,11 @@ class ProductPhotos(L.LightningDataModule):
         classes = [self._photos_in(root / name, junk) for name in self.class_names]
         empty = [name for name, files in zip(self.class_names, classes, strict=True) if not files]
         if empty:
+            found = [f"{name}{what_else(root / name)}" if place < 20 else name for place, name in enumerate(empty)]
             raise BadInput(
                 f"{setting}: expected photos (.jpg, .png, .bmp, .ppm, .tif) in every class folder of {root}; "
-                f"received none in {some_of(empty)}. Put photos there or remove the folder"
+                f"received none in {some_of(found)}. "
+                "Put photos there, convert those with other endings, or remove the folder"
                 f"{' (some are hidden)' if any(name.startswith('.') for name in empty) else ''}."
             )
         left_out = []
@@ -387,7 +393,7 @@ class ProductPhotos(L.LightningDataModule):
         if too_small:
             raise BadInput(
                 f"root: expected enough photos in each class to hold out a share of {self.validation_split} "
-                f"(at least {int(np.ceil(1 / self.validation_split))}); received {', '.join(too_small)}. "
+                f"(at least {int(np.ceil(1 / self.validation_split))}); received {some_of(too_small)}. "
                 "Add photos, raise validation_split or give val_root."
             )
         if self.split == "stratified":
@@ -408,14 +414,16 @@ class ProductPhotos(L.LightningDataModule):
     def _leave_out(
         self, bad_photos: list[BadPhoto], listed: dict[SetName, LabelledFiles]
     ) -> dict[SetName, LabelledFiles]:
-        names = "\n".join(f"  {bad}" for bad in bad_photos)
+        names = some_lines_of(bad_photos, MOST_NAMED)
         if self.on_bad_photo == "stop":
             raise BadInput(
                 f"expected readable photos; received {len(bad_photos)} that cannot be read:\n{names}\n"
-                "Mend or remove them, or leave them out with --data.on_bad_photo skip."
+                "Mend or remove them (lightning audit lists all), or leave them out with --data.on_bad_photo skip."
             )
-        rank_zero_warn(f"left out {len(bad_photos)} photos that cannot be read:\n{names}")
         bad_files = {bad.path for bad in bad_photos}
+        if not bad_files <= self._named:  # they are met again at every stage
+            self._named |= bad_files
+            rank_zero_warn(f"left out {len(bad_photos)} photos that cannot be read:\n{names}")
         kept: dict[SetName, LabelledFiles] = {}
         for set_name, labelled in listed.items():
             rows = [row for row, file in enumerate(labelled.files) if file not in bad_files]
@@ -426,8 +434,8 @@ class ProductPhotos(L.LightningDataModule):
             if lost:
                 raise BadInput(
                     f"expected readable photos of every class; received none for "
-                    f"{', '.join(self.class_names[label] for label in lost if label >= 0) or 'predicting'} "
-                    f"among the {set_name} photos:\n{names}\nMend them or remove the class."
+                    f"{some_of([self.class_names[label] for label in lost if label >= 0]) or 'predicting'} "
+                    f"among the {set_name} photos. Mend those that are named above, or remove the class."
                 )
         return kept
 
@@ -586,7 +594,7 @@ class ProductPhotos(L.LightningDataModule):
         """
         bad_photos = self.store.add(files)
         if bad_photos:
-            names = "\n".join(f"  {bad}" for bad in bad_photos)
+            names = some_lines_of(bad_photos, MOST_NAMED)
             raise BadInput(f"expected readable photos; received:\n{names}\nMend or remove them.")
         return self.store.photos_of(files)
 

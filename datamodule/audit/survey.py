@@ -18,11 +18,12 @@ from datamodule.layout import (
     count_in_junk_folders,
     describe_junk,
     kind_of_junk,
+    what_else,
     without_junk,
 )
 from datamodule.photo_store import BadPhoto
 from datamodule.split import is_junk_folder, keras_split, list_photos
-from models.bad_input import BadInput
+from models.bad_input import BadInput, some_of
 
 Features = Callable[[Sequence[Inspection]], np.ndarray]
 
@@ -74,7 +75,7 @@ def survey(
     if not files:
         raise BadInput(
             f"expected a folder with one folder of photos per class (PHOTOS/<class>/*.jpg), received {root}, "
-            f"{'which is not a folder' if not root.is_dir() else 'which has no photos in folders'}."
+            + ("which is not a folder." if not root.is_dir() else f"which has no photos in folders{what_else(root)}.")
         )
     label_of = {file: label for label, each in enumerate(classes) for file in each}
     validation = set(keras_split(classes, validation_split)[1].files)
@@ -98,7 +99,7 @@ def survey(
         findings += teller.suspects(suspects)
         findings += teller.groups(*find_groups(features, labels, seed), labels)
         if suspects.unjudged:
-            names = ", ".join(class_names[label] for label in suspects.unjudged)
+            names = some_of([class_names[label] for label in suspects.unjudged])
             notes.append(f"Fewer than {FEWEST_IN_CLASS} photos, so not judged for their class: {names}.")
         if len(np.unique(labels)) == 1:
             notes.append("There is one class only, so no photo could be compared with another class.")
@@ -114,11 +115,11 @@ def _notes_on_folders(root: Path, class_names: Sequence[str], classes: Sequence[
     notes = []
     empty = [name for name, files in zip(class_names, classes, strict=True) if not files]
     if empty:
-        notes.append(f"Classes without a photo, which training refuses: {', '.join(empty)}.")
+        notes.append(f"Classes without a photo, which training refuses: {some_of(empty)}.")
     links = [path.relative_to(root).as_posix() for name in class_names for path in find_linked_folders(root / name)]
     if links:
         notes.append(
-            f"Links to folders inside class folders, which neither Keras nor this project follows: {', '.join(links)}. "
+            f"Links to folders inside class folders, which neither Keras nor this project follows: {some_of(links)}. "
             "The photos behind them are not used and were not looked at."
         )
     return notes

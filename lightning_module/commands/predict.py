@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from datamodule.layout import describe_junk, kind_of_junk
+from datamodule.layout import describe_junk, kind_of_junk, what_else
 from datamodule.photo_store import BadPhoto, load_photo
 from datamodule.split import LISTED_ENDINGS, each_photo, unlisted
 from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, parse_for, underscored
@@ -250,8 +250,8 @@ def _count(photos: Path) -> tuple[int, Counter[str]]:
         count = kinds.pop("", 0)
         if not count:
             raise BadInput(
-                f"expected photos (.jpg, .png, .bmp, .ppm, .tif) in {photos}, received none. "
-                "Name the folder that has them."
+                f"expected photos (.jpg, .png, .bmp, .ppm, .tif) in {photos}, received none{what_else(photos)}. "
+                "Name the folder that has them, or convert photos with other endings."
             )
         return count, kinds
     if not photos.is_file():
