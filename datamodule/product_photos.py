@@ -61,6 +61,10 @@ SETS_OF_STAGE: dict[str | None, tuple[SetName, ...]] = {
 }
 
 
+MOST_COPIES = 0.1
+"""Share of the validation photos that may be training photos, too."""
+
+
 class PhotoBatch(NamedTuple):
     """What a loader yields and what moves to the device.
 
@@ -152,6 +156,8 @@ class ProductPhotos(L.LightningDataModule):
         kaggle: owner/dataset on Kaggle, in place of `root`: downloaded once, by kagglehub into its cache.
         listing: `checked`: hidden folders and what Macs, notebooks and storage boxes leave are left out, with a line,
             and a root that has sets where classes belong is refused; `keras`: all that Keras lists.
+        on_copies: what happens if more than a tenth of the validation photos are training photos, too, byte for byte:
+            `stop`, or `warn`, as is done where they are fewer.
 
     Attributes:
         class_names: sorted names of the class folders.
@@ -187,6 +193,7 @@ class ProductPhotos(L.LightningDataModule):
         kaggle: str | None = None,
         epoch_photos: int | None = None,
         listing: Listing = "checked",
+        on_copies: Literal["stop", "warn"] = "stop",
     ) -> None:
         super().__init__()
         self.image_size = parse_image_size(image_size)
@@ -234,6 +241,7 @@ class ProductPhotos(L.LightningDataModule):
         self.seed = seed
         self.demo = demo
         self.listing = listing
+        self.on_copies = on_copies
 
         self.class_names = list(DEMO_CLASSES) if demo else read_class_names("root", self.root, listing)
         for setting, folder in (("val_root", self.val_root), ("test_root", self.test_root)):
@@ -327,6 +335,8 @@ class ProductPhotos(L.LightningDataModule):
         )
         if bad_photos:
             listed = self._leave_out(bad_photos, listed)
+        if "train" in listed and "val" in listed:
+            self._count_copies(listed["train"].files, listed["val"].files)
         self._sets.update(listed)
 
     def _list_sets(self, wanted: Iterable[SetName]) -> dict[SetName, LabelledFiles]:
@@ -438,6 +448,25 @@ class ProductPhotos(L.LightningDataModule):
                     f"among the {set_name} photos. Mend those that are named above, or remove the class."
                 )
         return kept
+
+    def _count_copies(self, training: list[Path], validation: list[Path]) -> None:
+        first = {self.store.digest_of(file): file for file in reversed(training)}
+        copies = [file for file in validation if self.store.digest_of(file) in first]
+        if not copies:
+            return
+        found = (
+            f"{len(copies)} of {len(validation)} validation photos are training photos, too, byte for byte, such as "
+            f"{copies[0]} and {first[self.store.digest_of(copies[0])]}"
+        )
+        remedy = "Remove copies (lightning audit finds them)" + (
+            ", or give other photos with --data.val_root" if self.val_root else ", or use --data.split grouped"
+        )
+        if self.on_copies == "stop" and len(copies) > MOST_COPIES * len(validation):
+            raise BadInput(
+                f"expected validation photos that are not trained on; received copies, which flatter the network: "
+                f"{found}. {remedy}; --data.on_copies warn trains nevertheless."
+            )
+        rank_zero_warn(f"{found}, and flatter the network. {remedy}.")
 
     def train_dataloader(self) -> DataLoader:
         """Return the training loader: shuffled anew each epoch, the last batch may be smaller."""

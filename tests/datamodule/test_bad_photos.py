@@ -1,5 +1,6 @@
 """Input that a person can mend: each case is refused with what was expected, what came and what to do."""
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -188,3 +189,38 @@ def test_many_bad_photos_are_listed_once_and_not_all(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         photos.setup("validate")
+
+
+def test_validation_photos_that_are_trained_on_are_counted(tmp_path):
+    root = draw_root(tmp_path / "photos", {"jeans": 50, "tv": 50})
+    photos = ProductPhotos(str(root), image_size=12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        photos.setup("fit")
+    for file in photos.val_files[:2]:  # 2 of 20 are a tenth, and no more
+        shutil.copy(file, file.with_name(f"x{file.name}"))
+    with pytest.warns(
+        UserWarning, match=r"2 of 20 validation photos are training photos, .*jeans/00\.png and .*x00\.png"
+    ):
+        ProductPhotos(str(root), image_size=12).setup("fit")
+    third = photos.val_files[2]
+    shutil.copy(third, root / "tv" / "of another class.png")
+    message = refused("3 of 20 validation photos are training photos", root=str(root))
+    assert "--data.split grouped" in message
+    with pytest.warns(UserWarning, match="3 of 20"):
+        ProductPhotos(str(root), image_size=12, on_copies="warn").setup("fit")
+    ProductPhotos(str(root), image_size=12, split="grouped").setup("fit")
+
+
+def test_val_root_the_same_as_root(tmp_path):
+    root = draw_root(tmp_path / "photos", {"jeans": 5, "tv": 5})
+    message = refused("10 of 10 validation photos are training photos", root=str(root), val_root=str(root))
+    assert "--data.val_root" in message
+    assert "--data.on_copies warn" in message
+    ProductPhotos(str(root), val_root=str(root), image_size=12).setup("validate")
+
+
+def test_copies_that_a_notebook_made_are_counted_where_keras_lists_them(tmp_path):
+    root = draw_root(tmp_path / "photos", {"jeans": 10, "tv": 10})
+    shutil.copytree(root / "tv", root / ".ipynb_checkpoints")
+    refused("validation photos are training photos", root=str(root), listing="keras", split="stratified")
