@@ -112,7 +112,7 @@ class MetricsJournal(Callback):
             f"{module.hparams['backbone']}: {sum(weights):,} weights, {sum(trainable):,} of them trained, "
             f"{len(module.class_names)} classes, {' x '.join(map(str, module.hparams['image_size']))} pixels"
         )
-        if hasattr(datamodule, "train_labels"):
+        if datamodule is not None and hasattr(datamodule, "train_labels"):
             trainer.print(f"{len(datamodule.train_files)} training and {len(datamodule.val_files)} validation photos")
             trained, held_out = (Counter(labels) for labels in (datamodule.train_labels, datamodule.val_labels))
             classes = [f"{name} {trained[row]} + {held_out[row]}" for row, name in enumerate(module.class_names)]
