@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from datamodule.split import LISTED_ENDINGS, find_class_names
+from datamodule.layout import clean_class_names
+from datamodule.split import LISTED_ENDINGS, find_class_names, is_junk_folder
 from models.bad_input import BadInput
 
 SECONDS_TO_ANSWER = 10
@@ -99,14 +100,14 @@ def newest_in_cache(handle: str) -> Path | None:
 def find_class_folders(folder: Path) -> Path:
     """Find the topmost folder that has two or more folders with photos in them, at any depth.
 
-    Hidden folders are ignored, as is `__MACOSX`, which archives made on a Mac contain beside the real folders.
+    Folders that programs leave are ignored, such as `__MACOSX` in archives from a Mac.
 
     Raises:
         BadInput: there is none, or the archive has the class folders twice, one copy inside the other.
     """
     level = folder
     while True:
-        inner = [level / name for name in find_class_names(level) if name != "__MACOSX" and not name.startswith(".")]
+        inner = [level / name for name in clean_class_names(level)]
         inner = [entry for entry in inner if has_photos(entry)]
         if len(inner) != 1:
             break
@@ -127,5 +128,9 @@ def find_class_folders(folder: Path) -> Path:
 
 
 def has_photos(folder: Path) -> bool:
-    """Return whether there is a photo in a folder or below it."""
-    return any(name.lower().endswith(LISTED_ENDINGS) for _, _, names in os.walk(folder) for name in names)
+    """Return whether there is a photo in a folder or below it, except in folders that programs leave."""
+    for _, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_junk_folder(name)]
+        if any(name.lower().endswith(LISTED_ENDINGS) for name in names):
+            return True
+    return False

@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -19,6 +20,16 @@ from torch.utils.data import DataLoader, Dataset
 from datamodule.augment import Augmentation, TransformParameters
 from datamodule.demo_photos import DEMO_CLASSES, draw_catalogue
 from datamodule.kaggle_photos import download_photos
+from datamodule.layout import (
+    Listing,
+    check_classes,
+    clean_class_names,
+    count_in_junk_folders,
+    describe_junk,
+    innermost,
+    what_else,
+    without_junk,
+)
 from datamodule.near_duplicates import group_near_duplicates
 from datamodule.photo_order import EpochShuffle, OwnShare, ResumableLoader, even_batch_size, mix_seed
 from datamodule.photo_store import BadPhoto, PhotoStore
@@ -26,18 +37,19 @@ from datamodule.split import (
     LabelledFiles,
     find_class_names,
     grouped_split,
+    is_junk_folder,
     keras_split,
     label_all,
-    list_classes,
     list_photos,
     stratified_split,
     unlisted,
 )
-from models.bad_input import BadInput
+from models.bad_input import BadInput, other_names, quoted, some_lines_of, some_of
 from models.choices import INTERPOLATIONS, Interpolation
 
 DEMO_ROOT = Path("runs/demo_photos")
-SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
+MOST_NAMED = 50
+"""How many photos that cannot be read a message names."""
 
 SetName = Literal["train", "val", "val_clean", "test", "predict"]
 SETS_OF_STAGE: dict[str | None, tuple[SetName, ...]] = {
@@ -47,6 +59,10 @@ SETS_OF_STAGE: dict[str | None, tuple[SetName, ...]] = {
     "predict": ("predict",),
     None: ("train", "val", "test", "predict"),
 }
+
+
+MOST_COPIES = 0.1
+"""Share of the validation photos that may be training photos, too."""
 
 
 class PhotoBatch(NamedTuple):
@@ -129,7 +145,7 @@ class ProductPhotos(L.LightningDataModule):
         augmentation: random changes of the training photos; none if not given.
         augment_validation: change the validation photos as well, as one ImageDataGenerator for both subsets does;
             there is then a second validation loader with the photos as they are (`val_sets`).
-        on_bad_photo: `stop` with the names of all unreadable photos, or `skip` them and say how many.
+        on_bad_photo: `stop` with the names of unreadable photos, or `skip` them and say how many.
         num_workers: processes that put batches together. 0 is best: the photos are in memory already, and augmentation
             is done on the device.
         seed: of the stratified and the grouped split, the order and the augmentation.
@@ -138,6 +154,10 @@ class ProductPhotos(L.LightningDataModule):
             do where several processes train on this machine.
         store_dir: folder of that file, which is kept for the next run; by default in the user's cache folder.
         kaggle: owner/dataset on Kaggle, in place of `root`: downloaded once, by kagglehub into its cache.
+        listing: `checked`: hidden folders and what Macs, notebooks and storage boxes leave are left out, with a line,
+            and a root that has sets where classes belong is refused; `keras`: all that Keras lists.
+        on_copies: what happens if more than a tenth of the validation photos are training photos, too, byte for byte:
+            `stop`, or `warn`, as is done where they are fewer.
 
     Attributes:
         class_names: sorted names of the class folders.
@@ -172,6 +192,8 @@ class ProductPhotos(L.LightningDataModule):
         store_dir: str | None = None,
         kaggle: str | None = None,
         epoch_photos: int | None = None,
+        listing: Listing = "checked",
+        on_copies: Literal["stop", "warn"] = "stop",
     ) -> None:
         super().__init__()
         self.image_size = parse_image_size(image_size)
@@ -218,14 +240,15 @@ class ProductPhotos(L.LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.demo = demo
+        self.listing = listing
+        self.on_copies = on_copies
 
-        self.class_names = list(DEMO_CLASSES) if demo else read_class_names("root", self.root)
+        self.class_names = list(DEMO_CLASSES) if demo else read_class_names("root", self.root, listing)
         for setting, folder in (("val_root", self.val_root), ("test_root", self.test_root)):
-            if folder is not None and (names := read_class_names(setting, folder)) != self.class_names:
+            if folder is not None and (names := read_class_names(setting, folder, listing)) != self.class_names:
                 raise BadInput(
-                    f"{setting}: expected the classes of root, {self.class_names}; received {names} in {folder} "
-                    f"(missing: {sorted(set(self.class_names) - set(names))}, "
-                    f"foreign: {sorted(set(names) - set(self.class_names))}). Rename or move folders so that both have "
+                    f"{setting}: expected the classes of root, {quoted(self.class_names)}; received {quoted(names)} "
+                    f"in {folder} ({other_names(self.class_names, names)}). Rename or move folders so that both have "
                     "the same ones."
                 )
         if self.predict_root is not None:
@@ -235,6 +258,8 @@ class ProductPhotos(L.LightningDataModule):
             self.image_size, interpolation, store_ram_share, None if store_dir is None else Path(store_dir)
         )
         self._sets: dict[SetName, LabelledFiles] = {}
+        self._said: set[str] = set()
+        self._named: set[Path] = set()
         self._grouped_files: list[Path] = []
         self._groups: list[int] = []
         self._drawn: dict[SetName, tuple[int, TransformParameters]] = {}
@@ -310,6 +335,8 @@ class ProductPhotos(L.LightningDataModule):
         )
         if bad_photos:
             listed = self._leave_out(bad_photos, listed)
+        if "train" in listed and "val" in listed:
+            self._count_copies(listed["train"].files, listed["val"].files)
         self._sets.update(listed)
 
     def _list_sets(self, wanted: Iterable[SetName]) -> dict[SetName, LabelledFiles]:
@@ -325,11 +352,12 @@ class ProductPhotos(L.LightningDataModule):
             elif name == "test" and self.test_root is not None:
                 sets[name] = label_all(self._list_classes("test_root", self.test_root))
             elif name == "predict" and self.predict_root is not None:
-                files = list_photos(self.predict_root)
+                files = self._photos_in(self.predict_root, Counter())
                 if not files:
                     raise BadInput(
                         f"predict_root: expected photos; received {self.predict_root}, which has none that ends in "
-                        ".jpg, .png, .bmp, .ppm or .tif. Point it at the folder that has them."
+                        f".jpg, .png, .bmp, .ppm or .tif{what_else(self.predict_root)}. Point it at the folder that "
+                        "has them, or convert photos with other endings."
                     )
                 sets[name] = LabelledFiles(files, [-1] * len(files))
             else:
@@ -339,17 +367,31 @@ class ProductPhotos(L.LightningDataModule):
     def _list_classes(self, setting: str, root: Path) -> list[list[Path]]:
         """List the photos per class; every class must have some."""
         check_folder(setting, root)
-        classes = list_classes(root, self.class_names)
+        junk = count_in_junk_folders(root) if self.listing == "checked" else Counter[str]()
+        classes = [self._photos_in(root / name, junk) for name in self.class_names]
         empty = [name for name, files in zip(self.class_names, classes, strict=True) if not files]
         if empty:
+            found = [f"{name}{what_else(root / name)}" if place < 20 else name for place, name in enumerate(empty)]
             raise BadInput(
                 f"{setting}: expected photos (.jpg, .png, .bmp, .ppm, .tif) in every class folder of {root}; "
-                f"received none in {', '.join(empty)}. Put photos there or remove the folder"
+                f"received none in {some_of(found)}. "
+                "Put photos there, convert those with other endings, or remove the folder"
                 f"{' (some are hidden)' if any(name.startswith('.') for name in empty) else ''}."
             )
+        left_out = []
+        if junk:
+            left_out.append(f"{describe_junk(junk)} (--data.listing keras takes them)")
         if others := unlisted(root):
-            rank_zero_warn(f"{root}: left out files that Keras does not list as photos either: {others}")
+            left_out.append(f"files that Keras does not list as photos either: {others}")
+        if left_out and (said := f"{root}: left out {'; and '.join(left_out)}") not in self._said:
+            self._said.add(said)  # the photos are listed again for every stage
+            rank_zero_warn(said)
         return classes
+
+    def _photos_in(self, folder: Path, junk: Counter[str]) -> list[Path]:
+        """List a folder's photos, and count in `junk` what is left out."""
+        files = list_photos(folder)
+        return without_junk(files, folder, junk) if self.listing == "checked" else files
 
     def _split_root(self) -> tuple[LabelledFiles, LabelledFiles]:
         classes = self._list_classes("root", self.root)
@@ -361,7 +403,7 @@ class ProductPhotos(L.LightningDataModule):
         if too_small:
             raise BadInput(
                 f"root: expected enough photos in each class to hold out a share of {self.validation_split} "
-                f"(at least {int(np.ceil(1 / self.validation_split))}); received {', '.join(too_small)}. "
+                f"(at least {int(np.ceil(1 / self.validation_split))}); received {some_of(too_small)}. "
                 "Add photos, raise validation_split or give val_root."
             )
         if self.split == "stratified":
@@ -382,14 +424,16 @@ class ProductPhotos(L.LightningDataModule):
     def _leave_out(
         self, bad_photos: list[BadPhoto], listed: dict[SetName, LabelledFiles]
     ) -> dict[SetName, LabelledFiles]:
-        names = "\n".join(f"  {bad}" for bad in bad_photos)
+        names = some_lines_of(bad_photos, MOST_NAMED)
         if self.on_bad_photo == "stop":
             raise BadInput(
                 f"expected readable photos; received {len(bad_photos)} that cannot be read:\n{names}\n"
-                "Mend or remove them, or leave them out with --data.on_bad_photo skip."
+                "Mend or remove them (lightning audit lists all), or leave them out with --data.on_bad_photo skip."
             )
-        rank_zero_warn(f"left out {len(bad_photos)} photos that cannot be read:\n{names}")
         bad_files = {bad.path for bad in bad_photos}
+        if not bad_files <= self._named:  # they are met again at every stage
+            self._named |= bad_files
+            rank_zero_warn(f"left out {len(bad_photos)} photos that cannot be read:\n{names}")
         kept: dict[SetName, LabelledFiles] = {}
         for set_name, labelled in listed.items():
             rows = [row for row, file in enumerate(labelled.files) if file not in bad_files]
@@ -400,10 +444,29 @@ class ProductPhotos(L.LightningDataModule):
             if lost:
                 raise BadInput(
                     f"expected readable photos of every class; received none for "
-                    f"{', '.join(self.class_names[label] for label in lost if label >= 0) or 'predicting'} "
-                    f"among the {set_name} photos:\n{names}\nMend them or remove the class."
+                    f"{some_of([self.class_names[label] for label in lost if label >= 0]) or 'predicting'} "
+                    f"among the {set_name} photos. Mend those that are named above, or remove the class."
                 )
         return kept
+
+    def _count_copies(self, training: list[Path], validation: list[Path]) -> None:
+        first = {self.store.digest_of(file): file for file in reversed(training)}
+        copies = [file for file in validation if self.store.digest_of(file) in first]
+        if not copies:
+            return
+        found = (
+            f"{len(copies)} of {len(validation)} validation photos are training photos, too, byte for byte, such as "
+            f"{copies[0]} and {first[self.store.digest_of(copies[0])]}"
+        )
+        remedy = "Remove copies (lightning audit finds them)" + (
+            ", or give other photos with --data.val_root" if self.val_root else ", or use --data.split grouped"
+        )
+        if self.on_copies == "stop" and len(copies) > MOST_COPIES * len(validation):
+            raise BadInput(
+                f"expected validation photos that are not trained on; received copies, which flatter the network: "
+                f"{found}. {remedy}; --data.on_copies warn trains nevertheless."
+            )
+        rank_zero_warn(f"{found}, and flatter the network. {remedy}.")
 
     def train_dataloader(self) -> DataLoader:
         """Return the training loader: shuffled anew each epoch, the last batch may be smaller."""
@@ -560,7 +623,7 @@ class ProductPhotos(L.LightningDataModule):
         """
         bad_photos = self.store.add(files)
         if bad_photos:
-            names = "\n".join(f"  {bad}" for bad in bad_photos)
+            names = some_lines_of(bad_photos, MOST_NAMED)
             raise BadInput(f"expected readable photos; received:\n{names}\nMend or remove them.")
         return self.store.photos_of(files)
 
@@ -597,28 +660,26 @@ def check_folder(setting: str, folder: Path) -> None:
         raise BadInput(f"{setting}: expected a folder; received {folder}, which {what}. Check the path.")
 
 
-def read_class_names(setting: str, root: Path) -> list[str]:
+def read_class_names(setting: str, root: Path, listing: Listing = "checked") -> list[str]:
     """Return the sorted names of the class folders in `root`, at least two.
 
     Raises:
         BadInput: the folder is missing or not laid out as one folder per class.
     """
     check_folder(setting, root)
-    names = find_class_names(root)
+    names = [name for name in find_class_names(root) if listing == "keras" or not is_junk_folder(name)]
     if not names:
         raise BadInput(
             f"{setting}: expected one folder of photos per class in {root}; received no folders there. "
             "Sort the photos into folders named as their classes."
         )
-    inner = find_class_names(root / names[0])
     if len(names) == 1:
-        remedy = f" Did you mean {root / names[0]}?" if len(inner) > 1 else " Add a folder for a second class."
+        inner = innermost(root / names[0])
+        several = len(clean_class_names(inner)) > 1
+        remedy = f" Did you mean {inner}?" if several else " Add a folder for a second class."
         raise BadInput(f"{setting}: expected two or more class folders in {root}; received one, {names[0]!r}.{remedy}")
-    if inner and {name.lower() for name in names} <= SPLIT_NAMES:
-        raise BadInput(
-            f"{setting}: expected one folder per class in {root}; received one per set: {', '.join(names)}. "
-            "Give the sets apart, e.g. --data.root .../train --data.val_root .../validation."
-        )
+    if listing == "checked":
+        check_classes(setting, root, names)
     return names
 
 

@@ -12,10 +12,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.bad_input import BadInput
+from models.bad_input import BadInput, some_of
 
 # Without a dot, as in Keras, so a file named "scan-png" is listed too. Keras lists neither GIF nor WebP.
 LISTED_ENDINGS = ("png", "jpg", "jpeg", "bmp", "ppm", "tif", "tiff")
+
+JUNK_FOLDERS = {
+    "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
+}  # fmt: skip
+"""Folders that archivers, storage boxes and systems make, in lower case. Hidden ones are recognised by their dot."""
 
 
 class LabelledFiles(NamedTuple):
@@ -56,25 +61,36 @@ def each_photo(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in sorted(names) if name.lower().endswith(LISTED_ENDINGS))
 
 
+def is_junk_folder(name: str) -> bool:
+    """Return whether a folder of this name is hidden, or one that programs make."""
+    return name.startswith(".") or name.lower() in JUNK_FOLDERS
+
+
 def count_unlisted(folder: Path, but: Container[Path] = ()) -> Counter[str]:
     """Count, by extension, the files below `folder` that are not listed as photos; hidden files are not counted.
+
+    Nor are those in folders that programs leave.
 
     Args:
         folder: searched at any depth.
         but: resolved paths that are not counted either.
     """
-    others = (
-        Path(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=False)
-        for name in names
-        if not name.startswith(".") and not name.lower().endswith(LISTED_ENDINGS)
-    )
-    return Counter(other.suffix.lower() or other.name for other in others if other.resolve() not in but)
+    counts: Counter[str] = Counter()
+    for parent, folders, names in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not is_junk_folder(name)]
+        others = (Path(parent, name) for name in names if not name.startswith("."))
+        counts.update(
+            other.suffix.lower() or "without ending"
+            for other in others
+            if not other.name.lower().endswith(LISTED_ENDINGS) and other.resolve() not in but
+        )
+    return counts
 
 
 def unlisted(folder: Path, but: Container[Path] = ()) -> str:
     """Return `count_unlisted` as text, such as "3 .webp, 1 .txt"; empty if there are none."""
-    return ", ".join(f"{count} {extension}" for extension, count in count_unlisted(folder, but).most_common())
+    counts = sorted(count_unlisted(folder, but).items(), key=lambda item: (-item[1], item[0]))
+    return some_of([f"{count} {extension}" for extension, count in counts], 10)
 
 
 def list_classes(root: Path, class_names: list[str]) -> list[list[Path]]:

@@ -1,6 +1,7 @@
 """What happens around training: the best checkpoint, the journal of figures, a line per epoch, the hand-over."""
 
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -15,7 +16,7 @@ from lightning_module.classifier import ProductClassifier
 from lightning_module.evaluation.figures import finite, per_class
 from lightning_module.run.last_checkpoint import continues
 from lightning_module.run.run_folder import BEST_CHECKPOINT, run_folder_of, write_json
-from models.bad_input import BadInput
+from models.bad_input import BadInput, some_of
 
 if TYPE_CHECKING:
     from export.proof.report import Report
@@ -111,8 +112,11 @@ class MetricsJournal(Callback):
             f"{module.hparams['backbone']}: {sum(weights):,} weights, {sum(trainable):,} of them trained, "
             f"{len(module.class_names)} classes, {' x '.join(map(str, module.hparams['image_size']))} pixels"
         )
-        if datamodule is not None and hasattr(datamodule, "train_files"):
+        if datamodule is not None and hasattr(datamodule, "train_labels"):
             trainer.print(f"{len(datamodule.train_files)} training and {len(datamodule.val_files)} validation photos")
+            trained, held_out = (Counter(labels) for labels in (datamodule.train_labels, datamodule.val_labels))
+            classes = [f"{name} {trained[row]} + {held_out[row]}" for row, name in enumerate(module.class_names)]
+            trainer.print(f"of each class, training + validation: {some_of(classes, 50)}")
             if trainer.world_size > 1:
                 together = trainer.world_size * datamodule.batch_size
                 trainer.print(f"{trainer.world_size} processes, {together} photos a step together")

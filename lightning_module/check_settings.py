@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_module.fine_tuning import Schedule
-from models.bad_input import BadInput
+from models.bad_input import BadInput, quoted
 from models.choices import TRAINABLE
 
 
@@ -23,7 +23,7 @@ def check_settings(
         BadInput: a setting is out of its range.
     """
     if len(set(class_names)) != len(class_names):
-        raise BadInput(f"class_names: expected each name once, received {list(class_names)}.")
+        raise BadInput(f"class_names: expected each name once, received {quoted(class_names)}.")
     if len(image_size) != 2 or min(image_size) < 1:
         raise BadInput(f"image_size: expected (height, width) in pixels, received {list(image_size)}.")
     if trainable not in TRAINABLE:

@@ -15,7 +15,7 @@ from lightning_module.check_settings import check_fine_tuning, check_settings
 from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Schedule, balanced_weights, shrink
 from lightning_module.measured_module import MeasuredModule
 from lightning_module.optimizer import follow_epochs, make_adam, make_scheduler
-from models.bad_input import BadInput
+from models.bad_input import BadInput, other_names, quoted
 from models.choices import Trainable
 from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision, resolve_precision, without_tf32
 from models.pretrained import WeightsReport, load_pretrained
@@ -305,8 +305,9 @@ class ProductClassifier(MeasuredModule):
             )
         if list(saved["class_names"]) != self.class_names:
             raise BadInput(
-                f"The checkpoint was trained on the classes {list(saved['class_names'])}, the data has "
-                f"{self.class_names}. Give the photos of the same classes with --data.root."
+                f"The checkpoint was trained on the classes {quoted(saved['class_names'])}, the data has "
+                f"{quoted(self.class_names)} ({other_names(saved['class_names'], self.class_names)}). "
+                "Give the photos of the same classes with --data.root."
             )
         self._has_trained_weights = True
 

@@ -1,6 +1,7 @@
 """The whole audit of a folder of classes, from files to findings."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,17 @@ from datamodule.audit.duplicates import Pair, find_pairs, find_straddling, group
 from datamodule.audit.findings import QUARANTINE, Finding, in_order
 from datamodule.audit.inspection import Inspection, inspect_all
 from datamodule.audit.suspects import FEWEST_IN_CLASS, Suspects, find_groups, find_suspects
+from datamodule.layout import (
+    clean_class_names,
+    count_in_junk_folders,
+    describe_junk,
+    kind_of_junk,
+    what_else,
+    without_junk,
+)
 from datamodule.photo_store import BadPhoto
-from datamodule.split import find_class_names, keras_split, list_classes
-from models.bad_input import BadInput
+from datamodule.split import is_junk_folder, keras_split, list_photos
+from models.bad_input import BadInput, some_of
 
 Features = Callable[[Sequence[Inspection]], np.ndarray]
 
@@ -59,13 +68,14 @@ def survey(
     Raises:
         BadInput: there are no classes or no photos.
     """
-    class_names = find_class_names(root) if root.is_dir() else []
-    classes = list_classes(root, class_names)
+    class_names = clean_class_names(root) if root.is_dir() else []
+    junk = count_in_junk_folders(root) if root.is_dir() else Counter[str]()
+    classes = [without_junk(list_photos(root / name), root / name, junk) for name in class_names]
     files = [file for each in classes for file in each]
     if not files:
         raise BadInput(
             f"expected a folder with one folder of photos per class (PHOTOS/<class>/*.jpg), received {root}, "
-            f"{'which is not a folder' if not root.is_dir() else 'which has no photos in folders'}."
+            + ("which is not a folder." if not root.is_dir() else f"which has no photos in folders{what_else(root)}.")
         )
     label_of = {file: label for label, each in enumerate(classes) for file in each}
     validation = set(keras_split(classes, validation_split)[1].files)
@@ -75,6 +85,8 @@ def survey(
     findings += [teller.not_listed(path) for path in find_not_listed(root, set(files))]
     findings += [finding for photo in photos for finding in teller.looks(photo, network_size)]
     notes = _notes_on_folders(root, class_names, classes)
+    if junk:
+        notes.append(f"Left out as no photos of a class, as training does: {describe_junk(junk)}.")
     if photos:
         features = features_of(photos)
         labels = np.array([label_of[photo.path] for photo in photos])
@@ -87,7 +99,7 @@ def survey(
         findings += teller.suspects(suspects)
         findings += teller.groups(*find_groups(features, labels, seed), labels)
         if suspects.unjudged:
-            names = ", ".join(class_names[label] for label in suspects.unjudged)
+            names = some_of([class_names[label] for label in suspects.unjudged])
             notes.append(f"Fewer than {FEWEST_IN_CLASS} photos, so not judged for their class: {names}.")
         if len(np.unique(labels)) == 1:
             notes.append("There is one class only, so no photo could be compared with another class.")
@@ -103,11 +115,11 @@ def _notes_on_folders(root: Path, class_names: Sequence[str], classes: Sequence[
     notes = []
     empty = [name for name, files in zip(class_names, classes, strict=True) if not files]
     if empty:
-        notes.append(f"Classes without a photo, which training refuses: {', '.join(empty)}.")
+        notes.append(f"Classes without a photo, which training refuses: {some_of(empty)}.")
     links = [path.relative_to(root).as_posix() for name in class_names for path in find_linked_folders(root / name)]
     if links:
         notes.append(
-            f"Links to folders inside class folders, which neither Keras nor this project follows: {', '.join(links)}. "
+            f"Links to folders inside class folders, which neither Keras nor this project follows: {some_of(links)}. "
             "The photos behind them are not used and were not looked at."
         )
     return notes
@@ -121,12 +133,12 @@ def find_linked_folders(folder: Path) -> list[Path]:
 
 
 def find_not_listed(root: Path, listed: set[Path]) -> list[Path]:
-    """Find the files below `root` that Keras does not list, sorted; hidden files are left out."""
+    """Find the files below `root` that Keras does not list, sorted; no hidden ones and none that programs leave."""
     found = []
     for parent, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [name for name in folders if not is_junk_folder(name)]
         found += [Path(parent, name) for name in names if not name.startswith(".") and Path(parent, name) not in listed]
-    return sorted(found)
+    return sorted(path for path in found if not kind_of_junk(path, root))
 
 
 def _unlinked(root: Path, path: Path) -> Path:

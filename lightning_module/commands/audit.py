@@ -16,7 +16,7 @@ from rich.table import Table
 
 from lightning_module.commands.cli import parse_for, underscored
 from models.atomic_write import write_text
-from models.bad_input import BadInput
+from models.bad_input import BadInput, some_of
 from models.choices import Interpolation
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def _audit(photos: Path, out: Path, features: "PhotoFeatures", validation_split:
     found = survey(photos, lambda each: features.of(each, computing), features.size, validation_split, seed, looking)
     findings = keep_decisions(found.findings, decided, photos)
     counts = Counter(each.kind for each in findings if each.kind != "group")
-    summary = f"{found.photos} photos in {len(found.class_names)} classes: {', '.join(found.class_names)}."
+    summary = f"{found.photos} photos in {len(found.class_names)} classes: {some_of(found.class_names, 50)}."
     command = f"lightning audit {shlex.quote(str(photos))} --out {shlex.quote(str(out))}"
     page = render_page(photos.resolve(), findings, [summary, *found.notes], CSV, command)
     if table.is_file():

@@ -1,12 +1,13 @@
 """Options that several commands share: photos, labels, paths of reports, lists separated by commas."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_module.commands.cli import parse_for, underscored
-from models.bad_input import BadInput
+from models.bad_input import BadInput, some_lines_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,10 +28,9 @@ def pixels_of(files: list[Path], image_size: tuple[int, int], interpolation: str
     store = PhotoStore(image_size, interpolation)
     bad = store.add(files)
     if bad:
-        names = "\n".join(map(str, bad))
         raise BadInput(
-            f"--photos: expected readable photos, received {len(bad)} of {len(files)} that are not:\n{names}\n"
-            "Mend or remove them."
+            f"--photos: expected readable photos, received {len(bad)} of {len(files)} that are not:\n"
+            f"{some_lines_of(bad)}\nMend or remove them."
         )
     return store.photos_of(files)
 
@@ -64,15 +64,16 @@ def list_photo_files(folder: Path) -> list[Path]:
     Raises:
         BadInput: there is no such folder, or it has no photos.
     """
+    from datamodule.layout import what_else, without_junk
     from datamodule.split import list_photos
 
     if not folder.is_dir():
         raise BadInput(f"--photos: expected a folder, received {folder}, which is not one. Check the path.")
-    files = list_photos(folder)
+    files = without_junk(list_photos(folder), folder, Counter())
     if not files:
         raise BadInput(
-            f"--photos: expected photos (.jpg, .png, .bmp, .ppm, .tif) in {folder}, received none. "
-            "Name the folder that has them."
+            f"--photos: expected photos (.jpg, .png, .bmp, .ppm, .tif) in {folder}, received none{what_else(folder)}. "
+            "Name the folder that has them, or convert photos with other endings."
         )
     return files
 

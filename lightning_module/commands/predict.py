@@ -4,6 +4,7 @@ import csv
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from datamodule.layout import describe_junk, kind_of_junk, what_else
 from datamodule.photo_store import BadPhoto, load_photo
 from datamodule.split import LISTED_ENDINGS, each_photo, unlisted
 from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, parse_for, underscored
@@ -77,7 +79,7 @@ def predict(
     if batch_size < 1:
         raise BadInput(f"--batch_size: expected 1 or more, received {batch_size}.")
     labeller = _labeller(model, device, keras_python, labels)
-    total = _count(photos)
+    total, junk = _count(photos)
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are either read or reported
     with ExitStack() as stack:
         stack.enter_context(labeller)
@@ -86,7 +88,8 @@ def predict(
         rows, bad_rows = _Rows(stack, out, COLUMNS), _Rows(stack, bad_out, BAD_COLUMNS)
         rows.begin()
         named: list[BadPhoto] = []
-        files = each_photo(photos) if photos.is_dir() else iter([photos])
+        listed = each_photo(photos) if photos.is_dir() else iter([photos])
+        files = (each for each in listed if not kind_of_junk(each, photos)) if photos.is_dir() else listed
         for batch, bad in decoded(files, batch_size, labeller.image_size, labeller.interpolation):
             if batch:
                 rows.write(label(labeller, [file for file, _ in batch], np.stack([pixels for _, pixels in batch])))
@@ -102,6 +105,8 @@ def predict(
             print(f"  {each}")
         if bad_rows.count > len(named):
             print(f"  and {bad_rows.count - len(named)} more")
+    if junk:
+        print(f"left out, as they are no photos: {describe_junk(junk)}")
     if photos.is_dir() and (others := unlisted(photos, {out.resolve(), bad_out.resolve()})):
         print(f"left out, as their names are no photos': {others}")
 
@@ -234,25 +239,26 @@ def _labeller(model: Path, device: Device, keras_python: Path | None, labels: Pa
         ) from error
 
 
-def _count(photos: Path) -> int:
-    """Count the photos.
+def _count(photos: Path) -> tuple[int, Counter[str]]:
+    """Count the photos, and what is listed as one but is none, by its kind.
 
     Raises:
-        BadInput: there are none.
+        BadInput: there are no photos.
     """
     if photos.is_dir():
-        count = sum(1 for _ in each_photo(photos))
+        kinds = Counter(kind_of_junk(each, photos) for each in each_photo(photos))
+        count = kinds.pop("", 0)
         if not count:
             raise BadInput(
-                f"expected photos (.jpg, .png, .bmp, .ppm, .tif) in {photos}, received none. "
-                "Name the folder that has them."
+                f"expected photos (.jpg, .png, .bmp, .ppm, .tif) in {photos}, received none{what_else(photos)}. "
+                "Name the folder that has them, or convert photos with other endings."
             )
-        return count
+        return count, kinds
     if not photos.is_file():
         raise BadInput(
             f"expected a folder with photos or a photo, received {photos}, which is neither. Check the path."
         )
-    return 1
+    return 1, Counter()
 
 
 def _progress() -> Progress:

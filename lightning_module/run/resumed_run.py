@@ -18,9 +18,9 @@ from lightning_module.run.run_folder import RunFolder, read_environment
 from models.bad_input import BadInput
 
 FREE_TO_CHANGE = (
-    "ckpt_path", "data.demo", "data.kaggle", "data.num_workers", "data.predict_root", "data.root", "data.store_dir",
-    "data.store_ram_share", "data.test_root", "data.val_root", "hand_over", "journal",
-    "last_checkpoint", "model.compile", "model.weights", "num_threads", "trainer.accelerator",
+    "ckpt_path", "data.demo", "data.kaggle", "data.listing", "data.num_workers", "data.on_copies",
+    "data.predict_root", "data.root", "data.store_dir", "data.store_ram_share", "data.test_root", "data.val_root",
+    "hand_over", "journal", "last_checkpoint", "model.compile", "model.weights", "num_threads", "trainer.accelerator",
     "trainer.default_root_dir", "trainer.devices", "trainer.enable_checkpointing", "trainer.enable_model_summary",
     "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger", "trainer.max_epochs",
     "trainer.max_time", "trainer.num_nodes", "trainer.profiler", "trainer.strategy",

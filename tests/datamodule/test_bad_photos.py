@@ -1,5 +1,7 @@
 """Input that a person can mend: each case is refused with what was expected, what came and what to do."""
 
+import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -141,3 +143,84 @@ def test_files_that_keras_does_not_list_are_counted(tmp_path):
         (root / "tv" / f"{number}.webp").touch()
     with pytest.warns(UserWarning, match=r"left out files .* 3 \.webp"):
         ProductPhotos(str(root), image_size=12).setup("fit")
+
+
+def test_classes_of_webp_alone_say_so(tmp_path):
+    root = tmp_path / "photos"
+    for name in ("jeans", "tv"):
+        (root / name).mkdir(parents=True)
+        for number in range(12):
+            (root / name / f"{number}.webp").touch()
+    message = refused(r"received none in jeans \(12 \.webp\), tv \(12 \.webp\)\.", root=str(root))
+    assert "convert those with other endings" in message
+    good = draw_root(tmp_path / "good", {"jeans": 5, "tv": 5})
+    with pytest.raises(BadInput, match=r"which has none that ends in .* \(24 \.webp\)"):
+        ProductPhotos(str(good), predict_root=str(root)).setup("predict")
+
+
+def test_a_thousand_classes_do_not_fill_the_screen(tmp_path):
+    root = draw_root(tmp_path / "photos", dict.fromkeys((f"class{number:03}" for number in range(1000)), 0))
+    assert len(refused("received none in class000, .* and 980 more", root=str(root))) < 1000
+    for name in ("class000", "class001"):
+        draw_root(tmp_path / "other", {name: 1})
+    message = refused("expected the classes of root", root=str(root), val_root=str(tmp_path / "other"))
+    assert "'class002', " in message
+    assert len(message) < 2000
+
+
+def test_files_without_ending_are_one_number(tmp_path):
+    root = draw_root(tmp_path / "photos", {"jeans": 5, "tv": 5})
+    for number in range(200):
+        (root / "tv" / f"scan of the day number {number}").touch()
+        (root / "tv" / f"part.{number:03}").touch()
+    with pytest.warns(UserWarning, match=r"left out files .* 200 without ending, 1 \.000.* and 191 more") as caught:
+        ProductPhotos(str(root), image_size=12).setup("fit")
+    assert len(str(caught[0].message)) < 500
+
+
+def test_many_bad_photos_are_listed_once_and_not_all(tmp_path):
+    root = draw_root(tmp_path / "photos", {"jeans": 200, "tv": 5})
+    for file in sorted((root / "jeans").iterdir())[:100]:
+        file.write_text("no photo")
+    assert refused("received 100 that cannot be read", root=str(root)).count("is not an image") == 50
+    photos = ProductPhotos(str(root), image_size=12, on_bad_photo="skip", validation_split=0.6)
+    with pytest.warns(UserWarning, match="left out 100 photos that cannot be read(?s:.)*and 50 more"):
+        photos.setup("fit")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        photos.setup("validate")
+
+
+def test_validation_photos_that_are_trained_on_are_counted(tmp_path):
+    root = draw_root(tmp_path / "photos", {"jeans": 50, "tv": 50})
+    photos = ProductPhotos(str(root), image_size=12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        photos.setup("fit")
+    for file in photos.val_files[:2]:  # 2 of 20 are a tenth, and no more
+        shutil.copy(file, file.with_name(f"x{file.name}"))
+    with pytest.warns(
+        UserWarning, match=r"2 of 20 validation photos are training photos, .*jeans/00\.png and .*x00\.png"
+    ):
+        ProductPhotos(str(root), image_size=12).setup("fit")
+    third = photos.val_files[2]
+    shutil.copy(third, root / "tv" / "of another class.png")
+    message = refused("3 of 20 validation photos are training photos", root=str(root))
+    assert "--data.split grouped" in message
+    with pytest.warns(UserWarning, match="3 of 20"):
+        ProductPhotos(str(root), image_size=12, on_copies="warn").setup("fit")
+    ProductPhotos(str(root), image_size=12, split="grouped").setup("fit")
+
+
+def test_val_root_the_same_as_root(tmp_path):
+    root = draw_root(tmp_path / "photos", {"jeans": 5, "tv": 5})
+    message = refused("10 of 10 validation photos are training photos", root=str(root), val_root=str(root))
+    assert "--data.val_root" in message
+    assert "--data.on_copies warn" in message
+    ProductPhotos(str(root), val_root=str(root), image_size=12).setup("validate")
+
+
+def test_copies_that_a_notebook_made_are_counted_where_keras_lists_them(tmp_path):
+    root = draw_root(tmp_path / "photos", {"jeans": 10, "tv": 10})
+    shutil.copytree(root / "tv", root / ".ipynb_checkpoints")
+    refused("validation photos are training photos", root=str(root), listing="keras", split="stratified")

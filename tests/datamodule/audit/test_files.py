@@ -8,6 +8,7 @@ from datamodule.audit.duplicates import find_pairs, find_straddling, group_rows
 from datamodule.audit.inspection import inspect, inspect_all
 from datamodule.audit.survey import survey
 from datamodule.demo_photos import draw_photo
+from datamodule.layout import APPLE_DOUBLE
 from models.bad_input import BadInput
 from tests.datamodule.odd_photos import draw_bad_photos, draw_odd_photos
 
@@ -74,6 +75,25 @@ def test_each_defect_is_found_and_only_there(found):
     bad = {"truncated.jpg", "only_header.jpg", "zero_bytes.jpg", "text.jpg", "gone.jpg", "bomb.png"}
     assert files(found, "unreadable") == {f"tv/{name}" for name in bad}
     assert files(found, "not_listed") == {"stray.png", "tv/modern.webp", "tv/notes.txt"}
+
+
+def test_what_programs_leave_is_looked_at_by_nobody(tmp_path):
+    for name in ("sofa", "tv"):
+        for seed in range(3):
+            (tmp_path / name).mkdir(exist_ok=True)
+            drawn(seed, name).save(tmp_path / name / f"{seed}.png")
+    for folder in (".ipynb_checkpoints", "__MACOSX", "tv/@eaDir"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(tmp_path / "tv" / "0.png", tmp_path / folder / "0.png")
+        (tmp_path / folder / "notes.txt").touch()
+    (tmp_path / "tv" / "._0.png").write_bytes(APPLE_DOUBLE)
+    found = survey(tmp_path, no_features, 96, 0.2, 0, plain_progress)
+    assert found.class_names == ["sofa", "tv"]
+    assert found.photos == 6
+    assert not {each.kind for each in found.findings} & {"unreadable", "exact_duplicate", "not_listed"}
+    (note,) = (note for note in found.notes if note.startswith("Left out"))
+    for kind in ("in .ipynb_checkpoints", "in __MACOSX", "in @eaDir", "that a Mac adds"):
+        assert f"1 file {kind}" in note
 
 
 def test_a_second_copy_is_marked_for_quarantine_unless_the_labels_differ(found):

@@ -106,6 +106,15 @@ def test_fit_leaves_its_files_in_the_run_and_none_elsewhere(finished):
     assert not list(Path.cwd().iterdir())
 
 
+def test_fit_names_the_classes_with_their_counts(photos, tmp_path, capsys):
+    root = shutil.copytree(photos, tmp_path / "photos")
+    for file in sorted((root / "sofa").iterdir())[4:]:
+        file.unlink()
+    assert fit(root, tmp_path / "run", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1") == 0
+    said = "of each class, training + validation: jeans 6 + 2, sofa 3 + 1, tshirt 6 + 2, tv 6 + 2"
+    assert said in capsys.readouterr().out.splitlines()
+
+
 def test_fit_keeps_tensorflow_out_of_the_process(finished):
     assert "tensorflow" not in sys.modules
     assert "keras" not in sys.modules

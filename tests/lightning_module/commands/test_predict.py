@@ -10,8 +10,10 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datamodule.demo_photos import draw_catalogue
+from datamodule.layout import APPLE_DOUBLE
 from datamodule.photo_store import load_photo
 from export.checkpoint import read_checkpoint
 from export.torch_to_keras import write_twin
@@ -69,6 +71,19 @@ def test_every_photo_at_any_depth_has_its_label_and_the_next(predicted, checkpoi
         assert [row["label"], row["label_2"], row["label_3"]] == names
         given = [float(row[column]) for column in ("probability", "probability_2", "probability_3")]
         assert given == pytest.approx(probabilities[:3].tolist(), abs=6e-4)
+
+
+def test_what_programs_leave_gets_no_label(checkpoint, tmp_path, capsys):
+    for folder in ("", "__MACOSX", ".ipynb_checkpoints"):
+        (tmp_path / "photos" / folder).mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9), "red").save(tmp_path / "photos" / folder / "1.jpg")
+    (tmp_path / "photos" / "._1.jpg").write_bytes(APPLE_DOUBLE)
+    out = tmp_path / "predictions.csv"
+    assert lightning("predict", checkpoint, tmp_path / "photos", "--out", out, "--device", "cpu") == 0
+    assert [row["file"] for row in rows_of(out)] == [str(tmp_path / "photos" / "1.jpg")]
+    assert not out.with_name("predictions_bad.csv").exists()
+    shown = capsys.readouterr().out
+    assert "1 file in .ipynb_checkpoints, 1 file in __MACOSX, 1 file that a Mac adds" in shown
 
 
 def test_photos_that_cannot_be_read_are_listed_and_not_fatal(predicted, photos, checkpoint, tmp_path, capsys):
