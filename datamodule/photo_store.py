@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,10 @@ from PIL import Image
 
 from datamodule.pixel_file import PixelFile, Signature
 from models.bad_input import BadInput
+from models.choices import PHOTO_FORMATS
+
+READ_FORMATS = [name for name in PHOTO_FORMATS if name != "AVIF" or find_spec("PIL.AvifImagePlugin")]
+"""Those that this Pillow has: before 11.3 it has no AVIF."""
 
 BYTES_AT_ONCE = 1 << 26
 """How many bytes of decoded photos may wait to be stored."""
@@ -49,6 +54,24 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
+    """Open a photo's file without decoding it yet. Every photo is opened here: Pillow alone would open too much.
+
+    Args:
+        path: the file.
+        content: what is in it, if it was read already.
+
+    Raises:
+        BadPhoto: it is none of `PHOTO_FORMATS`, whatever its name says.
+        OSError: it cannot be read; or any other exception of Pillow's readers.
+    """
+    try:
+        return Image.open(io.BytesIO(read_file(path) if content is None else content), formats=READ_FORMATS)
+    except Image.UnidentifiedImageError:
+        *first, last = (name for name in READ_FORMATS if name != "DIB")
+        raise BadPhoto(path, f"is not an image in a format that is read: {', '.join(first)} or {last}") from None
+
+
 def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "nearest") -> np.ndarray:
     """Load one photo exactly as `keras.utils.load_img(path, target_size=image_size, interpolation=...)` does.
 
@@ -76,15 +99,13 @@ def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "ne
         content = read_file(path)
         if not content:
             raise BadPhoto(path, "is empty (0 bytes)")
-        with Image.open(io.BytesIO(content)) as photo:
+        with open_photo(path, content) as photo:
             rgb = photo if photo.mode == "RGB" else photo.convert("RGB")
             if rgb.size != (width, height):
                 rgb = rgb.resize((width, height), resample)
             return np.array(rgb, dtype=np.uint8)
     except BadPhoto:
         raise
-    except Image.UnidentifiedImageError:
-        raise BadPhoto(path, "is not an image in a format that Pillow knows") from None
     except Image.DecompressionBombError as error:
         raise BadPhoto(path, f"is too large, make it smaller: {error}") from None
     # For broken files, Pillow's readers raise nearly any exception (OSError, SyntaxError, struct.error, IndexError...).

@@ -563,13 +563,14 @@ def train(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """``files``, ``image_size`` [h, w], ``interpolation``, ``scale`` -> ``pixels`` and ``outputs`` .npy.
+    """``files``, ``image_size`` [h, w], ``interpolation``, ``scale``, ``formats`` -> ``pixels`` and ``outputs`` .npy.
 
     Photos as this Keras loads them, uint8 (N, H, W, 3), and their probabilities (N, C). Gives ``skipped`` if Keras
     cannot load any photo, and ``unreadable``: index -> reason, for the photos that it cannot load; their pixels are 0.
     """
     pixels = np.zeros((len(task["files"]), *task["image_size"], 3), np.uint8)
     unreadable = {}
+    limit_pillow(task["formats"])
     for index, path in enumerate(task["files"]):
         try:
             photo = keras.utils.load_img(path, target_size=task["image_size"], interpolation=task["interpolation"])
@@ -580,6 +581,16 @@ def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
             unreadable[str(index)] = (str(error).strip() or type(error).__name__).splitlines()[0]
     np.save(task["pixels"], pixels)
     return {"unreadable": unreadable, **predict(keras, model, {**task, "inputs": task["pixels"]})}
+
+
+def limit_pillow(formats: list[str]) -> None:
+    """Let Pillow, with which Keras loads photos, open no other formats: for PostScript it starts another program."""
+    try:
+        from PIL import Image
+    except ImportError:  # then `load_img` says so
+        return
+    Image.init()  # from here on, Pillow adds no more formats by itself
+    Image.ID[:] = [each for each in Image.ID if each in formats]
 
 
 def use(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,22 @@
 """Pixels are those of `keras.utils.load_img`; unreadable files are named."""
 
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, ImageOps
+from PIL import EpsImagePlugin, Image, ImageFile, ImageOps
 
+from datamodule.audit.inspection import inspect
+from datamodule.audit.page import _thumbnail as audit_thumbnail
+from datamodule.near_duplicates import perceptual_hashes
 from datamodule.photo_store import BadPhoto, PhotoStore, load_photo
-from models.choices import INTERPOLATIONS
+from lightning_module.evaluation.report import _thumbnail as report_thumbnail
+from models.choices import INTERPOLATIONS, PHOTO_FORMATS
 from tests.conftest import SHARED
 from tests.datamodule.keras_generator import ask_keras, needs_keras
 from tests.datamodule.odd_photos import draw_bad_photos, draw_odd_photos, noise
@@ -145,3 +156,90 @@ def test_progress_sees_every_photo(tmp_path):
 
     PhotoStore(SIZE).add(paths, count)
     assert seen == [(None, len(paths))] * len(paths)
+
+
+# A format that Pillow gives to another program --------------------------------------------------------------------
+
+
+def draw_postscript(path: Path) -> Path:
+    """A drawing in PostScript, whatever the file's name says."""
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n0 0 20 20 rectfill\nshowpage\n"
+    )
+    return path
+
+
+@pytest.fixture
+def ghostscript_ran(monkeypatch, tmp_path) -> Path:
+    """A file that appears when Pillow starts Ghostscript, in whose place there is a script."""
+    ran, program = tmp_path / "ran", tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    return ran
+
+
+def readers_of_photos() -> dict[str, Callable[[Path], object]]:
+    return {
+        "training": lambda path: load_photo(path, SIZE),
+        "store": lambda path: PhotoStore(SIZE).add([path]),
+        "audit": inspect,
+        "audit_page": lambda path: audit_thumbnail(path, 96),
+        "near_duplicates": perceptual_hashes,
+        "report": report_thumbnail,
+    }
+
+
+@pytest.mark.parametrize("reader", readers_of_photos())
+def test_postscript_named_as_a_photo_starts_no_ghostscript(tmp_path, ghostscript_ran, reader):
+    path = draw_postscript(tmp_path / "photo.jpg")
+    with contextlib.suppress(BadPhoto):
+        readers_of_photos()[reader](path)
+    assert not ghostscript_ran.exists()
+
+
+def test_postscript_is_told_what_is_read(tmp_path):
+    with pytest.raises(BadPhoto, match=r"in a format that is read: JPEG, PNG, BMP, PPM, TIFF, GIF, WEBP or AVIF$"):
+        load_photo(draw_postscript(tmp_path / "photo.jpg"), SIZE)
+
+
+def test_pillow_alone_starts_ghostscript(tmp_path, ghostscript_ran):
+    """Negative control of the test above."""
+    with Image.open(draw_postscript(tmp_path / "photo.jpg")) as photo, contextlib.suppress(OSError):
+        photo.load()
+    assert ghostscript_ran.exists()
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_keras_process_opens_only_formats_of_photos(tmp_path, limited):
+    """In a process of its own, because Pillow's list of formats is changed for good. The second is the control."""
+    photos = [*draw_odd_photos(tmp_path / "odd").values(), draw_postscript(tmp_path / "photo.jpg")]
+    code = f"""
+import io, sys
+from export.worker.keras_worker import limit_pillow
+from PIL import Image
+if {limited}:
+    limit_pillow({list(PHOTO_FORMATS)})
+for path in sys.argv[1:]:
+    try:
+        Image.open(io.BytesIO(open(path, "rb").read()))
+    except Image.UnidentifiedImageError:
+        print(path)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *map(str, photos)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ([str(photos[-1])] if limited else [])
+
+
+def test_photos_are_opened_in_one_place():
+    """Whoever opens a photo elsewhere must say there which formats it may have."""
+    root = Path(__file__).parents[2]
+    places = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for room in ("datamodule", "export", "lightning_module", "models")
+        for path in (root / room).rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "Image.open(" in line and "formats=" not in line
+    ]
+    assert places == []
