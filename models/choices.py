@@ -19,5 +19,8 @@ PHOTO_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "PPM", "TIFF", "GIF", "WEBP", "AVI
 that it knows, and for PostScript it starts another program. (Its JPEG reader reads MPO too, a JPEG of two pictures.)"""
 
 MOST_PIXELS = 64_000_000
-"""Upper limit for height times width of the network's input. A larger size is taken as a sign of a damaged file
-and refused before any memory is allocated."""
+"""Upper limit for height times width of a photo and of the network's input. A larger size is taken as a sign of a
+damaged file and refused before any memory is allocated."""
+
+MOST_PHOTO_BYTES = 1 << 28
+"""Upper limit for a photo's file: 256 MiB, enough for `MOST_PIXELS` of four bytes each, not compressed."""

@@ -598,12 +598,13 @@ def train(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``files``, ``image_size`` [h, w], ``interpolation``, ``scale``, ... -> ``pixels`` and ``outputs`` .npy.
 
-    Photos as this Keras loads them, uint8 (N, H, W, 3), and their probabilities (N, C). Gives ``skipped`` if Keras
-    cannot load any photo, and ``unreadable``: index -> reason, for the photos that it cannot load; their pixels are 0.
+    ``formats`` and ``most_pixels`` are those of `limit_pillow`. Photos as this Keras loads them, uint8 (N, H, W, 3),
+    and their probabilities (N, C). Gives ``skipped`` if Keras cannot load any photo, and ``unreadable``: index ->
+    reason, for the photos that it cannot load; their pixels are 0.
     """
     pixels = np.zeros((len(task["files"]), *task["image_size"], 3), np.uint8)
     unreadable = {}
-    limit_pillow(task["formats"])
+    limit_pillow(task["formats"], task["most_pixels"])
     for index, path in enumerate(task["files"]):
         try:
             photo = keras.utils.load_img(path, target_size=task["image_size"], interpolation=task["interpolation"])
@@ -616,14 +617,18 @@ def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     return {"unreadable": unreadable, **predict(keras, model, {**task, "inputs": task["pixels"]})}
 
 
-def limit_pillow(formats: list[str]) -> None:
-    """Let Pillow, with which Keras loads photos, open no other formats: for PostScript it starts another program."""
+def limit_pillow(formats: list[str], most_pixels: int) -> None:
+    """Let Pillow, with which Keras loads photos, open no other formats and no larger photos.
+
+    By itself it starts another program for PostScript, and decodes some 179 million pixels.
+    """
     try:
         from PIL import Image
     except ImportError:  # then `load_img` says so
         return
     Image.init()  # from here on, Pillow adds no more formats by itself
     Image.ID[:] = [each for each in Image.ID if each in formats]
+    Image.MAX_IMAGE_PIXELS = most_pixels // 2  # where Pillow warns; it refuses more than twice as many
 
 
 def use(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
