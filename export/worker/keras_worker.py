@@ -83,8 +83,8 @@ KNOWN_SETTINGS = frozenset(
     Mean MeanMetricWrapper F1Score
     """.split()  # noqa: SIM905
 )
-# Functions that a file may name: activations, and losses and metrics of the training configuration. Keras has
-# others, in all of its modules, which it would look up and call as readily.
+# Functions that a file may name: activations, and losses and metrics of the training configuration. Older Kerases
+# would look up others, in all of their modules, and call them as readily.
 KNOWN_FUNCTIONS = frozenset(
     """
     celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear log_sigmoid

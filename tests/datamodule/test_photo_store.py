@@ -238,7 +238,7 @@ def test_photos_are_opened_in_one_place():
     root = Path(__file__).parents[2]
     places = [
         f"{path.relative_to(root)}: {line.strip()}"
-        for room in ("datamodule", "export", "lightning_module", "models")
+        for room in ("benchmarks", "datamodule", "export", "lightning_module", "models")
         for path in (root / room).rglob("*.py")
         for line in path.read_text(encoding="utf-8").splitlines()
         if "Image.open(" in line and "formats=" not in line
