@@ -32,6 +32,7 @@ from rich.progress import track
 from datamodule.audit.duplicates import find_pairs
 from datamodule.audit.inspection import BLURRY_BELOW, SHARPNESS_SIDE, inspect_all, sharpness_of
 from datamodule.audit.suspects import find_groups, find_suspects
+from datamodule.photo_store import open_photo
 from datamodule.split import list_photos
 from lightning_module.photo_features import PhotoFeatures
 from models.pretrained import load_pretrained
@@ -182,7 +183,7 @@ class Bench:
 def _share_blurry(files: list[Path], radius: float) -> float:
     found = 0
     for file in files:
-        photo = Image.open(file).convert("RGB").filter(ImageFilter.GaussianBlur(radius))
+        photo = open_photo(file).convert("RGB").filter(ImageFilter.GaussianBlur(radius))
         photo.thumbnail((SHARPNESS_SIDE, SHARPNESS_SIDE))
         found += sharpness_of(photo.convert("L")) < BLURRY_BELOW
     return found / len(files)
@@ -190,7 +191,7 @@ def _share_blurry(files: list[Path], radius: float) -> float:
 
 def _count_paired(extractor: PhotoFeatures, files: list[Path], edit: str, folder: Path) -> tuple[int, int]:
     for number, file in enumerate(files):
-        photo = Image.open(file).convert("RGB")
+        photo = open_photo(file).convert("RGB")
         photo.save(folder / f"a{number:03d}.jpg", quality=95)
         edited, quality = EDITS[edit](photo)
         edited.save(folder / f"b{number:03d}.jpg", quality=quality)

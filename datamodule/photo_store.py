@@ -8,7 +8,9 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 import numpy as np
 import PIL
@@ -16,6 +18,10 @@ from PIL import Image
 
 from datamodule.pixel_file import DamagedRow, PixelFile, Signature
 from models.bad_input import BadInput
+from models.choices import MOST_PHOTO_BYTES, MOST_PIXELS, PHOTO_FORMATS
+
+READ_FORMATS = [name for name in PHOTO_FORMATS if name != "AVIF" or find_spec("PIL.AvifImagePlugin")]
+"""Those that this Pillow has: before 11.3 it has no AVIF."""
 
 BYTES_AT_ONCE = 1 << 26
 """How many bytes of decoded photos may wait to be stored."""
@@ -42,12 +48,46 @@ def read_file(path: Path) -> bytes:
     """Return the whole content of a photo's file.
 
     Raises:
-        BadPhoto: it is a pipe, a socket or a device; reading one might never end.
+        BadPhoto: it is a pipe, a socket or a device, and reading one might never end; or it is empty, or too large.
         OSError: it cannot be read.
     """
-    if not path.is_file() and not path.is_dir() and path.exists():
+    found = path.stat()
+    kind, size = found.st_mode, found.st_size
+    if not S_ISREG(kind) and not S_ISDIR(kind):
         raise BadPhoto(path, "is a pipe, a socket or a device")
-    return path.read_bytes()
+    if S_ISREG(kind) and not size:  # so say the files of /proc as well, of which some never end
+        raise BadPhoto(path, "is empty (0 bytes)")
+    if size > MOST_PHOTO_BYTES:
+        raise BadPhoto(
+            path, f"is too large, make it smaller: {size >> 20} MiB, at most {MOST_PHOTO_BYTES >> 20} are read"
+        )
+    with path.open("rb") as file:
+        return file.read(size)
+
+
+def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
+    """Open a photo's file without decoding it yet. Every photo is opened here: Pillow alone would open too much.
+
+    Args:
+        path: the file.
+        content: what is in it, if it was read already.
+
+    Raises:
+        BadPhoto: it is none of `PHOTO_FORMATS`, whatever its name says; or it has more than `MOST_PIXELS`, or is what
+            `read_file` refuses.
+        OSError: it cannot be read; or any other exception of Pillow's readers.
+    """
+    try:
+        photo = Image.open(io.BytesIO(read_file(path) if content is None else content), formats=READ_FORMATS)
+    except Image.UnidentifiedImageError:
+        *first, last = (name for name in READ_FORMATS if name != "DIB")
+        raise BadPhoto(path, f"is not an image in a format that is read: {', '.join(first)} or {last}") from None
+    except Image.DecompressionBombError as error:
+        raise BadPhoto(path, f"is too large, make it smaller: {error}") from None
+    if photo.width * photo.height > MOST_PIXELS:
+        size = f"{photo.width} x {photo.height} pixels, at most {MOST_PIXELS // 10**6} megapixels are read"
+        raise BadPhoto(path, f"is too large, make it smaller: {size}")
+    return photo
 
 
 def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "nearest") -> np.ndarray:
@@ -68,26 +108,19 @@ def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "ne
         uint8, shape (height, width, 3), RGB, 0..255.
 
     Raises:
-        BadPhoto: the file cannot be read, or has more pixels than Pillow's limit against decompression bombs (about
-            179 million), which Keras refuses too.
+        BadPhoto: the file cannot be read, or has more than `MOST_PIXELS`. (Keras reads photos of up to 179 million
+            pixels, Pillow's limit against decompression bombs.)
     """
     height, width = image_size
     resample = Image.Resampling[interpolation.upper()]
     try:
-        content = read_file(path)
-        if not content:
-            raise BadPhoto(path, "is empty (0 bytes)")
-        with Image.open(io.BytesIO(content)) as photo:
+        with open_photo(path) as photo:
             rgb = photo if photo.mode == "RGB" else photo.convert("RGB")
             if rgb.size != (width, height):
                 rgb = rgb.resize((width, height), resample)
             return np.array(rgb, dtype=np.uint8)
     except BadPhoto:
         raise
-    except Image.UnidentifiedImageError:
-        raise BadPhoto(path, "is not an image in a format that Pillow knows") from None
-    except Image.DecompressionBombError as error:
-        raise BadPhoto(path, f"is too large, make it smaller: {error}") from None
     # For broken files, Pillow's readers raise nearly any exception (OSError, SyntaxError, struct.error, IndexError...).
     # Whichever it is, this file has to be named.
     except Exception as error:

@@ -14,6 +14,13 @@ BatchNormPolicy = Literal["train", "frozen"]
 BATCH_NORM_POLICIES: tuple[str, ...] = get_args(BatchNormPolicy)
 """Whether BatchNorm's statistics are updated while the backbone is trained."""
 
+PHOTO_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "PPM", "TIFF", "GIF", "WEBP", "AVIF")
+"""Pillow's names of the formats that a photo may have, whatever its name says. Left to itself, Pillow opens any format
+that it knows, and for PostScript it starts another program. (Its JPEG reader reads MPO too, a JPEG of two pictures.)"""
+
 MOST_PIXELS = 64_000_000
-"""Upper limit for height times width of the network's input. A larger size is taken as a sign of a damaged file
-and refused before any memory is allocated."""
+"""Upper limit for height times width of a photo and of the network's input. A larger size is taken as a sign of a
+damaged file and refused before any memory is allocated."""
+
+MOST_PHOTO_BYTES = 1 << 28
+"""Upper limit for a photo's file: 256 MiB, enough for `MOST_PIXELS` of four bytes each, not compressed."""

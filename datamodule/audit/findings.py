@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from models.atomic_write import write_text
 from models.bad_input import BadInput
+from models.spreadsheet_text import as_text, from_text
 
 QUARANTINE = "quarantine"
 ACTIONS = ("", "keep", QUARANTINE)
@@ -97,16 +98,15 @@ class Finding:
 
     @property
     def row(self) -> tuple[str, ...]:
-        """The values of `COLUMNS`."""
-        score = f"{self.score:.4f}"
+        """The cells of `COLUMNS`: names as text, where a spreadsheet would take them for formulas (`as_text`)."""
         return (
-            self.file,
-            self.class_name,
+            as_text(self.file),
+            as_text(self.class_name),
             self.kind,
-            score,
-            self.suggestion,
-            self.related_file,
-            self.detail,
+            f"{self.score:.4f}",
+            as_text(self.suggestion),
+            as_text(self.related_file),
+            as_text(self.detail),
             self.action,
         )
 
@@ -174,8 +174,9 @@ def read_actions(path: Path) -> dict[tuple[str, str], str]:
             raise BadInput(
                 f"{path}, row {number}: expected the action to be empty, keep or quarantine, received {action!r}."
             )
-        if actions.get((row["file"], row["finding"])) != QUARANTINE:
-            actions[row["file"], row["finding"]] = action
+        key = from_text(row["file"]), row["finding"]
+        if actions.get(key) != QUARANTINE:
+            actions[key] = action
     return actions
 
 

@@ -1,7 +1,6 @@
 """Inspects each file: its format and what can be measured of the photo without a network."""
 
 import hashlib
-import io
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ import imagehash
 import numpy as np
 from PIL import Image, ImageOps
 
-from datamodule.photo_store import BadPhoto, load_photo
+from datamodule.photo_store import BadPhoto, load_photo, open_photo, read_file
 
 FORMATS = {
     ".jpg": {"JPEG", "MPO"},
@@ -94,8 +93,8 @@ def inspect(path: Path) -> Inspection:
         BadPhoto: it cannot be read as a photo.
     """
     load_photo(path, (8, 8))  # decodes the whole file, and reports errors in the same words as training
-    content = path.read_bytes()
-    with Image.open(io.BytesIO(content)) as photo:
+    content = read_file(path)
+    with open_photo(path, content) as photo:
         height, width = photo.height, photo.width
         oddities = tuple(_oddities(path, photo))
         # about the network's input size, which is enough for all that follows

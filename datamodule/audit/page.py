@@ -9,9 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from datamodule.audit.findings import COLUMNS, KINDS, QUARANTINE, Finding, displayable
+from datamodule.photo_store import open_photo
 from models.page_style import render_template
 
 THUMBNAIL = 132
@@ -125,7 +124,7 @@ def _make_thumbnails(root: Path, files: Sequence[str], small: set[str]) -> dict[
 
 def _thumbnail(path: Path, side: int) -> str:
     try:
-        with Image.open(path) as photo:
+        with open_photo(path) as photo:
             photo.draft("RGB", (2 * side, 2 * side))
             thumbnail = photo.convert("RGB")
         thumbnail.thumbnail((side, side))

@@ -13,6 +13,7 @@ from export.proof.comparison import Comparison
 from export.proof.probe_images import write_probe_files
 from export.torch_answers import RESCALE
 from export.worker.keras_process import run_keras
+from models.choices import MOST_PIXELS, PHOTO_FORMATS
 
 # The most photos that both sides load from files.
 MOST_FILES = 64
@@ -129,6 +130,8 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
             # as someone would load them who has nothing but the file
             "interpolation": comparison.twin.details.get("interpolation", "nearest"),
             "scale": 1.0 if raw else float(RESCALE),
+            "formats": list(PHOTO_FORMATS),
+            "most_pixels": MOST_PIXELS,
             "pixels": str(folder / "file_pixels.npy"),
             "outputs": str(folder / "file_probabilities.npy"),
         }

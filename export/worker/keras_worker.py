@@ -83,6 +83,23 @@ KNOWN_SETTINGS = frozenset(
     Mean MeanMetricWrapper F1Score
     """.split()  # noqa: SIM905
 )
+# Functions that a file may name: activations, and losses and metrics of the training configuration. Older Kerases
+# would look up others, in all of their modules, and call them as readily.
+KNOWN_FUNCTIONS = frozenset(
+    """
+    celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear log_sigmoid
+    log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign sparse_plus sparse_sigmoid
+    sparsemax squareplus swish tanh tanh_shrink threshold
+    categorical_crossentropy sparse_categorical_crossentropy binary_crossentropy binary_focal_crossentropy
+    categorical_focal_crossentropy mean_squared_error mse mean_absolute_error mae mean_absolute_percentage_error mape
+    mean_squared_logarithmic_error msle kl_divergence kullback_leibler_divergence kld cosine_similarity poisson huber
+    log_cosh hinge squared_hinge categorical_hinge
+    accuracy acc crossentropy ce categorical_accuracy sparse_categorical_accuracy binary_accuracy
+    top_k_categorical_accuracy sparse_top_k_categorical_accuracy
+    """.split()  # noqa: SIM905
+)
+# Where a file names one by itself, not as a `class_name`.
+FUNCTION_KEYS = ("activation", "fn", "loss", "metrics", "weighted_metrics")
 # Modules that a file may name. Others would be imported, and importing runs code.
 KNOWN_MODULES = re.compile(r"builtins|(tensorflow\.|tensorflow\.python\.)?(tf_)?keras(\.[\w.]*)?")
 # The group inside the file with a few images, torch's answers and digests; every Keras ignores it.
@@ -314,10 +331,13 @@ def check_layers(path: str) -> None:
         thresholds = max(_thresholds(training), default=0)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Refused("model", f"{path} is not a Keras .h5 with an architecture: {error!r}") from error
-    unknown = sorted({name for name in named if name not in KNOWN_LAYERS | AUGMENTATION | KNOWN_SETTINGS})
+    known = KNOWN_LAYERS | AUGMENTATION | KNOWN_SETTINGS | KNOWN_FUNCTIONS
+    unknown = sorted({name for name in named if name not in known})
     if unknown:
         raise Refused(
-            "model", f"{path} holds layers that are refused because they could run code: {', '.join(unknown)}"
+            "model",
+            f"{path} holds layers that are refused because they could run code, or name functions that could: "
+            f"{', '.join(unknown)}",
         )
     if not thresholds <= SPARE_NUMBERS:
         raise Refused(
@@ -349,11 +369,24 @@ def _built(value: Any) -> Iterator[str]:
         yield str(name)
         if module is not None and not KNOWN_MODULES.fullmatch(str(module)):
             yield f"{module}.{name}"
+        if name == "function":
+            yield str(value.get("config"))
         # Keras's own classes have no registered name, or their own; functions have the function's
         if registered not in (None, name) and not (name == "function" and registered == value.get("config")):
             yield f"{registered} ({name})"
-    for each in value.values():
+    for key, each in value.items():
+        if key in FUNCTION_KEYS:
+            yield from _strings(each)
         yield from _built(each)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """The names in a setting that is a function's name, or has several in a list or by output."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list) or (isinstance(value, dict) and "class_name" not in value):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _strings(each)
 
 
 @contextmanager
@@ -563,13 +596,15 @@ def train(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """``files``, ``image_size`` [h, w], ``interpolation``, ``scale`` -> ``pixels`` and ``outputs`` .npy.
+    """``files``, ``image_size`` [h, w], ``interpolation``, ``scale``, ... -> ``pixels`` and ``outputs`` .npy.
 
-    Photos as this Keras loads them, uint8 (N, H, W, 3), and their probabilities (N, C). Gives ``skipped`` if Keras
-    cannot load any photo, and ``unreadable``: index -> reason, for the photos that it cannot load; their pixels are 0.
+    ``formats`` and ``most_pixels`` are those of `limit_pillow`. Photos as this Keras loads them, uint8 (N, H, W, 3),
+    and their probabilities (N, C). Gives ``skipped`` if Keras cannot load any photo, and ``unreadable``: index ->
+    reason, for the photos that it cannot load; their pixels are 0.
     """
     pixels = np.zeros((len(task["files"]), *task["image_size"], 3), np.uint8)
     unreadable = {}
+    limit_pillow(task["formats"], task["most_pixels"])
     for index, path in enumerate(task["files"]):
         try:
             photo = keras.utils.load_img(path, target_size=task["image_size"], interpolation=task["interpolation"])
@@ -580,6 +615,20 @@ def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
             unreadable[str(index)] = (str(error).strip() or type(error).__name__).splitlines()[0]
     np.save(task["pixels"], pixels)
     return {"unreadable": unreadable, **predict(keras, model, {**task, "inputs": task["pixels"]})}
+
+
+def limit_pillow(formats: list[str], most_pixels: int) -> None:
+    """Let Pillow, with which Keras loads photos, open no other formats and no larger photos.
+
+    By itself it starts another program for PostScript, and decodes some 179 million pixels.
+    """
+    try:
+        from PIL import Image
+    except ImportError:  # then `load_img` says so
+        return
+    Image.init()  # from here on, Pillow adds no more formats by itself
+    Image.ID[:] = [each for each in Image.ID if each in formats]
+    Image.MAX_IMAGE_PIXELS = most_pixels // 2  # where Pillow warns; it refuses more than twice as many
 
 
 def use(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:

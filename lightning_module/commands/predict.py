@@ -24,6 +24,7 @@ from lightning_module.evaluation.labellers import Device, KerasFileLabeller, Lab
 from lightning_module.evaluation.top_labels import DECIMALS, SHOWN, top_labels
 from models.atomic_write import replacing
 from models.bad_input import BadInput
+from models.spreadsheet_text import as_text
 
 NAMED = 20
 """How many photos that cannot be read are named on the terminal; the file lists all of them."""
@@ -93,7 +94,7 @@ def predict(
         for batch, bad in decoded(files, batch_size, labeller.image_size, labeller.interpolation):
             if batch:
                 rows.write(label(labeller, [file for file, _ in batch], np.stack([pixels for _, pixels in batch])))
-            bad_rows.write([each.path, each.reason] for each in bad)
+            bad_rows.write([as_text(str(each.path)), as_text(each.reason)] for each in bad)
             named.extend(bad[: NAMED - len(named)])
             progress.advance(task, len(batch) + len(bad))
     if not bad_rows.count and _is_ours(bad_out):
@@ -131,9 +132,9 @@ def label(labeller: Labeller, files: Sequence[Path], photos: np.ndarray) -> Iter
         )
     top = top_labels(probabilities, lambda rows: labeller.exact(photos[rows]))
     for file, classes, values in zip(files, top.classes, top.probabilities, strict=True):
-        row: list[Any] = [file]
+        row: list[Any] = [as_text(str(file))]
         for index, value in zip(classes, values, strict=True):
-            row += [labeller.class_names[index], f"{value:.{DECIMALS}f}"]
+            row += [as_text(labeller.class_names[index]), f"{value:.{DECIMALS}f}"]
         yield row + [""] * (len(COLUMNS) - len(row))
 
 

@@ -24,6 +24,7 @@ from lightning_module.callbacks import BestCheckpoint, ExportTwin, MetricsJourna
 from lightning_module.classifier import ProductClassifier
 from lightning_module.commands.cli import EXIT_MISMATCH, PARSING, parse
 from lightning_module.commands.finder_flags import FINDERS, find_settings, take_found
+from lightning_module.commands.foreign_code import warn_of_foreign_code
 from lightning_module.commands.kept_settings import KeepConfig, settings_text
 from lightning_module.commands.monitors import check_monitors
 from lightning_module.commands.quiet_lightning import quieten
@@ -68,7 +69,8 @@ def run(argv: list[str]) -> None:
         SystemExit: 1 if the twin differs from its checkpoint.
     """
     quieten()
-    command = argv[0]
+    command, arguments = argv[0], with_shipped_configs(argv)
+    warn_of_foreign_code(arguments, CONFIG_OPTIONS)
 
     class OneCommand(TrainingCLI):
         """Has the parser of this command alone: each takes a good while to make."""
@@ -88,7 +90,7 @@ def run(argv: list[str]) -> None:
             parser_kwargs={"prog": "lightning", **PARSING, command: dict(PARSING)},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,  # the module saves plain hyperparameters itself
-            args=with_shipped_configs(argv),
+            args=arguments,
         )
     except OSError as error:
         # for example from a logger, which does not write through `atomic_write`

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import lightning as L
 from lightning.pytorch.utilities.seed import isolate_rng
-from PIL import Image
 from torch import nn
 
+from datamodule.photo_store import open_photo
 from export.calibrated import FEW_MISTAKES, is_calibrated
 from export.checkpoint import read_content
 from lightning_module.evaluation.figures import CONFIDENCE, Evaluation, evaluate, most_confident_mistakes, per_class
@@ -226,7 +226,7 @@ def _class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
 def _thumbnail(file: Path) -> str | None:
     """The photo small, its sides in their own proportion; None where it cannot be read any more."""
     try:
-        with Image.open(file) as photo:
+        with open_photo(file) as photo:
             photo.draft("RGB", (2 * THUMBNAIL, 2 * THUMBNAIL))  # a JPEG is decoded small at once
             small = photo.convert("RGB")
         small.thumbnail((THUMBNAIL, THUMBNAIL))

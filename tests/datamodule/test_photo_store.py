@@ -1,11 +1,22 @@
 """Pixels are those of `keras.utils.load_img`; unreadable files are named."""
 
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import pytest
-from PIL import Image, ImageFile, ImageOps
+from PIL import EpsImagePlugin, Image, ImageFile, ImageOps
 
-from datamodule.photo_store import BadPhoto, PhotoStore, load_photo
-from models.choices import INTERPOLATIONS
+from datamodule.audit.inspection import inspect
+from datamodule.audit.page import _thumbnail as audit_thumbnail
+from datamodule.near_duplicates import perceptual_hashes
+from datamodule.photo_store import BadPhoto, PhotoStore, load_photo, open_photo, read_file
+from lightning_module.evaluation.report import _thumbnail as report_thumbnail
+from models.choices import INTERPOLATIONS, MOST_PHOTO_BYTES, MOST_PIXELS, PHOTO_FORMATS
 from tests.conftest import SHARED
 from tests.datamodule.keras_generator import ask_keras, needs_keras
 from tests.datamodule.odd_photos import draw_bad_photos, draw_odd_photos, noise
@@ -145,3 +156,171 @@ def test_progress_sees_every_photo(tmp_path):
 
     PhotoStore(SIZE).add(paths, count)
     assert seen == [(None, len(paths))] * len(paths)
+
+
+# A format that Pillow gives to another program --------------------------------------------------------------------
+
+
+def draw_postscript(path: Path) -> Path:
+    """A drawing in PostScript, whatever the file's name says."""
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 20\n%%EndComments\n0 0 20 20 rectfill\nshowpage\n"
+    )
+    return path
+
+
+@pytest.fixture
+def ghostscript_ran(monkeypatch, tmp_path) -> Path:
+    """A file that appears when Pillow starts Ghostscript, in whose place there is a script."""
+    ran, program = tmp_path / "ran", tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    return ran
+
+
+def readers_of_photos() -> dict[str, Callable[[Path], object]]:
+    return {
+        "training": lambda path: load_photo(path, SIZE),
+        "store": lambda path: PhotoStore(SIZE).add([path]),
+        "audit": inspect,
+        "audit_page": lambda path: audit_thumbnail(path, 96),
+        "near_duplicates": perceptual_hashes,
+        "report": report_thumbnail,
+    }
+
+
+@pytest.mark.parametrize("reader", readers_of_photos())
+def test_postscript_named_as_a_photo_starts_no_ghostscript(tmp_path, ghostscript_ran, reader):
+    path = draw_postscript(tmp_path / "photo.jpg")
+    with contextlib.suppress(BadPhoto):
+        readers_of_photos()[reader](path)
+    assert not ghostscript_ran.exists()
+
+
+def test_postscript_is_told_what_is_read(tmp_path):
+    with pytest.raises(BadPhoto, match=r"in a format that is read: JPEG, PNG, BMP, PPM, TIFF, GIF, WEBP or AVIF$"):
+        load_photo(draw_postscript(tmp_path / "photo.jpg"), SIZE)
+
+
+def test_pillow_alone_starts_ghostscript(tmp_path, ghostscript_ran):
+    """Negative control of the test above."""
+    with Image.open(draw_postscript(tmp_path / "photo.jpg")) as photo, contextlib.suppress(OSError):
+        photo.load()
+    assert ghostscript_ran.exists()
+
+
+@pytest.mark.parametrize("limited", [True, False])
+def test_keras_process_opens_only_photos_within_the_limits(tmp_path, limited):
+    """In a process of its own, because Pillow's list of formats is changed for good. The second is the control."""
+    photos = [*draw_odd_photos(tmp_path / "odd").values(), draw_postscript(tmp_path / "photo.jpg"), tmp_path / "l.png"]
+    Image.new("1", (12_000, 8_000)).save(photos[-1])  # 96 megapixels
+    code = f"""
+import io, sys
+from export.worker.keras_worker import limit_pillow
+from PIL import Image
+if {limited}:
+    limit_pillow({list(PHOTO_FORMATS)}, {MOST_PIXELS})
+for path in sys.argv[1:]:
+    try:
+        Image.open(io.BytesIO(open(path, "rb").read()))
+    except (Image.UnidentifiedImageError, Image.DecompressionBombError):
+        print(path)
+"""
+    done = subprocess.run([sys.executable, "-c", code, *map(str, photos)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ([str(each) for each in photos[-2:]] if limited else [])
+
+
+def test_photos_are_opened_in_one_place():
+    """Whoever opens a photo elsewhere must say there which formats it may have."""
+    root = Path(__file__).parents[2]
+    places = [
+        f"{path.relative_to(root)}: {line.strip()}"
+        for room in ("benchmarks", "datamodule", "export", "lightning_module", "models")
+        for path in (root / room).rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "Image.open(" in line and "formats=" not in line
+    ]
+    assert places == []
+
+
+# What is too large, and what never ends ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def unopened(monkeypatch) -> Callable[[Path], Path]:
+    """Marks a file that nobody may open."""
+    usual, marked = open, set()
+
+    def guarded(file, *arguments, **options):
+        if str(file) in marked:
+            pytest.fail(f"{file} is opened")  # not an `Exception`, so no reader takes it for a bad photo
+        return usual(file, *arguments, **options)
+
+    def mark(path: Path) -> Path:
+        marked.add(str(path))
+        for module in ("builtins", "io"):  # Pillow's and pathlib's
+            monkeypatch.setattr(f"{module}.open", guarded)
+        return path
+
+    return mark
+
+
+def draw_sparse(path: Path, size: int) -> Path:
+    """A file that claims a size and has nothing on the disk."""
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+@pytest.mark.parametrize("reader", readers_of_photos())
+@pytest.mark.parametrize("target", ["of 3 GB", "/proc/kmsg", "/dev/zero"])
+def test_what_is_too_large_or_never_ends_is_not_opened(tmp_path, unopened, target, reader):
+    path = tmp_path / "photo.jpg"
+    if target == "of 3 GB":
+        draw_sparse(path, 3 << 30)
+    else:
+        path.symlink_to(target)
+    with contextlib.suppress(BadPhoto):
+        readers_of_photos()[reader](unopened(path))
+
+
+@pytest.mark.parametrize(
+    ("target", "reason"),
+    [
+        ("/proc/kmsg", r"is empty \(0 bytes\)"),  # a plain file, by its own account; whoever reads it waits for ever
+        ("/dev/zero", "is a pipe, a socket or a device"),
+    ],
+)
+def test_link_to_a_device_is_named(tmp_path, target, reason):
+    if not Path(target).exists():
+        pytest.skip(f"this machine has no {target}")
+    (tmp_path / "photo.jpg").symlink_to(target)
+    with pytest.raises(BadPhoto, match=reason):
+        load_photo(tmp_path / "photo.jpg", SIZE)
+
+
+def test_limit_of_the_file(tmp_path):
+    path = draw_sparse(tmp_path / "photo.jpg", MOST_PHOTO_BYTES + (1 << 20))
+    with pytest.raises(BadPhoto, match="is too large, make it smaller: 257 MiB, at most 256 are read"):
+        load_photo(path, SIZE)
+    assert len(read_file(draw_sparse(path, MOST_PHOTO_BYTES))) == MOST_PHOTO_BYTES
+
+
+def test_limit_of_the_pixels(tmp_path):
+    """Opened, and not decoded, up to the limit; beyond it, refused by all who load a photo."""
+    path = tmp_path / "photo.png"
+    Image.new("1", (8000, MOST_PIXELS // 8000)).save(path)
+    with open_photo(path) as photo:
+        assert photo.size == (8000, 8000)
+    for width, height in ((8001, 8000), (12_000, 8_000)):
+        Image.new("1", (width, height)).save(path)
+        with pytest.raises(
+            BadPhoto, match=f"make it smaller: {width} x {height} pixels, at most 64 megapixels are read"
+        ):
+            load_photo(path, SIZE)
+        assert perceptual_hashes(path) is None
+        assert report_thumbnail(path) is None
+        assert audit_thumbnail(path, 96) == ""

@@ -204,9 +204,9 @@ def test_tick_all_unfolds_what_it_ticks(page):
 
 
 def test_what_the_page_saves_is_read_as_it_was_meant(root, tmp_path):
-    names = ["a/ö,\n'3\".jpg", "a/😀.jpg", os.fsdecode(b"a/caf\xe9\x80.jpg"), "a/plain.jpg"]
+    names = ["a/ö,\n'3\".jpg", "a/😀.jpg", os.fsdecode(b"a/caf\xe9\x80.jpg"), "=1/plain.jpg", "a/plain.jpg"]
     page = Page(render_page(root, [Finding(name, "a", "dark") for name in names], [], "audit.csv", ""))
-    result = page.run(["box", 0, True], ["box", 1, True], ["box", 2, True])
+    result = page.run(["box", 0, True], ["box", 1, True], ["box", 2, True], ["box", 3, True])
     content = bytes.fromhex(result["saved"])
     assert content.startswith(b"\xef\xbb\xbf" + COLUMNS[0].encode())
     (tmp_path / "audit.csv").write_bytes(content)

@@ -1,3 +1,4 @@
+import csv
 import json
 import os
 import shutil
@@ -128,6 +129,18 @@ def test_csv_comes_back_as_written_also_from_a_spreadsheet(tmp_path):
         path.write_text(content)
         with pytest.raises(BadInput):
             read_actions(path)
+
+
+def test_names_that_are_formulas_are_text_to_a_spreadsheet_and_come_back(tmp_path):
+    names = ["=1+1/2.jpg", "+a.jpg", "-a.jpg", "@a.jpg", "\ta.jpg", "'=a.jpg", "'a.jpg"]
+    findings = [Finding(name, "=cmd", "exact_duplicate", 1.0, "@b", "-c.jpg", "-d", "quarantine") for name in names]
+    path = tmp_path / "audit.csv"
+    write_findings(path, findings)
+    rows = list(csv.DictReader(path.open(encoding="utf-8-sig", newline="")))
+    assert not [cell for row in rows for cell in row.values() if cell[:1] in ("=", "+", "-", "@", "\t")]
+    assert [row["file"] for row in rows] == [*(f"'{name}" for name in names[:-1]), "'a.jpg"]
+    assert [rows[0][column] for column in ("class", "suggestion", "related_file")] == ["'=cmd", "'@b", "'-c.jpg"]
+    assert list(read_actions(path)) == [(name, "exact_duplicate") for name in names]
 
 
 def test_a_spreadsheet_s_own_encoding_is_refused_and_not_garbled(tmp_path):

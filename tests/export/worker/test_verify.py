@@ -209,6 +209,66 @@ def test_sizes_are_checked_before_anything_is_allocated(small_checkpoint, tmp_pa
         keras_worker.read_golden(str(twin))
 
 
+def function(name: str, module: str = "keras.utils") -> dict[str, object]:
+    return {"class_name": "function", "module": module, "config": name, "registered_name": name}
+
+
+def activation(value: object):
+    return lambda h5: edit_layer(h5, "predictions", activation=value)
+
+
+def training(**changes: object):
+    return lambda h5: edit_json(h5, "/", "training_config", lambda config: config.update(changes))
+
+
+def metric(fn: object) -> dict[str, object]:
+    return {"class_name": "MeanMetricWrapper", "config": {"name": "m", "dtype": "float32", "fn": fn}}
+
+
+UNKNOWN_FUNCTIONS = {
+    "an activation, in Keras 3's words": activation(function("get_file")),
+    "an activation, by its name": activation("get_file"),
+    "an initialiser": lambda h5: edit_layer(h5, "predictions", kernel_initializer=function("get_file")),
+    "a regulariser": lambda h5: edit_layer(h5, "predictions", kernel_regularizer=function("get_file")),
+    "a constraint": lambda h5: edit_layer(h5, "predictions", bias_constraint=function("get_file")),
+    "a loss": training(loss=function("get_file")),
+    "a loss, by its name": training(loss="get_file"),
+    "a loss of one output": training(loss={"predictions": "get_file"}),
+    "a metric, by its name": training(metrics=[["accuracy", "get_file"]]),
+    "a weighted metric": training(weighted_metrics=["get_file"]),
+    "the function of a metric": training(metrics=[[metric("get_file")]]),
+    "the same, in Keras 3's words": training(metrics=[metric(function("get_file", "builtins"))]),
+}
+
+
+@pytest.fixture(scope="module")
+def whole(small_checkpoint, tmp_path_factory) -> Path:
+    return write_twin(small_checkpoint, tmp_path_factory.mktemp("whole") / "m.h5").path
+
+
+@pytest.mark.parametrize("change", UNKNOWN_FUNCTIONS.values(), ids=UNKNOWN_FUNCTIONS)
+def test_functions_of_keras_that_are_no_activations_are_refused(whole, tmp_path, change):
+    twin = Path(shutil.copy(whole, tmp_path))
+    keras_worker.check_layers(str(twin))
+    change(twin)
+    with pytest.raises(keras_worker.Refused, match=r"name functions that could: get_file$"):
+        keras_worker.check_layers(str(twin))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(activation(each) for each in ("relu6", "swish", function("softmax", "builtins"), None)),
+        training(loss={"predictions": "categorical_crossentropy"}, metrics=["accuracy", [metric("binary_accuracy")]]),
+        training(loss=function("mean_squared_error", "builtins"), metrics=["AUC", "acc"], weighted_metrics=None),
+    ],
+)
+def test_functions_that_classifiers_have_are_not(whole, tmp_path, change):
+    twin = Path(shutil.copy(whole, tmp_path))
+    change(twin)
+    keras_worker.check_layers(str(twin))
+
+
 def layers_of_a_keras() -> SimpleNamespace:
     class Layer:
         name = "dense"

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -22,6 +23,7 @@ from lightning_module.commands import predict
 from lightning_module.evaluation import top_labels
 from lightning_module.evaluation.labellers import KerasFileLabeller
 from lightning_module.evaluation.torch_labeller import CheckpointLabeller
+from models.spreadsheet_text import from_text
 from tests.conftest import lightning, random_classifier, save_checkpoint
 from tests.datamodule.odd_photos import draw_odd_photos
 
@@ -112,6 +114,26 @@ def test_names_with_ends_of_lines_are_one_row_for_whoever_reads_them(checkpoint,
     assert lightning("predict", checkpoint, tmp_path / "photos", "--out", out) == 0
     for table, expected in ((out, names), (tmp_path / "p_bad.csv", ["emp\rty.jpg"])):
         assert [Path(row["file"]).name for row in rows_of(table)] == sorted(expected)
+
+
+def test_names_that_are_formulas_are_text_to_a_spreadsheet(checkpoint, photos, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    monkeypatch.chdir(tmp_path / "photos")
+    names = ["+a.jpg", "-b.jpg", "=1+1.jpg", "@c.jpg", "d=1.jpg"]
+    for name in names:
+        shutil.copy(photos / "odd" / "plain.jpg", name)
+    Path("=bad.jpg").touch()
+    assert lightning("predict", checkpoint, ".", "--out", "../p.csv") == 0
+    cells = [row["file"] for row in rows_of(tmp_path / "p.csv")]
+    assert cells == ["'+a.jpg", "'-b.jpg", "'=1+1.jpg", "'@c.jpg", "d=1.jpg"]
+    assert [from_text(cell) for cell in cells] == names
+    assert rows_of(tmp_path / "p_bad.csv")[0]["file"] == "'=bad.jpg"
+
+
+def test_labels_that_are_formulas_are_text_to_a_spreadsheet():
+    labeller = SimpleNamespace(class_names=["=a", "-b"], probabilities=lambda photos: np.array([[0.75, 0.25]]))
+    row = next(predict.label(labeller, [Path("1.jpg")], np.zeros((1, 2, 2, 3), np.uint8)))
+    assert row[:5] == ["1.jpg", "'=a", "0.750", "'-b", "0.250"]
 
 
 def test_pipe_is_named_and_not_waited_for(checkpoint, photos, tmp_path):
