@@ -107,8 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (BadInput, ArgumentError) as error:  # ArgumentError: for example, a checkpoint has an unknown setting
         refuse(str(error))
     except KeyboardInterrupt:
-        print("lightning: interrupted", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        _interrupted(first)
+    except SystemExit as leaving:
+        # Lightning answers Ctrl-C with exit code 1, which here says that the twins differ
+        if leaving.code == 1 and isinstance(leaving.__context__, KeyboardInterrupt):
+            _interrupted(first)
+        raise
     except KerasFailed as error:
         print(f"lightning: {error}", file=sys.stderr)
         raise SystemExit(EXIT_KERAS_FAILED) from error
@@ -129,6 +133,13 @@ def refuse(message: str) -> NoReturn:
     """Print what is wrong with the input, without a traceback, and exit with the code for bad input."""
     print(f"lightning: {message}", file=sys.stderr)
     raise SystemExit(EXIT_BAD_INPUT)
+
+
+def _interrupted(command: str) -> NoReturn:
+    """Print that Ctrl-C ended the command, and exit with its code."""
+    hint = ". The same command with --resume continues." if command == "fit" else ""
+    print(f"lightning: interrupted{hint}", file=sys.stderr)
+    raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def underscored(argument: str) -> str:
