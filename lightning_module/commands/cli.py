@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from export.worker.keras_process import KerasFailed
+from lightning_module.commands.endings import keep_log_in, keep_traceback
 from models.bad_input import BadInput
 
 if TYPE_CHECKING:
@@ -24,12 +25,16 @@ EXIT_BAD_INPUT = 2
 EXIT_KERAS_FAILED = 3
 """The Keras process crashed or ran out of time, so nothing is known about the twins."""
 
+EXIT_UNEXPECTED = 70
+"""An error that nothing here expects, most likely a fault in this program; sysexits.h calls it EX_SOFTWARE."""
+
 EXIT_INTERRUPTED = 130
 """Ctrl-C, the same code as in shells."""
 
 EXIT_CODES = (
     f"Exit codes: 0 done, and the twins are the same network; {EXIT_MISMATCH} they differ; {EXIT_BAD_INPUT} bad input; "
-    f"{EXIT_KERAS_FAILED} Keras itself crashed;\n{EXIT_INTERRUPTED} interrupted by Ctrl-C; 143 told to stop by SIGTERM."
+    f"{EXIT_KERAS_FAILED} Keras itself crashed;\n{EXIT_UNEXPECTED} an error in the program; "
+    f"{EXIT_INTERRUPTED} interrupted by Ctrl-C; 143 told to stop by SIGTERM."
 )
 """For the help texts."""
 
@@ -81,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: 1 if the twins differ, 2 for input that cannot be used, 3 if the Keras process failed, 130 at
-            Ctrl-C; any other error keeps its traceback.
+            Ctrl-C, 70 for any other error, whose traceback is kept in a file.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = arguments[0] if arguments else "--help"
@@ -102,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(short_help(first))
             return
         arguments = ["--help" if underscored(each) == "--help_all" else each for each in arguments]
+    keep_log_in(None)
     try:
         _function(COMMANDS[first].place)(arguments)
     except (BadInput, ArgumentError) as error:  # ArgumentError: for example, a checkpoint has an unknown setting
@@ -116,6 +122,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KerasFailed as error:
         print(f"lightning: {error}", file=sys.stderr)
         raise SystemExit(EXIT_KERAS_FAILED) from error
+    except Exception as error:
+        print(f"lightning: {keep_traceback(error, arguments)}", file=sys.stderr)
+        raise SystemExit(EXIT_UNEXPECTED) from error
 
 
 def help_text() -> str:

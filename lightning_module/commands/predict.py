@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datamodule.photo_store import BadPhoto, load_photo
 from datamodule.split import LISTED_ENDINGS, each_photo, unlisted
-from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, parse_for, underscored
+from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, EXIT_UNEXPECTED, parse_for, underscored
 from lightning_module.commands.options import H5_ENDINGS, check_report_place, read_labels
 from lightning_module.evaluation.labellers import Device, KerasFileLabeller, Labeller, is_hdf5
 from lightning_module.evaluation.top_labels import DECIMALS, SHOWN, top_labels
@@ -42,7 +42,7 @@ def run(argv: list[str]) -> None:
         KerasFailed: the Keras process crashed or ran out of time.
     """
     codes = f"Exit codes: 0 done, photos that cannot be read being left out; {EXIT_BAD_INPUT} bad input; "
-    codes += f"{EXIT_KERAS_FAILED} Keras itself crashed."
+    codes += f"{EXIT_KERAS_FAILED} Keras itself crashed; {EXIT_UNEXPECTED} an error in the program."
     predict(**parse_for(predict, "predict", [underscored(each) for each in argv[1:]], codes))
 
 

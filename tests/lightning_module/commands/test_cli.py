@@ -447,6 +447,42 @@ def test_last_epoch_is_kept_as_it_was_last_measured(photos, tmp_path):
     assert all(torch.equal(best["state_dict"][name], each) for name, each in end["state_dict"].items())
 
 
+def test_unexpected_error_is_70_and_its_traceback_in_the_runs_folder(photos, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ZeroDivisionError("planted\nin two lines " + "x" * 1000)
+
+    monkeypatch.setattr("lightning_module.commands.training.report_fit", fail)
+    assert fit(photos, tmp_path / "run") == 70
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("lightning: an error that is not expected, ZeroDivisionError: planted in two lines xxx")
+    assert line.endswith(f"The traceback is in {tmp_path / 'run' / 'error.log'}.")
+    assert len(line) < 500
+    kept = (tmp_path / "run" / "error.log").read_text()
+    assert "lightning fit --model.backbone=mobilenetv2_035" in kept
+    assert "in fail" in kept
+    assert "x" * 1000 in kept
+
+
+@pytest.mark.parametrize("log", ["in the temporary folder", "nowhere"])
+def test_unexpected_error_of_a_command_without_a_run(finished, tmp_path, monkeypatch, capsys, log):
+    import export.torch_to_keras
+
+    def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(export.torch_to_keras, "write_twin", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path if log != "nowhere" else tmp_path / "gone"))
+    assert lightning("export", finished / "best.ckpt", tmp_path / "a.h5") == 70
+    said = capsys.readouterr().err
+    if log == "nowhere":
+        assert "in fail" in said
+        assert said.endswith("lightning: an error that is not expected, RuntimeError. The traceback is above.\n")
+        return
+    (file,) = tmp_path.glob("lightning-*-error.log")
+    assert said == f"lightning: an error that is not expected, RuntimeError. The traceback is in {file}.\n"
+    assert "in fail" in file.read_text()
+
+
 def test_ctrl_c_is_no_traceback(photos, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
