@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from export.worker.keras_process import KerasFailed
-from lightning_module.commands.endings import keep_log_in, keep_traceback
+from lightning_module.commands.endings import keep_log_in, keep_traceback, reason_in_settings
 from models.bad_input import BadInput
 
 if TYPE_CHECKING:
@@ -123,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"lightning: {error}", file=sys.stderr)
         raise SystemExit(EXIT_KERAS_FAILED) from error
     except Exception as error:
+        if reason := reason_in_settings(error):
+            refuse(reason)
         print(f"lightning: {keep_traceback(error, arguments)}", file=sys.stderr)
         raise SystemExit(EXIT_UNEXPECTED) from error
 

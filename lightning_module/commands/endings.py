@@ -1,11 +1,14 @@
-"""How a command ends that does not end well: where the traceback is kept. Imports nothing heavy."""
+"""How a command ends that does not end well: where the traceback is kept, what is missing. Imports nothing heavy."""
 
+import re
 import shlex
 import sys
 import tempfile
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
+
+from models.bad_input import BadInput
 
 LOG = "error.log"
 _LONGEST = 300
@@ -50,3 +53,36 @@ def keep_traceback(error: Exception, arguments: list[str]) -> str:
     words = f": {words[:_LONGEST]}{' ...' if len(words) > _LONGEST else ''}" if words else ""
     where = f"The traceback is in {log}." if log else "The traceback is above."
     return f"an error that is not expected, {type(error).__name__}{words}. {where}"
+
+
+def reason_in_settings(error: BaseException) -> str | None:
+    """Return what is wrong with the settings if that has led to an error; None if it was something else.
+
+    jsonargparse raises errors of its own for those of the classes that settings name.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, BadInput):
+            return str(cause)
+        if isinstance(cause, ImportError) and (message := missing_package(cause)):
+            return message
+        cause = cause.__cause__
+    return None
+
+
+def missing_package(error: ImportError) -> str | None:
+    """Return one line about a package that is not installed, with the command that installs it.
+
+    Args:
+        error: Python's own, which names the module, or one of Lightning's, whose message has a `pip install`.
+
+    Returns:
+        None if the error is about something else, such as a module of this project.
+    """
+    hint = re.search(r"pip install (?:-U )?([^`]+)`", str(error))
+    wanted = hint[1].strip("'\" ") if hint else (error.name or "").partition(".")[0]
+    ours = {"datamodule", "export", "lightning_module", "models"}
+    if not wanted or wanted in ours or not (hint or isinstance(error, ModuleNotFoundError)):
+        return None
+    command = shlex.join([sys.executable, "-m", "pip", "install", wanted])
+    return f"expected the package {wanted}, which is not installed. Install it: {command}"

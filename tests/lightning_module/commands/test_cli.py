@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning_utilities.core.imports import RequirementCache
 
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
@@ -16,6 +17,7 @@ from export.worker.keras_process import KerasFailed
 from lightning_module.callbacks import BestCheckpoint, ExportTwin, MetricsJournal, best_epoch
 from lightning_module.classifier import ProductClassifier
 from lightning_module.commands import cli
+from lightning_module.commands.endings import missing_package
 from lightning_module.run.run_folder import RunFolder, write_json
 from models.bad_input import BadInput
 from tests.conftest import ROOT, lightning
@@ -481,6 +483,39 @@ def test_unexpected_error_of_a_command_without_a_run(finished, tmp_path, monkeyp
     (file,) = tmp_path.glob("lightning-*-error.log")
     assert said == f"lightning: an error that is not expected, RuntimeError. The traceback is in {file}.\n"
     assert "in fail" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("available", "arguments", "package"),
+    [
+        ("loggers.wandb._WANDB_AVAILABLE", ["--trainer.logger=WandbLogger"], "wandb>=99999"),
+        ("loggers.mlflow._MLFLOW_AVAILABLE", ["--trainer.logger=MLFlowLogger"], "mlflow>=99999"),
+        ("loggers.comet._COMET_AVAILABLE", ["--trainer.logger=CometLogger"], "comet-ml>=99999"),
+        ("accelerators.cpu._PSUTIL_AVAILABLE", ["--trainer.callbacks+=DeviceStatsMonitor"], "psutil"),
+        ("strategies.deepspeed._DEEPSPEED_AVAILABLE", ["--trainer.strategy=deepspeed"], "deepspeed"),
+    ],
+)
+def test_package_that_is_missing_is_one_line_with_the_command_that_installs_it(
+    photos, tmp_path, monkeypatch, capsys, available, arguments, package
+):
+    # whether it is installed here or not
+    monkeypatch.setattr(f"lightning.pytorch.{available}", RequirementCache(package))
+    assert fit(photos, tmp_path / "run", *arguments) == 2
+    *others, line = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("lightning: ")
+    assert f"pip install {package}" in line.replace("'", "").replace("-U ", "")
+    assert others in ([], ["INFO: Seed set to 0"])
+
+
+def test_bad_setting_of_a_class_that_a_setting_names_is_a_message(photos, tmp_path, capsys):
+    callback = '{"class_path": "lightning_module.fine_tuning.EmaOfWeights", "init_args": {"decay": 7}}'
+    assert fit(photos, tmp_path / "run", f"--trainer.callbacks+={callback}") == 2
+    assert "decay" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_module_of_this_project_is_no_package_to_install():
+    assert missing_package(ModuleNotFoundError("No module named 'export.x'", name="export.x")) is None
+    assert missing_package(ImportError("cannot import name 'x' from 'torch'", name="torch")) is None
 
 
 def test_ctrl_c_is_no_traceback(photos, tmp_path, monkeypatch, capsys):
