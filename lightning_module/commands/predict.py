@@ -57,7 +57,8 @@ def predict(
 ) -> None:
     """Write the likeliest labels of photos, with their probabilities, into a CSV file.
 
-    Photos that cannot be read are left out and listed, with the reason, in OUT_bad.csv.
+    Photos that cannot be read are left out and listed, with the reason, in OUT_bad.csv. If none can be read, the exit
+    code is 2.
 
     Args:
         model: checkpoint of `lightning fit`, such as RUN/best.ckpt, or a Keras .h5, such as RUN/model.h5.
@@ -104,6 +105,8 @@ def predict(
             print(f"  and {bad_rows.count - len(named)} more")
     if photos.is_dir() and (others := unlisted(photos, {out.resolve(), bad_out.resolve()})):
         print(f"left out, as their names are no photos': {others}")
+    if not rows.count:
+        raise BadInput(f"expected photos that can be read, received none: {out} has no rows, and {bad_out} says why.")
 
 
 def label(labeller: Labeller, files: Sequence[Path], photos: np.ndarray) -> Iterator[list[Any]]:

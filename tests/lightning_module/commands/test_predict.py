@@ -99,6 +99,18 @@ def test_names_with_ends_of_lines_are_one_row_for_whoever_reads_them(checkpoint,
         assert [Path(row["file"]).name for row in rows_of(table)] == sorted(expected)
 
 
+def test_nothing_labelled_is_exit_code_2(checkpoint, photos, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    shutil.copy(photos / "empty.png", tmp_path / "photos")
+    out = tmp_path / "p.csv"
+    out.write_text("another run's labels")
+    for given in (tmp_path / "photos", tmp_path / "photos" / "empty.png"):
+        assert lightning("predict", checkpoint, given, "--out", out) == 2
+        assert f"received none: {out} has no rows, and {tmp_path / 'p_bad.csv'} says why." in capsys.readouterr().err
+        assert rows_of(out) == []
+        assert len(rows_of(tmp_path / "p_bad.csv")) == 1
+
+
 def test_pipe_is_named_and_not_waited_for(checkpoint, photos, tmp_path):
     folder, out = tmp_path / "photos", tmp_path / "p.csv"
     folder.mkdir()
