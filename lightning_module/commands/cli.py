@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from export.worker.keras_process import KerasFailed
-from lightning_module.commands.endings import keep_log_in, keep_traceback, reason_in_settings
+from lightning_module.commands.endings import keep_log_in, keep_traceback, outlive_readers, reason_in_settings
 from models.bad_input import BadInput
 
 if TYPE_CHECKING:
@@ -88,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         SystemExit: 1 if the twins differ, 2 for input that cannot be used, 3 if the Keras process failed, 130 at
             Ctrl-C, 70 for any other error, whose traceback is kept in a file.
     """
+    if argv is None:  # otherwise the streams are somebody else's
+        outlive_readers()
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = arguments[0] if arguments else "--help"
     if first in ("-h", "--help", "help"):

@@ -1,5 +1,10 @@
-"""How a command ends that does not end well: where the traceback is kept, what is missing. Imports nothing heavy."""
+"""How a command ends that does not end well: where the traceback is kept, what is missing, who has stopped reading.
 
+Imports nothing heavy.
+"""
+
+import io
+import os
 import re
 import shlex
 import sys
@@ -7,6 +12,7 @@ import tempfile
 import traceback
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from models.bad_input import BadInput
 
@@ -15,6 +21,36 @@ _LONGEST = 300
 """Characters of an error's message that are printed; all of them are in the log."""
 
 _run_folders: list[Path] = []
+
+
+class _Overheard(io.FileIO):
+    """A stream whose reader may leave: what is written from then on is dropped."""
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            with Path(os.devnull).open("wb") as nowhere:
+                os.dup2(nowhere.fileno(), self.fileno())
+            return super().write(data)
+
+
+def outlive_readers() -> None:
+    """Let the command go on if nobody reads what it prints any more, as in `lightning fit ... | head -1`."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, io.TextIOWrapper):  # a notebook's, or none at all
+            continue
+        stream.flush()
+        raw = _Overheard(stream.fileno(), "wb", closefd=False)
+        again = io.TextIOWrapper(
+            raw if stream.write_through else io.BufferedWriter(raw),  # type: ignore[type-var, arg-type]
+            stream.encoding,
+            stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, again)
 
 
 def keep_log_in(folder: Path | None) -> None:

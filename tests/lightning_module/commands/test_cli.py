@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -84,6 +85,38 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
 def test_module_is_the_same_command():
     shown = subprocess.run([sys.executable, "-m", "lightning_module"], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == cli.help_text()
+
+
+def without_a_reader(*arguments) -> subprocess.CompletedProcess:
+    """Run the command with streams that are read to the end of the first line, or not at all."""
+    command = [sys.executable, "-m", "lightning_module", *map(str, arguments)]
+    source, sink = os.pipe()
+    with subprocess.Popen(command, stdout=sink, stderr=subprocess.PIPE, text=True) as process:
+        os.close(source)
+        os.close(sink)
+        _, said = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(command, process.returncode, "", said)
+
+
+def test_help_that_nobody_reads_leaves_no_traceback():
+    for arguments in ([], ["fit", "--help"]):
+        done = without_a_reader(*arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_closed_pipe_neither_ends_a_training_nor_leaves_a_traceback(photos, tmp_path):
+    run = tmp_path / "run"
+    settings = [f"--data.root={photos}", f"--trainer.default_root_dir={run}", "--trainer.max_epochs=2"]
+    done = without_a_reader("fit", *TINY, *settings, "--hand_over.enabled=false")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
+    assert (run / "report.html").is_file()
+    assert len(json.loads((run / "metrics.json").read_text())["epochs"]) == 2
+    done = without_a_reader("predict", run / "best.ckpt", photos, "--out", tmp_path / "p.csv")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 33
 
 
 def test_unknown_command_names_the_nearest(capsys):
