@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from export.worker.keras_process import KerasFailed
 from lightning_module.commands.allocator import keep_freed_memory
+from lightning_module.commands.endings import keep_log_in, keep_traceback, outlive_readers, reason_in_settings
 from models.bad_input import BadInput
 
 if TYPE_CHECKING:
@@ -25,12 +26,16 @@ EXIT_BAD_INPUT = 2
 EXIT_KERAS_FAILED = 3
 """The Keras process crashed or ran out of time, so nothing is known about the twins."""
 
+EXIT_UNEXPECTED = 70
+"""An error that nothing here expects, most likely a fault in this program; sysexits.h calls it EX_SOFTWARE."""
+
 EXIT_INTERRUPTED = 130
 """Ctrl-C, the same code as in shells."""
 
 EXIT_CODES = (
     f"Exit codes: 0 done, and the twins are the same network; {EXIT_MISMATCH} they differ; {EXIT_BAD_INPUT} bad input; "
-    f"{EXIT_KERAS_FAILED} Keras itself crashed;\n{EXIT_INTERRUPTED} interrupted by Ctrl-C; 143 told to stop by SIGTERM."
+    f"{EXIT_KERAS_FAILED} Keras itself crashed;\n{EXIT_UNEXPECTED} an error in the program; "
+    f"{EXIT_INTERRUPTED} interrupted by Ctrl-C; 143 told to stop by SIGTERM."
 )
 """For the help texts."""
 
@@ -82,8 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: 1 if the twins differ, 2 for input that cannot be used, 3 if the Keras process failed, 130 at
-            Ctrl-C; any other error keeps its traceback.
+            Ctrl-C, 70 for any other error, whose traceback is kept in a file.
     """
+    if argv is None:  # otherwise the streams are somebody else's
+        outlive_readers()
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = arguments[0] if arguments else "--help"
     if first in ("-h", "--help", "help"):
@@ -104,16 +111,26 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         arguments = ["--help" if underscored(each) == "--help_all" else each for each in arguments]
     keep_freed_memory()
+    keep_log_in(None)
     try:
         _function(COMMANDS[first].place)(arguments)
     except (BadInput, ArgumentError) as error:  # ArgumentError: for example, a checkpoint has an unknown setting
         refuse(str(error))
     except KeyboardInterrupt:
-        print("lightning: interrupted", file=sys.stderr)
-        raise SystemExit(EXIT_INTERRUPTED) from None
+        _interrupted(first)
+    except SystemExit as leaving:
+        # Lightning answers Ctrl-C with exit code 1, which here says that the twins differ
+        if leaving.code == 1 and isinstance(leaving.__context__, KeyboardInterrupt):
+            _interrupted(first)
+        raise
     except KerasFailed as error:
         print(f"lightning: {error}", file=sys.stderr)
         raise SystemExit(EXIT_KERAS_FAILED) from error
+    except Exception as error:
+        if reason := reason_in_settings(error):
+            refuse(reason)
+        print(f"lightning: {keep_traceback(error, arguments)}", file=sys.stderr)
+        raise SystemExit(EXIT_UNEXPECTED) from error
 
 
 def help_text() -> str:
@@ -131,6 +148,13 @@ def refuse(message: str) -> NoReturn:
     """Print what is wrong with the input, without a traceback, and exit with the code for bad input."""
     print(f"lightning: {message}", file=sys.stderr)
     raise SystemExit(EXIT_BAD_INPUT)
+
+
+def _interrupted(command: str) -> NoReturn:
+    """Print that Ctrl-C ended the command, and exit with its code."""
+    hint = ". The same command with --resume continues." if command == "fit" else ""
+    print(f"lightning: interrupted{hint}", file=sys.stderr)
+    raise SystemExit(EXIT_INTERRUPTED) from None
 
 
 def underscored(argument: str) -> str:

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from datamodule.layout import describe_junk, kind_of_junk, what_else
 from datamodule.photo_store import BadPhoto, load_photo
 from datamodule.split import LISTED_ENDINGS, each_photo, unlisted
-from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, parse_for, underscored
+from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, EXIT_UNEXPECTED, parse_for, underscored
 from lightning_module.commands.options import H5_ENDINGS, check_report_place, read_labels
 from lightning_module.evaluation.labellers import Device, KerasFileLabeller, Labeller, is_hdf5
 from lightning_module.evaluation.top_labels import DECIMALS, SHOWN, top_labels
@@ -45,7 +45,7 @@ def run(argv: list[str]) -> None:
         KerasFailed: the Keras process crashed or ran out of time.
     """
     codes = f"Exit codes: 0 done, photos that cannot be read being left out; {EXIT_BAD_INPUT} bad input; "
-    codes += f"{EXIT_KERAS_FAILED} Keras itself crashed."
+    codes += f"{EXIT_KERAS_FAILED} Keras itself crashed; {EXIT_UNEXPECTED} an error in the program."
     predict(**parse_for(predict, "predict", [underscored(each) for each in argv[1:]], codes))
 
 
@@ -60,7 +60,8 @@ def predict(
 ) -> None:
     """Write the likeliest labels of photos, with their probabilities, into a CSV file.
 
-    Photos that cannot be read are left out and listed, with the reason, in OUT_bad.csv.
+    Photos that cannot be read are left out and listed, with the reason, in OUT_bad.csv. If none can be read, the exit
+    code is 2.
 
     Args:
         model: checkpoint of `lightning fit`, such as RUN/best.ckpt, or a Keras .h5, such as RUN/model.h5.
@@ -110,6 +111,8 @@ def predict(
         print(f"left out, as they are no photos: {describe_junk(junk)}")
     if photos.is_dir() and (others := unlisted(photos, {out.resolve(), bad_out.resolve()})):
         print(f"left out, as their names are no photos': {others}")
+    if not rows.count:
+        raise BadInput(f"expected photos that can be read, received none: {out} has no rows, and {bad_out} says why.")
 
 
 def label(labeller: Labeller, files: Sequence[Path], photos: np.ndarray) -> Iterator[list[Any]]:

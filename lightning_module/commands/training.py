@@ -23,6 +23,7 @@ from export.checkpoint import read_hyper_parameters
 from lightning_module.callbacks import BestCheckpoint, ExportTwin, MetricsJournal, best_checkpoint_of
 from lightning_module.classifier import ProductClassifier
 from lightning_module.commands.cli import EXIT_MISMATCH, PARSING, parse
+from lightning_module.commands.endings import keep_log_in
 from lightning_module.commands.finder_flags import FINDERS, find_settings, take_found
 from lightning_module.commands.foreign_code import warn_of_foreign_code
 from lightning_module.commands.kept_settings import KeepConfig, settings_text
@@ -254,6 +255,7 @@ class TrainingCLI(LightningCLI):
         if self.subcommand in ("fit", "test"):
             run = RunFolder(Path(self._get(self.config, "trainer").default_root_dir))
             run.check_writable()
+            keep_log_in(run.path)
             if self.subcommand == "fit":
                 check_monitors(self.config["fit"])
             if self.subcommand == "fit" and (self._get(self.config, "resume") or requeued()):

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning_utilities.core.imports import RequirementCache
 
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
@@ -16,6 +18,7 @@ from export.worker.keras_process import KerasFailed
 from lightning_module.callbacks import BestCheckpoint, ExportTwin, MetricsJournal, best_epoch
 from lightning_module.classifier import ProductClassifier
 from lightning_module.commands import cli
+from lightning_module.commands.endings import missing_package
 from lightning_module.run.run_folder import RunFolder, write_json
 from models.bad_input import BadInput
 from tests.conftest import ROOT, lightning
@@ -82,6 +85,38 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
 def test_module_is_the_same_command():
     shown = subprocess.run([sys.executable, "-m", "lightning_module"], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == cli.help_text()
+
+
+def without_a_reader(*arguments) -> subprocess.CompletedProcess:
+    """Run the command with streams that are read to the end of the first line, or not at all."""
+    command = [sys.executable, "-m", "lightning_module", *map(str, arguments)]
+    source, sink = os.pipe()
+    with subprocess.Popen(command, stdout=sink, stderr=subprocess.PIPE, text=True) as process:
+        os.close(source)
+        os.close(sink)
+        _, said = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(command, process.returncode, "", said)
+
+
+def test_help_that_nobody_reads_leaves_no_traceback():
+    for arguments in ([], ["fit", "--help"]):
+        done = without_a_reader(*arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.slow
+def test_closed_pipe_neither_ends_a_training_nor_leaves_a_traceback(photos, tmp_path):
+    run = tmp_path / "run"
+    settings = [f"--data.root={photos}", f"--trainer.default_root_dir={run}", "--trainer.max_epochs=2"]
+    done = without_a_reader("fit", *TINY, *settings, "--hand_over.enabled=false")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Broken" not in done.stderr
+    assert (run / "report.html").is_file()
+    assert len(json.loads((run / "metrics.json").read_text())["epochs"]) == 2
+    done = without_a_reader("predict", run / "best.ckpt", photos, "--out", tmp_path / "p.csv")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len((tmp_path / "p.csv").read_text().splitlines()) == 33
 
 
 def test_unknown_command_names_the_nearest(capsys):
@@ -454,6 +489,75 @@ def test_last_epoch_is_kept_as_it_was_last_measured(photos, tmp_path):
     best, end = (torch.load(tmp_path / name, weights_only=True) for name in ("best.ckpt", "last.ckpt"))
     assert best["global_step"] == end["global_step"]
     assert all(torch.equal(best["state_dict"][name], each) for name, each in end["state_dict"].items())
+
+
+def test_unexpected_error_is_70_and_its_traceback_in_the_runs_folder(photos, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ZeroDivisionError("planted\nin two lines " + "x" * 1000)
+
+    monkeypatch.setattr("lightning_module.commands.training.report_fit", fail)
+    assert fit(photos, tmp_path / "run") == 70
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("lightning: an error that is not expected, ZeroDivisionError: planted in two lines xxx")
+    assert line.endswith(f"The traceback is in {tmp_path / 'run' / 'error.log'}.")
+    assert len(line) < 500
+    kept = (tmp_path / "run" / "error.log").read_text()
+    assert "lightning fit --model.backbone=mobilenetv2_035" in kept
+    assert "in fail" in kept
+    assert "x" * 1000 in kept
+
+
+@pytest.mark.parametrize("log", ["in the temporary folder", "nowhere"])
+def test_unexpected_error_of_a_command_without_a_run(finished, tmp_path, monkeypatch, capsys, log):
+    import export.torch_to_keras
+
+    def fail(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(export.torch_to_keras, "write_twin", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path if log != "nowhere" else tmp_path / "gone"))
+    assert lightning("export", finished / "best.ckpt", tmp_path / "a.h5") == 70
+    said = capsys.readouterr().err
+    if log == "nowhere":
+        assert "in fail" in said
+        assert said.endswith("lightning: an error that is not expected, RuntimeError. The traceback is above.\n")
+        return
+    (file,) = tmp_path.glob("lightning-*-error.log")
+    assert said == f"lightning: an error that is not expected, RuntimeError. The traceback is in {file}.\n"
+    assert "in fail" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("available", "arguments", "package"),
+    [
+        ("loggers.wandb._WANDB_AVAILABLE", ["--trainer.logger=WandbLogger"], "wandb>=99999"),
+        ("loggers.mlflow._MLFLOW_AVAILABLE", ["--trainer.logger=MLFlowLogger"], "mlflow>=99999"),
+        ("loggers.comet._COMET_AVAILABLE", ["--trainer.logger=CometLogger"], "comet-ml>=99999"),
+        ("accelerators.cpu._PSUTIL_AVAILABLE", ["--trainer.callbacks+=DeviceStatsMonitor"], "psutil"),
+        ("strategies.deepspeed._DEEPSPEED_AVAILABLE", ["--trainer.strategy=deepspeed"], "deepspeed"),
+    ],
+)
+def test_package_that_is_missing_is_one_line_with_the_command_that_installs_it(
+    photos, tmp_path, monkeypatch, capsys, available, arguments, package
+):
+    # whether it is installed here or not
+    monkeypatch.setattr(f"lightning.pytorch.{available}", RequirementCache(package))
+    assert fit(photos, tmp_path / "run", *arguments) == 2
+    *others, line = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("lightning: ")
+    assert f"pip install {package}" in line.replace("'", "").replace("-U ", "")
+    assert others in ([], ["INFO: Seed set to 0"])
+
+
+def test_bad_setting_of_a_class_that_a_setting_names_is_a_message(photos, tmp_path, capsys):
+    callback = '{"class_path": "lightning_module.fine_tuning.EmaOfWeights", "init_args": {"decay": 7}}'
+    assert fit(photos, tmp_path / "run", f"--trainer.callbacks+={callback}") == 2
+    assert "decay" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_module_of_this_project_is_no_package_to_install():
+    assert missing_package(ModuleNotFoundError("No module named 'export.x'", name="export.x")) is None
+    assert missing_package(ImportError("cannot import name 'x' from 'torch'", name="torch")) is None
 
 
 def test_ctrl_c_is_no_traceback(photos, tmp_path, monkeypatch, capsys):

@@ -136,6 +136,18 @@ def test_labels_that_are_formulas_are_text_to_a_spreadsheet():
     assert row[:5] == ["1.jpg", "'=a", "0.750", "'-b", "0.250"]
 
 
+def test_nothing_labelled_is_exit_code_2(checkpoint, photos, tmp_path, capsys):
+    (tmp_path / "photos").mkdir()
+    shutil.copy(photos / "empty.png", tmp_path / "photos")
+    out = tmp_path / "p.csv"
+    out.write_text("another run's labels")
+    for given in (tmp_path / "photos", tmp_path / "photos" / "empty.png"):
+        assert lightning("predict", checkpoint, given, "--out", out) == 2
+        assert f"received none: {out} has no rows, and {tmp_path / 'p_bad.csv'} says why." in capsys.readouterr().err
+        assert rows_of(out) == []
+        assert len(rows_of(tmp_path / "p_bad.csv")) == 1
+
+
 def test_pipe_is_named_and_not_waited_for(checkpoint, photos, tmp_path):
     folder, out = tmp_path / "photos", tmp_path / "p.csv"
     folder.mkdir()

@@ -15,10 +15,12 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+import datamodule.photo_store
 import lightning_module.commands.training
 import lightning_module.run.last_checkpoint
 from datamodule.demo_photos import draw_catalogue
 from lightning_module.callbacks import MetricsJournal
+from lightning_module.evaluation.measured_photos import KeepLogits
 from lightning_module.run.checkpoint_io import AtomicCheckpoints
 from lightning_module.run.last_checkpoint import BatchSeed, LastCheckpoint
 from lightning_module.run.run_folder import RunFolder
@@ -549,6 +551,63 @@ def test_second_interrupt_of_the_keyboard_does_not_wait():
         assert signals.received == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def press_ctrl_c(times: int = 1) -> None:
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_in_training_saves_and_a_second_one_leaves_at_once_and_both_are_130(
+    photos, whole, tmp_path, interrupt, capsys
+):
+    """Lightning itself exits with 1, which is the code of twins that differ."""
+    run = tmp_path / "run"
+    interrupt(1, 2, press_ctrl_c)
+    assert fit(photos, run) == 130
+    said = capsys.readouterr().err
+    assert f"SIGINT: {run / 'last.ckpt'} is of epoch 2, step 3. The same command with --resume continues." in said
+    interrupt(2, 2, lambda: press_ctrl_c(2))
+    assert fit(photos, run, "--resume") == 130
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "lightning: interrupted. The same command with --resume continues."
+    assert "Traceback" not in said
+    interrupt.off()
+    assert fit(photos, run, "--resume") == 0
+    assert kill_and_resume.differences_of_runs(whole, run) == []
+
+
+@pytest.mark.parametrize("moment", ["a photo is decoded", "the last validation", "the last evaluation"])
+def test_ctrl_c_at_any_moment_of_a_fit_is_130_and_names_resume(photos, tmp_path, monkeypatch, capsys, moment):
+    run = tmp_path / "run"
+    if moment == "a photo is decoded":
+        original = datamodule.photo_store.load_photo
+
+        def load(*arguments):
+            monkeypatch.setattr(datamodule.photo_store, "load_photo", original)
+            press_ctrl_c()
+            return original(*arguments)
+
+        monkeypatch.setattr(datamodule.photo_store, "load_photo", load)
+    elif moment == "the last validation":
+        monkeypatch.setattr(KeepLogits, "on_validation_batch_end", lambda self, trainer, *_: (
+            press_ctrl_c() if trainer.state.fn == "validate" else None
+        ))  # fmt: skip
+    else:
+        monkeypatch.setattr(lightning_module.commands.training, "report_fit", lambda *_: press_ctrl_c())
+    assert fit(photos, run, "--trainer.max_epochs=1") == 130
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1] == "lightning: interrupted. The same command with --resume continues."
+    assert "Traceback" not in said
+    monkeypatch.undo()
+    assert fit(photos, run, "--trainer.max_epochs=1", "--resume") == 0
+
+
+def test_ctrl_c_in_an_evaluation_is_130_too(photos, whole, monkeypatch, capsys):
+    monkeypatch.setattr(KeepLogits, "on_validation_batch_end", lambda *_: press_ctrl_c())
+    checkpoint = ["--config", whole / "config.yaml", "--ckpt_path", whole / "best.ckpt"]
+    assert lightning("validate", *checkpoint) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "lightning: interrupted"
 
 
 def test_without_the_command_line_too(photos, tmp_path):
