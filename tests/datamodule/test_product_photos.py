@@ -20,12 +20,12 @@ from tests.datamodule.odd_photos import draw_bad_photos, draw_odd_photos, noise
 TURN = Augmentation(rotation_range=90.0, horizontal_flip=True)
 
 
-def draw_root(root: Path, counts: dict[str, int], size: int = 12) -> Path:
-    """A root with noise for photos."""
+def draw_root(root: Path, counts: dict[str, int], size: int = 12, seed: int = 0) -> Path:
+    """A root with noise for photos; another seed, other photos."""
     for label, (name, count) in enumerate(counts.items()):
         (root / name).mkdir(parents=True)
         for number in range(count):
-            Image.fromarray(noise(size, size, seed=100 * label + number)).save(root / name / f"{number:02}.png")
+            Image.fromarray(noise(size, size, seed=seed + 100 * label + number)).save(root / name / f"{number:02}.png")
     return root
 
 
@@ -321,8 +321,8 @@ class SavingRecorder(Recorder):
 
 
 def test_separate_roots(root, tmp_path):
-    val_root = draw_root(tmp_path / "val", {"jeans": 1, "sofa": 1, "tv": 2})
-    test_root = draw_root(tmp_path / "test", {"jeans": 2, "sofa": 1, "tv": 1})
+    val_root = draw_root(tmp_path / "val", {"jeans": 1, "sofa": 1, "tv": 2}, seed=1000)
+    test_root = draw_root(tmp_path / "test", {"jeans": 2, "sofa": 1, "tv": 1}, seed=2000)
     predict_root = draw_root(tmp_path / "unsorted", {"some": 2, "more/deep": 3})
     photos = ProductPhotos(
         str(root), str(val_root), str(test_root), str(predict_root), image_size=12, batch_size=2, augmentation=TURN
