@@ -360,6 +360,7 @@ def draw_catalogue(root: Path, per_class: int = 200, seed: int = 0, size: int = 
             f"root: expected a folder that can be written for the drawn catalogue; received {root}: {error}. "
             "Give another with --data.root DIR."
         ) from error
+    print(f"Drawing {per_class * len(DEMO_CLASSES)} photos into {root} ...", flush=True)
     try:
         for label, class_name in enumerate(DEMO_CLASSES):
             (unfinished / class_name).mkdir()

@@ -103,7 +103,8 @@ def _download(backbone: str) -> dict[str, Tensor]:
     config = timm.get_pretrained_cfg(backbone)
     way_out = (
         "Give a local file in timm naming with --model.weights FILE (.safetensors or .pth), fetched on a machine that "
-        "has a connection, or start untrained with --model.pretrained false."
+        "has a connection (those trained with TensorFlow also want --model.pad_type same and --model.bn_eps 0.001, see "
+        "docs/training.md), or start untrained with --model.pretrained false."
     )
     if config is None or not config.has_weights:
         raise BadInput(f"--model.pretrained: timm has no pretrained weights for {backbone!r}. {way_out}")

@@ -3,6 +3,7 @@
 import errno
 import re
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgress
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodule.product_photos import ProductPhotos
@@ -70,29 +72,32 @@ def run(argv: list[str]) -> None:
         SystemExit: 1 if the twin differs from its checkpoint.
     """
     quieten()
-    command, arguments = argv[0], with_shipped_configs(argv)
+    command, arguments, stack = argv[0], with_shipped_configs(argv), ExitStack()
     warn_of_foreign_code(arguments, CONFIG_OPTIONS)
 
     class OneCommand(TrainingCLI):
         """Has the parser of this command alone: each takes a good while to make."""
+
+        until_the_end = stack
 
         @staticmethod
         def subcommands() -> dict[str, set[str]]:
             return {command: TrainingCLI.subcommands()[command]}
 
     try:
-        cli = OneCommand(
-            ProductClassifier,
-            ProductPhotos,
-            save_config_callback=KeepConfig,
-            # MetricsJournal prints one line in place of the table of Lightning's model summary
-            trainer_defaults={"default_root_dir": DEFAULT_RUN, "max_epochs": 30, "enable_model_summary": False},
-            seed_everything_default=0,
-            parser_kwargs={"prog": "lightning", **PARSING, command: dict(PARSING)},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,  # the module saves plain hyperparameters itself
-            args=arguments,
-        )
+        with stack:
+            cli = OneCommand(
+                ProductClassifier,
+                ProductPhotos,
+                save_config_callback=KeepConfig,
+                # MetricsJournal prints one line in place of the table of Lightning's model summary
+                trainer_defaults={"default_root_dir": DEFAULT_RUN, "max_epochs": 30, "enable_model_summary": False},
+                seed_everything_default=0,
+                parser_kwargs={"prog": "lightning", **PARSING, command: dict(PARSING)},
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,  # the module saves plain hyperparameters itself
+                args=arguments,
+            )
     except OSError as error:
         # for example from a logger, which does not write through `atomic_write`
         if error.errno not in _NOT_WRITABLE:
@@ -146,8 +151,10 @@ class TrainingCLI(LightningCLI):
     Attributes:
         exit_code: 1 if the twin differs from its checkpoint.
         resumes_from: the run's own last.ckpt, if the run is resumed.
+        until_the_end: holds what is given back when the command ends.
     """
 
+    until_the_end: ExitStack
     exit_code = 0
     resumes_from: Path | None = None
     _steps_done = 0
@@ -254,7 +261,10 @@ class TrainingCLI(LightningCLI):
             trainer.benchmark = False
         if self.subcommand in ("fit", "test"):
             run = RunFolder(Path(self._get(self.config, "trainer").default_root_dir))
-            run.check_writable()
+            if getattr(rank_zero_only, "rank", 0) == 0:
+                self.until_the_end.enter_context(run.taken())
+            else:
+                run.check_writable()  # one of several processes; the first has taken it for all
             keep_log_in(run.path)
             if self.subcommand == "fit":
                 check_monitors(self.config["fit"])

@@ -4,9 +4,14 @@ import json
 import shutil
 import stat
 import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from models.atomic_write import write_text
 from models.bad_input import BadInput
@@ -126,6 +131,42 @@ class RunFolder:
                 f"--trainer.default_root_dir: expected a folder that can be written, received {self.path} "
                 f"({error.strerror or error}). Choose another, or mend its permissions or the disk's space."
             ) from error
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Create the folder, and keep every other run out of it until the end.
+
+        If the run fails before it has trained, what it made is removed: an empty folder, or one with nothing but logs.
+
+        Raises:
+            BadInput: another process has the folder, or it cannot be created or written to.
+        """
+        made = [each for each in (self.path, *self.path.parents) if not each.exists()]
+        self.check_writable()
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise BadInput(
+                f"--trainer.default_root_dir: expected a folder of no other run, received {self.path}, where one is "
+                "running. Wait until it has ended, or name another folder."
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            warnings.warn(
+                f"{self.path}: no second run can be kept out, as no file can be locked: {error}", stacklevel=2
+            )
+        try:
+            yield
+        finally:
+            # Removed while it is locked: another process could lock it in the moment between.
+            with suppress(OSError):
+                (self.path / ".lock").unlink()
+            lock.release()
+            with suppress(OSError):  # somebody has removed the folder, or put something into one above it
+                if made and {each.name for each in self.path.iterdir()} <= {self.logs.name}:
+                    shutil.rmtree(self.path)
+                    for each in made[1:]:
+                        each.rmdir()
 
     def shelve_previous(self, goes_on: bool = False) -> Path | None:
         """Move the old run's files out of the way of a new run, as described for the class.

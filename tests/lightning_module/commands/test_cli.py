@@ -491,6 +491,62 @@ def test_last_epoch_is_kept_as_it_was_last_measured(photos, tmp_path):
     assert all(torch.equal(best["state_dict"][name], each) for name, each in end["state_dict"].items())
 
 
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_second_run_in_a_folder_is_refused_and_touches_nothing(finished, photos, tmp_path, capsys, command):
+    run = shutil.copytree(finished, tmp_path / "run")
+    given = [] if command == "fit" else [f"--ckpt_path={run / 'best.ckpt'}"]
+    arguments = [command, *TINY, f"--data.root={photos}", f"--trainer.default_root_dir={run}", *given]
+    with RunFolder(run).taken():
+        before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+        assert lightning(*arguments) == 2
+        assert f"received {run}, where one is running" in capsys.readouterr().err
+        assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert not (run / ".lock").exists()
+    assert lightning(*arguments, *(["--trainer.max_epochs=1", "--hand_over.enabled=false"] if not given else [])) == 0
+    assert not (run / ".lock").exists()
+
+
+def test_folder_of_a_killed_run_is_free(tmp_path):
+    code = f"""
+import os
+from pathlib import Path
+from lightning_module.run.run_folder import RunFolder
+with RunFolder(Path({str(tmp_path)!r})).taken():
+    os.kill(os.getpid(), 9)
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert (tmp_path / ".lock").exists()
+    with RunFolder(tmp_path).taken():
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_that_cannot_be_locked_is_used_with_a_warning(tmp_path, monkeypatch):
+    def cannot(*_, **__):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr("lightning_module.run.run_folder.FileLock.acquire", cannot)
+    with pytest.warns(UserWarning, match="no locks available"), RunFolder(tmp_path).taken():
+        (tmp_path / "best.ckpt").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+@pytest.mark.parametrize("reason", ["a setting", "a folder", "a photo"])
+def test_command_that_fails_leaves_no_folder_and_removes_nobody_elses(photos, tmp_path, reason):
+    own = shutil.copytree(photos, tmp_path / "photos")
+    if reason == "a photo":
+        next((own / "tv").glob("*.jpg")).write_text("no photo")
+    more = {"a setting": ["--model.learning_rate=0"], "a folder": ["--data.root=nowhere"]}.get(reason, [])
+    assert fit(own, tmp_path / "runs" / "a" / "b", *more) == 2
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "mine").mkdir()
+    assert fit(own, tmp_path / "mine", *more) == 2
+    assert (tmp_path / "mine").is_dir()
+    (tmp_path / "runs" / "other").mkdir(parents=True)
+    assert fit(own, tmp_path / "runs" / "a" / "b", *more) == 2
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["other"]
+
+
 def test_unexpected_error_is_70_and_its_traceback_in_the_runs_folder(photos, tmp_path, monkeypatch, capsys):
     def fail(*_):
         raise ZeroDivisionError("planted\nin two lines " + "x" * 1000)
