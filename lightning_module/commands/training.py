@@ -151,10 +151,10 @@ class TrainingCLI(LightningCLI):
     Attributes:
         exit_code: 1 if the twin differs from its checkpoint.
         resumes_from: the run's own last.ckpt, if the run is resumed.
-        until_the_end: holds what is given back when the command ends.
+        until_the_end: holds what is given back when the command ends; None if this is used from Python.
     """
 
-    until_the_end: ExitStack
+    until_the_end: ExitStack | None = None
     exit_code = 0
     resumes_from: Path | None = None
     _steps_done = 0
@@ -261,10 +261,10 @@ class TrainingCLI(LightningCLI):
             trainer.benchmark = False
         if self.subcommand in ("fit", "test"):
             run = RunFolder(Path(self._get(self.config, "trainer").default_root_dir))
-            if getattr(rank_zero_only, "rank", 0) == 0:
+            if self.until_the_end is not None and getattr(rank_zero_only, "rank", 0) == 0:
                 self.until_the_end.enter_context(run.taken())
             else:
-                run.check_writable()  # one of several processes; the first has taken it for all
+                run.check_writable()  # of several processes the first has taken it for all
             keep_log_in(run.path)
             if self.subcommand == "fit":
                 check_monitors(self.config["fit"])
