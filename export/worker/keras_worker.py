@@ -336,7 +336,7 @@ def check_layers(path: str) -> None:
     if unknown:
         raise Refused(
             "model",
-            f"{path} holds layers that are refused because they could run code, or name functions that could: "
+            f"{path} holds layers, or names of functions, that are refused because they could run code: "
             f"{', '.join(unknown)}",
         )
     if not thresholds <= SPARE_NUMBERS:
