@@ -336,8 +336,8 @@ def check_layers(path: str) -> None:
     if unknown:
         raise Refused(
             "model",
-            f"{path} holds layers, or names of functions, that are refused because they could run code: "
-            f"{', '.join(unknown)}",
+            f"{path} holds layers that are refused because they could run code: {', '.join(unknown)} "
+            "(layers, or functions that they name)",
         )
     if not thresholds <= SPARE_NUMBERS:
         raise Refused(
