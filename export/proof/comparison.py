@@ -154,12 +154,12 @@ class Comparison:
         return TrainingSteps(images, targets, steps, learned)
 
 
-def read_comparison(pair: Pair, known: dict[Path, tuple[Checkpoint, Graph]] | None = None) -> Comparison:
+def read_comparison(pair: Pair, known: dict[Path, Checkpoint] | None = None) -> Comparison:
     """Read both files and the images.
 
     Args:
         pair: the files and images.
-        known: checkpoints that have been read and traced already; this one is added.
+        known: checkpoints that have been read already; this one is added.
 
     Raises:
         BadInput: a file is not what it should be, or the two cannot be compared.
@@ -167,16 +167,15 @@ def read_comparison(pair: Pair, known: dict[Path, tuple[Checkpoint, Graph]] | No
     twin = read_keras_h5(pair.h5)
     known = {} if known is None else known
     if pair.checkpoint not in known:
-        source = read_checkpoint(pair.checkpoint)
-        known[pair.checkpoint] = source, trace_checkpoint(source)
-    source, traced = known[pair.checkpoint]
+        known[pair.checkpoint] = read_checkpoint(pair.checkpoint)
+    source = known[pair.checkpoint]
     input_range = twin.details.get("input_range", "unit")
     if input_range not in INPUT_RANGES:
         raise BadInput(f"{pair.h5}: expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}.")
     _check_input_shape(source, twin, pair.h5)
     sets = image_sets(source.image_size, pair.photos, pair.photo_names)
     folded = twin.details.get("fused_batchnorm") is True
-    return Comparison(pair, source, traced, twin, folded, input_range, sets)
+    return Comparison(pair, source, trace_checkpoint(source), twin, folded, input_range, sets)
 
 
 def image_sets(image_size: tuple[int, int], photos: np.ndarray | None, photo_names: Sequence[str]) -> list[ImageSet]:

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
-from export.graph.nodes import Graph
 from export.keras_file.read import read_keras_h5
 from export.proof.checks import (
     check_files,
@@ -88,7 +87,7 @@ def check_pairs(
 ) -> list[Report]:
     """Make all checks for several pairs in a single Keras process; otherwise like `check_parity`."""
     start = time.perf_counter()
-    known: dict[Path, tuple[Checkpoint, Graph]] = {}
+    known: dict[Path, Checkpoint] = {}
     comparisons = [read_comparison(pair, known) for pair in pairs]
     layers = _LayersOfLast()
     reports = []

@@ -130,9 +130,8 @@ def with_shipped_configs(argv: list[str]) -> list[str]:
 
 
 def _config_file(given: str, shipped: dict[str, Path]) -> str:
-    if (
-        not re.fullmatch(r"[\w-]+", given) or Path(given).is_file()
-    ):  # files, and YAML given as text, are left to the parser
+    # files, and YAML given as text, are left to the parser
+    if not re.fullmatch(r"[\w-]+", given) or Path(given).is_file():
         return given
     if given not in shipped:
         raise BadInput(
