@@ -13,7 +13,7 @@ import yaml
 from datamodule.demo_photos import draw_catalogue
 from tests.conftest import ROOT, load_script
 
-SCRIPT = ROOT / "benchmarks" / "gpu_throughput.py"
+SCRIPT = ROOT / "benchmarks" / "training" / "gpu_throughput.py"
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import torch
 from datamodule.demo_photos import draw_catalogue
 from tests.conftest import ROOT, load_script
 
-script = load_script(ROOT / "benchmarks" / "kill_and_resume.py")
+script = load_script(ROOT / "benchmarks" / "training" / "kill_and_resume.py")
 pytestmark = pytest.mark.slow
 KILLS = 5
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import ROOT, load_script
 from tests.datamodule.keras_generator import needs_keras
 
-SCRIPT = ROOT / "benchmarks" / "train_throughput.py"
+SCRIPT = ROOT / "benchmarks" / "training" / "train_throughput.py"
 
 
 @pytest.fixture(scope="module")

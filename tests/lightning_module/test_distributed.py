@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from datamodule.demo_photos import draw_catalogue
 from tests.conftest import ROOT, load_script
 
-kill_and_resume = load_script(ROOT / "benchmarks" / "kill_and_resume.py")
+kill_and_resume = load_script(ROOT / "benchmarks" / "training" / "kill_and_resume.py")
 pytestmark = pytest.mark.slow
 SETTINGS = [
     "--model.backbone=mobilenetv2_035", "--model.pretrained=false", "--model.hidden=[8]", "--data.image_size=32",

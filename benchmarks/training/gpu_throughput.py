@@ -1,7 +1,7 @@
 """Training throughput on a GPU: whole epochs of `lightning fit`, the bare step, timm's own loop, and the limits.
 
-    python benchmarks/gpu_throughput.py                                # drawn photos, the recipes as they are
-    python benchmarks/gpu_throughput.py --device cpu --image_size 64 --train_size 48 --batch_size 8 --photos 80
+    python benchmarks/training/gpu_throughput.py                                # drawn photos, the recipes as they are
+    python benchmarks/training/gpu_throughput.py --device cpu --image_size 64 --train_size 48 --batch_size 8 --photos 80
 
 For `head` (configs/mobilenetv2.yaml) and `all` (configs/finetune.yaml), each overlaid with configs/gpu.yaml, these are
 measured in turn in one process:
@@ -45,7 +45,7 @@ from datamodule.product_photos import ProductPhotos
 from lightning_module.classifier import ProductClassifier
 from lightning_module.commands.training import TrainingCLI
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = {"head": "mobilenetv2.yaml", "all": "finetune.yaml"}
 MATRIX = {"cuda": 8192, "cpu": 1024}
 COPY_BYTES = {"cuda": 1 << 31, "cpu": 1 << 27}

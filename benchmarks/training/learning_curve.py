@@ -1,7 +1,7 @@
 """Accuracy against photos per class, for a catalogue as small as some are: a table and a plot.
 
-    python benchmarks/learning_curve.py --seeds 2 --plot docs/images/learning_curve.png
-    python benchmarks/learning_curve.py --table
+    python benchmarks/training/learning_curve.py --seeds 2 --plot docs/images/learning_curve.png
+    python benchmarks/training/learning_curve.py --table
 
 Four classes (pants, t-shirt, shoes, dress) of the clothing photos, with up to 150 training photos each, chosen by the
 seed. Accuracy is measured on all photos of those classes in the validation folder. Both configurations run as they are.

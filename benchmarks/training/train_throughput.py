@@ -1,7 +1,7 @@
 """Training throughput: an old Keras pipeline against this project's, in turn on the same photos.
 
-    python benchmarks/train_throughput.py                       # about 6 minutes on 2 cores
-    python benchmarks/train_throughput.py --trainable all --batch_size 256 --precision bf16-mixed
+    python benchmarks/training/train_throughput.py                       # about 6 minutes on 2 cores
+    python benchmarks/training/train_throughput.py --trainable all --batch_size 256 --precision bf16-mixed
 
 Each side runs in a process of its own (TensorFlow and torch cannot share one) and trains one epoch whenever it is told
 to, so that both run under the same conditions. Photos, size, batch, augmentation, weights, head and optimiser are the
@@ -22,7 +22,7 @@ from typing import Any
 
 from datamodule.demo_photos import draw_catalogue
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 SHARED = REPO.parent / "shared"
 CLOTHING = SHARED / "data" / "clothing" / "train"
 WEIGHTS = SHARED / "weights" / "mobilenetv2_100.in1k_tf_same.safetensors"
@@ -105,7 +105,7 @@ class Side:
         self.script = script
         environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(REPO)}
         self.process = subprocess.Popen(
-            [sys.executable, str(REPO / "benchmarks" / script), json.dumps(settings)],
+            [sys.executable, str(REPO / "benchmarks" / "training" / script), json.dumps(settings)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
         )  # fmt: skip
         self.started = self.receive()

@@ -1,6 +1,6 @@
 """The frozen backbone's fast pass: how much faster each of its steps makes it, and whether accuracy stays the same.
 
-    python benchmarks/frozen_pass.py          # about 3 minutes on 2 cores
+    python benchmarks/training/frozen_pass.py          # about 3 minutes on 2 cores
 
 Three questions, on real photos: how many images per second, how far the features are from the network's own, and how
 accurate heads become if they are trained on the fast features but judged on the network's own. The last line is one

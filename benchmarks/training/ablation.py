@@ -1,10 +1,10 @@
 """Which settings of configs/finetune.yaml are worth it: each is removed or added alone, with the same seeds.
 
-    python benchmarks/ablation.py --stage small            # at a small size, so that many can be compared
-    python benchmarks/ablation.py --stage draft            # the same, for the drafts of configs/finetune.yaml
-    python benchmarks/ablation.py --stage longer           # the same, for settings that might be better than it
-    python benchmarks/ablation.py --stage full             # configs/finetune.yaml and mobilenetv2.yaml as they are
-    python benchmarks/ablation.py --table                  # the results so far, as docs/accuracy.md shows them
+    python benchmarks/training/ablation.py --stage small  # at a small size, so that many can be compared
+    python benchmarks/training/ablation.py --stage draft  # the same, for the drafts of configs/finetune.yaml
+    python benchmarks/training/ablation.py --stage longer  # the same, for settings that might be better than it
+    python benchmarks/training/ablation.py --stage full  # configs/finetune.yaml and mobilenetv2.yaml as they are
+    python benchmarks/training/ablation.py --table  # the results so far, as docs/accuracy.md shows them
 
 Every run uses the real command, `lightning fit`. The small runs hold out half of the training photos and are measured
 on those; the full ones are measured on the validation folder. Each result is written to a file at once, and a run
@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-REPO = Path(__file__).resolve().parents[1]
+REPO = Path(__file__).resolve().parents[2]
 SHARED = REPO.parent / "shared"
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_TOP_PAD_": "268435456"}
 """Usually glibc returns large blocks to the system after each operation and requests them again for the next one. These

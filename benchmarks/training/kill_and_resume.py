@@ -1,6 +1,6 @@
 """Kill `lightning fit` at random moments, repeat the command with --resume, and compare with an undisturbed run.
 
-    python benchmarks/kill_and_resume.py --kills 50
+    python benchmarks/training/kill_and_resume.py --kills 50
 
 It is killed with SIGKILL. Photos are drawn, the network is small, and a checkpoint is written after every step, so that
 many kills hit a write. These are compared bit for bit: the weights, the state of the optimiser and of the callbacks
@@ -85,7 +85,7 @@ class Fits:
     """
 
     def __init__(self, forks: bool) -> None:
-        self.environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+        self.environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
         self.server = None
         if forks:
             self.server = subprocess.Popen(
