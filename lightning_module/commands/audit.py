@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lightning_module.commands.cli import parse_for, underscored
+from lightning_module.commands.cli import EXIT_BAD_INPUT, parse_for, underscored
 from models.atomic_write import write_text
 from models.bad_input import BadInput, some_of
 from models.choices import Interpolation
@@ -33,10 +33,10 @@ def run(argv: list[str]) -> None:
 
     Raises:
         BadInput: some input cannot be used.
-        SystemExit: 1 if --apply or --undo could not move a file that should have been moved.
+        SystemExit: 2 if --apply or --undo could not move a file that should have been moved.
     """
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are findings
-    codes = "Exit codes: 0 done; 1 a file that should have been moved is still where it was; 2 bad input."
+    codes = "Exit codes: 0 done; 2 bad input, or a file that should have been moved is still where it was."
     spelled = [underscored(each) for each in argv[1:]]
     spelled = [f"{each}=true" if each in ("--apply", "--undo") else each for each in spelled]
     audit(**parse_for(audit, "audit", spelled, codes))
@@ -216,4 +216,4 @@ def _report(summary: str, outcome: "Outcome") -> None:
     for move, reason in outcome.left:
         print(displayable(f"left: {move.file}: {reason}"))
     if outcome.left:
-        raise SystemExit(1)
+        raise SystemExit(EXIT_BAD_INPUT)

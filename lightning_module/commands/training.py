@@ -386,13 +386,13 @@ class TrainingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Evaluate the best checkpoint on photos without augmentation, export and prove it, and print where files are.
 
-        The verdict is the last line. If Keras fails, the table of files is printed before its error.
+        The verdict is the last line. If something fails, the table of files is printed before its error.
         """
         if getattr(self.trainer, "fast_dev_run", False):
             return
         best = best_checkpoint_of(self.trainer)
-        self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
         try:
+            self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             if self.datamodule.test_root is not None:
                 self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             report_fit(self.trainer, self._get(self.config_init, "journal"), self._get(self.config_init, "logits"))

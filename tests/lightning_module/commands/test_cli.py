@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -285,6 +286,46 @@ def test_fit_with_a_failed_proof_says_so_last_and_exits_1(photos, tmp_path, monk
     assert (tmp_path / "run" / "model.h5").is_file()
 
 
+@pytest.mark.parametrize("moment", ["on_fit_start", "on_train_epoch_start", "on_train_epoch_end"])
+@pytest.mark.parametrize("gone", ["*", "[js]*/*_000[12].jpg"])  # all folders; a few photos, by which a split would move
+def test_photos_that_vanish_in_training_cost_neither_checkpoint_nor_twin(
+    photos, tmp_path, monkeypatch, capsys, moment, gone
+):
+    import export.proof.parity
+
+    pairs = []
+
+    def passed(pair, keras_python=None):
+        pairs.append(pair)
+        report = refused()
+        return replace(report, checks=[replace(report.checks[0], passed=True)])
+
+    def vanish(journal, *given):
+        for root in (own, tests):
+            for path in root.glob(gone):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return happens(journal, *given)
+
+    own, tests = (Path(shutil.copytree(photos, tmp_path / name)) for name in ("own", "tests"))
+    happens = getattr(MetricsJournal, moment)
+    monkeypatch.setattr(MetricsJournal, moment, vanish)
+    monkeypatch.setattr(export.proof.parity, "check_parity", passed)
+    run = tmp_path / "run"
+    assert fit(own, run, f"--data.test_root={tests}", hand_over=True) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "run/best.ckpt" in said.replace(" ", "")
+    assert "of them are not there any more" in said
+    assert (run / "model.h5").is_file()
+    assert (run / "report.html").is_file()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (metrics["final"]["photos"], metrics["test"]["photos"]) == (8, 32)
+    held_out = ProductPhotos(photos, image_size=32, validation_split=0.25)
+    held_out.setup("fit")
+    assert pairs[0].photo_names == [str(own / file.relative_to(photos)) for file in held_out.val_files]
+    assert (pairs[0].photos == held_out.photos_of(held_out.val_files)).all()
+    assert all(file.is_file() for file in pairs[0].photo_files)
+
+
 def test_a_crashing_keras_is_a_message_and_no_mismatch(finished, tmp_path, capsys):
     assert lightning("export", finished / "best.ckpt", tmp_path / "a.h5", "--fuse-batchnorm", "false") == 0
     arguments = [finished / "best.ckpt", tmp_path / "a.h5", "--keras-python", "/bin/false"]
@@ -561,6 +602,11 @@ def test_unexpected_error_is_70_and_its_traceback_in_the_runs_folder(photos, tmp
     assert "lightning fit --model.backbone=mobilenetv2_035" in kept
     assert "in fail" in kept
     assert "x" * 1000 in kept
+
+
+def test_unexpected_error_of_a_help_is_70(monkeypatch):
+    monkeypatch.setattr("lightning_module.commands.short_help.short_help", lambda command: 1 / 0)
+    assert lightning("fit", "--help") == 70
 
 
 @pytest.mark.parametrize("log", ["in the temporary folder", "nowhere"])
