@@ -205,3 +205,30 @@ def test_the_package_loads_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("layout", ["train and validation", "one folder too high", "classes again in a folder"])
+def test_sets_are_no_classes(photos, small, tmp_path, capsys, layout):
+    root, meant = tmp_path / "root", tmp_path / "root" / "train"
+    if layout == "classes again in a folder":
+        shutil.copytree(photos, root)
+        shutil.copytree(photos, meant)
+    else:
+        shutil.copytree(photos, meant)
+        if layout == "train and validation":
+            shutil.copytree(photos, root / "validation")
+    out = tmp_path / "out"
+    assert lightning("audit", root, "--out", out, *small) == 2
+    said = capsys.readouterr().err
+    assert f"lightning audit {meant} --out {out}" in said
+    assert not out.exists()
+    assert lightning("audit", meant, "--out", out, *small) == 0  # the advice
+
+
+def test_sets_that_are_classes_after_all(photos, small, tmp_path):
+    (tmp_path / "root").mkdir()
+    for name in ("train", "test"):
+        shutil.copytree(photos, tmp_path / "root" / name)
+    out = tmp_path / "out"
+    assert lightning("audit", tmp_path / "root", "--out", out, *small, "--listing", "keras") == 0
+    assert {row["file"].split("/")[0] for row in rows(out)} <= {"train", "test"}
