@@ -1,6 +1,7 @@
 """`lightning fit|validate|test`: LightningCLI with this project's model, data, callbacks and run folder."""
 
 import errno
+import os
 import re
 import sys
 from contextlib import ExitStack
@@ -72,6 +73,8 @@ def run(argv: list[str]) -> None:
         SystemExit: 1 if the twin differs from its checkpoint.
     """
     quieten()
+    # Lightning's MLFlowLogger writes files unless told otherwise, which MLflow 3 refuses to do without this.
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     command, arguments, stack = argv[0], with_shipped_configs(argv), ExitStack()
     warn_of_foreign_code(arguments, CONFIG_OPTIONS)
 

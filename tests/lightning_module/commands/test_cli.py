@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core.imports import RequirementCache
 
 from datamodule.demo_photos import draw_catalogue
@@ -655,6 +656,46 @@ def test_bad_setting_of_a_class_that_a_setting_names_is_a_message(photos, tmp_pa
     callback = '{"class_path": "lightning_module.fine_tuning.EmaOfWeights", "init_args": {"decay": 7}}'
     assert fit(photos, tmp_path / "run", f"--trainer.callbacks+={callback}") == 2
     assert "decay" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+LOGGERS = {
+    "wandb": ("WandbLogger", ["--trainer.logger.offline=true"], "wandb/offline-run-*/run-*.wandb"),
+    "mlflow": ("MLFlowLogger", ["--trainer.logger.tracking_uri=file:mlruns"], "mlruns/*/*/metrics/val/loss"),
+}
+
+
+@pytest.mark.parametrize("package", LOGGERS)
+def test_loggers_that_need_no_network(photos, tmp_path, package, monkeypatch, capsys):
+    module = pytest.importorskip(package, reason=f"{package} is not installed (docs/training.md)")
+    finish = getattr(module, "finish", lambda: None)  # another fit in this process would go on with W&B's run
+    name, settings, written = LOGGERS[package]
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    more = [f"--trainer.logger=lightning.pytorch.loggers.{name}", *settings]
+    run = tmp_path / "run"
+    assert fit(photos, run, *more) == 0
+    finish()
+    assert len(list(Path().glob(written))) == 1
+    assert name in (run / "config.yaml").read_text()
+    assert fit(photos, run, *more, "--resume", epochs=2) == 0
+    finish()
+    assert "1 epochs are done" in capsys.readouterr().out
+    assert len(json.loads((run / "metrics.json").read_text())["epochs"]) == 2
+    assert len(list(Path().glob(written))) == 2
+    assert (run / "report.html").is_file()
+
+
+class Choosy(CSVLogger):
+    """A logger that refuses its settings, as MLflow's does without a server."""
+
+    def __init__(self, place: str = "") -> None:
+        raise RuntimeError(f"no logs at {place!r}")
+
+
+def test_logger_that_refuses_its_settings_is_bad_input(photos, tmp_path, capsys):
+    more = [f"--trainer.logger={__name__}.Choosy", "--trainer.logger.place=here"]
+    assert fit(photos, tmp_path / "run", *more) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.endswith("received from it: no logs at 'here'")
 
 
 def test_module_of_this_project_is_no_package_to_install():
