@@ -327,7 +327,7 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
 
 def operation_name(target: Any) -> str:
     """``aten.add_`` for ``aten.add_.Tensor``; ``getitem`` for one of the results of an operation that has several."""
-    return ".".join(str(target).split(".")[:2]) if isinstance(target, torch._ops.OpOverload) else target.__name__
+    return "getitem" if target is operator.getitem else ".".join(str(target).split(".")[:2])
 
 
 def module_path(operation: fx.Node) -> str:

@@ -101,8 +101,8 @@ class _Tracer:
     def _convert(self, operation: fx.Node) -> None:
         converter = _converter(operation)
         if operation.target is view_of_changed_value:
-            why = "of a value that was changed in place afterwards"
-            raise NoKerasCounterpart("a view", module_path(operation), why)
+            why = "two values share memory, and one is read after the other was changed in place"
+            raise NoKerasCounterpart(_operation_name(operation.args[0]), module_path(operation), why)  # type: ignore[arg-type]
         if converter is None:
             raise NoKerasCounterpart(_operation_name(operation), module_path(operation))
         if not operation.meta["computed"] and converter not in (_view, _same_value):
@@ -136,6 +136,11 @@ class _Tracer:
         inputs = list(inputs)
         if not all(isinstance(value, fx.Node) and value.name in self.node_of for value in inputs):
             raise _of_weights(operation)
+        for role, value in (weights or {}).items():
+            if value is not None and value.name not in self.tensor_of:
+                raise NoKerasCounterpart(
+                    _operation_name(operation), module_path(operation), f"its {role} is not a weight"
+                )
         layouts = {value.name in self.channels_last for value in inputs if len(_shape(value)) == 3}
         if len(layouts) > 1:
             raise NoKerasCounterpart(_operation_name(operation), module_path(operation), "of two layouts at once")
@@ -213,7 +218,7 @@ def _channels_first(shape: tuple[int, ...], channels_last: bool) -> tuple[int, .
 
 def _arguments(operation: fx.Node) -> dict[str, Any]:
     """All arguments of an ATen call by name; those not given have the schema's default."""
-    if operation.target is operator.getitem:
+    if _is_part(operation):
         return {"several": operation.args[0], "index": operation.args[1]}
     schema = operation.target._schema.arguments  # type: ignore[union-attr]
     given = dict(zip((argument.name for argument in schema), operation.args, strict=False)) | operation.kwargs
@@ -275,6 +280,8 @@ def _pad(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 
 def _batch_norm(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    if given["training"]:
+        raise NoKerasCounterpart("aten.batch_norm", module_path(operation), "by the statistics of the batch")
     tracer.emit(
         operation,
         "batch_norm",
@@ -334,6 +341,11 @@ def _several(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None
 
 def _part(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     several, index = given["several"], given["index"]
+    if several.name in tracer.node_of:  # a node has one output: the first, as in a pooling with its places
+        if index:
+            raise NoKerasCounterpart(_operation_name(several), module_path(several), "more than its first result")
+        tracer.alias(operation, several)
+        return
     source, sizes = several.args[0], several.meta["results"]
     channels = 3 if operation_layout(tracer, source) else 1
     start = sum(size[channels] for size in sizes[:index])
@@ -380,29 +392,32 @@ def _gelu(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 def _add(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     if given["alpha"] != 1:
         raise NoKerasCounterpart("aten.add", module_path(operation), f"alpha {given['alpha']}")
-    constant = tracer.constant(given["other"])
+    value, other = given["self"], given["other"]
+    if tracer.constant(value) is not None:
+        value, other = other, value
+    constant = tracer.constant(other)
     if constant is None:
-        tracer.emit(operation, "add", [given["self"], given["other"]])
+        tracer.emit(operation, "add", [value, other])
         return
     offset = _per_channel(operation, constant)
-    before = tracer.nodes[tracer.input_name(given["self"])]
+    before = tracer.nodes[tracer.input_name(value)]
     # x * scale followed by + offset in the same module becomes one affine node, as a Keras Rescaling computes it.
     if (
         before.op == "affine"
         and before.source == module_path(operation)
         and not any(before.attributes["offset"])
-        and len(given["self"].users) == 1
+        and len(value.users) == 1
     ):
         attributes = {"scale": before.attributes["scale"], "offset": offset}
         fused = Node(before.name, "affine", before.inputs, before.shape, attributes, {}, before.source, operation.name)
         tracer.replace_last(operation, fused)
         return
-    tracer.emit(operation, "affine", [given["self"]], {"scale": (1.0,) * len(offset), "offset": offset})
+    tracer.emit(operation, "affine", [value], {"scale": (1.0,) * len(offset), "offset": offset})
 
 
 def _multiply(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     value, other = given["self"], given["other"]
-    if tracer.weight_name(value) is not None:
+    if tracer.weight_name(value) is not None or tracer.constant(value) is not None:
         value, other = other, value
     weight = tracer.weight_name(other)
     constant = tracer.constant(other)
@@ -437,9 +452,14 @@ def _per_channel(operation: fx.Node, constant: np.ndarray) -> tuple[float, ...]:
 
 def _adaptive_pool(op: str) -> Converter:
     def convert(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-        if tuple(given["output_size"]) != (1, 1):
-            raise NoKerasCounterpart(_operation_name(operation), module_path(operation), f"to {given['output_size']}")
-        _global_pool(tracer, operation, op)
+        size, places = tuple(given["output_size"]), _shape(given["self"])[-2:]
+        if size == (1, 1):
+            _global_pool(tracer, operation, op)
+        elif size == places:  # each place is pooled alone, as in a VGG at its own size
+            tracer.alias(operation, given["self"])
+        else:
+            why = f"from {list(places)} to {list(size)}"
+            raise NoKerasCounterpart(_operation_name(operation), module_path(operation), why)
 
     return convert
 
@@ -454,10 +474,15 @@ def _mean(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 def _global_pool(tracer: _Tracer, operation: fx.Node, op: str) -> None:
     """Keep the two dimensions of size 1 only where something other than a flatten reads them."""
-    keep = len(_shape(operation)) == 3 and any(_operation_name(user) != "aten.flatten" for user in operation.users)
+    readers = [reader for user in operation.users for reader in (user.users if _is_part(user) else (user,))]
+    keep = len(_shape(operation)) == 3 and any(_operation_name(reader) != "aten.flatten" for reader in readers)
     source = operation.args[0]
     shape = _channels_first(_shape(operation), operation_layout(tracer, source))  # type: ignore[arg-type]
     tracer.emit(operation, op, [source], {"keep_dimensions": keep}, shape=shape if keep else shape[:1])  # type: ignore[list-item]
+
+
+def _is_part(operation: fx.Node) -> bool:
+    return operation.target is operator.getitem
 
 
 def _max_pool(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -529,7 +554,7 @@ def _view(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 def _flatten(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     before = tracer.nodes[tracer.input_name(given["self"])]
-    if len(_shape(operation)) != 1 or before.shape[1:] not in ((), (1, 1)):
+    if _shape(operation) != before.shape[:1] or before.shape[1:] not in ((), (1, 1)):
         # CHW and HWC flatten in different orders, so without pooling first the dense weights would have to be permuted
         raise NoKerasCounterpart(
             _operation_name(operation), module_path(operation), f"of unpooled shape {before.shape}"
