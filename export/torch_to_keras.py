@@ -11,7 +11,8 @@ from export.checkpoint import Checkpoint, read_checkpoint
 from export.graph.fold import fold_batch_norms
 from export.graph.layer_names import mobilenetv2_layer_names
 from export.graph.nodes import Graph
-from export.graph.trace import LayerNames, export_program, trace_graph
+from export.graph.record import record
+from export.graph.trace import LayerNames, trace_graph
 from export.keras_file.golden import Golden, golden_images
 from export.keras_file.layers import keras_layers
 from export.keras_file.write import training_config, write_keras_h5
@@ -114,7 +115,7 @@ def frozen_layers(checkpoint: Checkpoint, graph: Graph) -> frozenset[str]:
 
 def trace_network(network: TimmClassifier, backbone: str, image_size: tuple[int, int]) -> Graph:
     """The neutral graph of a network that takes images of (height, width) pixels."""
-    return trace_graph(export_program(network, image_size), _layer_names(backbone))
+    return trace_graph(record(network, image_size), _layer_names(backbone))
 
 
 def _golden(checkpoint: Checkpoint) -> Golden:
