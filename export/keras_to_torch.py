@@ -19,7 +19,8 @@ import timm
 import torch
 
 from export.graph.nodes import Graph, Node
-from export.keras_file.architecture import DAMAGED, REBUILD, KerasGraph, read_keras_graph
+from export.keras_file.architecture import KerasGraph, read_keras_graph
+from export.keras_file.flat_layers import DAMAGED
 from export.keras_file.layers import same_padding
 from export.keras_file.read import KerasFile, read_keras_h5
 from export.torch_to_keras import trace_network
@@ -227,7 +228,7 @@ def _mean_and_std(constants: tuple[np.ndarray, np.ndarray]) -> tuple[list[float]
     means, stds = [], []
     for scale, offset in zip(*(each.astype(np.float32) for each in constants), strict=True):
         if not scale > 0 or not np.isfinite(offset):
-            raise BadInput(f"expected a Rescaling by a number above zero, got {scale}. {REBUILD}")
+            raise BadInput(f"expected a Rescaling by a number above zero, got {scale}.")
         std = _shortest(lambda std, scale=scale: std > 0 and np.float32(1.0 / std) == scale, 1.0 / float(scale))
         mean = _shortest(lambda mean, offset=offset, std=std: np.float32(-mean / std) == offset, -float(offset) * std)
         means.append(mean if mean else 0.0)
@@ -320,9 +321,7 @@ def _epsilon(body: list[Node]) -> float:
     epsilons = {node.attributes["epsilon"]: node.source for node in body if node.op == "batch_norm"}
     if len(epsilons) != 1:
         shown = ", ".join(f"{epsilon:g} at {name}" for epsilon, name in epsilons.items())
-        raise BadInput(
-            f"expected one epsilon in all BatchNormalization layers, got {shown or 'no such layer'}. {REBUILD}"
-        )
+        raise BadInput(f"expected one epsilon in all BatchNormalization layers, got {shown or 'no such layer'}.")
     return float(next(iter(epsilons)))
 
 
@@ -457,18 +456,18 @@ def _match(ours: list[Node], theirs: list[Node]) -> dict[str, str]:
             raise BadInput(
                 f"expected {_described(node)} after {' and '.join(inputs)}, got "
                 f"{'several' if candidates else _what_follows(theirs, inputs)}. This is not the MobileNetV2 classifier "
-                f"that timm builds with these channels. {REBUILD}"
+                f"that timm builds with these channels."
             )
         other = candidates.pop()
         wanted, got = _facts(node), _facts(other)
         differing = [name for name in wanted if wanted[name] != got.get(name)] + sorted(got.keys() - wanted.keys())
         if differing:
             shown = "; ".join(f"{name} {got.get(name)}, not {wanted.get(name)}" for name in differing)
-            raise BadInput(f"{other.source}: expected {_described(node)} as timm builds it, got {shown}. {REBUILD}")
+            raise BadInput(f"{other.source}: expected {_described(node)} as timm builds it, got {shown}.")
         found[node.name] = other.name
     left = [node.source for nodes in waiting.values() for node in nodes]
     if left:
-        raise BadInput(f"expected only layers of a MobileNetV2 classifier, got {left[0]} besides. {REBUILD}")
+        raise BadInput(f"expected only layers of a MobileNetV2 classifier, got {left[0]} besides.")
     return {name: other for name, other in found.items() if name != start_ours}
 
 
@@ -506,21 +505,17 @@ def _copy_weights(
     }
     unused = sorted(source.tensors.keys() - set(tensor_of.values()))
     if unused or len(set(tensor_of.values())) != len(tensor_of):
-        raise BadInput(
-            f"expected every array to be used exactly once, got {', '.join(unused) or 'one used twice'}. {REBUILD}"
-        )
+        raise BadInput(f"expected every array to be used exactly once, got {', '.join(unused) or 'one used twice'}.")
     state = network.state_dict()
     counters = [name for name in state if name.endswith("num_batches_tracked")]
     missing = sorted(state.keys() - tensor_of.keys() - set(counters))
     if missing:
-        raise BadInput(f"expected an array for every tensor, got none for {', '.join(missing)}. {REBUILD}")
+        raise BadInput(f"expected an array for every tensor, got none for {', '.join(missing)}.")
     filled = dict(zip(counters, _counts(details, len(counters)), strict=True))
     for tensor, name in tensor_of.items():
         array = source.tensors[name]
         if array.shape != tuple(state[tensor].shape):
-            raise BadInput(
-                f"{name}: expected shape {tuple(state[tensor].shape)}, got {array.shape} (torch's layout). {REBUILD}"
-            )
+            raise BadInput(f"{name}: expected shape {tuple(state[tensor].shape)}, got {array.shape} (torch's layout).")
         filled[tensor] = torch.from_numpy(array.copy())
     network.load_state_dict(filled)
     return tensor_of

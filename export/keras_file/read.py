@@ -39,6 +39,16 @@ class KerasFile:
     weight_names: dict[str, list[str]]
     marks: dict[str, str]
 
+    @property
+    def generation(self) -> int:
+        """2 or 3: which Keras saved it, or rather whose form it has, as our own files have Keras 2's."""
+        return 3 if self.marks.get("keras_version", "2").startswith("3") else 2
+
+
+def read_keras_file(path: Path) -> KerasFile:
+    """Stub."""
+    return read_keras_h5(path)
+
 
 def read_keras_h5(path: Path) -> KerasFile:
     """Read a Keras `.h5` without Keras.
