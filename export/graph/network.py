@@ -31,7 +31,7 @@ def _plain(value: Any) -> Any:
 
 
 def graph_network(graph: Graph) -> GraphNetwork:
-    """A torch module that computes the graph, with its weights, in eval mode. It takes and gives what the graph does."""
+    """A torch module that computes the graph, with its weights, in eval mode; it takes and gives what the graph does."""
     network = GraphNetwork(describe(graph), graph.nodes[0].name).eval()
     load_weights(network, graph.nodes, graph.tensors)
     return network

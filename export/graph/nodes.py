@@ -20,8 +20,8 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "affine": (("scale", "offset"), ()),  # one constant per channel: x * scale + offset
     "channel_scale": ((), ("scale",)),  # one trained weight per channel: x * scale
     "conv2d": (("strides", "padding", "dilation", "groups"), ("kernel", "bias")),  # padding: top, bottom, left, right
-    # kernel (in, out, kh, kw); crop: top, bottom, left, right of the whole result, negative where zeros are added; same:
-    # whether that is what Keras's SAME crops
+    # kernel (in, out, kh, kw); crop: top, bottom, left, right of the whole result, negative where zeros are added;
+    # same: whether that is what SAME crops
     "conv2d_transpose": (("strides", "crop", "same"), ("kernel", "bias")),
     "batch_norm": (("epsilon", "momentum"), ("gamma", "beta", "moving_mean", "moving_variance")),
     "layer_norm": (("epsilon",), ("gamma", "beta")),  # over the channels

@@ -6,7 +6,6 @@ After this file there is one form.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -304,10 +303,3 @@ def _nested_key(layers: dict[str, FlatLayer], group: str, parts: list[str]) -> s
             key for key in inside if set(layers[key].path) <= {group, *parts}
         ]
     return inside[0] if len(inside) == 1 else None
-
-
-def snake_case(class_name: str) -> str:
-    """Mirrors ``to_snake_case`` in ``keras/src/utils/naming.py``: the names of the groups in a `.keras` archive."""
-    name = re.sub(r"\W+", "", class_name)
-    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
-    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()

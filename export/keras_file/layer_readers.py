@@ -463,7 +463,7 @@ def _convolution(reader: LayerReader, layer: FlatLayer) -> None:
 
 
 def _transposed_convolution(reader: LayerReader, layer: FlatLayer) -> None:
-    before, channels, size = _only_map(reader, layer)
+    _, channels, size = _only_map(reader, layer)
     kernel = _two(layer.config["kernel_size"], layer, "kernel_size")
     strides = _two(layer.config.get("strides", 1), layer, "strides")
     _expect(layer, padding=("valid", "same"), dilation_rate=(1, (1, 1)), output_padding=(None,), groups=(1,))
@@ -678,7 +678,7 @@ def _of_one(activation: _Activation) -> Callable[[LayerReader, FlatLayer], None]
 
 def _pooling(op: str) -> Callable[[LayerReader, FlatLayer], None]:
     def read(reader: LayerReader, layer: FlatLayer) -> None:
-        before, channels, size = _only_map(reader, layer)
+        _, channels, size = _only_map(reader, layer)
         kernel = _two(layer.config.get("pool_size", 2), layer, "pool_size")
         strides = _two(layer.config.get("strides") or kernel, layer, "strides")
         padding, result = _same_or_valid(layer, size, kernel, strides, (1, 1))
@@ -840,25 +840,11 @@ def _no_effect(reader: LayerReader, layer: FlatLayer) -> None:
 
 
 # Newer than the list that the worker lets through, and as harmless: they change photos in training alone.
-_MORE_AUGMENTATION = [
-    "AugMix",
-    "CutMix",
-    "MixUp",
-    "RandAugment",
-    "RandomColorDegeneration",
-    "RandomColorJitter",
-    "RandomErasing",
-    "RandomGaussianBlur",
-    "RandomGrayscale",
-    "RandomHue",
-    "RandomInvert",
-    "RandomPerspective",
-    "RandomPosterization",
-    "RandomSaturation",
-    "RandomSharpness",
-    "RandomShear",
-    "Solarization",
-]
+_MORE_AUGMENTATION = (
+    *("AugMix", "CutMix", "MixUp", "RandAugment", "RandomColorDegeneration", "RandomColorJitter", "RandomErasing"),
+    *("RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert", "RandomPerspective"),
+    *("RandomPosterization", "RandomSaturation", "RandomSharpness", "RandomShear", "Solarization"),
+)
 # In training they add noise, or a term to the loss; a classified photo passes unchanged.
 REGULARISATION = (
     *("SpatialDropout2D", "SpatialDropout1D", "GaussianDropout", "GaussianNoise"),
