@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.graph.network import outputs_of
 from export.graph.nodes import Graph, Node
 from export.graph.record import record
 from export.torch_answers import nchw
 from models.bad_input import BadInput
+from models.graph_network import GraphClassifier
 from models.keras_adam import KerasAdam
 
 State = dict[str, np.ndarray]
@@ -33,6 +35,9 @@ def torch_layers(
         node name -> float64 in Keras's layout: (N, H, W, C) or (N, C). The input node is left out.
     """
     exact = _in_float64(network, state)
+    if isinstance(exact, GraphClassifier):
+        recorded = outputs_of(exact.eval(), nchw(images))
+        return {node.name: _keras_layout(node, recorded[node.name]) for node in graph.nodes[1:]}
     nodes = {node.trace_name: node for node in graph.nodes[1:] if node.trace_name}
     recording = record(exact, (images.shape[1], images.shape[2]), nchw(images), keep=nodes)
     missing = [node.name for name, node in nodes.items() if name not in recording.values]
