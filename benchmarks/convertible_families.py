@@ -28,7 +28,8 @@ import timm
 import torch
 from torch import nn
 
-from export.graph.trace import NoKerasCounterpart, NotTraced, export_program, unknown_operations
+from export.graph.record import NotTraced, Recording, operation_name, record
+from export.graph.trace import NoKerasCounterpart, unknown_operations
 from export.keras_file.layers import NoKerasLayer
 from export.proof.parity import Pair, check_pairs
 from export.torch_to_keras import write_twin
@@ -127,17 +128,17 @@ def usable_size(network: nn.Module) -> int:
     raise RuntimeError(f"takes none of {SIZES} pixels: {reasons[-1]}")
 
 
-def is_cnn(program: torch.export.ExportedProgram) -> bool:
-    """Whether a traced network is a CNN, as defined at the top of this file."""
+def is_cnn(recording: Recording) -> bool:
+    """Whether a recorded network is a CNN, as defined at the top of this file."""
     overlapping = False
-    for operation in program.graph.nodes:
+    for operation in recording.graph.nodes:
         if operation.op != "call_function":
             continue
-        name = str(operation.target).split(".")[1:2]  # conv2d of aten.conv2d.default; getitem has no dots
-        if name and name[0] in ATTENTION:
+        name = operation_name(operation.target).removeprefix("aten.")
+        if name in ATTENTION:
             return False
-        if name == ["conv2d"]:
-            kernel = operation.args[1].meta["val"].shape[-1]
+        if name == "conv2d":
+            kernel = operation.args[1].meta["shape"][-1]
             stride = operation.args[3][-1] if len(operation.args) > 3 else 1
             overlapping = overlapping or kernel > max(stride, 1)
     return overlapping
@@ -150,20 +151,20 @@ def convert(name: str, folder: Path) -> dict[str, Any]:
         network = shake(TimmClassifier(len(CLASS_NAMES), backbone=name))
         result["size"] = size = usable_size(network)
         settle(network, size)
-        program = export_program(network, (size, size))
+        recording = record(network, (size, size))
     except NotTraced as error:
         return {**result, "reason": f"not traced: {error.reason[:160]}"}
     except Exception as error:  # timm's models can raise anything; the table shows it
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return {**result, "reason": f"not traced: {first_line[:160]}"}
-    if not is_cnn(program):
+    if not is_cnn(recording):
         return {**result, "cnn": False}
     checkpoint = save_checkpoint(network, size, folder / f"{name}.ckpt")
     try:
         result["layers"] = write_twin(checkpoint, folder / f"{name}.h5").layers
     except (NoKerasCounterpart, NoKerasLayer) as error:
         checkpoint.unlink()
-        unknown = unknown_operations(program)
+        unknown = unknown_operations(recording)
         return {
             **result,
             "reason": f"no counterpart: {', '.join(unknown)}" if unknown else f"not exact: {error.reason}",
@@ -256,7 +257,7 @@ def read_arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     """Run what the command line asks for."""
     arguments = read_arguments()
-    warnings.filterwarnings("ignore")  # from timm and torch.export, for each model
+    warnings.filterwarnings("ignore")  # from timm, for each model
     end = time.monotonic() + arguments.seconds
     folder = cache_folder()
     if arguments.fresh:

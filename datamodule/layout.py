@@ -5,7 +5,7 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from datamodule.split import find_class_names, is_junk_folder, list_photos, unlisted
 from models.bad_input import BadInput, some_of
@@ -121,6 +121,47 @@ def check_classes(setting: str, root: Path, names: list[str]) -> None:
     Raises:
         BadInput: they look like sets, or one of them holds the others once more.
     """
+    if (found := find_sets(root, names)) is None:
+        return
+    folders, to_predict = found.folders, found.folders.get("predict")
+    given = " ".join(
+        f"--data.{role} {shlex.quote(str(folders[role]))}"
+        for role in sorted(folders.keys() - {"predict"}, key=list(ROLES.values()).index)
+    )
+    if found.twice:
+        remedy = (
+            f"Move {folders['root']} elsewhere, or give that one: --data.{setting} {shlex.quote(str(folders['root']))}"
+        )
+    else:
+        label = f" (and label {to_predict} with lightning predict)" if to_predict else ""
+        remedy = f"Give the sets apart: {given}{label}"
+    raise BadInput(
+        f"{setting}: expected one folder per class in {root}; received {found.what}. {remedy}. "
+        "If these are classes, --data.listing keras takes them."
+    )
+
+
+class Sets(NamedTuple):
+    """What was found where classes belong.
+
+    Attributes:
+        what: in words.
+        folders: setting -> the folder that has its classes; `predict`: photos to label.
+        twice: whether it is the class folders that are there, but once more in `folders["root"]`.
+    """
+
+    what: str
+    folders: dict[str, Path]
+    twice: bool = False
+
+
+def find_sets(root: Path, names: list[str]) -> Sets | None:
+    """Find out whether folders are sets that each have the classes inside; None if they may be classes.
+
+    Args:
+        root: their folder.
+        names: names of folders in `root`, two or more.
+    """
     inner = {name: set(clean_class_names(root / name)) for name in names}
     roles = {name: role for name in names if (role := role_of(name))}
     shared, united = set.intersection(*inner.values()), set.union(*inner.values())
@@ -130,30 +171,18 @@ def check_classes(setting: str, root: Path, names: list[str]) -> None:
         (most and (len(roles) > 2 or any(inner[name] for name in roles)))
         or len(set.intersection(*(inner[name] for name in roles))) > 1
     ):
-        found = f"one per set: {some_of(names)}"
+        what = f"one per set: {some_of(names)}"
     elif len(shared) > 1 and len(shared) * 2 > len(united):
-        found = f"folders that all hold the same ones, {some_of(sorted(shared), 5)}, as sets do: {some_of(names)}"
+        what = f"folders that all hold the same ones, {some_of(sorted(shared), 5)}, as sets do: {some_of(names)}"
     elif twice := [name for name in names if len(inner[name] & set(names)) > 1]:
         again = root / twice[0]
-        raise BadInput(
-            f"{setting}: expected the class folders once in {root}; received "
-            f"{some_of(sorted(inner[twice[0]] & set(names)), 5)} there and again in {again}. Move {again} elsewhere, "
-            f"or give that one: --data.{setting} {shlex.quote(str(again))}. "
-            "If it is a class, --data.listing keras takes it."
-        )
+        classes = some_of(sorted(inner[twice[0]] & set(names)), 5)
+        return Sets(f"the class folders {classes} there and again in {again}", {"root": again}, twice=True)
     else:
-        return
+        return None
     folders: dict[str, Path] = {}
     for name in sorted(names, key=lambda name: name not in roles):
         role = roles.get(name) or next((each for each in ("root", "val_root") if each not in folders), "")
         if role and (name in roles or not roles):
             folders.setdefault(role, innermost(root / name))
-    to_predict = folders.pop("predict", None)
-    given = " ".join(
-        f"--data.{role} {shlex.quote(str(folders[role]))}" for role in sorted(folders, key=list(ROLES.values()).index)
-    )
-    raise BadInput(
-        f"{setting}: expected one folder per class in {root}; received {found}. Give the sets apart: {given}"
-        f"{f' (and label {to_predict} with lightning predict)' if to_predict else ''}. "
-        "If these are classes, --data.listing keras takes them."
-    )
+    return Sets(what, folders)

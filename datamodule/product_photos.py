@@ -313,6 +313,9 @@ class ProductPhotos(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """List the photos of a stage and decode those that are not decoded yet.
 
+        After `fit` the other stages take its sets as they were, and the pixels that it decoded, even of files that have
+        gone since.
+
         Args:
             stage: `fit`, `validate`, `test` or `predict`; None for all of them.
 
@@ -323,10 +326,16 @@ class ProductPhotos(L.LightningDataModule):
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         wanted = SETS_OF_STAGE[stage]
         if stage == "fit" and self.test_root is not None:
-            wanted = (
-                *wanted,
-                "test",
-            )  # a fit ends with the test: what is wrong with its photos must not wait till then
+            # a fit ends with the test: what is wrong with its photos must not wait till then
+            wanted = (*wanted, "test")
+        elif stage not in ("fit", None) and "train" in self._sets:
+            # A fit's sets stay until the next fit: files may have gone by now, or come, and a split of those that are
+            # left would measure photos that were trained on.
+            own_root = {"test": self.test_root, "predict": self.predict_root}
+            self._sets |= {name: self._sets["val"] for name in wanted if name in own_root and not own_root[name]}
+            wanted = tuple(name for name in wanted if name not in self._sets)
+            if not wanted:
+                return
         listed = self._list_sets(wanted)
         if self.trainer is not None:  # Lightning starts processes itself, without torchrun's variables
             self.store.processes = max(self.store.processes, self.trainer.num_devices)
@@ -613,7 +622,7 @@ class ProductPhotos(L.LightningDataModule):
         return digest.hexdigest()
 
     def photos_of(self, files: list[Path]) -> np.ndarray:
-        """Return the pixels of files, decoding those that no set has.
+        """Return the pixels of files, decoding those that no set has; the others need not be there any more.
 
         Returns:
             uint8, shape (N, H, W, 3), RGB, 0..255.
@@ -621,7 +630,7 @@ class ProductPhotos(L.LightningDataModule):
         Raises:
             BadInput: some cannot be read.
         """
-        bad_photos = self.store.add(files)
+        bad_photos = self.store.add(file for file in files if file not in self.store)
         if bad_photos:
             names = some_lines_of(bad_photos, MOST_NAMED)
             raise BadInput(f"expected readable photos; received:\n{names}\nMend or remove them.")

@@ -329,7 +329,10 @@ class ExportTwin(Callback):
         photos, files, known = self._photos(trainer)
         of = f" of {known}" if len(files) < known else ""  # --hand_over.max_photos
         trainer.print(f"Checking it against Keras on {len(files)}{of} validation photos and synthetic images ...")
-        pair = Pair(best, run.model_h5, photos, [str(file) for file in files], files, load_photo)
+        there = [file for file in files if file.is_file()]
+        if gone := len(files) - len(there):
+            trainer.print(f"{gone} of them are not there any more: compared as they were decoded, not loaded again.")
+        pair = Pair(best, run.model_h5, photos, [str(file) for file in files], there, load_photo)
         self.report = check_parity(pair, self.keras_python)
         write_report([self.report], run.parity)
         write_page([self.report], run.parity_page)

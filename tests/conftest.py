@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 
 from datamodule.photo_store import memory_size
+from export.worker import keras_process
 from lightning_module.commands import cli
 from models.timm_mobilenetv2 import TimmClassifier
+from tests.keras_forks import KerasForks
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -131,6 +133,19 @@ def flip_in_archive(path: Path, member: str, place: float = 0.5) -> None:
     assert data.count(content) == 1
     data[data.index(content) + int(place * len(content))] ^= 4
     path.write_bytes(data)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def keras_forks() -> Iterator[None]:
+    """Keras's processes are forks of one that has imported TensorFlow; `--keras_python` starts real ones as ever."""
+    if not hasattr(os, "pidfd_open"):  # of Linux
+        yield
+        return
+    forks = KerasForks(keras_process._environment())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras_process, "sys", forks)  # it reads `sys.executable` alone
+        yield
+    forks.close()
 
 
 @pytest.fixture(scope="module")

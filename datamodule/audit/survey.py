@@ -14,6 +14,7 @@ from datamodule.audit.findings import QUARANTINE, Finding, in_order
 from datamodule.audit.inspection import Inspection, inspect_all
 from datamodule.audit.suspects import FEWEST_IN_CLASS, Suspects, find_groups, find_suspects
 from datamodule.layout import (
+    Listing,
     clean_class_names,
     count_in_junk_folders,
     describe_junk,
@@ -22,7 +23,7 @@ from datamodule.layout import (
     without_junk,
 )
 from datamodule.photo_store import BadPhoto
-from datamodule.split import is_junk_folder, keras_split, list_photos
+from datamodule.split import find_class_names, is_junk_folder, keras_split, list_photos
 from models.bad_input import BadInput, some_of
 
 Features = Callable[[Sequence[Inspection]], np.ndarray]
@@ -54,6 +55,7 @@ def survey(
     validation_split: float,
     seed: int,
     progress: Callable[[Iterable, int], Iterable],
+    listing: Listing = "checked",
 ) -> Survey:
     """Audit a folder.
 
@@ -64,13 +66,17 @@ def survey(
         validation_split: share of each class that Keras's split holds out, strictly between 0 and 1.
         seed: for folds and groups.
         progress: wraps an iteration to show progress; called with it and its length.
+        listing: as `ProductPhotos` has it; `keras` leaves out no hidden folders, nor what programs leave.
 
     Raises:
         BadInput: there are no classes or no photos.
     """
-    class_names = clean_class_names(root) if root.is_dir() else []
-    junk = count_in_junk_folders(root) if root.is_dir() else Counter[str]()
-    classes = [without_junk(list_photos(root / name), root / name, junk) for name in class_names]
+    names_in = clean_class_names if listing == "checked" else find_class_names
+    class_names = names_in(root) if root.is_dir() else []
+    junk = count_in_junk_folders(root) if root.is_dir() and listing == "checked" else Counter[str]()
+    classes = [list_photos(root / name) for name in class_names]
+    if listing == "checked":
+        classes = [without_junk(each, root / name, junk) for name, each in zip(class_names, classes, strict=True)]
     files = [file for each in classes for file in each]
     if not files:
         raise BadInput(

@@ -20,15 +20,24 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "affine": (("scale", "offset"), ()),  # one constant per channel: x * scale + offset
     "channel_scale": ((), ("scale",)),  # one trained weight per channel: x * scale
     "conv2d": (("strides", "padding", "dilation", "groups"), ("kernel", "bias")),  # padding: top, bottom, left, right
+    # kernel (in, out, kh, kw); crop: top, bottom, left, right of the whole result, negative where zeros are added;
+    # same: whether that is what SAME crops
+    "conv2d_transpose": (("strides", "crop", "same"), ("kernel", "bias")),
     "batch_norm": (("epsilon", "momentum"), ("gamma", "beta", "moving_mean", "moving_variance")),
     "layer_norm": (("epsilon",), ("gamma", "beta")),  # over the channels
     "relu": (("max_value",), ()),  # max_value None: no ceiling
     "leaky_relu": (("negative_slope",), ()),  # 0 to 1
-    "activation": (("function",), ()),  # silu, sigmoid, tanh, gelu (exact)
+    "prelu": ((), ("alpha",)),  # where negative, x * alpha: (C,), (C, 1, 1) or (C, H, W)
+    "elu": (("alpha",), ()),
+    "threshold": (("threshold",), ()),  # x where it is above the threshold, else 0
+    "activation": (("function",), ()),  # silu, sigmoid, tanh, gelu (exact), elu, selu, softplus, softsign, exponential
     "hard_sigmoid": ((), ()),  # relu6(x + 3) / 6
     "hard_swish": ((), ()),  # x * relu6(x + 3) / 6
     "mish": ((), ()),  # x * tanh(log(1 + exp(x)))
     "upsample": (("factors",), ()),  # each pixel repeated, (rows, columns) times
+    "upsample_bilinear": (("factors",), ()),  # half-pixel centres
+    "resize": (("interpolation",), ()),  # bilinear or nearest, half-pixel centres, no antialiasing
+    "crop": (("cropping",), ()),  # top, bottom, left, right
     "slice_channels": (("start", "stop"), ()),
     "pad": (("padding",), ()),  # with zeros: top, bottom, left, right
     "max_pool": (("kernel", "strides", "padding"), ()),
@@ -38,8 +47,12 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "add": ((), ()),
     "subtract": ((), ()),
     "multiply": ((), ()),
+    "average": ((), ()),
+    "maximum": ((), ()),
+    "minimum": ((), ()),
     "concatenate": ((), ()),  # of channels
-    "flatten": ((), ()),  # (C, 1, 1) to (C,)
+    "flatten": ((), ()),  # to (C * H * W,), place by place with all of its channels, as Keras has them
+    "reshape": ((), ()),  # to (C, H, W), in the same order
     "dropout": (("rate",), ()),
     "dense": ((), ("kernel", "bias")),  # over the channels, at every position
     "softmax": ((), ()),

@@ -1,4 +1,4 @@
-"""torch module -> neutral graph, through `torch.export`. What counts is what a network computes, not its class.
+"""Recorded operations -> neutral graph. What counts is what a network computes, not its class.
 
 All the knowledge is in `CONVERTERS`: one short function for each ATen operation. Operations that only reshape, or that
 do nothing in inference, become aliases of their input. An explicit padding in front of a convolution becomes part of
@@ -7,21 +7,17 @@ it.
 
 from __future__ import annotations
 
-import gc
 import operator
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, fx, nn
-from torch.export import ExportedProgram
+from torch import fx
 
 from export.graph.layer_names import plain_layer_name
 from export.graph.nodes import Graph, Node
+from export.graph.record import Recording, module_path, operation_name, view_of_changed_value
 from models.bad_input import BadInput
 
 LayerNames = Callable[[Iterable[str]], dict[str, str]]
@@ -39,117 +35,55 @@ class NoKerasCounterpart(BadInput):
         )
 
 
-class NotTraced(BadInput):
-    """`torch.export` cannot follow what the network computes."""
-
-    def __init__(self, network: nn.Module, image_size: tuple[int, int], error: Exception) -> None:
-        self.reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        name, module = getattr(network, "backbone_name", type(network).__name__), _raised_in(network, error)
-        super().__init__(
-            f"expected a network that torch.export can trace, got {name} at {image_size[0]}x{image_size[1]} pixels, "
-            f"where module {module or '(root)'!r} raises {type(error).__name__}: {self.reason}. Try another "
-            "image_size or another backbone, such as those in docs/families.md; for other networks torch.onnx.export "
-            "followed by onnx2tf gives a SavedModel or TFLite file, without the proof."
-        )
-
-
-def _raised_in(network: nn.Module, error: Exception) -> str:
-    """Path of the innermost module whose forward raised the exception; empty for the root."""
-    path_of = {id(module): path for path, module in network.named_modules()}
-    owners = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return next((path_of[owner] for owner in reversed(owners) if owner in path_of), "")
-
-
-def export_program(network: nn.Module, image_size: tuple[int, int], batch: int = 2) -> ExportedProgram:
-    """Trace a network in inference mode.
+def trace_graph(recording: Recording, layer_names: LayerNames | None = None) -> Graph:
+    """Turn a recorded forward pass into the neutral graph, with a softmax as its last node.
 
     Args:
-        network: takes float (B, 3, H, W) and gives (B, C); it is put into eval mode.
-        image_size: (height, width) in pixels.
-        batch: number of images that the program takes.
-
-    Returns:
-        The exported program.
-
-    Raises:
-        NotTraced: the network or `torch.export` raised an exception.
-    """
-    # The graph's shapes leave the batch out, so a fixed batch size loses nothing and needs no symbolic shapes.
-    parameter = next(network.parameters())
-    photos = torch.zeros((batch, 3, *image_size), dtype=parameter.dtype, device=parameter.device)
-    with torch.no_grad(), _paused_garbage_collection():  # faster by a tenth and by a fifth; the program is the same
-        try:
-            return torch.export.export(network.eval(), (photos,))
-        except Exception as error:  # from the network, which may raise anything, or from the exporter
-            raise NotTraced(network, image_size, error) from error
-
-
-@contextmanager
-def _paused_garbage_collection() -> Iterator[None]:
-    """Importing torch's exporter creates so many objects that the collector would scan all of torch again and again."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def trace_graph(program: ExportedProgram, layer_names: LayerNames | None = None) -> Graph:
-    """Turn an exported program into the neutral graph, with a softmax as its last node.
-
-    Args:
-        program: from `export_program`.
+        recording: from `record`.
         layer_names: module paths -> layer names; a layer that it does not name is named by its module path.
 
     Raises:
         NoKerasCounterpart: Keras's built-in layers do not have an operation, or a weight of the network is not used
             exactly once.
     """
-    return _Tracer(program, layer_names).graph()
+    return _Tracer(recording, layer_names).graph()
 
 
-def unknown_operations(program: ExportedProgram) -> list[str]:
-    """Names of the operations in a traced program that have no converter, such as ``aten.fft_rfft2``."""
-    names = {_operation_name(node) for node in program.graph.nodes if node.op == "call_function"}
-    return sorted(name for name in names if name.rstrip("_") not in CONVERTERS)
-
-
-def module_path(operation: fx.Node) -> str:
-    """Path of the module whose forward ran an operation of the traced program; empty for the root."""
-    stack = operation.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
+def unknown_operations(recording: Recording) -> list[str]:
+    """Names of the recorded operations that have no converter, such as ``aten.fft_rfft2``."""
+    operations = [node for node in recording.graph.nodes if node.op == "call_function"]
+    return sorted({operation_name(each.target) for each in operations if not _converter(each)})
 
 
 class _Tracer:
-    """Walks through the program once; knows for each traced value which node, tensor or constant it is."""
+    """Walks through the recording once; knows for each value which node, tensor or constant it is."""
 
-    def __init__(self, program: ExportedProgram, layer_names: LayerNames | None) -> None:
-        self.program = program
-        self.operations = [node for node in program.graph.nodes if node.op == "call_function"]
-        paths = sorted({module_path(operation) for operation in self.operations})
+    def __init__(self, recording: Recording, layer_names: LayerNames | None) -> None:
+        self.recording = recording
+        operations = [node for node in recording.graph.nodes if node.op == "call_function"]
+        paths = sorted({module_path(operation) for operation in operations})
         self.layer_names = layer_names(paths) if layer_names else {}
         self.nodes: dict[str, Node] = {}
-        self.node_of: dict[str, str] = {}  # traced name -> node name
-        self.channels_last: set[str] = set()  # traced names of values that torch has permuted to (H, W, C)
-        signature = program.graph_signature
-        self.tensor_of = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-        self.constant_of = dict(signature.inputs_to_lifted_tensor_constants)
+        self.node_of: dict[str, str] = {}  # recorded name -> node name
+        self.channels_last: set[str] = set()  # recorded names of values that torch has permuted to (H, W, C)
+        self.tensor_of: dict[str, str] = {}  # recorded name -> name in the state dict
 
     def graph(self) -> Graph:
-        for node in self.program.graph.nodes:
-            if node.op == "placeholder" and node.name in self.program.graph_signature.user_inputs:
+        for node in self.recording.graph.nodes:
+            if node.op == "placeholder":
+                self.batch = node.meta["shape"][0]
                 self._append(Node("image", "input", (), _shape(node)), node.name)
+            elif node.op == "get_attr" and "constant" not in node.meta:
+                self.tensor_of[node.name] = str(node.target)
             elif node.op == "call_function":
                 self._convert(node)
             elif node.op == "output":
-                (logits,) = node.args[0]
+                (logits,) = node.all_input_nodes
                 last = self.nodes[self.node_of[logits.name]]
                 self._append(Node("probabilities", "softmax", (last.name,), last.shape), "")
         tensors = {
             name: array.detach().cpu().numpy()
-            for name, array in self.program.state_dict.items()
+            for name, array in self.recording.state.items()
             if not name.endswith("num_batches_tracked")  # a counter that only training uses
         }
         self._check_use(tensors)
@@ -165,14 +99,28 @@ class _Tracer:
                 raise NoKerasCounterpart(f"weight {name}", module, f"it {why}")
 
     def _convert(self, operation: fx.Node) -> None:
-        name = _operation_name(operation)
-        converter = CONVERTERS.get(name.rstrip("_"))
+        converter = _converter(operation)
+        if operation.target is view_of_changed_value:
+            why = "two values share memory, and one is read after the other was changed in place"
+            raise NoKerasCounterpart(_operation_name(operation.args[0]), module_path(operation), why)  # type: ignore[arg-type]
         if converter is None:
-            raise NoKerasCounterpart(name, module_path(operation))
-        weights = all(value.name in {**self.tensor_of, **self.constant_of} for value in operation.all_input_nodes)
-        if weights and converter is not _view:  # a weight seen in another shape is still that weight
-            raise _of_weights(operation)
-        converter(self, operation, _arguments(operation))
+            raise NoKerasCounterpart(_operation_name(operation), module_path(operation))
+        if not operation.meta["computed"] and converter not in (_view, _same_value):
+            raise _of_weights(operation)  # but a weight seen in another shape is still that weight
+        if (
+            operation.meta["computed"]
+            and operation.meta["shape"][:1] != (self.batch,)
+            and "results" not in operation.meta
+        ):
+            why = f"of shape {operation.meta['shape']}, which is not that of one value for each image"
+            raise NoKerasCounterpart(_operation_name(operation), module_path(operation), why)
+        try:
+            converter(self, operation, _arguments(operation))
+        except BadInput:
+            raise
+        except Exception as error:  # an overload, or a shape, that the converter does not expect
+            why = f"in this form ({type(error).__name__}: {error})"
+            raise NoKerasCounterpart(_operation_name(operation), module_path(operation), why) from error
 
     # What the converters call -------------------------------------------------------------------------------------
 
@@ -188,6 +136,11 @@ class _Tracer:
         inputs = list(inputs)
         if not all(isinstance(value, fx.Node) and value.name in self.node_of for value in inputs):
             raise _of_weights(operation)
+        for role, value in (weights or {}).items():
+            if value is not None and value.name not in self.tensor_of:
+                raise NoKerasCounterpart(
+                    _operation_name(operation), module_path(operation), f"its {role} is not a weight"
+                )
         layouts = {value.name in self.channels_last for value in inputs if len(_shape(value)) == 3}
         if len(layouts) > 1:
             raise NoKerasCounterpart(_operation_name(operation), module_path(operation), "of two layouts at once")
@@ -225,20 +178,14 @@ class _Tracer:
 
     def weight_name(self, value: Any) -> str | None:
         """Name of the trained tensor that a traced value stands for; None for everything else."""
-        name = self.tensor_of.get(value.name) if isinstance(value, fx.Node) else None
-        return name if name in self.program.state_dict else None
+        return self.tensor_of.get(value.name) if isinstance(value, fx.Node) else None
 
     def constant(self, value: Any) -> np.ndarray | None:
-        """The constant that a value stands for (buffer outside the state dict, or number); None if it is computed."""
+        """The constant that a value stands for (a tensor outside the state dict, or number); None if it is computed."""
         if isinstance(value, int | float):
             return np.asarray(value, dtype=np.float64)  # each side rounds a number to its own precision
-        if not isinstance(value, fx.Node):
-            return None
-        name = self.constant_of.get(value.name) or self.tensor_of.get(value.name)
-        if name is None or name in self.program.state_dict:
-            return None
-        constant = self.program.constants[name]
-        return constant.detach().cpu().numpy() if isinstance(constant, Tensor) else None
+        constant = value.meta.get("constant") if isinstance(value, fx.Node) else None
+        return None if constant is None else constant.detach().cpu().numpy()
 
     def _append(self, node: Node, trace_name: str) -> None:
         self.nodes[node.name] = node
@@ -258,14 +205,11 @@ def _of_weights(operation: fx.Node) -> NoKerasCounterpart:
 
 
 def _operation_name(operation: fx.Node) -> str:
-    """``aten.add_`` for ``aten.add_.Tensor``; ``getitem`` for one of the results of an operation that has several."""
-    if operation.target is operator.getitem:
-        return "getitem"
-    return ".".join(str(operation.target).split(".")[:2])
+    return operation_name(operation.target)
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(int(size) for size in node.meta["val"].shape[1:])
+    return node.meta["shape"][1:]
 
 
 def _channels_first(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
@@ -274,7 +218,7 @@ def _channels_first(shape: tuple[int, ...], channels_last: bool) -> tuple[int, .
 
 def _arguments(operation: fx.Node) -> dict[str, Any]:
     """All arguments of an ATen call by name; those not given have the schema's default."""
-    if operation.target is operator.getitem:
+    if _is_part(operation):
         return {"several": operation.args[0], "index": operation.args[1]}
     schema = operation.target._schema.arguments  # type: ignore[union-attr]
     given = dict(zip((argument.name for argument in schema), operation.args, strict=False)) | operation.kwargs
@@ -336,6 +280,8 @@ def _pad(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 
 def _batch_norm(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    if given["training"]:
+        raise NoKerasCounterpart("aten.batch_norm", module_path(operation), "by the statistics of the batch")
     tracer.emit(
         operation,
         "batch_norm",
@@ -394,10 +340,13 @@ def _several(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None
 
 
 def _part(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    if not operation.users:  # a split gives all parts, even those that nothing uses
-        return
     several, index = given["several"], given["index"]
-    source, sizes = several.args[0], [part.shape for part in several.meta["val"]]
+    if several.name in tracer.node_of:  # a node has one output: the first, as in a pooling with its places
+        if index:
+            raise NoKerasCounterpart(_operation_name(several), module_path(several), "more than its first result")
+        tracer.alias(operation, several)
+        return
+    source, sizes = several.args[0], several.meta["results"]
     channels = 3 if operation_layout(tracer, source) else 1
     start = sum(size[channels] for size in sizes[:index])
     _take_channels(tracer, operation, source, start, start + sizes[index][channels])
@@ -443,35 +392,38 @@ def _gelu(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 def _add(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     if given["alpha"] != 1:
         raise NoKerasCounterpart("aten.add", module_path(operation), f"alpha {given['alpha']}")
-    constant = tracer.constant(given["other"])
+    value, other = given["self"], given["other"]
+    if tracer.constant(value) is not None:
+        value, other = other, value
+    constant = tracer.constant(other)
     if constant is None:
-        tracer.emit(operation, "add", [given["self"], given["other"]])
+        tracer.emit(operation, "add", [value, other])
         return
     offset = _per_channel(operation, constant)
-    before = tracer.nodes[tracer.input_name(given["self"])]
+    before = tracer.nodes[tracer.input_name(value)]
     # x * scale followed by + offset in the same module becomes one affine node, as a Keras Rescaling computes it.
     if (
         before.op == "affine"
         and before.source == module_path(operation)
         and not any(before.attributes["offset"])
-        and len(given["self"].users) == 1
+        and len(value.users) == 1
     ):
         attributes = {"scale": before.attributes["scale"], "offset": offset}
         fused = Node(before.name, "affine", before.inputs, before.shape, attributes, {}, before.source, operation.name)
         tracer.replace_last(operation, fused)
         return
-    tracer.emit(operation, "affine", [given["self"]], {"scale": (1.0,) * len(offset), "offset": offset})
+    tracer.emit(operation, "affine", [value], {"scale": (1.0,) * len(offset), "offset": offset})
 
 
 def _multiply(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     value, other = given["self"], given["other"]
-    if tracer.weight_name(value) is not None:
+    if tracer.weight_name(value) is not None or tracer.constant(value) is not None:
         value, other = other, value
     weight = tracer.weight_name(other)
     constant = tracer.constant(other)
     if weight is not None:
         channels = _channels_first(_shape(operation), operation_layout(tracer, value))[0]
-        size = tracer.program.state_dict[weight].numel()
+        size = tracer.recording.state[weight].numel()
         if size != channels:
             raise NoKerasCounterpart(
                 "aten.mul", module_path(operation), f"by a weight of {size} for {channels} channels"
@@ -500,9 +452,14 @@ def _per_channel(operation: fx.Node, constant: np.ndarray) -> tuple[float, ...]:
 
 def _adaptive_pool(op: str) -> Converter:
     def convert(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-        if tuple(given["output_size"]) != (1, 1):
-            raise NoKerasCounterpart(_operation_name(operation), module_path(operation), f"to {given['output_size']}")
-        _global_pool(tracer, operation, op)
+        size, places = tuple(given["output_size"]), _shape(given["self"])[-2:]
+        if size == (1, 1):
+            _global_pool(tracer, operation, op)
+        elif size == places:  # each place is pooled alone, as in a VGG at its own size
+            tracer.alias(operation, given["self"])
+        else:
+            why = f"from {list(places)} to {list(size)}"
+            raise NoKerasCounterpart(_operation_name(operation), module_path(operation), why)
 
     return convert
 
@@ -517,10 +474,15 @@ def _mean(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 def _global_pool(tracer: _Tracer, operation: fx.Node, op: str) -> None:
     """Keep the two dimensions of size 1 only where something other than a flatten reads them."""
-    keep = len(_shape(operation)) == 3 and any(_operation_name(user) != "aten.flatten" for user in operation.users)
+    readers = [reader for user in operation.users for reader in (user.users if _is_part(user) else (user,))]
+    keep = len(_shape(operation)) == 3 and any(_operation_name(reader) != "aten.flatten" for reader in readers)
     source = operation.args[0]
     shape = _channels_first(_shape(operation), operation_layout(tracer, source))  # type: ignore[arg-type]
     tracer.emit(operation, op, [source], {"keep_dimensions": keep}, shape=shape if keep else shape[:1])  # type: ignore[list-item]
+
+
+def _is_part(operation: fx.Node) -> bool:
+    return operation.target is operator.getitem
 
 
 def _max_pool(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -574,22 +536,25 @@ def _permute(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None
 
 
 def _same_value(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    tracer.alias(operation, operation.args[0])  # type: ignore[arg-type]
-
-
-def _view(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """A weight seen in another shape is the same weight; a pooled value may lose its dimensions of size 1."""
     source = operation.args[0]
     assert isinstance(source, fx.Node)
     if tracer.weight_name(source) is not None:
         tracer.tensor_of[operation.name] = tracer.tensor_of[source.name]
-        return
-    _flatten(tracer, operation, {"self": source})
+    else:
+        tracer.alias(operation, source)
+
+
+def _view(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """A weight seen in another shape is the same weight; a pooled value may lose its dimensions of size 1."""
+    if operation.meta["computed"]:
+        _flatten(tracer, operation, {"self": operation.args[0]})
+    else:
+        _same_value(tracer, operation, given)
 
 
 def _flatten(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     before = tracer.nodes[tracer.input_name(given["self"])]
-    if len(_shape(operation)) != 1 or before.shape[1:] not in ((), (1, 1)):
+    if _shape(operation) != before.shape[:1] or before.shape[1:] not in ((), (1, 1)):
         # CHW and HWC flatten in different orders, so without pooling first the dense weights would have to be permuted
         raise NoKerasCounterpart(
             _operation_name(operation), module_path(operation), f"of unpooled shape {before.shape}"
@@ -602,10 +567,13 @@ def _flatten(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None
 
 
 def _dropout(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    source = operation.args[0]  # `input`, or `self` of the one in place
+    if given["train"]:
+        raise NoKerasCounterpart(_operation_name(operation), module_path(operation), "that is on in inference, too")
     if given["p"]:
-        tracer.emit(operation, "dropout", [given["input"]], {"rate": float(given["p"])})
+        tracer.emit(operation, "dropout", [source], {"rate": float(given["p"])})  # type: ignore[list-item]
     else:
-        tracer.alias(operation, given["input"])
+        tracer.alias(operation, source)  # type: ignore[arg-type]
 
 
 def _linear(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -616,8 +584,8 @@ def _linear(tracer: _Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 
 Converter = Callable[[_Tracer, fx.Node, dict[str, Any]], None]
-# ATen operation -> converter. An in-place variant (trailing underscore) is looked up without its underscore:
-# torch.export has already made all later readers of the changed value read the operation's result instead.
+# ATen operation -> converter. An in-place variant (trailing underscore) is looked up without its underscore: in the
+# recording all later readers of the changed value already read the operation's result.
 CONVERTERS: dict[str, Converter] = {
     "aten.conv2d": _conv2d,
     "aten.pad": _pad,
@@ -654,8 +622,15 @@ CONVERTERS: dict[str, Converter] = {
     "aten.view": _view,
     "aten.reshape": _view,
     "aten.alias": _same_value,
+    "aten.detach": _same_value,
     "aten.contiguous": _same_value,
     "aten.clone": _same_value,
     "aten.dropout": _dropout,
     "aten.linear": _linear,
 }
+
+
+def _converter(operation: fx.Node) -> Converter | None:
+    """The converter of an operation; one without a row that gave its input back, as ``x.float()`` does, is no more."""
+    known = CONVERTERS.get(_operation_name(operation).rstrip("_"))
+    return known or (_same_value if operation.meta.get("unchanged") else None)

@@ -134,9 +134,13 @@ def _conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Keras
         yield _zero_padding(pad_name, (top, bottom, left, right), inputs)
         inputs = (pad_name,)
     bias = [("bias", node.weights["bias"], graph.tensors[node.weights["bias"]])] if "bias" in node.weights else []
-    if groups == in_channels == out_channels and in_per_group == 1 and groups > 1:
-        # torch (C, 1, kh, kw) -> Keras (kh, kw, C, 1)
-        weight = ("depthwise_kernel", node.weights["kernel"], kernel.transpose(2, 3, 0, 1))
+    if groups == in_channels and in_per_group == 1 and groups > 1:
+        # torch (C * multiplier, 1, kh, kw) -> Keras (kh, kw, C, multiplier)
+        multiplier = out_channels // in_channels
+        if multiplier > 1:
+            config["depth_multiplier"] = multiplier
+        array = kernel.reshape(in_channels, multiplier, rows, columns).transpose(2, 3, 0, 1)
+        weight = ("depthwise_kernel", node.weights["kernel"], array)
         yield KerasLayer("DepthwiseConv2D", node.name, config, inputs, (weight, *bias))
         return
     config["filters"] = out_channels
@@ -145,6 +149,31 @@ def _conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Keras
     # torch (out, in, kh, kw) -> Keras (kh, kw, in, out)
     weight = ("kernel", node.weights["kernel"], kernel.transpose(2, 3, 1, 0))
     yield KerasLayer("Conv2D", node.name, config, inputs, (weight, *bias))
+
+
+def _conv2d_transpose(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    kernel = graph.tensors[node.weights["kernel"]]
+    config = {
+        "filters": kernel.shape[1],
+        "kernel_size": list(kernel.shape[2:]),
+        "strides": list(node.attributes["strides"]),
+        "padding": "same" if node.attributes["same"] else "valid",
+        "use_bias": "bias" in node.weights,
+        "data_format": "channels_last",
+    }
+    # torch (in, out, kh, kw) -> Keras (kh, kw, out, in)
+    weights = [("kernel", node.weights["kernel"], kernel.transpose(2, 3, 1, 0))]
+    if "bias" in node.weights:
+        weights.append(("bias", node.weights["bias"], graph.tensors[node.weights["bias"]]))
+    yield KerasLayer("Conv2DTranspose", node.name, config, inputs, tuple(weights))
+
+
+def _prelu(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    alpha = graph.tensors[node.weights["alpha"]]
+    shared = [axis for axis, side in enumerate(alpha.shape[1:], 1) if side == 1 and node.shape[axis] != 1]
+    # torch (C, H, W) -> Keras (H, W, C)
+    weight = ("alpha", node.weights["alpha"], np.moveaxis(alpha, 0, -1))
+    yield KerasLayer("PReLU", node.name, {"shared_axes": shared or None}, inputs, (weight,))
 
 
 def _pad_name(conv_name: str) -> str:
@@ -219,7 +248,8 @@ def _mish(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLa
 
 
 def _upsample(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    config = {"size": list(node.attributes["factors"]), "interpolation": "nearest", "data_format": "channels_last"}
+    how = "bilinear" if node.op == "upsample_bilinear" else "nearest"
+    config = {"size": list(node.attributes["factors"]), "interpolation": how, "data_format": "channels_last"}
     yield KerasLayer("UpSampling2D", node.name, config, inputs)
 
 
@@ -279,6 +309,15 @@ def _zero_padding(name: str, padding: tuple[int, int, int, int], inputs: tuple[s
     return KerasLayer("ZeroPadding2D", name, config, inputs)
 
 
+def _crop(node: Node) -> dict[str, Any]:
+    top, bottom, left, right = node.attributes["cropping"]
+    return {"cropping": [[top, bottom], [left, right]], "data_format": "channels_last"}
+
+
+def _resize(node: Node) -> dict[str, Any]:
+    return {"height": node.shape[1], "width": node.shape[2], "interpolation": node.attributes["interpolation"]}
+
+
 def _plain(class_name: str, config_of: Callable[[Node], dict[str, Any]] = lambda node: {}) -> _Emit:
     """A layer without weights, configured from the node's attributes."""
 
@@ -289,7 +328,10 @@ def _plain(class_name: str, config_of: Callable[[Node], dict[str, Any]] = lambda
 
 
 # torch's name of an activation -> the name that every Keras knows
-_ACTIVATIONS = {"silu": "swish", "sigmoid": "sigmoid", "tanh": "tanh", "gelu": "gelu"}
+_ACTIVATIONS = {
+    "silu": "swish",
+    **{name: name for name in ("sigmoid", "tanh", "gelu", "elu", "selu", "softplus", "softsign", "exponential")},
+}
 
 _Emit = Callable[[Graph, Node, tuple[str, ...]], Iterator[KerasLayer]]
 _LAYERS: dict[str, _Emit] = {
@@ -306,7 +348,14 @@ _LAYERS: dict[str, _Emit] = {
     "hard_swish": _hard_swish,
     "leaky_relu": _leaky_relu,
     "mish": _mish,
+    "prelu": _prelu,
+    "elu": _plain("ELU", lambda node: {"alpha": node.attributes["alpha"]}),
+    "threshold": _plain("ReLU", lambda node: {"threshold": node.attributes["threshold"]}),
+    "conv2d_transpose": _conv2d_transpose,
     "upsample": _upsample,
+    "upsample_bilinear": _upsample,
+    "resize": _plain("Resizing", _resize),
+    "crop": _plain("Cropping2D", _crop),
     "slice_channels": _slice_channels,
     "pad": _pad,
     "max_pool": _pooling,
@@ -316,6 +365,10 @@ _LAYERS: dict[str, _Emit] = {
     "add": _plain("Add"),
     "subtract": _plain("Subtract"),
     "multiply": _plain("Multiply"),
+    "average": _plain("Average"),
+    "maximum": _plain("Maximum"),
+    "minimum": _plain("Minimum"),
+    "reshape": _plain("Reshape", lambda node: {"target_shape": [*node.shape[1:], node.shape[0]]}),
     "concatenate": _plain("Concatenate", lambda node: {"axis": -1}),
     "flatten": _plain("Reshape", lambda node: {"target_shape": [node.shape[0]]}),
     "dropout": _plain("Dropout", lambda node: {"rate": node.attributes["rate"]}),

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +44,35 @@ class KerasFile:
     weight_names: dict[str, list[str]]
     marks: dict[str, str]
 
+    @property
+    def generation(self) -> int:
+        """2 or 3: which Keras saved it, or rather whose form it has, as our own files have Keras 2's."""
+        return 3 if self.marks.get("keras_version", "2").startswith("3") else 2
 
-def read_keras_h5(path: Path) -> KerasFile:
+
+def read_keras_file(path: Path, architecture: dict[str, Any] | None = None) -> KerasFile:
+    """Read a Keras file of any form without Keras: by what it is, not by its name.
+
+    Args:
+        path: a `.h5` or `.hdf5`, a `.keras` archive, or a zip with one of them, such as Teachable Machine's
+            `converted_keras.zip`. Nothing is unpacked to disk.
+        architecture: for a file of weights alone: what ``model.to_json()`` says.
+
+    Raises:
+        BadInput: the file is missing, is damaged, or holds no Keras model.
+    """
+    path = Path(path)
+    if path.is_file() and zipfile.is_zipfile(path):
+        return _read_zip(path)
+    return read_keras_h5(path, architecture)
+
+
+def read_keras_h5(path: Path, architecture: dict[str, Any] | None = None) -> KerasFile:
     """Read a Keras `.h5` without Keras.
+
+    Args:
+        path: the file.
+        architecture: for a file of weights alone, as ``save_weights`` writes them: what ``model.to_json()`` says.
 
     Raises:
         BadInput: the file is missing, is not HDF5, or holds no Keras model.
@@ -52,11 +83,16 @@ def read_keras_h5(path: Path) -> KerasFile:
     try:
         check_storage(str(path))
         with h5py.File(path, "r") as file:
-            if "layer_names" in file.attrs and "model_weights" not in file:
-                raise BadInput(
-                    f"expected a Keras .h5 with architecture and weights, got {path}, which has weights alone, as "
-                    "save_weights writes them. Save the whole model: model.save(PATH)."
-                )
+            weights_alone = "model_config" not in file.attrs and ("layer_names" in file.attrs or "layers" in file)
+            if weights_alone and architecture is None:
+                raise BadInput(_WEIGHTS_ALONE.format(path=path))
+            if architecture is not None and not weights_alone:
+                raise BadInput(f"--architecture: {path} holds its own architecture. Leave --architecture out.")
+            if architecture is not None and "layer_names" not in file.attrs:
+                return _of_archive(architecture, {}, file)
+            if architecture is not None:
+                weights, names = _read_weights(file)
+                return KerasFile(architecture, None, {}, weights, names, _version(file.attrs, architecture))
             return file_contents(file)
     except Refused as refused:
         raise BadInput(
@@ -68,6 +104,150 @@ def read_keras_h5(path: Path) -> KerasFile:
             f"expected a Keras .h5 file with architecture and weights, got {path}, which cannot be read as one "
             f"({type(error).__name__}: {error}). Name another, or export it again with: lightning export CKPT OUT.h5"
         ) from error
+
+
+_WEIGHTS_ALONE = (
+    "expected a Keras file with architecture and weights, got {path}, which has weights alone, as save_weights and "
+    "ModelCheckpoint(save_weights_only=True) write them. Give the model beside it: --architecture FILE.json, with what "
+    "model.to_json() says."
+)
+# No classifier's architecture is as long, and none of its files has as many bytes; larger ones are not unpacked.
+_MOST_JSON = 64 << 20
+_MOST_BYTES = 4 << 30
+
+
+def read_architecture(path: Path) -> dict[str, Any]:
+    """An architecture as ``model.to_json()`` writes it.
+
+    Raises:
+        BadInput: the file is missing or no JSON object.
+    """
+    try:
+        if path.stat().st_size > _MOST_JSON:
+            raise ValueError(f"more than {_MOST_JSON >> 20} MiB")
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict) or "config" not in content:
+            raise ValueError("no architecture")
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(
+            f"--architecture: expected a file with what model.to_json() says, got {path}: {error}. Write it with "
+            "open(PATH, 'w').write(model.to_json())"
+        ) from error
+    return content
+
+
+def _read_zip(path: Path) -> KerasFile:
+    """A `.keras` archive, or a zip in which a Keras file lies."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if {"config.json", "model.weights.h5"} <= set(names):
+                config = json.loads(_unpacked(archive, "config.json", _MOST_JSON))
+                metadata = (
+                    json.loads(_unpacked(archive, "metadata.json", _MOST_JSON)) if "metadata.json" in names else {}
+                )
+                with _h5_in(archive, "model.weights.h5") as file:
+                    return _of_archive(config, metadata, file)
+            inside = [name for name in names if name.lower().endswith((".h5", ".hdf5")) and "__MACOSX" not in name]
+            if len(inside) != 1:
+                raise BadInput(
+                    f"expected a .keras archive, or a zip with one .h5 in it, got {path} with "
+                    f"{', '.join(names[:6]) or 'nothing'}. Give the Keras file itself."
+                )
+            with _h5_in(archive, inside[0]) as file:
+                return file_contents(file)
+    except Refused as refused:
+        raise BadInput(
+            f"expected a Keras file as Keras saves it, got {path}, which is refused: {refused}."
+        ) from refused
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, *UNREADABLE) as error:
+        raise BadInput(
+            f"expected a .keras archive or a zip with a Keras .h5, got {path}, which cannot be read as one "
+            f"({type(error).__name__}: {str(error)[:120]}). Download or save it again."
+        ) from error
+
+
+def _unpacked(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
+    """One file of an archive, in memory; what it claims to be is checked, and what it is."""
+    with archive.open(name) as packed:
+        content = packed.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{name} is larger than {most >> 20} MiB")
+    return content
+
+
+@contextmanager
+def _h5_in(archive: zipfile.ZipFile, name: str) -> Iterator[h5py.File]:
+    """An HDF5 file inside an archive: as a temporary file under a name of our own, for the check of its storage."""
+    with tempfile.TemporaryDirectory(prefix="shelftwin-") as folder:
+        own = Path(folder) / "weights.h5"
+        left = _MOST_BYTES
+        with archive.open(name) as packed, own.open("wb") as file:
+            while piece := packed.read(1 << 20):
+                left -= len(piece)
+                if left < 0:
+                    raise ValueError(f"{name} is larger than {_MOST_BYTES >> 30} GiB")
+                file.write(piece)
+        check_storage(str(own))
+        with h5py.File(own, "r") as opened:
+            yield opened
+
+
+def _version(attributes: Any, config: dict[str, Any], metadata: dict[str, Any] | None = None) -> dict[str, str]:
+    found = (metadata or {}).get("keras_version") or config.get("keras_version") or attributes.get("keras_version", "2")
+    return {"keras_version": found.decode() if isinstance(found, bytes) else str(found)}
+
+
+def _of_archive(config: dict[str, Any], metadata: dict[str, Any], file: h5py.File) -> KerasFile:
+    """From a `.keras` archive, or the weights of one: arrays lie under the classes of their layers, without names."""
+    weights: dict[str, list[np.ndarray]] = {}
+    root = next((name for name in ("layers", "_layer_checkpoint_dependencies") if name in file), "")
+    if not root:
+        raise ValueError("the weights have no layers")
+    _collect(config["config"], file, (), weights)
+    names = {key: [str(place) for place in range(len(arrays))] for key, arrays in weights.items()}
+    compiled = config.get("compile_config")
+    training = {"optimizer_config": compiled["optimizer"], **compiled} if _has_optimiser(compiled) else None
+    return KerasFile(config, training, {}, weights, names, _version(file.attrs, config, metadata))
+
+
+def _has_optimiser(compiled: Any) -> bool:
+    return isinstance(compiled, dict) and isinstance(compiled.get("optimizer"), dict)
+
+
+def _collect(config: Any, group: h5py.Group, path: tuple[str, ...], found: dict[str, list[np.ndarray]]) -> None:
+    """Arrays by the layer's key. A group is named by the layer's class, with a number from the second on.
+
+    Mirrors ``_save_container_state`` in ``keras/src/saving/saving_lib.py``. Where the group says its layer's name, as
+    newer Kerases write it, that must be this layer's.
+    """
+    inside = next((group[name] for name in ("layers", "_layer_checkpoint_dependencies") if name in group), None)
+    seen: dict[str, int] = {}
+    for layer in config["layers"]:
+        if ".ops." in str(layer.get("module")):
+            continue  # a bare operation is no layer
+        kind = snake_case(layer["class_name"])
+        number = seen.get(kind, -1) + 1
+        seen[kind] = number
+        name = layer.get("name") or layer["config"]["name"]
+        own = None if inside is None else inside.get(f"{kind}_{number}" if number else kind)
+        if own is None:
+            continue
+        if "layers" in layer["config"]:
+            _collect(layer["config"], own, (*path, name), found)
+        elif "vars" in own:
+            stated = own["vars"].attrs.get("name", name)
+            if stated != name:
+                raise ValueError(f"the weights of {stated} lie where those of {name} should")
+            if len(own["vars"]):
+                found["/".join((*path, name))] = [own["vars"][str(place)][()] for place in range(len(own["vars"]))]
+
+
+def snake_case(class_name: str) -> str:
+    """Mirrors ``to_snake_case`` in ``keras/src/utils/naming.py``: the names of the groups in a `.keras` archive."""
+    name = re.sub(r"\W+", "", class_name)
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def file_contents(file: h5py.File) -> KerasFile:

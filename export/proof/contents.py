@@ -20,7 +20,15 @@ from export.proof.image_sets import ImageSet
 from export.proof.report import Check
 from export.torch_answers import torch_probabilities
 from export.torch_to_keras import frozen_layers, twin_details
-from export.worker.keras_worker import GOLDEN_GROUP, UNREADABLE, GoldenData, Refused, array_digest, read_golden
+from export.worker.keras_worker import (
+    DIGESTED_ATTRIBUTES,
+    GOLDEN_GROUP,
+    UNREADABLE,
+    GoldenData,
+    Refused,
+    array_digest,
+    read_golden,
+)
 
 # All attributes that `write_keras_h5` writes: those of the file, of its groups, and of each layer's group.
 _ATTRIBUTES = {
@@ -37,12 +45,13 @@ def check_contents(comparison: Comparison) -> Check:
 
     Architecture, training configuration and facts must be equal, word for word. The golden images must be those that
     are always drawn, with the checkpoint's probabilities for them. The digests must fit, and there must be no further
-    group, array or attribute. So if a file passes, nothing in it was changed since it was written, whether or not the
-    change would affect the function.
+    group, array or attribute, no second way to read a text, and nothing before or after the HDF5 file. So if a file
+    passes, nothing in it was changed since it was written, whether or not the change would affect the function; but for
+    `shelftwin_version`, whose right value nobody knows: only its digest is compared.
     """
     source, graph, twin = comparison.source, comparison.graph, comparison.twin
     layers = keras_layers(graph, comparison.input_range)
-    # not compared here: `check_labels` compares the digest, and a newer version may read an older file
+    # not compared here: `check_labels` compares the checkpoint's digest, and the version may be an older one
     own = ("checkpoint_sha256", "shelftwin_version")
     parts: dict[str, tuple[object, object]] = {
         "model_config": (twin.config, model_config(layers, source.backbone, frozen_layers(source, graph))),
@@ -57,6 +66,7 @@ def check_contents(comparison: Comparison) -> Check:
         "shelftwin/shelftwin_version": (type(twin.details.get("shelftwin_version")).__name__, "str"),
         **_golden_of(comparison.h5, twin, source),
         **_names_of(comparison.h5, layers),
+        **_storage_of(comparison.h5),
     }
     different = [name for name, (found, wanted) in parts.items() if _plain(found) != _plain(wanted)]
     detail = f"{len(parts)} parts of the file are what would be written today, and have the digests it states"
@@ -141,6 +151,50 @@ def _written_names(layers: list[KerasLayer]) -> set[str]:
         | {f"group {path}" for path in (groups | of_layers.keys())}
         | {f"attribute {name} of /{path}" for path, names in attributes.items() for name in names}
     )
+
+
+def _storage_of(h5: Path) -> dict[str, tuple[object, object]]:
+    """How texts and arrays are stored, and where the HDF5 file begins and ends, each as (found, expected).
+
+    Texts are as `json.dumps` writes them: of a key that is there twice, other readers may take the other value.
+    """
+    try:
+        with h5py.File(h5, "r") as file:
+            texts = {name: file.attrs[name] for name in DIGESTED_ATTRIBUTES}
+            texts["sha256"] = file[GOLDEN_GROUP].attrs["sha256"]
+            arrays: dict[str, h5py.Dataset] = {}
+            file.visititems(lambda name, item: arrays.update({name: item}) if isinstance(item, h5py.Dataset) else None)
+            odd = [name for name, each in arrays.items() if _storage(each) != _WRITTEN_STORAGE.get(name, _PLAIN)]
+            rewritten = [name for name, text in texts.items() if _text(text) != json.dumps(json.loads(_text(text)))]
+            begin = file.userblock_size
+    except UNREADABLE as error:
+        return {"storage": (str(error), None)}
+    return {
+        "text": (rewritten, []),
+        "storage of arrays": (odd, []),
+        "bytes before the HDF5 file": (begin, 0),
+        "bytes after the HDF5 file": (h5.stat().st_size - _end_of(h5.read_bytes()[begin : begin + 64]), 0),
+    }
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _storage(array: h5py.Dataset) -> tuple[object, ...]:
+    filters = array.id.get_create_plist()
+    used = tuple(filters.get_filter(number)[0] for number in range(filters.get_nfilters()))
+    return array.dtype.str, array.maxshape == array.shape, used
+
+
+_PLAIN = ("<f4", True, ())
+_WRITTEN_STORAGE = {f"{GOLDEN_GROUP}/inputs": ("|u1", True, (h5py.h5z.FILTER_DEFLATE,))}
+
+
+def _end_of(superblock: bytes) -> int:
+    """Where the file says that it ends, from the HDF5 file format's superblock of version 0 to 3."""
+    place = {0: 40, 1: 44, 2: 28, 3: 28}[superblock[8]]
+    return int.from_bytes(superblock[place : place + 8], "little")
 
 
 def _plain(value: object) -> str:

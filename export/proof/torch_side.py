@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
+from export.graph.network import outputs_of
 from export.graph.nodes import Graph, Node
-from export.graph.trace import export_program
+from export.graph.record import record
 from export.torch_answers import nchw
+from models.bad_input import BadInput
+from models.graph_network import GraphClassifier
 from models.keras_adam import KerasAdam
 
 State = dict[str, np.ndarray]
@@ -33,13 +35,20 @@ def torch_layers(
         node name -> float64 in Keras's layout: (N, H, W, C) or (N, C). The input node is left out.
     """
     exact = _in_float64(network, state)
-    program = export_program(exact, (images.shape[1], images.shape[2]), batch=len(images))
-    recorder = _Recorder(program.module(), {node.trace_name: node for node in graph.nodes[1:] if node.trace_name})
-    with torch.inference_mode():
-        logits = recorder.run(nchw(images))
-    logits = logits[0] if isinstance(logits, tuple | list) else logits
-    recorder.values[graph.output.name] = logits.softmax(dim=1).numpy()  # the only node that does not exist in torch
-    return recorder.values
+    if isinstance(exact, GraphClassifier):
+        recorded = outputs_of(exact.eval(), nchw(images))
+        return {node.name: _keras_layout(node, recorded[node.name]) for node in graph.nodes[1:]}
+    nodes = {node.trace_name: node for node in graph.nodes[1:] if node.trace_name}
+    recording = record(exact, (images.shape[1], images.shape[2]), nchw(images), keep=nodes)
+    missing = [node.name for name, node in nodes.items() if name not in recording.values]
+    if missing:
+        raise BadInput(
+            f"expected a network that computes the same operations in float64 as in its own type, and {missing[0]} is "
+            "not among them. Take out of its forward what depends on the type."
+        )
+    values = {node.name: _keras_layout(node, recording.values[name]) for name, node in nodes.items()}
+    values[graph.output.name] = recording.output.softmax(dim=1).numpy()  # the only node that does not exist in torch
+    return values
 
 
 def _in_float64(network: nn.Module, state: State | None) -> nn.Module:
@@ -49,25 +58,7 @@ def _in_float64(network: nn.Module, state: State | None) -> nn.Module:
     return exact
 
 
-class _Recorder(fx.Interpreter):
-    """Runs the traced program and keeps the outputs of the named operations, in Keras's layout."""
-
-    def __init__(self, module: nn.Module, nodes: dict[str, Node]) -> None:
-        super().__init__(module)
-        self.nodes = nodes
-        self.values: dict[str, np.ndarray] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        node = self.nodes.get(n.name)
-        if node is not None:
-            self.values[node.name] = _keras_layout(node, result)
-        return result
-
-
 def _keras_layout(node: Node, value: Tensor) -> np.ndarray:
-    # a copy, because the next operation may change the value in place
-    value = value.clone()
     if len(node.shape) == 1:
         return value.reshape(len(value), -1).numpy()
     return (value if node.trace_channels_last else value.permute(0, 2, 3, 1)).numpy()

@@ -8,19 +8,20 @@ from collections import Counter
 from collections.abc import Iterable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lightning_module.commands.cli import parse_for, underscored
+from lightning_module.commands.cli import EXIT_BAD_INPUT, parse_for, underscored
 from models.atomic_write import write_text
 from models.bad_input import BadInput, some_of
 from models.choices import Interpolation
 
 if TYPE_CHECKING:
     from datamodule.audit.quarantine import Outcome
+    from datamodule.layout import Listing
     from lightning_module.photo_features import PhotoFeatures
 
 EXTRA = {"cleanlab": "cleanlab", "imagehash": "imagehash", "scipy": "scipy", "sklearn": "scikit-learn"}
@@ -33,10 +34,10 @@ def run(argv: list[str]) -> None:
 
     Raises:
         BadInput: some input cannot be used.
-        SystemExit: 1 if --apply or --undo could not move a file that should have been moved.
+        SystemExit: 2 if --apply or --undo could not move a file that should have been moved.
     """
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are findings
-    codes = "Exit codes: 0 done; 1 a file that should have been moved is still where it was; 2 bad input."
+    codes = "Exit codes: 0 done; 2 bad input, or a file that should have been moved is still where it was."
     spelled = [underscored(each) for each in argv[1:]]
     spelled = [f"{each}=true" if each in ("--apply", "--undo") else each for each in spelled]
     audit(**parse_for(audit, "audit", spelled, codes))
@@ -58,6 +59,7 @@ def audit(
     interpolation: Interpolation = "bilinear",
     validation_split: float = 0.2,
     seed: int = 0,
+    listing: Literal["checked", "keras"] = "checked",
 ) -> None:
     """Find the photos that should not be trained on. Nothing is ever deleted.
 
@@ -77,6 +79,7 @@ def audit(
         interpolation: Pillow's filter for resizing.
         validation_split: share of each class that training will hold out; used to find duplicates in both sets.
         seed: seed for cross-validation and groups.
+        listing: `keras` takes every folder in `photos` for a class, as `fit --data.listing keras` does.
     """
     if apply and undo:
         raise BadInput("expected --apply or --undo, received both. Run one, then the other.")
@@ -98,6 +101,8 @@ def audit(
             raise BadInput(f"--validation_split: expected a share above 0 and below 1, received {validation_split}.")
         if image_size < 32:
             raise BadInput(f"--image_size: expected at least 32 pixels, received {image_size}.")
+        if listing == "checked":
+            _check_classes(photos, out)
         _require_extra()
         architecture = {"backbone": backbone, "pad_type": pad_type, "bn_eps": bn_eps, "mean": mean, "std": std}
         try:
@@ -105,7 +110,26 @@ def audit(
         except OSError as error:
             raise BadInput(f"--out: expected a folder that can be made, received {out}: {error}.") from error
         features = _features(architecture, weights, checkpoint, image_size, interpolation, out / FEATURES)
-        _audit(photos, out, features, validation_split, seed)
+        _audit(photos, out, features, validation_split, seed, listing)
+
+
+def _check_classes(photos: Path, out: Path) -> None:
+    """Refuse a folder of sets, or one that has the classes a level further down, as `fit` does."""
+    from datamodule.layout import clean_class_names, find_sets, innermost
+
+    names = clean_class_names(photos)
+    if len(names) == 1 and len(clean_class_names(inner := innermost(photos))) > 1:
+        what, folders = f"one, {names[0]}, which has folders of its own", {"root": inner}
+    elif len(names) > 1 and (found := find_sets(photos, names)):
+        what, folders = found.what, found.folders
+    else:
+        return
+    folder = folders.get("root") or next(iter(folders.values()))
+    raise BadInput(
+        f"expected one folder per class in {photos}; received {what}. Audit one set at a time, each with an --out of "
+        f"its own: lightning audit {shlex.quote(str(folder))} --out {shlex.quote(str(out))}. "
+        "If these are classes, --listing keras takes them."
+    )
 
 
 def _require_extra() -> None:
@@ -148,7 +172,9 @@ def _features(
     return PhotoFeatures(network.to(memory_format=torch.channels_last), image_size, interpolation, cache)
 
 
-def _audit(photos: Path, out: Path, features: "PhotoFeatures", validation_split: float, seed: int) -> None:
+def _audit(
+    photos: Path, out: Path, features: "PhotoFeatures", validation_split: float, seed: int, listing: "Listing"
+) -> None:
     from datamodule.audit.audited_folder import write_record
     from datamodule.audit.findings import KINDS, displayable, keep_decisions, read_actions, write_findings
     from datamodule.audit.page import render_page
@@ -162,7 +188,8 @@ def _audit(photos: Path, out: Path, features: "PhotoFeatures", validation_split:
 
     table = out / CSV
     decided = read_actions(table) if table.is_file() else {}
-    found = survey(photos, lambda each: features.of(each, computing), features.size, validation_split, seed, looking)
+    size = features.size
+    found = survey(photos, lambda each: features.of(each, computing), size, validation_split, seed, looking, listing)
     findings = keep_decisions(found.findings, decided, photos)
     counts = Counter(each.kind for each in findings if each.kind != "group")
     summary = f"{found.photos} photos in {len(found.class_names)} classes: {some_of(found.class_names, 50)}."
@@ -216,4 +243,4 @@ def _report(summary: str, outcome: "Outcome") -> None:
     for move, reason in outcome.left:
         print(displayable(f"left: {move.file}: {reason}"))
     if outcome.left:
-        raise SystemExit(1)
+        raise SystemExit(EXIT_BAD_INPUT)

@@ -104,17 +104,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         near = [SYNONYMS[first]] if first in SYNONYMS else get_close_matches(first, COMMANDS, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         refuse(f"expected one of {', '.join(COMMANDS)}, received {first!r}.{hint} See `lightning --help`.")
-    if COMMANDS[first].place == "training:run":
-        from lightning_module.commands.short_help import short_help
-
-        if {"-h", "--help"} & set(arguments):
-            print(short_help(first))
-            return
-        arguments = ["--help" if underscored(each) == "--help_all" else each for each in arguments]
-    keep_freed_memory()
-    wait_asleep()
-    keep_log_in(None)
     try:
+        if COMMANDS[first].place == "training:run":
+            from lightning_module.commands.short_help import short_help
+
+            if {"-h", "--help"} & set(arguments):
+                print(short_help(first))
+                return
+            arguments = ["--help" if underscored(each) == "--help_all" else each for each in arguments]
+        keep_freed_memory()
+        wait_asleep()
+        keep_log_in(None)
         _function(COMMANDS[first].place)(arguments)
     except (BadInput, ArgumentError) as error:  # ArgumentError: for example, a checkpoint has an unknown setting
         refuse(str(error))

@@ -103,6 +103,12 @@ def reason_in_settings(error: BaseException) -> str | None:
         if isinstance(cause, ImportError) and (message := missing_package(cause)):
             return message
         cause = cause.__cause__
+    # jsonargparse's own, which has the reason of each type that was tried; the first is the class that was named
+    said = re.match(
+        r"Does not validate against any of the Union subtypes.*?Errors:\s+- (.*?)(?:\n\s+- |$)", str(error), re.S
+    )
+    if isinstance(error, ValueError) and said:
+        return f"expected settings of which the class that they name can be made, received from it: {said[1].strip()}"
     return None
 
 

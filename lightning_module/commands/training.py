@@ -1,6 +1,7 @@
 """`lightning fit|validate|test`: LightningCLI with this project's model, data, callbacks and run folder."""
 
 import errno
+import os
 import re
 import sys
 from contextlib import ExitStack
@@ -72,6 +73,8 @@ def run(argv: list[str]) -> None:
         SystemExit: 1 if the twin differs from its checkpoint.
     """
     quieten()
+    # Lightning's MLFlowLogger writes files unless told otherwise, which MLflow 3 refuses to do without this.
+    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     command, arguments, stack = argv[0], with_shipped_configs(argv), ExitStack()
     warn_of_foreign_code(arguments, CONFIG_OPTIONS)
 
@@ -233,7 +236,7 @@ class TrainingCLI(LightningCLI):
             own = self.config[subcommand]
             check_optimizer_settings(Path(given), saved, own.model)
             # The command line decides how to train, the checkpoint what is trained.
-            architecture = {name: bound[name] for name in ARCHITECTURE if name in bound}
+            architecture = {name: bound[name] for name in (*ARCHITECTURE, "graph") if name in bound}
             bound = {**architecture, "pretrained": False, "weights": None}
             kept = [*differing("model", architecture, own.model), *differing("data", photos, own.data)]
             if kept:
@@ -387,13 +390,13 @@ class TrainingCLI(LightningCLI):
     def after_fit(self) -> None:
         """Evaluate the best checkpoint on photos without augmentation, export and prove it, and print where files are.
 
-        The verdict is the last line. If Keras fails, the table of files is printed before its error.
+        The verdict is the last line. If something fails, the table of files is printed before its error.
         """
         if getattr(self.trainer, "fast_dev_run", False):
             return
         best = best_checkpoint_of(self.trainer)
-        self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
         try:
+            self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             if self.datamodule.test_root is not None:
                 self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             report_fit(self.trainer, self._get(self.config_init, "journal"), self._get(self.config_init, "logits"))

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from export.graph.trace import NotTraced, export_program, unknown_operations
+from export.graph.record import NotTraced, record
+from export.graph.trace import unknown_operations
 from tests.conftest import ROOT, load_script, random_classifier
 
 SCRIPT = ROOT / "benchmarks" / "convertible_families.py"
@@ -29,14 +30,14 @@ class Patches(nn.Module):
 
 
 def test_cnn_is_told_from_what_is_traced(script):
-    assert script.is_cnn(export_program(random_classifier(backbone="mobilenetv2_035"), (32, 32)))
-    assert not script.is_cnn(export_program(Patches(attention=False), (32, 32)))
-    assert not script.is_cnn(export_program(Patches(attention=True), (32, 32)))
+    assert script.is_cnn(record(random_classifier(backbone="mobilenetv2_035"), (32, 32)))
+    assert not script.is_cnn(record(Patches(attention=False), (32, 32)))
+    assert not script.is_cnn(record(Patches(attention=True), (32, 32)))
 
 
 def test_operations_without_a_converter_are_listed():
-    assert unknown_operations(export_program(Patches(attention=True), (32, 32))) == ["aten.bmm", "aten.transpose"]
-    assert unknown_operations(export_program(random_classifier(backbone="mobilenetv2_035"), (32, 32))) == []
+    assert unknown_operations(record(Patches(attention=True), (32, 32))) == ["aten.bmm", "aten.transpose"]
+    assert unknown_operations(record(random_classifier(backbone="mobilenetv2_035"), (32, 32))) == []
 
 
 def test_smallest_model_stands_for_its_family(script):
@@ -67,7 +68,7 @@ def test_model_that_cannot_be_traced_is_told_in_its_own_words(script, tmp_path, 
     def refuse(network, image_size):
         raise NotTraced(network, image_size, RuntimeError("depends on data\nand more"))
 
-    monkeypatch.setattr(script, "export_program", refuse)
+    monkeypatch.setattr(script, "record", refuse)
     result = script.convert("mobilenetv2_035", tmp_path)
     assert (result["converts"], result["reason"]) == (False, "not traced: depends on data")
 

@@ -63,9 +63,10 @@ def test_batchnorm_that_is_not_alone_stays():
             y = self.conv(x)
             return (self.norm(y) + y).mean((2, 3))
 
-    from export.graph.trace import export_program, trace_graph
+    from export.graph.record import record
+    from export.graph.trace import trace_graph
 
-    graph = trace_graph(export_program(TwoReaders().eval(), (16, 16)))
+    graph = trace_graph(record(TwoReaders().eval(), (16, 16)))
     assert foldable(graph) == []
     assert fold_batch_norms(graph).nodes == graph.nodes
 

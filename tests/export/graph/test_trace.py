@@ -7,13 +7,14 @@ from torch import nn
 
 from export.checkpoint import read_checkpoint
 from export.graph.nodes import Graph, Node
-from export.graph.trace import NoKerasCounterpart, NotTraced, export_program, trace_graph
+from export.graph.record import NotTraced, record
+from export.graph.trace import NoKerasCounterpart, trace_graph
 from export.torch_to_keras import trace_checkpoint
 from tests.conftest import lightning, random_classifier, save_checkpoint
 
 
 def trace(network, image_size=(48, 40)):
-    return trace_graph(export_program(network, image_size))
+    return trace_graph(record(network, image_size))
 
 
 def test_every_tensor_of_the_network_is_used_exactly_once(small_checkpoint):

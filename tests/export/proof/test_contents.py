@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -103,6 +104,23 @@ def write_digests_anew(file: h5py.File) -> None:
     group.attrs["sha256"] = json.dumps(digests).encode()
 
 
+def twice(file: h5py.File) -> None:
+    text = file.attrs["shelftwin"]
+    file.attrs["shelftwin"] = text.replace("{", '{"input_range": "raw", ', 1).encode()
+
+
+def restored(**storage: Any) -> Callable[[h5py.File], None]:
+    """The same numbers, stored in another way."""
+
+    def apply(file: h5py.File) -> None:
+        group = file["model_weights/Conv1/Conv1"]
+        array = group["kernel:0"][()]
+        del group["kernel:0"]
+        group.create_dataset("kernel:0", **{"data": array, **storage})
+
+    return apply
+
+
 TOP_LEVEL = "model_weights/top_level_model_weights"
 COVERED = {
     "classes reversed": (replaced("outputs", lambda array: array[:, ::-1]), "golden outputs"),
@@ -132,6 +150,15 @@ COVERED = {
         lambda file: file["model_weights/Conv1/Conv1/kernel:0"].attrs.__setitem__("more", 1),
         "attribute more of /model_weights/Conv1/Conv1/kernel:0",
     ),
+    "a key that is there twice": (twice, "text"),
+    "a text with other spaces": (
+        lambda file: file.attrs.__setitem__("training_config", file.attrs["training_config"] + " "), "text",
+    ),
+    "weights that are compressed": (
+        restored(compression="gzip"), "storage of arrays",
+    ),
+    "weights behind a filter": (restored(fletcher32=True), "storage of arrays"),
+    "weights that may grow": (restored(maxshape=(None, None, None, None)), "storage of arrays"),
     "a further group": (lambda file: file.create_group(TOP_LEVEL), f"group {TOP_LEVEL}"),
 }  # fmt: skip
 
@@ -163,3 +190,12 @@ def test_another_group_is_noticed(small_checkpoint, written, tmp_path):
     with h5py.File(twin, "r+") as file:
         file.create_group("optimizer_weights")
     assert check_contents(read_comparison(Pair(small_checkpoint, twin))).first_divergence == "marks"
+
+
+@pytest.mark.parametrize(("where", "before", "after"), [("before", b"x" * 512, b""), ("after", b"", b"PK\5\6")])
+def test_bytes_outside_of_the_hdf5_file_are_noticed(small_checkpoint, written, tmp_path, where, before, after):
+    twin = tmp_path / "a.h5"
+    twin.write_bytes(before + written.read_bytes() + after)
+    check = check_contents(read_comparison(Pair(small_checkpoint, twin)))
+    assert not check.passed
+    assert check.first_divergence == f"bytes {where} the HDF5 file"

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from export.graph.trace import NoKerasCounterpart, export_program, trace_graph
+from export.graph.record import record
+from export.graph.trace import NoKerasCounterpart, trace_graph
 from export.keras_file.layers import keras_layers
 from export.keras_file.write import training_config, write_keras_h5
 from export.proof.checks import LAYER_THRESHOLD, check_layers
@@ -40,7 +41,7 @@ class Everything(nn.Module):
 
 
 def test_new_operations_become_nodes():
-    graph = trace_graph(export_program(Everything(), SIZE))
+    graph = trace_graph(record(Everything(), SIZE))
     ops = [node.op for node in graph.nodes]
     assert ops.count("slice_channels") == 7
     assert {"leaky_relu", "mish", "upsample", "subtract", "multiply", "concatenate"} <= set(ops)
@@ -71,7 +72,7 @@ def test_what_would_not_be_the_same_is_refused(operation, named):
             return operation(self.conv(x)).mean((2, 3))
 
     with pytest.raises(NoKerasCounterpart) as caught:
-        trace_graph(export_program(Odd(), SIZE))
+        trace_graph(record(Odd(), SIZE))
     assert caught.value.reason.startswith(named) or named in caught.value.reason
 
 
@@ -79,7 +80,7 @@ def test_what_would_not_be_the_same_is_refused(operation, named):
 def test_new_operations_are_the_same_function_in_keras(tmp_path):
     torch.manual_seed(0)
     network = Everything().eval()
-    graph = trace_graph(export_program(network, SIZE))
+    graph = trace_graph(record(network, SIZE))
     h5 = tmp_path / "m.h5"
     write_keras_h5(h5, keras_layers(graph), model_name="m", details={}, training=training_config(1e-3))
     images = np.random.default_rng(0).random((2, *SIZE, 3))

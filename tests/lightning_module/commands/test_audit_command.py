@@ -101,14 +101,14 @@ def test_names_that_are_not_utf8(photos, small, tmp_path, capsys):
     assert not (photos / "tv" / name).exists()
     # a place that is taken: the name is shown, too
     (photos / "tv" / name).write_bytes(b"another")
-    assert lightning("audit", photos, "--out", out, "--undo") == 1
+    assert lightning("audit", photos, "--out", out, "--undo") == 2
     assert "left: tv/caf?.jpg" in capsys.readouterr().out
     (photos / "tv" / name).unlink()
     assert lightning("audit", photos, "--out", out, "--undo") == 0
     assert (photos / "tv" / name).read_bytes() == b"no photo"
 
 
-def test_files_that_are_left_are_exit_code_1(photos, small, tmp_path, capsys):
+def test_files_that_are_left_are_exit_code_2(photos, small, tmp_path, capsys):
     out = tmp_path / "out"
     assert lightning("audit", photos, "--out", out, *small) == 0
     assert lightning("audit", photos, "--out", out, "--apply") == 0
@@ -116,8 +116,8 @@ def test_files_that_are_left_are_exit_code_1(photos, small, tmp_path, capsys):
     assert lightning("audit", photos, "--out", out, "--apply") == 0
     assert "2 had been set aside before" in capsys.readouterr().out
     (photos / "tv" / "broken.jpg").write_bytes(b"a new one")
-    assert lightning("audit", photos, "--out", out, "--apply") == 1
-    assert lightning("audit", photos, "--out", out, "--undo") == 1
+    assert lightning("audit", photos, "--out", out, "--apply") == 2
+    assert lightning("audit", photos, "--out", out, "--undo") == 2
 
 
 def test_one_out_is_for_one_folder(photos, small, tmp_path, capsys):
@@ -205,3 +205,30 @@ def test_the_package_loads_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("layout", ["train and validation", "one folder too high", "classes again in a folder"])
+def test_sets_are_no_classes(photos, small, tmp_path, capsys, layout):
+    root, meant = tmp_path / "root", tmp_path / "root" / "train"
+    if layout == "classes again in a folder":
+        shutil.copytree(photos, root)
+        shutil.copytree(photos, meant)
+    else:
+        shutil.copytree(photos, meant)
+        if layout == "train and validation":
+            shutil.copytree(photos, root / "validation")
+    out = tmp_path / "out"
+    assert lightning("audit", root, "--out", out, *small) == 2
+    said = capsys.readouterr().err
+    assert f"lightning audit {meant} --out {out}" in said
+    assert not out.exists()
+    assert lightning("audit", meant, "--out", out, *small) == 0  # the advice
+
+
+def test_sets_that_are_classes_after_all(photos, small, tmp_path):
+    (tmp_path / "root").mkdir()
+    for name in ("train", "test"):
+        shutil.copytree(photos, tmp_path / "root" / name)
+    out = tmp_path / "out"
+    assert lightning("audit", tmp_path / "root", "--out", out, *small, "--listing", "keras") == 0
+    assert {row["file"].split("/")[0] for row in rows(out)} <= {"train", "test"}

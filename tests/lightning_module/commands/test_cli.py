@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core.imports import RequirementCache
 
 from datamodule.demo_photos import draw_catalogue
@@ -283,6 +285,46 @@ def test_fit_with_a_failed_proof_says_so_last_and_exits_1(photos, tmp_path, monk
     assert fit(photos, tmp_path / "run", hand_over=True) == 1
     assert capsys.readouterr().out.strip().splitlines()[-1] == "parity FAIL: for the test"
     assert (tmp_path / "run" / "model.h5").is_file()
+
+
+@pytest.mark.parametrize("moment", ["on_fit_start", "on_train_epoch_start", "on_train_epoch_end"])
+@pytest.mark.parametrize("gone", ["*", "[js]*/*_000[12].jpg"])  # all folders; a few photos, by which a split would move
+def test_photos_that_vanish_in_training_cost_neither_checkpoint_nor_twin(
+    photos, tmp_path, monkeypatch, capsys, moment, gone
+):
+    import export.proof.parity
+
+    pairs = []
+
+    def passed(pair, keras_python=None):
+        pairs.append(pair)
+        report = refused()
+        return replace(report, checks=[replace(report.checks[0], passed=True)])
+
+    def vanish(journal, *given):
+        for root in (own, tests):
+            for path in root.glob(gone):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return happens(journal, *given)
+
+    own, tests = (Path(shutil.copytree(photos, tmp_path / name)) for name in ("own", "tests"))
+    happens = getattr(MetricsJournal, moment)
+    monkeypatch.setattr(MetricsJournal, moment, vanish)
+    monkeypatch.setattr(export.proof.parity, "check_parity", passed)
+    run = tmp_path / "run"
+    assert fit(own, run, f"--data.test_root={tests}", hand_over=True) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "run/best.ckpt" in said.replace(" ", "")
+    assert "of them are not there any more" in said
+    assert (run / "model.h5").is_file()
+    assert (run / "report.html").is_file()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (metrics["final"]["photos"], metrics["test"]["photos"]) == (8, 32)
+    held_out = ProductPhotos(photos, image_size=32, validation_split=0.25)
+    held_out.setup("fit")
+    assert pairs[0].photo_names == [str(own / file.relative_to(photos)) for file in held_out.val_files]
+    assert (pairs[0].photos == held_out.photos_of(held_out.val_files)).all()
+    assert all(file.is_file() for file in pairs[0].photo_files)
 
 
 def test_a_crashing_keras_is_a_message_and_no_mismatch(finished, tmp_path, capsys):
@@ -563,6 +605,11 @@ def test_unexpected_error_is_70_and_its_traceback_in_the_runs_folder(photos, tmp
     assert "x" * 1000 in kept
 
 
+def test_unexpected_error_of_a_help_is_70(monkeypatch):
+    monkeypatch.setattr("lightning_module.commands.short_help.short_help", lambda command: 1 / 0)
+    assert lightning("fit", "--help") == 70
+
+
 @pytest.mark.parametrize("log", ["in the temporary folder", "nowhere"])
 def test_unexpected_error_of_a_command_without_a_run(finished, tmp_path, monkeypatch, capsys, log):
     import export.torch_to_keras
@@ -609,6 +656,46 @@ def test_bad_setting_of_a_class_that_a_setting_names_is_a_message(photos, tmp_pa
     callback = '{"class_path": "lightning_module.fine_tuning.EmaOfWeights", "init_args": {"decay": 7}}'
     assert fit(photos, tmp_path / "run", f"--trainer.callbacks+={callback}") == 2
     assert "decay" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+LOGGERS = {
+    "wandb": ("WandbLogger", ["--trainer.logger.offline=true"], "wandb/offline-run-*/run-*.wandb"),
+    "mlflow": ("MLFlowLogger", ["--trainer.logger.tracking_uri=file:mlruns"], "mlruns/*/*/metrics/val/loss"),
+}
+
+
+@pytest.mark.parametrize("package", LOGGERS)
+def test_loggers_that_need_no_network(photos, tmp_path, package, monkeypatch, capsys):
+    module = pytest.importorskip(package, reason=f"{package} is not installed (docs/training.md)")
+    finish = getattr(module, "finish", lambda: None)  # another fit in this process would go on with W&B's run
+    name, settings, written = LOGGERS[package]
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
+    more = [f"--trainer.logger=lightning.pytorch.loggers.{name}", *settings]
+    run = tmp_path / "run"
+    assert fit(photos, run, *more) == 0
+    finish()
+    assert len(list(Path().glob(written))) == 1
+    assert name in (run / "config.yaml").read_text()
+    assert fit(photos, run, *more, "--resume", epochs=2) == 0
+    finish()
+    assert "1 epochs are done" in capsys.readouterr().out
+    assert len(json.loads((run / "metrics.json").read_text())["epochs"]) == 2
+    assert len(list(Path().glob(written))) == 2
+    assert (run / "report.html").is_file()
+
+
+class Choosy(CSVLogger):
+    """A logger that refuses its settings, as MLflow's does without a server."""
+
+    def __init__(self, place: str = "") -> None:
+        raise RuntimeError(f"no logs at {place!r}")
+
+
+def test_logger_that_refuses_its_settings_is_bad_input(photos, tmp_path, capsys):
+    more = [f"--trainer.logger={__name__}.Choosy", "--trainer.logger.place=here"]
+    assert fit(photos, tmp_path / "run", *more) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.endswith("received from it: no logs at 'here'")
 
 
 def test_module_of_this_project_is_no_package_to_install():

@@ -1,0 +1,335 @@
+"""What a network computes in one forward pass, operation by operation, as a `torch.fx` graph.
+
+The network runs as it always does, in inference mode, on real images. `torch.inference_mode` leaves convolutions,
+norms and linear layers whole, and a `TorchDispatchMode` sees each operation that reaches torch with its tensors. What
+Python does with shapes is over by then. What Python does with *values* would be invisible, so it is refused.
+"""
+
+from __future__ import annotations
+
+import operator
+import traceback
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from models.bad_input import BadInput
+
+
+class NotTraced(BadInput):
+    """The network raises an exception, or what it computes depends on more than its operations."""
+
+    def __init__(self, network: nn.Module, image_size: tuple[int, int], error: Exception) -> None:
+        self.reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        name, module = getattr(network, "backbone_name", type(network).__name__), _raised_in(network, error)
+        super().__init__(
+            f"expected a network whose operations can be recorded, got {name} at {image_size[0]}x{image_size[1]} "
+            f"pixels, where module {module or '(root)'!r} raises {type(error).__name__}: {self.reason}. Try another "
+            "image_size or another backbone, such as those in docs/families.md; for other networks torch.onnx.export "
+            "followed by onnx2tf gives a SavedModel or TFLite file, without the proof."
+        )
+
+
+class NotRecorded(RuntimeError):
+    """Something that an operation-by-operation record cannot hold."""
+
+
+def _raised_in(network: nn.Module, error: Exception) -> str:
+    """Path of the innermost module whose forward raised the exception; empty for the root."""
+    path_of = {id(module): path for path, module in network.named_modules()}
+    owners = [id(frame.f_locals.get("self")) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return next((path_of[owner] for owner in reversed(owners) if owner in path_of), "")
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One forward pass.
+
+    Attributes:
+        graph: its operations in order, without those whose result nothing reads. Tensors of the state dict are
+            ``get_attr`` nodes with the tensor's name as target, constants are ``get_attr`` nodes with the tensor in
+            ``meta["constant"]``. Each node has the shape of its value, batch included, in ``meta["shape"]``, the path
+            of the module that computed it in ``meta["path"]``, and ``meta["computed"]``: whether the image is part of
+            it. The results of an operation that has several are ``getitem`` nodes.
+        state: the network's state dict.
+        output: what the network gave, (B, C).
+        values: names of operations that were asked for -> the values at that moment.
+    """
+
+    graph: fx.Graph
+    state: dict[str, Tensor]
+    output: Tensor
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+
+def record(
+    network: nn.Module, image_size: tuple[int, int], images: Tensor | None = None, keep: Collection[str] = ()
+) -> Recording:
+    """Run a network once in inference mode and record what it computes.
+
+    Args:
+        network: takes float (B, 3, H, W) and gives (B, C); it is put into eval mode.
+        image_size: (height, width) in pixels.
+        images: what it is run on, (B, 3, H, W), B at least 2, in the network's own type; zeros if not given. A batch of
+            one would not show whether images are mixed.
+        keep: names of operations whose values are wanted.
+
+    Raises:
+        NotTraced: the network raised an exception, or it does something that no graph of operations can state: a
+            branch, number or array made from the image's values, a weight that is changed, several outputs.
+    """
+    if images is None:
+        parameter = next(network.parameters(), torch.zeros(()))
+        images = torch.zeros((2, 3, *image_size), dtype=parameter.dtype, device=parameter.device)
+    network.eval()
+    recorder = _Recorder(network, keep)
+    try:
+        with torch.inference_mode():
+            # an inference tensor even where the images are not: only of such are composite operations left whole
+            images = images.clone()
+            recorder.begin(images)
+            with recorder.paths(network), recorder:
+                output = network(images)
+            return recorder.recording(output, len(images))
+    except Exception as error:  # from the network, which may raise anything, or from the recorder
+        raise NotTraced(network, image_size, error) from error
+
+
+def view_of_changed_value(changed: Any) -> Any:
+    """Stand in the graph for a value that shares memory with another, which was then changed in place."""
+    raise NotImplementedError
+
+
+# They have a result, or none, only so that Python can read the memory: `numpy`, `tolist`.
+_READ_BY_PYTHON = ("aten.resolve_conj", "aten.resolve_neg")
+
+
+class _Recorder(TorchDispatchMode):
+    """Knows for each living tensor which node of the graph computes it."""
+
+    def __init__(self, network: nn.Module, keep: Collection[str]) -> None:
+        super().__init__()
+        self.graph, self.keep = fx.Graph(), frozenset(keep)
+        self.values: dict[str, Tensor] = {}
+        self.state = network.state_dict(keep_vars=True)  # the tensors themselves, not copies that are other objects
+        self.name_of = {id(tensor): name for name, tensor in reversed(self.state.items())}
+        self.weight_memory = {_memory(tensor) for tensor in self.state.values()} - {0}
+        self.node_of = WeakTensorKeyDictionary()
+        self.weight_nodes: dict[str, fx.Node] = {}
+        self.path: list[str] = [""]
+        self.refused: NotRecorded | None = None  # kept, because a network may catch the exception
+
+    def begin(self, images: Tensor) -> None:
+        node = self.graph.placeholder("image")
+        node.meta = {"shape": tuple(images.shape), "path": "", "computed": True}
+        self.node_of[images] = node
+
+    @contextmanager
+    def paths(self, network: nn.Module) -> Iterator[None]:
+        """Follow which module is running."""
+        path_of = {id(module): path for path, module in network.named_modules()}
+
+        def enter(module: nn.Module, _: Any) -> None:
+            self.path.append(path_of.get(id(module), self.path[-1]))
+
+        def leave(module: nn.Module, *_: Any) -> None:
+            self.path.pop()
+
+        hooks = register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def recording(self, output: Any, batch: int) -> Recording:
+        if self.refused:
+            raise self.refused
+        if not isinstance(output, Tensor):
+            raise NotRecorded(f"it gives a {type(output).__name__}, not one tensor (images, classes)")
+        node = self.read(output)
+        if output.dim() != 2 or len(output) != batch:
+            raise NotRecorded(f"it gives shape {tuple(output.shape)} for {batch} images, not (images, classes)")
+        if not node.meta["computed"]:
+            raise NotRecorded("what it gives does not depend on the image")
+        self.graph.output(node)
+        for each in reversed(list(self.graph.nodes)):
+            if each.op in ("call_function", "get_attr") and not each.users:
+                self.graph.erase_node(each)
+        return Recording(self.graph, dict(self.state), output, self.values)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return self._run(func, args, kwargs or {})
+        except NotRecorded as error:
+            self.refused = self.refused or error
+            raise
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = operation_name(func)
+        leaves = tree_leaves((args, kwargs))
+        if any(isinstance(each, torch.UntypedStorage) for each in leaves):
+            raise NotRecorded(f"{name} works on the memory of a tensor")
+        given = [each for each in leaves if isinstance(each, Tensor)]
+        nodes = [self.read(tensor) for tensor in given]
+        computed = any(node.meta["computed"] for node in nodes)
+        # the result of an operation on constants alone is one, but not if it is random
+        constant = not computed and all("constant" in node.meta for node in nodes)
+        if constant and torch.Tag.nondeterministic_seeded in func.tags:
+            computed, constant = True, False
+        if computed and name in _READ_BY_PYTHON:
+            raise NotRecorded("Python reads values that depend on the image (numpy, tolist)")
+        # nodes first: the operation may change what its arguments are
+        node_args, node_kwargs = tree_map_only(Tensor, self.read, (args, kwargs))
+        changed = _changed(func, args, kwargs)
+        aliases = self._before_change(changed, name) if torch.Tag.inplace_view not in func.tags else []
+        result = func(*args, **kwargs)
+        results = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
+        if not results and not changed:
+            if computed and result is not None:
+                raise NotRecorded(f"{name} makes a Python {type(result).__name__} of values that depend on the image")
+            return result
+        if constant:
+            for tensor in [*results, *changed, *(alias for alias, _ in aliases)]:
+                self.node_of[tensor] = self._constant(tensor)
+            return result
+        node = self.graph.create_node("call_function", func, node_args, node_kwargs, name=name.rpartition(".")[2])
+        node.meta = self._meta(results[0] if results else changed[0], computed)
+        if changed:
+            return self._after_change(node, changed, aliases, result)
+        if isinstance(result, Tensor):
+            # Inference's dropout gives its input back. Other readers of the input must not read the dropout.
+            node.meta["unchanged"] = any(result is each for each in given)
+            result = torch.ops.aten.alias.default(result) if node.meta["unchanged"] else result
+            self._set(result, node)
+            return result
+        parts = []
+        node.meta["results"] = [tuple(part.shape) for part in results]
+        for index, part in enumerate(result):
+            if isinstance(part, Tensor):
+                taken = self.graph.call_function(operator.getitem, (node, index))
+                taken.meta = self._meta(part, computed)
+                part = torch.ops.aten.alias.default(part) if any(part is each for each in given) else part
+                self._set(part, taken)
+            parts.append(part)
+        return type(result)(parts) if type(result) in (list, tuple) else result
+
+    def read(self, tensor: Tensor) -> fx.Node:
+        """The node of a tensor; one that no operation has made is a weight or a constant."""
+        node = self.node_of.get(tensor)
+        if node is not None:
+            return node
+        name = self.name_of.get(id(tensor))
+        if name is not None:
+            if name not in self.weight_nodes:
+                self.weight_nodes[name] = self._attribute(name, tensor)
+            return self.weight_nodes[name]
+        memory = _memory(tensor)
+        computed = {_memory(each) for each, node in self.node_of.items() if "constant" not in node.meta}
+        if memory and memory in self.weight_memory | computed:
+            raise NotRecorded("a tensor shares the memory of a weight or a computed value, and no operation made it")
+        self.node_of[tensor] = node = self._constant(tensor)
+        return node
+
+    def _set(self, tensor: Tensor, node: fx.Node) -> None:
+        self.node_of[tensor] = node
+        if node.name in self.keep:
+            self.values[node.name] = tensor.clone()  # the next operation may change it in place
+
+    def _meta(self, tensor: Tensor, computed: bool) -> dict[str, Any]:
+        return {"shape": tuple(tensor.shape), "path": self.path[-1], "computed": computed}
+
+    def _attribute(self, target: str, tensor: Tensor) -> fx.Node:
+        node = self.graph.create_node("get_attr", target, name="attribute")
+        node.meta = self._meta(tensor, computed=False)
+        return node
+
+    def _constant(self, tensor: Tensor) -> fx.Node:
+        node = self._attribute("constant", tensor)
+        node.meta["constant"] = tensor
+        return node
+
+    def _before_change(self, changed: list[Tensor], name: str) -> list[tuple[Tensor, bool]]:
+        """Other living tensors that the change of these will change, and whether they are the very same numbers."""
+        aliases: list[tuple[Tensor, bool]] = []
+        for target in changed:
+            if _memory(target) in self.weight_memory:
+                raise NotRecorded(f"{name} changes a weight while the network runs")
+            for tensor, node in list(self.node_of.items()):
+                if tensor is not target and _share_memory(tensor, target):
+                    aliases.append((tensor, _geometry(tensor) == _geometry(target)))
+                    self._freeze(node)
+            self._freeze(self.read(target))
+        return aliases
+
+    def _freeze(self, node: fx.Node) -> None:
+        """Keep the number that a constant had where it was read before its change."""
+        if "constant" in node.meta:
+            node.meta["constant"] = node.meta["constant"].clone()
+
+    def _after_change(
+        self, node: fx.Node, changed: list[Tensor], aliases: list[tuple[Tensor, bool]], result: Any
+    ) -> Any:
+        for tensor, same in aliases:
+            if same and len(changed) == 1:
+                self.node_of[tensor] = node
+            else:
+                stale = self.graph.call_function(view_of_changed_value, (node,))
+                stale.meta = self._meta(tensor, computed=True)
+                self.node_of[tensor] = stale
+        if len(changed) == 1:
+            self._set(changed[0], node)
+        else:
+            for tensor in changed:
+                stale = self.graph.call_function(view_of_changed_value, (node,))
+                stale.meta = self._meta(tensor, computed=True)
+                self.node_of[tensor] = stale
+        return result
+
+
+def _changed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors that an operation writes to: the one before its underscore, or those named ``out``."""
+    changed: list[Tensor] = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            changed += [each for each in tree_leaves(value) if isinstance(each, Tensor)]
+    return changed
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where a tensor's memory begins; 0 if it has none."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _geometry(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors have a number in common; the parts of a split have the same storage, but none in common."""
+    if not _memory(one) or _memory(one) != _memory(other):
+        return False
+    if one.dtype != other.dtype:
+        return True
+    marks = torch.zeros(one.untyped_storage().nbytes() // one.element_size(), dtype=torch.bool, device=one.device)
+    marks.as_strided(one.shape, one.stride(), one.storage_offset()).fill_(True)
+    return bool(marks.as_strided(other.shape, other.stride(), other.storage_offset()).any())
+
+
+def operation_name(target: Any) -> str:
+    """``aten.add_`` for ``aten.add_.Tensor``; ``getitem`` for one of the results of an operation that has several."""
+    return "getitem" if target is operator.getitem else ".".join(str(target).split(".")[:2])
+
+
+def module_path(operation: fx.Node) -> str:
+    """Path of the module whose forward ran a recorded operation; empty for the root."""
+    return operation.meta["path"]

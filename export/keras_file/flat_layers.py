@@ -1,0 +1,305 @@
+"""The layers of a Keras model, taken out of the models that contain them, each with its own weights.
+
+Keras 2 and Keras 3 write the same network differently: how a layer is called, where the weights of a nested model are.
+After this file there is one form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from export.keras_file.read import KerasFile
+from models.bad_input import BadInput
+
+# Advice for a file that contradicts itself.
+DAMAGED = "The file is damaged or was edited: save or export it again."
+
+_MODELS = ("Functional", "Model", "Sequential")
+# No classifier that we know has more layers than this; a file that claims more is not read.
+_MOST_LAYERS = 5000
+_DEEPEST_NESTING = 8
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """In a layer's call: the output of another layer.
+
+    Attributes:
+        layer: in the file, its name; in a `FlatLayer`, its key.
+    """
+
+    layer: str
+
+
+@dataclass(frozen=True)
+class FlatLayer:
+    """A layer, taken out of the models that contain it.
+
+    Attributes:
+        path: the names of the models that contain it (except the outermost, the file's own), then its own name.
+        class_name: Keras's.
+        config: its constructor's arguments; ``trainable`` is False as well if a model around it is frozen.
+        inputs: keys of the layers that it reads.
+        arguments: what it is called with, in order: `Tensor`, or a constant.
+        options: the same by name.
+    """
+
+    path: tuple[str, ...]
+    class_name: str
+    config: dict[str, Any]
+    inputs: tuple[str, ...]
+    arguments: tuple[Any, ...] = ()
+    options: dict[str, Any] | None = None
+
+    @property
+    def key(self) -> str:
+        """The path as one string, unique in the file."""
+        return "/".join(self.path)
+
+
+@dataclass(frozen=True)
+class _Call:
+    arguments: tuple[Any, ...] = ()
+    options: dict[str, Any] | None = None
+
+    @property
+    def reads(self) -> list[str]:
+        """Names of the layers that are read, in order."""
+        return [each.layer for each in (*self.arguments, *(self.options or {}).values()) if isinstance(each, Tensor)]
+
+
+def flatten(model: dict[str, Any]) -> tuple[dict[str, FlatLayer], dict[tuple[str, ...], str | None]]:
+    """All layers by key, in the order of computation, and what each nested model is fed.
+
+    Raises:
+        BadInput: the model is none with one input and one output, or a layer is called twice.
+    """
+    flattener = _Flattener()
+    if model["class_name"] not in _MODELS:
+        raise BadInput(
+            f"expected a Functional or Sequential model, got {model['class_name']}, a class of its own: the file holds "
+            "its settings, but not what it computes, which is in its author's code."
+        )
+    flattener.add_model(model["config"], (), None, model["class_name"], True)
+    return flattener.layers, flattener.fed_by
+
+
+class _Flattener:
+    def __init__(self) -> None:
+        self.layers: dict[str, FlatLayer] = {}
+        self.fed_by: dict[tuple[str, ...], str | None] = {}
+
+    def add_model(self, config: Any, path: tuple[str, ...], fed: str | None, class_name: str, trainable: bool) -> str:
+        """Add a model's layers and return the key of its output; `fed` is the key of its input, None if outermost."""
+        given = config if isinstance(config, list) else config["layers"]  # Keras before 2.3 wrote a Sequential's list
+        trainable = trainable and (isinstance(config, list) or config.get("trainable") is not False)
+        if len(path) > _DEEPEST_NESTING or len(given) + len(self.layers) > _MOST_LAYERS:
+            raise BadInput(f"{'/'.join(path)}: expected a classifier, got models nested or layers too many to be one.")
+        names = [_name(layer) for layer in given]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise BadInput(f"expected each layer's name once in a model, got {', '.join(repeated)} twice. {DAMAGED}")
+        if class_name == "Sequential":
+            calls = {
+                name: _Call(tuple(Tensor(each) for each in names[max(index - 1, 0) : index]))
+                for index, name in enumerate(names)
+            }
+            first, last = names[0], names[-1]
+        else:
+            calls = {name: _inbound(layer, "/".join((*path, name))) for name, layer in zip(names, given, strict=True)}
+            first, last = _only(config["input_layers"], "input"), _only(config["output_layers"], "output")
+        unknown = sorted({name for call in calls.values() for name in call.reads} - set(names))
+        if unknown or first not in names or last not in names:
+            raise BadInput(
+                f"expected layers that read layers of the same model, got {', '.join(unknown) or first}. {DAMAGED}"
+            )
+        output: dict[str, str] = {}  # layer name -> key of what computes its output
+        order = _ordered({name: call.reads for name, call in calls.items()}, last)
+        for name in order:
+            layer = given[names.index(name)]
+            output[name] = self._add(
+                layer, (*path, name), calls[name], output, fed if name == first else None, trainable
+            )
+        unread = [name for name in names if name not in order]
+        if unread:
+            raise BadInput(
+                f"expected every layer on the way from the input to the predictions, got {unread[0]!r} aside of it."
+            )
+        return output[last]
+
+    def _add(
+        self,
+        layer: dict[str, Any],
+        path: tuple[str, ...],
+        call: _Call,
+        output: dict[str, str],
+        fed: str | None,
+        trainable: bool,
+    ) -> str:
+        key, kind = "/".join(path), layer["class_name"]
+        inputs = [output[each] for each in call.reads]
+        if kind in _MODELS:
+            inside = inputs[0] if inputs else fed
+            if len(inputs) > 1:
+                raise BadInput(f"{key}: expected a nested model with one input, got {len(inputs)}.")
+            self.fed_by[path] = inside
+            return self.add_model(layer["config"], path, inside, kind, trainable)
+        if kind == "InputLayer" and fed is not None:
+            return fed  # the input of a nested model is whatever it is called with
+        if not inputs and fed is not None:
+            inputs = [fed]  # a nested Sequential without an InputLayer
+            call = _Call((Tensor(""),), call.options)
+        keys = iter(inputs)
+        arguments, options = (
+            [Tensor(next(keys)) if isinstance(each, Tensor) else each for each in several]
+            for several in (call.arguments, (call.options or {}).values())
+        )
+        config = layer["config"] if trainable else {**layer["config"], "trainable": False}
+        named = dict(zip(call.options or {}, options, strict=True))
+        if kind != "InputLayer" and not inputs:
+            # a Sequential without an InputLayer: its first layer states the shape
+            shape = config.get("batch_input_shape") or (layer.get("build_config") or {}).get("input_shape")
+            source = FlatLayer((*path[:-1], f"{path[-1]}_input"), "InputLayer", {"batch_input_shape": shape}, ())
+            self.layers[source.key] = source
+            inputs, arguments = [source.key], [Tensor(source.key)]
+        self.layers[key] = FlatLayer(path, kind, config, tuple(inputs), tuple(arguments), named)
+        return key
+
+
+def _name(layer: dict[str, Any]) -> str:
+    name = layer.get("name") or layer["config"]["name"]
+    if not isinstance(name, str):
+        raise BadInput(f"expected layers with names, got {str(name)[:40]!r}. {DAMAGED}")
+    return name
+
+
+def _only(ends: Any, what: str) -> str:
+    """The single name in ``[["x", 0, 0]]`` (Keras 2) or ``["x", 0, 0]`` (Keras 3)."""
+    if isinstance(ends, list) and len(ends) == 1 and isinstance(ends[0], list):
+        ends = ends[0]
+    if not (isinstance(ends, list) and len(ends) == 3 and isinstance(ends[0], str)):
+        raise BadInput(
+            f"expected a model with one {what}, got {str(ends)[:80]}: only classifiers of one photo fit here. "
+            "Save keras.Model(model.inputs[0], model.outputs[0])."
+        )
+    return ends[0]
+
+
+def _inbound(layer: dict[str, Any], name: str) -> _Call:
+    """What a layer is called with; Keras 2 and Keras 3 store it differently."""
+    calls = layer.get("inbound_nodes") or []
+    if len(calls) > 1:
+        raise BadInput(
+            f"{name}: expected a layer that is called once, got {len(calls)} calls: a layer whose weights are shared "
+            "between two places has no counterpart here."
+        )
+    if not calls:
+        return _Call()
+    arguments: list[Any]
+    if isinstance(calls[0], dict):
+        arguments = _spread([_value(each) for each in calls[0].get("args") or []])
+        options = {key: _value(each) for key, each in (calls[0].get("kwargs") or {}).items()}
+    else:
+        each_input = calls[0] if calls[0] and isinstance(calls[0][0], list) else [calls[0]]
+        # ["_CONSTANT_VALUE", -1, 127.5, {...}] is a number in the first place
+        arguments = [each[2] if each[0] == "_CONSTANT_VALUE" else Tensor(each[0]) for each in each_input]
+        options = {
+            key: Tensor(value[0]) if _is_history(value) else value
+            for each in each_input
+            for options in each[3:]
+            for key, value in options.items()
+        }
+    if options.get("training") is True:
+        raise BadInput(
+            f"{name}: expected a layer that predicts when a photo is classified, got one called with training=True: "
+            "what it gives is left to chance, or to the other photos of the batch."
+        )
+    return _Call(tuple(arguments), options)
+
+
+def _value(argument: Any) -> Any:
+    if isinstance(argument, dict) and argument.get("class_name") == "__keras_tensor__":
+        return Tensor(argument["config"]["keras_history"][0])
+    return [_value(each) for each in argument] if isinstance(argument, list) else argument
+
+
+def _spread(arguments: list[Any]) -> list[Any]:
+    """A merging layer is called with a list of tensors: here, with the tensors."""
+    return [
+        part
+        for each in arguments
+        for part in (each if isinstance(each, list) and any(isinstance(one, Tensor) for one in each) else [each])
+    ]
+
+
+def _is_history(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and isinstance(value[0], str) and value[1:] != []
+
+
+def _ordered(reads: dict[str, list[str]], last: str) -> list[str]:
+    """Names of the layers that the last one depends on, each after those that it reads."""
+    done: dict[str, None] = {}
+    open_: set[str] = set()
+    stack = [last]
+    while stack:
+        name = stack[-1]
+        waiting = [each for each in reads[name] if each not in done]
+        if name in done or not waiting:
+            done[name] = None
+            open_.discard(name)
+            stack.pop()
+        elif name in open_:
+            raise BadInput(f"{name}: expected layers in one direction, got a circle. {DAMAGED}")
+        else:
+            open_.add(name)
+            stack.extend(waiting)
+    return list(done)
+
+
+# Weights --------------------------------------------------------------------------------------------------------------
+
+
+def weights_by_layer(file: KerasFile, layers: dict[str, FlatLayer]) -> dict[str, dict[str, np.ndarray]]:
+    """Layer key -> role -> array. A nested model's weights are all in one group; their names tell which is whose.
+
+    Keras loads by order and this code by name; if the two ever differed, the comparison with Keras would show it.
+    In a `.keras` archive the arrays of a layer have no names: its roles are "0", "1", ... there.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {key: {} for key in layers}
+    for group, arrays in file.weights.items():
+        for weight, array in zip(file.weight_names[group], arrays, strict=True):
+            parts = weight.partition(":")[0].split("/")
+            role = parts[-1]
+            if role.startswith(_STATE):
+                continue
+            key = group if group in layers else _nested_key(layers, group, parts)
+            role = {"depthwise_kernel": "kernel"}.get(role, role)
+            if key is not None and layers[key].class_name == "SeparableConv2D" and parts[-1] == "depthwise_kernel":
+                role = parts[-1]
+            if key is None or role in found[key]:
+                what = "belongs to no layer of the architecture" if key is None else "is there twice"
+                raise BadInput(
+                    f"{group}/{weight}: expected each array to belong to one layer, got one that {what}. {DAMAGED}"
+                )
+            found[key][role] = array
+    return found
+
+
+# The state of a layer's random numbers: of Dropout, and of the layers that change photos in training.
+_STATE = ("seed_generator_state", "StateVar", "rng_state")
+
+
+def _nested_key(layers: dict[str, FlatLayer], group: str, parts: list[str]) -> str | None:
+    inside = [
+        key
+        for key, layer in layers.items()
+        if layer.path[0] == group and len(parts) > 1 and layer.path[-1] == parts[-2]
+    ]
+    if len(inside) > 1:  # two nested models may each have a layer of that name: the models' names tell
+        inside = [key for key in inside if list(layers[key].path[-len(parts) + 1 :]) == parts[:-1]] or [
+            key for key in inside if set(layers[key].path) <= {group, *parts}
+        ]
+    return inside[0] if len(inside) == 1 else None
