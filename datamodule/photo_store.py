@@ -19,6 +19,7 @@ from PIL import Image
 from datamodule.pixel_file import DamagedRow, PixelFile, Signature
 from models.bad_input import BadInput
 from models.choices import MOST_PHOTO_BYTES, MOST_PIXELS, PHOTO_FORMATS
+from models.cores import usable_cores
 
 READ_FORMATS = [name for name in PHOTO_FORMATS if name != "AVIF" or find_spec("PIL.AvifImagePlugin")]
 """Those that this Pillow has: before 11.3 it has no AVIF."""
@@ -242,8 +243,7 @@ class PhotoStore:
     def _decode(self, files: list[Path], keep: Callable[[dict[bytes, np.ndarray]], None]) -> Iterator[BadPhoto | None]:
         """Decode the files in parts, so that no more than one part waits to be written."""
         step = max(1, BYTES_AT_ONCE // self.photo_bytes)
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-        with ThreadPoolExecutor(cores) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             for start in range(0, len(files), step):
                 part = files[start : start + step]
                 fresh: dict[bytes, np.ndarray] = {}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from models.atomic_write import replacing
 from models.bad_input import BadInput
@@ -71,7 +72,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     content = read_content(path)
     settings = _hyper_parameters(path, content)
     state = _tensors(path, content["state_dict"])
-    with torch.device("meta"):  # the settings may claim a network of any size: allocate nothing
+    with torch.device("meta"), _WithoutValues():  # the settings may claim a network of any size: allocate nothing
         _check_tensors(path, _network(path, settings), state)
     network = _network(path, settings)  # for real: what it computes from the settings is not in `state`
     network.load_state_dict(state)
@@ -256,6 +257,19 @@ def _network(path: Path, settings: dict[str, Any]) -> TimmClassifier:
             f"{path}: expected settings that a network can be built from, got some that raise {type(error).__name__}: "
             f"{str(error)[:200]}. The file is damaged or was edited."
         ) from error
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Leaves weights as they are in place of initialising them.
+
+    On the meta device there is nothing to initialise, and `normal_` would import torch's compiler to find that out.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") == "normal_":
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -12,6 +12,7 @@ import torch
 
 from datamodule.audit.inspection import Inspection
 from datamodule.photo_store import load_photo
+from models.cores import usable_cores
 from models.frozen_backbone import FrozenBackbone
 from models.timm_mobilenetv2 import TimmClassifier
 
@@ -59,7 +60,7 @@ class PhotoFeatures:
         missing = [photo for digest, photo in wanted.items() if digest not in known]
         parts = [missing[start : start + PHOTOS_AT_ONCE] for start in range(0, len(missing), PHOTOS_AT_ONCE)]
         try:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
+            with ThreadPoolExecutor(usable_cores()) as pool:
                 for part in progress(parts, len(parts)):
                     views = torch.from_numpy(np.stack(list(pool.map(self._views, part)))).flatten(0, 1)
                     pixels = views.permute(0, 3, 1, 2).float() * (1 / 255)

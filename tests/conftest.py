@@ -32,6 +32,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ.setdefault(name, "1")  # for the processes that tests start
+# or a command in this process, which takes what is free, would change the threads between two fits that are compared
+os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
 GIB_PER_WORKER, MOST_WORKERS = 3, 2

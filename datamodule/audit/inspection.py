@@ -1,7 +1,6 @@
 """Inspects each file: its format and what can be measured of the photo without a network."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from datamodule.photo_store import BadPhoto, load_photo, open_photo, read_file
+from models.cores import usable_cores
 
 FORMATS = {
     ".jpg": {"JPEG", "MPO"},
@@ -79,7 +79,7 @@ def inspect_all(
         The photos that can be read, in the order of `files`, and those that cannot.
     """
     # A listed file may not exist, for example if it is a broken link. Then it is a BadPhoto, too.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         seen = list(progress(pool.map(_try_inspect, files), len(files)))
     return [each for each in seen if isinstance(each, Inspection)], [
         each for each in seen if isinstance(each, BadPhoto)

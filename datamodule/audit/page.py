@@ -3,7 +3,6 @@
 import base64
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from datamodule.audit.findings import COLUMNS, KINDS, QUARANTINE, Finding, displayable
 from datamodule.photo_store import open_photo
+from models.cores import usable_cores
 from models.page_style import render_template
 
 THUMBNAIL = 132
@@ -117,7 +117,7 @@ def _card(finding: Finding, row_of: dict[str, int], places: dict[str, int]) -> d
 
 def _make_thumbnails(root: Path, files: Sequence[str], small: set[str]) -> dict[str, str]:
     """JPEG thumbnails as data URIs, one for each file however often it is shown; empty where the file is no photo."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         made = pool.map(lambda file: _thumbnail(root / file, SMALL_THUMBNAIL if file in small else THUMBNAIL), files)
         return dict(zip(files, made, strict=True))
 

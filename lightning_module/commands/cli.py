@@ -14,6 +14,7 @@ from export.worker.keras_process import KerasFailed
 from lightning_module.commands.allocator import keep_freed_memory
 from lightning_module.commands.endings import keep_log_in, keep_traceback, outlive_readers, reason_in_settings
 from models.bad_input import BadInput
+from models.cores import use_threads, wait_asleep
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -112,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 return
             arguments = ["--help" if underscored(each) == "--help_all" else each for each in arguments]
         keep_freed_memory()
+        wait_asleep()
         keep_log_in(None)
         _function(COMMANDS[first].place)(arguments)
     except (BadInput, ArgumentError) as error:  # ArgumentError: for example, a checkpoint has an unknown setting
@@ -198,6 +200,8 @@ def parse(command: str, parser: "ArgumentParser", arguments: list[str], options:
 def parse_for(function: Callable, command: str, arguments: list[str], exit_codes: str = EXIT_CODES) -> dict[str, Any]:
     """Parse the command line of a command that is a single function, whose arguments are the options.
 
+    Every such command has `--num_threads` besides, which is done here.
+
     Args:
         function: the function, with docstring and type annotations.
         command: the command's name.
@@ -208,13 +212,19 @@ def parse_for(function: Callable, command: str, arguments: list[str], exit_codes
         BadInput: the arguments cannot be parsed.
     """
     from jsonargparse import ArgumentParser
+    from jsonargparse.typing import PositiveInt
 
     summary = COMMANDS[command].summary
     parser = ArgumentParser(prog=f"lightning {command}", description=summary, epilog=exit_codes, **PARSING)
     parser.add_function_arguments(function, as_positional=True)
+    parser.add_argument("--num_threads", type=PositiveInt | None, default=None, help=f"CPU threads; {BY_DEFAULT}.")
     settings: dict[str, Any] = parse(command, parser, arguments).as_dict()
+    use_threads(settings.pop("num_threads"))
     return settings
 
+
+BY_DEFAULT = "by default as many as there are cores with nothing else to do"
+"""For the help texts: the number of threads."""
 
 _PLAIN = {
     r'^Parser key "([^"]+)":\s*': r"--\1: ",

@@ -1,7 +1,6 @@
 """`lightning predict`: labels any number of photos with a checkpoint or its twin."""
 
 import csv
-import os
 import sys
 import warnings
 from collections import Counter
@@ -24,6 +23,7 @@ from lightning_module.evaluation.labellers import Device, KerasFileLabeller, Lab
 from lightning_module.evaluation.top_labels import DECIMALS, SHOWN, top_labels
 from models.atomic_write import replacing
 from models.bad_input import BadInput
+from models.cores import usable_cores
 from models.spreadsheet_text import as_text
 
 NAMED = 20
@@ -149,8 +149,7 @@ def decoded(
     Yields:
         Files with their pixels, uint8 (H, W, 3), and the files that cannot be read; together `batch_size`.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    with ThreadPoolExecutor(cores) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
 
         def begin() -> list[tuple[Path, Future[np.ndarray]]]:
             return [

@@ -104,7 +104,7 @@ GROUPS = (
         ("trainer.devices", "auto", "how many of them, or which"),
         ("trainer.precision", "null", "of training steps; bf16-mixed suits GPUs"),
         ("trainer.deterministic", "null", "true: the same numbers every time, even on a GPU"),
-        ("num_threads", "null", "CPU threads of torch; null for as many as there are cores"),
+        ("num_threads", "null", "CPU threads; null: all cores, in validate and test the free ones"),
         ("seed_everything", "0", "seed of the network's random weights and dropout"),
     )),
     Group("", "", FIT, (

@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 import yaml
 from jsonargparse import ActionYesNo
 from jsonargparse.typing import PositiveInt
@@ -52,6 +51,7 @@ from lightning_module.run.resumed_run import (
 from lightning_module.run.run_folder import RunFolder, run_folder_of
 from lightning_module.run.stop_signals import requeued
 from models.bad_input import BadInput
+from models.cores import use_threads
 from models.timm_mobilenetv2 import ARCHITECTURE
 
 DEFAULT_RUN = "runs/latest"
@@ -172,8 +172,8 @@ class TrainingCLI(LightningCLI):
             "--num_threads",
             type=PositiveInt | None,
             default=None,
-            help="CPU threads of torch, 1 or more; null for as many as there are cores. Small steps are not worth "
-            "sharing out, least of all on a machine that is busy.",
+            help="CPU threads, 1 or more; null for as many as there are cores, and in validate and test as there are "
+            "cores with nothing else to do. Small steps are not worth sharing out.",
         )
         for name in LINKED:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
@@ -256,8 +256,9 @@ class TrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Check the run's folder and the monitors before anything is read, and set the number of threads."""
-        if threads := self._get(self.config, "num_threads"):
-            torch.set_num_threads(threads)
+        # a fit takes what it may have and not what is free: it goes on when the others have finished, and gives the
+        # same numbers every time
+        use_threads(self._get(self.config, "num_threads"), share=self.subcommand != "fit")
         trainer = self._get(self.config, "trainer")
         if trainer.deterministic and trainer.benchmark:  # gpu.yaml sets it; it chooses algorithms by measured speed
             trainer.benchmark = False
