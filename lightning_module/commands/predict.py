@@ -100,7 +100,7 @@ def predict(
             progress.advance(task, len(batch) + len(bad))
     if not bad_rows.count and _is_ours(bad_out):
         bad_out.unlink()  # an earlier run's file, which would be mistaken for this one's
-    print(f"{rows.count} photos labelled: {out}")
+    print(f"{rows.count} {'photo' if rows.count == 1 else 'photos'} labelled: {out}")
     if bad_rows.count:
         print(f"{bad_rows.count} that cannot be read: {bad_out}")
         for each in named:

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from unicodedata import bidirectional
 
 import numpy as np
 
@@ -18,6 +19,26 @@ WIDTH = 5.2
 """Inches of a picture: little, and panels below each other, so that it can be read on a phone."""
 MOST_NUMBERS = 25
 """Classes up to which the cells of a confusion matrix have their numbers written in."""
+
+BACKWARDS = ("R", "AL", "AN")
+"""Unicode's classes of letters and numbers that are written from right to left."""
+
+
+def drawn_names(class_names: Sequence[str]) -> list[str]:
+    """Return class names as pictures can have them: those that matplotlib cannot write are "class 3", counted from 1.
+
+    Its font has no Chinese, Devanagari and the like; Arabic and Hebrew it would write backwards and unjoined. The page
+    says which class that is, as text, for which a browser finds fonts.
+    """
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    known = get_font(findfont(FontProperties())).get_charmap()
+    return [
+        name
+        if all(ord(letter) in known and bidirectional(letter) not in BACKWARDS for letter in name)
+        else f"class {n}"
+        for n, name in enumerate(class_names, start=1)
+    ]
 
 
 def curves_png(epochs: Sequence[dict[str, Any]], best: int | None) -> bytes:
@@ -50,9 +71,11 @@ def curves_png(epochs: Sequence[dict[str, Any]], best: int | None) -> bytes:
                 "kept", (best + 1, 1), xycoords=("data", "axes fraction"), xytext=(-3 if late else 3, -3),
                 textcoords="offset points", va="top", ha="right" if late else "left", color=INK, fontsize=8,
             )  # fmt: skip
+        if len(numbers) == 1:  # there would be fractions of an epoch
+            panel.set_xlim(numbers[0] - 0.5, numbers[0] + 0.5)
         panel.set_xlabel("epoch")
         panel.set_title(metric, loc="left")
-        panel.xaxis.get_major_locator().set_params(integer=True)
+        panel.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         panel.grid(color="#e6eaee")
         panel.set_axisbelow(True)
     axes[0].legend(frameon=False, fontsize=9)
@@ -100,7 +123,7 @@ def learning_rate_png(rates: np.ndarray, losses: np.ndarray, smooth: np.ndarray,
 
 def confusion_png(evaluation: Evaluation) -> bytes:
     """Counts, and below them shares of each true class."""
-    counts, names = evaluation.confusion, evaluation.measured.class_names
+    counts, names = evaluation.confusion, drawn_names(evaluation.measured.class_names)
     size = min(4.0 + 0.32 * len(names), 14.0)
     figure = _figure(size, 2 * size)
     support = np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -110,8 +133,9 @@ def confusion_png(evaluation: Evaluation) -> bytes:
         panel.imshow(shown, cmap="Blues", vmin=0, vmax=1)
         panel.set_title(title, loc="left")
         font = max(4.0, min(9.0, 500 / len(names)))
-        panel.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=font)
-        panel.set_yticks(range(len(names)), names, fontsize=font)
+        text: dict[str, Any] = {"fontsize": font, "parse_math": False}  # a name may have dollars
+        panel.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", **text)
+        panel.set_yticks(range(len(names)), names, **text)
         panel.set_xlabel("predicted")
         panel.set_ylabel("true")
         panel.spines[:].set_visible(False)
@@ -119,8 +143,7 @@ def confusion_png(evaluation: Evaluation) -> bytes:
             for (row, column), value in np.ndenumerate(values):
                 if counts[row, column]:
                     colour = "white" if shown[row, column] > 0.5 else INK
-                    text = format(value, form)
-                    panel.text(column, row, text, ha="center", va="center", color=colour, fontsize=font)
+                    panel.text(column, row, format(value, form), ha="center", va="center", color=colour, fontsize=font)
     return _png(figure)
 
 

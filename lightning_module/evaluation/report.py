@@ -87,12 +87,12 @@ def _training_batch(trainer: L.Trainer) -> bytes | None:
     module: Any = trainer.lightning_module
     if not (hasattr(datamodule, "training_batch") and hasattr(module, "training_input")):
         return None
-    from lightning_module.evaluation.plots import batch_png
+    from lightning_module.evaluation.plots import batch_png, drawn_names
 
     with isolate_rng():  # whoever trains on draws what would have been drawn
         seed_generators(0)  # a resumed run's picture is that of one that was not interrupted
         images, shares = module.training_input(*datamodule.training_batch(MOST_OF_BATCH))
-    names = module.class_names
+    names = drawn_names(module.class_names)
     if shares.ndim == 1:
         shares = nn.functional.one_hot(shares, len(names))
     else:  # label smoothing gives all classes the same on top of what is in the photo
@@ -213,13 +213,17 @@ def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -
 
 def _class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     """Figures per class, and what its photos are most often taken for."""
+    from lightning_module.evaluation.plots import drawn_names
+
     names = evaluation.measured.class_names
+    drawn = drawn_names(names)
     rows = []
     for index, (name, figures) in enumerate(per_class(evaluation.confusion.tolist(), names).items()):
         others = evaluation.confusion[index].copy()
         others[index] = 0
         most = int(others.argmax())
-        rows.append({"name": name, **figures, "taken_for": (names[most], int(others[most])) if others[most] else None})
+        taken_for = (names[most], int(others[most])) if others[most] else None
+        rows.append({"name": name, "drawn": drawn[index], **figures, "taken_for": taken_for})
     return rows
 
 

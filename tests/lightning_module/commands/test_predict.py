@@ -182,7 +182,7 @@ def test_single_photo(checkpoint, photos, tmp_path, capsys):
     photo, out = photos / "odd" / "plain.jpg", tmp_path / "one.csv"
     assert lightning("predict", checkpoint, photo, "--out", out) == 0
     assert [row["file"] for row in rows_of(out)] == [str(photo)]
-    assert "1 photos labelled" in capsys.readouterr().out
+    assert "1 photo labelled" in capsys.readouterr().out
 
 
 def test_two_classes_leave_the_third_empty(photos, tmp_path):

@@ -18,6 +18,7 @@ from export.checkpoint import read_checkpoint
 from lightning_module.classifier import ProductClassifier
 from lightning_module.evaluation.figures import evaluate
 from lightning_module.evaluation.measured_photos import KeepLogits, MeasuredPhotos, in_order
+from lightning_module.evaluation.plots import confusion_png, curves_png, drawn_names
 from lightning_module.evaluation.report import _caption, _training_batch, render_report
 from lightning_module.fine_tuning import Regularisation
 from tests.conftest import lightning
@@ -288,6 +289,52 @@ def test_names_are_text_and_no_markup_and_missing_photos_are_no_fault(tmp_path):
     assert not re.search("<b>a|<i>[0-9]|<u>", page)
     assert "&lt;b&gt;a" in page
     assert page.count("cannot be read any more") == 2
+
+
+NAMES = ["電視", "كنبة", "जींस", "🧥 مع", "ספה", "caf\udce9", "Größe", "a$_$b"]  # the last two can be drawn
+NUMBERED = [f"class {number}" for number in range(1, 7)] + NAMES[6:]
+
+
+def evaluation_of(names):
+    logits = np.eye(len(names), dtype=np.float32)[::-1] * 3
+    files = [f"gone/{number}.jpg" for number in range(len(names))]
+    labels = np.arange(len(names))
+    return evaluate(MeasuredPhotos("test", names, files, labels, logits, "best.ckpt", "", (8, 8), "nearest"))
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_class_names_that_cannot_be_drawn_are_numbers_there_and_text_in_the_page():
+    assert drawn_names(NAMES) == NUMBERED
+    drawn = confusion_png(evaluation_of(NAMES))
+    assert drawn == confusion_png(evaluation_of(NUMBERED))
+    assert drawn != confusion_png(evaluation_of([*NUMBERED[:5], "class 7", *NAMES[6:]]))
+    page = render_report([evaluation_of(NAMES[:5])], {})
+    for name, number in zip(NAMES[:5], NUMBERED[:5], strict=True):
+        assert f'<bdi>{name}</bdi> <span class="small">({number} in the pictures)</span>' in page
+    assert "in the pictures" not in render_report([evaluation_of(NAMES[6:])], {})
+
+
+def test_one_epoch_has_no_fractions_on_its_axis(monkeypatch):
+    figures = []
+    monkeypatch.setattr("lightning_module.evaluation.plots._png", lambda figure: figures.append(figure) or b"")
+    curves_png([{"epoch": 0, "train/loss": 1.0, "val/loss": 2.0, "train/accuracy": 0.5, "val/accuracy": 0.4}], 0)
+    for panel in figures[0].axes:
+        low, high = panel.get_xlim()
+        assert [tick for tick in panel.get_xticks() if low <= tick <= high] == [1]
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_captions_of_a_training_batch_can_be_drawn(photos, monkeypatch):
+    captions = []
+    monkeypatch.setattr(
+        "lightning_module.evaluation.plots.batch_png", lambda images, given: captions.extend(given) or b""
+    )
+    data = ProductPhotos(str(photos), image_size=32, validation_split=0.25)
+    data.setup("fit")
+    module = ProductClassifier(NAMES[:4], (32, 32), backbone="mobilenetv2_035", pretrained=False)
+    _training_batch(SimpleNamespace(datamodule=data, lightning_module=module))
+    assert captions
+    assert {*captions} <= {*NUMBERED}
 
 
 @pytest.mark.parametrize("wrong", [0, 4, 5])
