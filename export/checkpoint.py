@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from models.atomic_write import replacing
 from models.bad_input import BadInput
@@ -68,9 +69,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     content = read_content(path)
     settings = _hyper_parameters(path, content)
     state = _tensors(path, content["state_dict"])
-    with torch.device("meta"):  # the settings may claim a network of any size: allocate nothing
-        _check_tensors(path, _network(path, settings), state)
-    network = _network(path, settings)  # for real: what it computes from the settings is not in `state`
+    with _Unfilled():  # every weight is loaded
+        with torch.device("meta"):  # the settings may claim a network of any size: allocate nothing
+            _check_tensors(path, _network(path, settings), state)
+        network = _network(path, settings)  # for real: what it computes from the settings is not in `state`
     network.load_state_dict(state)
     height, width = settings["image_size"]
     batch_norm, backbone_factor = _schedule(path, settings)
@@ -90,6 +92,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
         imported_from=_text(imported.get("sha256")),
         imported_range=_text(imported.get("input_range")),
     )
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the random numbers that a new network's weights are filled with."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func in (torch.Tensor.normal_, torch.Tensor.uniform_) else func(*args, **(kwargs or {}))
 
 
 def write_checkpoint(path: Path, network: TimmClassifier, facts: dict[str, Any], imported: dict[str, str]) -> None:
