@@ -3,8 +3,7 @@
     python benchmarks/export_speed.py                    # 3 minutes on 2 cores
     python benchmarks/export_speed.py --checkpoint RUN/best.ckpt --photos FOLDER
 
-Our seconds are measured in a fresh process, starting when torch is imported. Part of them is torch importing its
-exporter; a second process, which has already exported a single convolution, shows how much. The seconds of onnx2tf are
+Our seconds are measured in a fresh process, starting when torch and timm are imported. The seconds of onnx2tf are
 torch's ONNX export and the conversion, including its imports but not the making of its environment. Our figures are
 medians of several processes. On a machine that is also doing other things, the processor seconds tell what a quiet one
 would take. The last line is one JSON object.
@@ -27,8 +26,6 @@ PROCESSES = 5
 OURS = """
 import sys, time
 import torch, timm
-if sys.argv[3] == "exporter":
-    torch.export.export(torch.nn.Conv2d(3, 4, 3).eval(), (torch.zeros(1, 3, 8, 8),))
 clocks = time.perf_counter, time.process_time
 starts = [clock() for clock in clocks]
 from pathlib import Path
@@ -52,9 +49,9 @@ class Seconds(NamedTuple):
     processor: float
 
 
-def time_ours(checkpoint: Path, h5: Path, imported: str) -> tuple[Seconds, Seconds]:
-    """Time the first and the second export in a process; `imported` before them: `torch`, or its `exporter` too."""
-    command = [sys.executable, "-c", OURS, str(checkpoint), str(h5), imported]
+def time_ours(checkpoint: Path, h5: Path) -> tuple[Seconds, Seconds]:
+    """Time the first and the second export in a process."""
+    command = [sys.executable, "-c", OURS, str(checkpoint), str(h5)]
     first, again = [], []
     for _ in range(PROCESSES):
         done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=True)
@@ -109,12 +106,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="export-speed-") as name:
         folder = Path(name)
         checkpoint = arguments.checkpoint or export_model(folder, small=False).checkpoint
-        first, again = time_ours(checkpoint, folder / "ours.h5", "torch")
-        prepared, _ = time_ours(checkpoint, folder / "ours.h5", "exporter")
+        first, again = time_ours(checkpoint, folder / "ours.h5")
         onnx2tf = time_onnx2tf(checkpoint)
         ladder, photos = time_ladder(checkpoint, folder / "ours.h5", arguments.photos)
-    ours = {"ours": first, "ours_exporter_imported": prepared, "ours_again": again}
-    described = ("first of a process", "first, torch's exporter imported before", "once more")
+    ours = {"ours": first, "ours_again": again}
+    described = ("first of a process", "once more")
     print("\n| from the checkpoint to | seconds | of the processor |\n|---|---|---|")
     for what, seconds in zip(described, ours.values(), strict=True):
         print(f"| our `.h5`, {what} | {seconds.wall:.2f} | {seconds.processor:.2f} |")

@@ -72,9 +72,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
     content = read_content(path)
     settings = _hyper_parameters(path, content)
     state = _tensors(path, content["state_dict"])
-    with torch.device("meta"), _WithoutValues():  # the settings may claim a network of any size: allocate nothing
-        _check_tensors(path, _network(path, settings), state)
-    network = _network(path, settings)  # for real: what it computes from the settings is not in `state`
+    with _Unfilled():  # every weight is loaded
+        with torch.device("meta"):  # the settings may claim a network of any size: allocate nothing
+            _check_tensors(path, _network(path, settings), state)
+        network = _network(path, settings)  # for real: what it computes from the settings is not in `state`
     network.load_state_dict(state)
     height, width = settings["image_size"]
     batch_norm, backbone_factor = _schedule(path, settings)
@@ -95,6 +96,22 @@ def read_checkpoint(path: Path) -> Checkpoint:
         imported_range=_text(imported.get("input_range")),
         imported_output=_text(imported.get("output")),
     )
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves a new network's weights as they are in place of filling them with random numbers.
+
+    On the meta device there is nothing to fill, and `normal_` would import torch's compiler to find that out.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in (
+            "normal_",
+            "uniform_",
+        ):
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def write_checkpoint(path: Path, network: TimmClassifier, facts: dict[str, Any], imported: dict[str, str]) -> None:
@@ -257,19 +274,6 @@ def _network(path: Path, settings: dict[str, Any]) -> TimmClassifier:
             f"{path}: expected settings that a network can be built from, got some that raise {type(error).__name__}: "
             f"{str(error)[:200]}. The file is damaged or was edited."
         ) from error
-
-
-class _WithoutValues(TorchFunctionMode):
-    """Leaves weights as they are in place of initialising them.
-
-    On the meta device there is nothing to initialise, and `normal_` would import torch's compiler to find that out.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") == "normal_":
-            return args[0] if args else given["tensor"]
-        return func(*args, **given)
 
 
 def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

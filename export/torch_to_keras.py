@@ -7,6 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.graph.fold import fold_batch_norms
 from export.graph.layer_names import mobilenetv2_layer_names
@@ -17,7 +19,7 @@ from export.graph.trace import LayerNames, trace_graph
 from export.keras_file.golden import Golden, golden_images
 from export.keras_file.layers import keras_layers
 from export.keras_file.write import training_config, write_keras_h5
-from export.torch_answers import RESCALE, torch_probabilities
+from export.torch_answers import RESCALE, nchw
 from models.bad_input import BadInput
 from models.graph_network import GraphClassifier
 from models.timm_mobilenetv2 import TimmClassifier
@@ -78,7 +80,7 @@ def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit", fuse_batch
         details=details,
         training=training_config(source.learning_rate),
         frozen=frozen_layers(source, graph),
-        golden=_golden(source),
+        golden=Golden(golden_images(source.image_size), _traced[source.digest][1]),
     )
     parameters = sum(array.size for layer in layers for _, _, array in layer.weights)
     return Twin(h5, len(layers), parameters, details)
@@ -87,20 +89,24 @@ def write_twin(checkpoint: Path, h5: Path, input_range: str = "unit", fuse_batch
 def trace_checkpoint(checkpoint: Checkpoint) -> Graph:
     """The neutral graph of a checkpoint's network, its layers named as Keras users know them.
 
-    It is kept, because the export and its proof both need it, and tracing is most of an export's time.
+    It is kept, because the export and its proof both need it. What is recorded is the network's pass over the golden
+    images, so its answers to them are kept as well.
     """
     if checkpoint.digest not in _traced:
         if len(_traced) == _MOST_TRACED:
             _traced.clear()
-        graph = trace_network(checkpoint.network, checkpoint.backbone, checkpoint.image_size)
+        images = nchw(golden_images(checkpoint.image_size).astype("float32") * RESCALE)
+        recording = record(checkpoint.network, checkpoint.image_size, images)
+        graph = trace_graph(recording, _layer_names(checkpoint.backbone))
         # copies: the network's owner may change its weights, and the file's are these
         tensors = {name: array.copy() for name, array in graph.tensors.items()}
-        _traced[checkpoint.digest] = Graph(graph.nodes, tensors)
-    return _traced[checkpoint.digest]
+        _traced[checkpoint.digest] = Graph(graph.nodes, tensors), recording.output.softmax(dim=1).numpy()
+    return _traced[checkpoint.digest][0]
 
 
 _MOST_TRACED = 8
-_traced: dict[str, Graph] = {}  # digest of a checkpoint -> its graph
+# Digest of a checkpoint -> its graph, and its probabilities of the golden images, float32, (3, C).
+_traced: dict[str, tuple[Graph, np.ndarray]] = {}
 
 
 def frozen_layers(checkpoint: Checkpoint, graph: Graph) -> frozenset[str]:
@@ -120,11 +126,6 @@ def trace_network(network: TimmClassifier, backbone: str, image_size: tuple[int,
     if isinstance(network, GraphClassifier):
         return graph_of(network, image_size)
     return trace_graph(record(network, image_size), _layer_names(backbone))
-
-
-def _golden(checkpoint: Checkpoint) -> Golden:
-    images = golden_images(checkpoint.image_size)
-    return Golden(images, torch_probabilities(checkpoint.network, [images.astype("float32") * RESCALE]))
 
 
 def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool = False) -> dict[str, Any]:

@@ -127,6 +127,10 @@ class _Recorder(TorchDispatchMode):
         self.path: list[str] = [""]
         self.refused: NotRecorded | None = None  # kept, because a network may catch the exception
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and skipping would import all of torch._dynamo first
+
     def begin(self, images: Tensor) -> None:
         node = self.graph.placeholder("image")
         node.meta = {"shape": tuple(images.shape), "path": "", "computed": True}
