@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +14,18 @@ from torch.nn import functional
 from export.graph.nodes import Graph, Node
 from export.keras_file.layers import keras_layers
 from export.keras_file.write import training_config
-from export.proof.comparison import Comparison
-from export.proof.keras_side import KerasSide
+from export.proof.checks import difference_of
+from export.proof.comparison import Comparison, LoadPhoto
+from export.proof.keras_side import KerasSide, LoadedFiles
 from export.proof.report import Report
+from export.worker.keras_worker import array_digest, pillow_versions
 from models.bad_input import BadInput
+from models.choices import INTERPOLATIONS
 
 # A hypothesis is right if it reproduces Keras's output up to the float64 rounding of one layer.
 EXPLAINS = 1e-9
+# Checks that also fail where the network is the same, but Pillow is another.
+_OF_FILES = {"file_pixels", "file_labels"}
 _EPSILONS = (1e-3, 1e-5, 1e-2, 1e-4, 1e-6, 1e-7, 1e-8)
 
 Hypothesis = tuple[str, Callable[[], np.ndarray]]
@@ -44,8 +50,8 @@ def likely_cause(
         return _of_weights(comparison)
     if first.name == "layers_float64" and first.first_divergence:
         return _of_layer(comparison, comparison.graph.node(first.first_divergence), torch_gave, keras_side.layers)
-    if first.name == "file_to_label":
-        return _of_files(comparison, keras_side)
+    if first.name == "file_pixels":
+        return _of_files(comparison, report, keras_side)
     if first.name == "training_steps":
         return _of_training(comparison, first.first_divergence)
     return None
@@ -213,22 +219,53 @@ _HYPOTHESES: dict[str, Callable[[Graph, Node, dict[str, np.ndarray]], Iterator[H
 }
 
 
-def _of_files(comparison: Comparison, keras_side: KerasSide) -> str | None:
-    """Load the first file that differs with every interpolation, until one gives Keras's pixels."""
+def _of_files(comparison: Comparison, report: Report, keras_side: KerasSide) -> str | None:
+    """Why photos have other pixels on Keras's side: another interpolation, or another Pillow."""
     loaded, load_photo = keras_side.loaded, comparison.pair.load_photo
     if loaded is None or load_photo is None:
         return None
-    for index, path in enumerate(loaded.files):
-        ours = load_photo(path, comparison.source.image_size, comparison.source.interpolation)
-        if index in loaded.unreadable or np.array_equal(ours, loaded.pixels[index]):
+    ours, theirs, used = pillow_versions(), keras_side.versions, comparison.source.interpolation
+    start = "The network is the same; photos" if {each.name for each in report.failed} <= _OF_FILES else "Photos"
+    pinned = f"pillow=={ours['pillow']}"
+    changed = list(loaded.decoded)
+    if not changed:
+        if ours["pillow"] == theirs["pillow"]:
+            return None  # the check says why Keras cannot read a photo
+        return f"{start} cannot be read by Pillow {theirs['pillow']} there: install {pinned} there, as here."
+    if other := _other_interpolation(comparison.source.image_size, load_photo, loaded, changed[0]):
+        return f"Keras resizes with {other}, the network was trained with {used}."
+    alike = all(_decoded(load_photo, loaded.files[index], *loaded.decoded[index]) for index in changed)
+    remedy = f"install {'the wheel of ' * (ours['pillow'] == theirs['pillow'])}{pinned} there"
+    if alike and used != "nearest":
+        remedy += ", or train with --data.interpolation nearest"
+    here, there = (_pillow_said(versions, with_jpeg=not alike) for versions in (ours, theirs))
+    by = f"by {there} there and {here} here"
+    if here == there:
+        by = f"though both sides have {here}: one of them is built otherwise"
+    labels = [int(check.figure) for check in report.checks if check.name == "file_labels"]
+    figures = (
+        f"{len(changed)} of {len(loaded.files)}, {difference_of((loaded.expected, loaded.pixels), changed)}; "
+        f"other labels: {labels[0] if labels else 'not compared'}"
+    )
+    return f"{start} are {'resized' if alike else 'decoded'} differently {by} ({figures}): {remedy}."
+
+
+def _other_interpolation(size: tuple[int, int], load_photo: LoadPhoto, loaded: LoadedFiles, index: int) -> str | None:
+    """The one that gives Keras's pixels, if there is one."""
+    for interpolation in INTERPOLATIONS:
+        try:
+            if np.array_equal(load_photo(loaded.files[index], size, interpolation), loaded.pixels[index]):
+                return interpolation
+        except BadInput:
             continue
-        for interpolation in ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"):
-            try:
-                other = load_photo(path, comparison.source.image_size, interpolation)
-            except BadInput:
-                continue
-            if np.array_equal(other, loaded.pixels[index]):
-                trained_with = comparison.source.interpolation
-                return f"Keras resizes with {interpolation}, the network was trained with {trained_with}."
-        return f"Keras decodes {path.name} to other pixels; another version of Pillow may."
     return None
+
+
+def _decoded(load_photo: LoadPhoto, file: Path, height: int, width: int, digest: str) -> bool:
+    """Whether our side decodes the file to the same pixels; at its own size nothing is resized."""
+    return array_digest(load_photo(file, (height, width), "nearest")) == digest
+
+
+def _pillow_said(versions: dict[str, str], with_jpeg: bool) -> str:
+    jpeg = [f"{name} {versions[name]}" for name in ("libjpeg-turbo", "libjpeg") if with_jpeg and name in versions]
+    return " with ".join([f"Pillow {versions['pillow']}", *jpeg])

@@ -44,7 +44,10 @@ _TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
 _TO_KERAS_DEPTHWISE = (2, 3, 0, 1)
 # Checks that the ladder of a twin has, and why this one does not have them.
 _SKIPPED = {
-    "file_to_label": "an import is compared on the same pixels: a foreign file does not say how its photos are loaded",
+    **dict.fromkeys(
+        ("file_pixels", "file_labels"),
+        "an import is compared on the same pixels: a foreign file does not say how its photos are loaded",
+    ),
     "training_steps": "an import is compared as it predicts: it is trained on with Adam, anew, whatever the file says",
 }
 # Advice if the checkpoint was not imported from a Keras file, and the file states nothing about its origin.

@@ -28,15 +28,20 @@ class LoadedFiles:
 
     Attributes:
         files: N files.
-        pixels: uint8, NHWC, (N, H, W, 3); zeros for those that cannot be read.
+        expected: as our side loads them, uint8, NHWC, (N, H, W, 3).
+        pixels: as Keras does; zeros for those that cannot be read.
         probabilities: float32, (N, C).
         unreadable: index -> reason.
+        decoded: index -> height, width and `keras_worker.array_digest` of the whole photo, uint8 (h, w, 3), as Keras
+            decodes it; of those whose pixels are not the expected ones.
     """
 
     files: Sequence[Path]
+    expected: np.ndarray
     pixels: np.ndarray
     probabilities: np.ndarray
     unreadable: dict[int, str]
+    decoded: dict[int, tuple[int, int, str]]
 
 
 @dataclass(frozen=True)
@@ -120,12 +125,14 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
             "copy": str(folder / "training.h5"),
             "outputs": str(folder / "trained.npz"),
         }
-    if comparison.pair.load_photo is not None:
+    if (load_photo := comparison.pair.load_photo) is not None:
+        files = [path.resolve() for path in [*write_probe_files(probes), *_chosen(comparison.pair.photo_files)]]
+        ours = [load_photo(path, comparison.source.image_size, comparison.source.interpolation) for path in files]
+        np.save(folder / "expected_pixels.npy", np.stack(ours))
         tasks["files"] = {
             "task": "files",
-            "files": [
-                str(path.resolve()) for path in [*write_probe_files(probes), *_chosen(comparison.pair.photo_files)]
-            ],
+            "files": [str(path) for path in files],
+            "expected": str(folder / "expected_pixels.npy"),
             "image_size": list(comparison.source.image_size),
             # as someone would load them who has nothing but the file
             "interpolation": comparison.twin.details.get("interpolation", "nearest"),
@@ -153,9 +160,11 @@ def _collect(
     if "files" in tasks and "skipped" not in files:
         loaded = LoadedFiles(
             [Path(path) for path in tasks["files"]["files"]],
+            _load(tasks["files"]["expected"]),
             _load(tasks["files"]["pixels"]),
             _load(tasks["files"]["outputs"]),
             {int(index): reason for index, reason in files["unreadable"].items()},
+            {int(index): (height, width, digest) for index, (height, width, digest) in files["decoded"].items()},
         )
     return KerasSide(
         versions=versions,

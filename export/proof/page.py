@@ -26,7 +26,8 @@ MEANINGS = {
     "top1_synthetic": "Do these extreme pictures get the same label?",
     "probabilities_photos": "Are the probabilities the same for your own photos?",
     "top1_photos": "Does each of your photos get the same label?",
-    "file_to_label": "Does a photo that is opened straight from its file, however it was saved, get the same label?",
+    "file_pixels": "Do both see the same picture when each opens a photo itself, however it was saved?",
+    "file_labels": "Does a photo get the same label when each opens it itself?",
     "training_steps": "Can the Keras team train the file further, with the same result as here?",
     "contents": "Is all else in the file as it was written, with nothing added, lost or changed?",
 }

@@ -23,7 +23,8 @@ import numpy as np
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
 from export.keras_file.read import read_keras_h5
 from export.proof.checks import (
-    check_files,
+    check_file_labels,
+    check_file_pixels,
     check_labels,
     check_layers,
     check_probabilities,
@@ -36,11 +37,12 @@ from export.proof.contents import check_contents
 from export.proof.diagnosis import likely_cause
 from export.proof.image_sets import ImageSet
 from export.proof.import_proof import Import, check_imports
-from export.proof.keras_side import KerasSide, keras_sides
+from export.proof.keras_side import KerasSide, LoadedFiles, keras_sides
 from export.proof.report import Check, Report, worst_photos
 from export.proof.second_opinions import opinion_checks, second_opinion
 from export.proof.torch_side import torch_layers
 from export.torch_answers import torch_probabilities
+from export.worker.keras_worker import pillow_versions
 from models.bad_input import BadInput
 
 
@@ -155,9 +157,10 @@ def _run_checks(
         report.checks.append(check_probabilities(images, from_torch, from_keras))
         report.checks.append(check_top1(images, from_torch, from_keras))
     if keras_side.loaded is not None:
-        report.checks.append(_check_files(comparison, keras_side))
+        report.checks += _check_files(comparison, keras_side.loaded)
     elif keras_side.loading_skipped:
-        report.skipped["file_to_label"] = f"this Keras cannot load photos: {keras_side.loading_skipped}"
+        reason = f"this Keras cannot load photos: {keras_side.loading_skipped}"
+        report.skipped |= {"file_pixels": reason, "file_labels": reason}
     if comparison.folded and comparison.source.trainable == "all":
         report.skipped["training_steps"] = "with BatchNorm folded into them, other weights are trained"
     elif comparison.training_steps is None:
@@ -172,16 +175,14 @@ def _run_checks(
     return report, probabilities
 
 
-def _check_files(comparison: Comparison, keras_side: KerasSide) -> Check:
-    """Load the files as this project's own commands do, and compare with what Keras loaded."""
-    loaded, load_photo = keras_side.loaded, comparison.pair.load_photo
-    assert loaded is not None
-    assert load_photo is not None  # without it, Keras was not asked for files
-    size, interpolation = comparison.source.image_size, comparison.source.interpolation
-    pixels = np.stack([load_photo(path, size, interpolation) for path in loaded.files])
+def _check_files(comparison: Comparison, loaded: LoadedFiles) -> list[Check]:
+    """Compare pixels and labels of the photos that each side has loaded from file."""
     names = [path.name for path in loaded.files]
-    probabilities = torch_probabilities(comparison.source.network, ImageSet("files", pixels, names).batches())
-    return check_files(names, (pixels, loaded.pixels), (probabilities, loaded.probabilities), loaded.unreadable)
+    probabilities = torch_probabilities(comparison.source.network, ImageSet("files", loaded.expected, names).batches())
+    return [
+        check_file_pixels(names, (loaded.expected, loaded.pixels), loaded.unreadable),
+        check_file_labels(names, (probabilities, loaded.probabilities), loaded.unreadable),
+    ]
 
 
 def _check_training(comparison: Comparison, training_steps: TrainingSteps, keras_side: KerasSide) -> Check:
@@ -199,5 +200,5 @@ def _check_training(comparison: Comparison, training_steps: TrainingSteps, keras
 
 def torch_versions() -> dict[str, str]:
     """Versions of the packages that compute on torch's side."""
-    packages = {"torch": "torch", "timm": "timm", "lightning": "lightning", "pillow": "pillow", "numpy": "numpy"}
-    return {"python": platform.python_version(), **{name: version(package) for name, package in packages.items()}}
+    own = {package: version(package) for package in ("torch", "timm", "lightning", "numpy")}
+    return {"python": platform.python_version(), **own, **pillow_versions()}

@@ -52,13 +52,13 @@ def synthetic_images(image_size: tuple[int, int], seed: int = 0) -> np.ndarray:
 
 
 def write_probe_files(folder: Path) -> list[Path]:
-    """Write photos of kinds that readers treat differently: JPEG, PNG (palette, grey, alpha), CMYK, EXIF-rotated.
+    """Write photos of kinds that readers treat differently: JPEG, PNG (palette, grey, alpha), CMYK, EXIF-rotated, tall.
 
     Args:
         folder: must exist.
 
     Returns:
-        The files. All are larger than 300 x 200 pixels, so that resizing is tested, too.
+        The files. All have at least 300 pixels by 200 or, the tall one, 900 by 60: so resizing is tested, too.
     """
     height, width = 211, 307
     down, across = np.mgrid[0 : 1 : complex(height), 0 : 1 : complex(width)]
@@ -78,6 +78,8 @@ def write_probe_files(folder: Path) -> list[Path]:
         "alpha.png": (with_alpha, {}),
         "cmyk.jpg": (photo.convert("CMYK"), {}),
         "exif_rotated.jpg": (photo, {"exif": turned}),
+        # Pillow 13 resizes such photos in another order of rows and columns than Pillow 12, and rounds otherwise.
+        "tall.png": (photo.rotate(90, expand=True).resize((60, 900)), {}),
     }
     for name, (image, options) in files.items():
         image.save(folder / name, **options)

@@ -180,6 +180,24 @@ def versions(keras: Any) -> dict[str, str]:
     for name in ("tensorflow", "jax", "torch"):
         if name in sys.modules:
             found[name] = _version(sys.modules[name])
+    return {**found, **pillow_versions()}
+
+
+def pillow_versions() -> dict[str, str]:
+    """Versions of the Pillow that loads photos here, and of the library in it that decodes JPEG; empty without Pillow.
+
+    Either may give a photo other pixels. Before Pillow 8, the library does not say its version.
+    """
+    try:
+        import PIL
+        from PIL import features
+    except ImportError:
+        return {}
+    found = {"pillow": PIL.__version__}
+    if hasattr(features, "version_feature"):
+        turbo, plain = features.version_feature("libjpeg_turbo"), features.version("jpg")
+        if turbo or plain:
+            found["libjpeg-turbo" if turbo else "libjpeg"] = str(turbo or plain)
     return found
 
 
@@ -598,23 +616,29 @@ def train(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``files``, ``image_size`` [h, w], ``interpolation``, ``scale``, ... -> ``pixels`` and ``outputs`` .npy.
 
-    ``formats`` and ``most_pixels`` are those of `limit_pillow`. Photos as this Keras loads them, uint8 (N, H, W, 3),
-    and their probabilities (N, C). Gives ``skipped`` if Keras cannot load any photo, and ``unreadable``: index ->
-    reason, for the photos that it cannot load; their pixels are 0.
+    ``formats`` and ``most_pixels`` are those of `limit_pillow`, ``expected`` is an .npy like ``pixels``. Photos as this
+    Keras loads them, uint8 (N, H, W, 3), and their probabilities (N, C). Gives ``skipped`` if Keras cannot load any
+    photo, and ``unreadable``: index -> reason, for the photos that it cannot load; their pixels are 0. Of photos whose
+    pixels are not the expected ones, ``decoded`` has, by index, [h, w, `array_digest`] before they are resized.
     """
     pixels = np.zeros((len(task["files"]), *task["image_size"], 3), np.uint8)
-    unreadable = {}
+    expected = np.load(task["expected"], mmap_mode="r", allow_pickle=False)
+    unreadable, decoded = {}, {}
     limit_pillow(task["formats"], task["most_pixels"])
     for index, path in enumerate(task["files"]):
         try:
             photo = keras.utils.load_img(path, target_size=task["image_size"], interpolation=task["interpolation"])
             pixels[index] = np.asarray(photo)
+            if not np.array_equal(pixels[index], expected[index]):
+                whole = np.asarray(keras.utils.load_img(path))
+                decoded[str(index)] = [*whole.shape[:2], array_digest(whole)]
         except ImportError as error:
             return {"skipped": str(error)}
         except Exception as error:  # Pillow's readers can raise anything
             unreadable[str(index)] = (str(error).strip() or type(error).__name__).splitlines()[0]
     np.save(task["pixels"], pixels)
-    return {"unreadable": unreadable, **predict(keras, model, {**task, "inputs": task["pixels"]})}
+    predicted = predict(keras, model, {**task, "inputs": task["pixels"]})
+    return {"unreadable": unreadable, "decoded": decoded, **predicted}
 
 
 def limit_pillow(formats: list[str], most_pixels: int) -> None:

@@ -305,8 +305,8 @@ def test_every_variant_passes_the_ladder(proofs):
             "top1_photos",
         ]  # fmt: skip
         assert len(proofs[name].layers) > 145
-        assert proofs[name].skipped.keys() == {"file_to_label", "training_steps"}
-        assert "2 skipped" in proofs[name].last_line()
+        assert proofs[name].skipped.keys() == {"file_pixels", "file_labels", "training_steps"}
+        assert "3 skipped" in proofs[name].last_line()
         assert len(proofs[name].photos) == 3
         assert len(proofs[name].class_names) == len(proofs[name].photos[0].torch)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from export.graph.nodes import Graph, Node
-from export.proof.checks import check_files, check_layers, check_top1, check_training
+from export.proof.checks import check_file_labels, check_file_pixels, check_layers, check_top1, check_training
 from export.proof.image_sets import ImageSet
 from export.proof.report import Check, LayerError, Report, print_report, worst_photos
 
@@ -45,13 +45,55 @@ def test_other_numbers_of_classes_have_no_label_in_common():
     assert not check_top1(images_of(1), rows((0.5, 0.5)), rows((0.4, 0.3, 0.3))).passed
 
 
+# Photos from file --------------------------------------------------------------------------------
+
+FILES = ["a.jpg", "b.jpg", "c.jpg"]
+
+
 def test_photo_labelled_from_its_file_may_have_a_label_that_is_as_likely():
-    pixels = np.zeros((2, 2, 2, 3), np.uint8)
-    torch_gave, keras_gave = rows((0.400001, 0.4, 0.2), (0.1, 0.2, 0.7)), rows((0.4, 0.400001, 0.2), (0.1, 0.2, 0.7))
-    assert check_files(["a.jpg", "b.jpg"], (pixels, pixels), (torch_gave, keras_gave), {}).passed
-    check = check_files(["a.jpg", "b.jpg"], (pixels, pixels), (torch_gave, keras_gave[::-1]), {})
-    assert (check.passed, check.figure, check.first_divergence) == (False, 2, "a.jpg")
-    assert "same pixels, another label" in check.detail
+    torch_gave = rows((0.400001, 0.4, 0.2), (0.1, 0.2, 0.7), (1, 0, 0))
+    keras_gave = rows((0.4, 0.400001, 0.2), (0.1, 0.2, 0.7), (1, 0, 0))
+    assert check_file_labels(FILES, (torch_gave, keras_gave), {}).passed
+    check = check_file_labels(FILES, (torch_gave, keras_gave[[0, 2, 1]]), {})
+    assert (check.passed, check.figure, check.first_divergence) == (False, 2, "b.jpg")
+    assert "for 1 of 3 photos" in check.detail
+    assert "probability 0.9, for b.jpg" in check.detail
+
+
+def test_probability_that_moves_is_said_even_where_no_label_changes():
+    check = check_file_labels(FILES, (rows((0.9, 0.1)) * np.ones((3, 1)), rows((0.9, 0.1), (0.8, 0.2), (0.9, 0.1))), {})
+    assert check.passed
+    assert "largest difference of a probability 0.1, for b.jpg" in check.detail
+
+
+def test_pixels_of_files_that_differ_are_counted_with_how_much():
+    ours = np.full((3, 2, 2, 3), 7, np.uint8)
+    assert check_file_pixels(FILES, (ours, ours.copy()), {}).passed
+    theirs = ours.copy()
+    theirs[1, 0, 0, 2] += 1
+    theirs[2, 1, :, 0] -= 2  # less counts as much as more, also below 0
+    theirs[2, 0, 0] = 255
+    check = check_file_pixels(FILES, (ours, theirs), {})
+    assert (check.passed, check.figure, check.first_divergence) == (False, 2, "b.jpg")
+    assert check.detail.endswith("the same pixels, but for 2, by up to 248 of 255 in 50% of their pixels")
+
+
+def test_photo_that_keras_cannot_read_has_neither_pixels_nor_label():
+    pixels, same = np.ones((3, 2, 2, 3), np.uint8), rows((1, 0), (1, 0), (1, 0))
+    zeros = pixels.copy()
+    zeros[1] = 0
+    for check in (
+        check_file_pixels(FILES, (pixels, zeros), {1: "no reader"}),
+        check_file_labels(FILES, (same, same), {1: "no reader"}),
+    ):
+        assert (check.passed, check.figure, check.first_divergence) == (False, 1, "b.jpg")
+        assert check.detail.endswith("b.jpg: Keras cannot read it: no reader")
+        assert "255" not in check.detail
+    assert "for 2 of 3 photos" in check.detail
+
+
+def test_other_numbers_of_classes_fail_without_a_crash():
+    assert check_file_labels(FILES, (rows((1, 0)) * np.ones((3, 1)), np.ones((3, 3), np.float32)), {}).figure == 3
 
 
 # Layers ------------------------------------------------------------------------------------------
@@ -96,7 +138,7 @@ def test_last_line_of_another_rung_states_no_layer():
 
 def test_name_from_a_file_is_printed_as_it_is_and_not_taken_for_markup(capsys):
     failed = Check("contents", False, 1, 0, "parts differ", "not written: group [/x]", "group [/x]")
-    print_report(Report({}, {}, [failed], skipped={"file_to_label": "no [/y]"}))
+    print_report(Report({}, {}, [failed], skipped={"file_pixels": "no [/y]"}))
     printed = capsys.readouterr().out
     assert "no [/y]" in printed
     assert printed.splitlines()[-1] == "parity FAIL: contents at group [/x]"
