@@ -135,7 +135,7 @@ def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool
         # not visible in the layers: Keras's BatchNorm has no counter, and at odd sizes both paddings are the same
         "architecture": checkpoint.network.architecture,
         "batches_tracked": _batches_tracked(checkpoint.network),
-        "shelftwin_version": _own_version(),
+        "shelftwin_version": own_version(),
     }
 
 
@@ -157,7 +157,8 @@ def _batches_tracked(network: TimmClassifier) -> int | list[int]:
     return counts[0] if len(set(counts)) == 1 else counts
 
 
-def _own_version() -> str:
+def own_version() -> str:
+    """The version of this project, as files state it."""
     try:
         return version("shelftwin")
     except PackageNotFoundError:  # run from a checkout that was never installed

@@ -243,12 +243,14 @@ def wide_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
-def print_report(report: Report) -> None:
-    """Print the checks as a table, the versions, and the verdict as the last line."""
+def print_report(
+    report: Report, title: str = "Is the Keras file the network that was trained?", command: str = "parity"
+) -> None:
+    """Print the checks as a table, the versions, and the verdict as the last line, under the command's name."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="Is the Keras file the network that was trained?", title_justify="left")
+    table = Table(title=title, title_justify="left")
     for heading in ("check", "figure", "threshold", "", "what was compared"):
         table.add_column(heading, overflow="fold")
     for check in report.checks:
@@ -264,4 +266,4 @@ def print_report(report: Report) -> None:
         console.print(f"{name} skipped: {reason}", highlight=False, markup=False)
     for side, versions in report.versions.items():
         console.print(f"{side}: {', '.join(f'{name} {number}' for name, number in versions.items())}", highlight=False)
-    console.print(report.last_line(), highlight=False, soft_wrap=True, markup=False)
+    console.print(report.last_line().replace("parity", command, 1), highlight=False, soft_wrap=True, markup=False)
