@@ -16,8 +16,8 @@ from export.proof.report import Check
 PROBABILITY_THRESHOLD = 1e-5
 """Largest difference of a probability, both sides in float32; usual rounding causes about a tenth of it."""
 # The smaller of the two sides' own rounding counts, so that a fault of one side in float32 alone does not excuse
-# itself. Rounding is measured on two images and met on all of them.
-_TIMES = 8.0
+# itself. Two sides that round alike are apart by at most twice that; how they sum differs, and with it how they round.
+_TIMES = 4.0
 # Answers that rounding alone moves by more than this prove nothing.
 _MOST = 1e-2
 

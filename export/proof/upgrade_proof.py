@@ -206,6 +206,9 @@ def _job(upgrade: Upgrade, folder: Path, side: str) -> dict[str, Any]:
             "folder": str(folder / "layers"),
             "names": list(compared) if is_old else list(dict.fromkeys(compared.values())),
             "fed_by": fed_by if is_old else {},
+            "images": str(folder / "images.npy"),
+            "scale": 1.0,
+            "answers": str(folder / "answers_float64.npy"),
         },
         {"task": "weights", "outputs": str(folder / "weights.npz")},
     ]
@@ -217,6 +220,7 @@ def _job(upgrade: Upgrade, folder: Path, side: str) -> dict[str, Any]:
 @dataclass(frozen=True)
 class _Answers:
     float32: np.ndarray
+    float64: np.ndarray
     layers: dict[str, np.ndarray]
 
 
@@ -226,7 +230,10 @@ def _answers(folder: Path, upgrade: Upgrade, side: str) -> _Answers:
     layers = {
         name: np.load(folder / "layers" / f"{index}.npy", allow_pickle=False) for index, name in enumerate(names)
     }
-    return _Answers(np.load(folder / "answers.npy", allow_pickle=False), layers)
+    single, double = (
+        np.load(folder / name, allow_pickle=False) for name in ("answers.npy", "answers_float64.npy")
+    )
+    return _Answers(single, double, layers)
 
 
 def _check_weights(upgrade: Upgrade, folder: Path) -> Check:
@@ -258,11 +265,8 @@ def _check_layers(upgrade: Upgrade, old: _Answers, new: _Answers) -> tuple[Check
 
 def _check_answers(layers: Check, probes: ImageSet, old: _Answers, new: _Answers) -> list[Check]:
     scale = max(1.0, float(np.nanmax(np.abs(old.float32)))) if old.float32.size else 1.0
-    doubles = [next(reversed(side.layers.values()), np.zeros(0)) for side in (old, new)]
-    chosen = _exact(probes)
-    allowed = allowed_difference(
-        layers, {"old": (old.float32[chosen], doubles[0]), "new": (new.float32[chosen], doubles[1])}, scale
-    )
+    sides = {"old file": (old.float32, old.float64), "new file": (new.float32, new.float64)}
+    allowed = allowed_difference(layers, sides, scale)
     check = check_probabilities(probes, old.float32, new.float32, threshold=allowed.threshold)
     detail = f"{len(probes.images)} images through both files, both in float32" if check.figure < np.inf else check.detail
     why = f"; {allowed.why}" if allowed.why else ""

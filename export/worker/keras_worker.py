@@ -568,14 +568,19 @@ def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``inputs`` (N, H, W, 3) float64 .npy, ``names`` -> ``folder``/INDEX.npy: each layer's output, all in float64.
 
     A layer of a nested model is named ``MODEL/LAYER``. ``fed_by``, which is optional, then gives for each nested model
-    the layer whose output it is fed, or null if it is fed the images.
+    the layer whose output it is fed, or null if it is fed the images. ``images`` .npy and ``scale``, which are optional,
+    are further images, of which ``answers`` .npy gets what the model gives, in float64 as well.
     """
     usual = keras.backend.floatx()
     keras.backend.set_floatx("float64")  # Keras 2 casts its inputs to this type
     try:
         twin = in_float64(keras, task["model"], Path(task["folder"]) / "float64.h5")
-        images = np.load(task["inputs"], allow_pickle=False)
-        values = layer_outputs(keras, twin, task["names"], images, task.get("fed_by", {}))
+        inputs = np.load(task["inputs"], allow_pickle=False)
+        values = layer_outputs(keras, twin, task["names"], inputs, task.get("fed_by", {}))
+        if "images" in task:
+            count, batch = images(task["images"], task["scale"], "float64")
+            twin.run_eagerly = True
+            np.save(task["answers"], np.asarray(twin.predict_on_batch(batch(0, count))))
     finally:
         keras.backend.set_floatx(usual)
     for index, name in enumerate(task["names"]):
