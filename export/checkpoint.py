@@ -16,6 +16,7 @@ import torch
 from models.atomic_write import replacing
 from models.bad_input import BadInput
 from models.choices import BATCH_NORM_POLICIES, INTERPOLATIONS, MOST_PIXELS, TRAINABLE
+from models.graph_network import build_classifier
 from models.timm_mobilenetv2 import ARCHITECTURE, TimmClassifier
 
 _PREFIX = "network."  # ProductClassifier.network
@@ -42,6 +43,7 @@ class Checkpoint:
         batch_norm: ``frozen`` if further training leaves BatchNorm unchanged, ``train`` if not.
         imported_from: SHA-256 of the Keras file if ``lightning import`` made the checkpoint, otherwise None.
         imported_range: the input range of that file: ``unit``, ``raw`` or ``tf``.
+        imported_output: what that file gives: ``softmax``, ``sigmoid`` or ``logits``.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class Checkpoint:
     batch_norm: str = "train"
     imported_from: str | None = None
     imported_range: str | None = None
+    imported_output: str | None = None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -89,6 +92,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         batch_norm=batch_norm,
         imported_from=_text(imported.get("sha256")),
         imported_range=_text(imported.get("input_range")),
+        imported_output=_text(imported.get("output")),
     )
 
 
@@ -101,7 +105,7 @@ def write_checkpoint(path: Path, network: TimmClassifier, facts: dict[str, Any],
         path: where to write it; an existing file is replaced only by a complete one.
         network: the network whose weights are written.
         facts: the entries of `_FACTS`; the network's own architecture is added.
-        imported: ``sha256`` and ``input_range`` of the Keras file that the network came from.
+        imported: ``sha256``, ``input_range`` and ``output`` of the Keras file that the network came from.
 
     Raises:
         BadInput: if the file cannot be written.
@@ -243,7 +247,8 @@ def _schedule(path: Path, settings: dict[str, Any]) -> tuple[str, float]:
 
 def _network(path: Path, settings: dict[str, Any]) -> TimmClassifier:
     try:
-        return TimmClassifier(len(settings["class_names"]), **{name: settings[name] for name in ARCHITECTURE})
+        architecture = {name: settings[name] for name in ARCHITECTURE}
+        return build_classifier(len(settings["class_names"]), settings.get("graph"), **architecture)
     except BadInput as error:
         raise BadInput(f"{path}: expected settings that a network can be built from. {error}") from error
     except (TypeError, ValueError, RuntimeError, AttributeError, KeyError, OverflowError) as error:

@@ -69,7 +69,11 @@ def write_import(
         "learning_rate": classifier.learning_rate,
         "schedule": {"batch_norm": classifier.batch_norm},
     }
-    origin = {"sha256": file_digest(classifier.path), "input_range": classifier.input_range}
+    origin = {
+        "sha256": file_digest(classifier.path),
+        "input_range": classifier.input_range,
+        "output": classifier.output,
+    }
     report = None
     with replacing(checkpoint) as temporary:
         write_checkpoint(temporary, classifier.network, facts, origin)

@@ -1,15 +1,15 @@
-"""Keras classifier -> network of this project, for a team that has nothing but an old Keras `.h5`.
+"""Keras classifier -> network of this project, for a team that has nothing but an old Keras file.
 
-The file's architecture becomes a neutral graph (`architecture.py`), and from that follow the settings that build the
-same network in timm. Whether it *is* the same network is not taken on trust: the timm network is traced, and its graph
-must equal the file's, operation by operation, with every padding, epsilon and shape. Only then are the weights copied,
-each array exactly once.
+The file's architecture becomes a neutral graph (`architecture.py`). If it is a MobileNetV2, the settings that build the
+same network in timm follow from it. Whether it *is* the same network is not taken on trust: the timm network is traced,
+and its graph must equal the file's, operation by operation, with every padding, epsilon and shape. Any other network is
+built from the graph itself (`models/graph_network.py`). Then the weights are copied, each array exactly once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,30 @@ import numpy as np
 import timm
 import torch
 
+from export.graph.layer_names import plain_layer_name
+from export.graph.network import describe_nodes
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import KerasGraph, read_keras_graph
 from export.keras_file.flat_layers import DAMAGED
 from export.keras_file.layers import same_padding
-from export.keras_file.read import KerasFile, read_keras_h5
+from export.keras_file.read import KerasFile, read_keras_file
 from export.torch_to_keras import trace_network
 from models.bad_input import BadInput
 from models.choices import INTERPOLATIONS, MOST_PIXELS
+from models.graph_network import INPUT, GraphClassifier, packed
 from models.timm_mobilenetv2 import ARCHITECTURE, Normalise, TimmClassifier
 
 # The input range of the Keras model -> (factor, shift) from values in [0, 1].
 INPUT_RANGES = {"unit": (1.0, 0.0), "raw": (255.0, 0.0), "tf": (2.0, -1.0)}
 _FAMILY = "mobilenetv2_*"
+# What a Keras model gives.
+OUTPUTS = ("softmax", "sigmoid", "logits")
 # Adam's, if the file does not state it; this is Keras's own default.
 _LEARNING_RATE = 1e-3
+
+
+class NotTimms(BadInput):
+    """The network is none that timm builds."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +53,16 @@ class ImportSettings:
         image_size: (height, width) in pixels.
         interpolation: how photos are resized, by Keras's name.
         input_range: what the Keras model takes: ``unit`` [0, 1], ``raw`` 0..255, ``tf`` [-1, 1].
+        output: what it gives: ``softmax``, ``sigmoid`` (one output) or ``logits``.
+        architecture: for a file of weights alone, from `read_architecture`.
     """
 
     class_names: Sequence[str] | None = None
     image_size: tuple[int, int] | None = None
     interpolation: str | None = None
     input_range: str | None = None
+    output: str | None = None
+    architecture: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,8 @@ class KerasClassifier:
         layer_of: node of `graph` -> node of `source.graph`, except those of normalisation and dropout.
         tensor_of: tensor of `graph` -> tensor of `source.graph`; each tensor of either side occurs once.
         input_range: what the Keras model takes.
+        output: what it gives, one of `OUTPUTS`.
+        doubled: the node of a last Dense with one output, which is two classes here; None for any other network.
         class_names: in the order of the outputs.
         image_size: (height, width) in pixels.
         interpolation: how photos are resized.
@@ -83,6 +98,8 @@ class KerasClassifier:
     layer_of: dict[str, str]
     tensor_of: dict[str, str]
     input_range: str
+    output: str
+    doubled: str | None
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
     interpolation: str
@@ -94,24 +111,24 @@ class KerasClassifier:
 
 
 def read_keras_classifier(path: Path, given: ImportSettings | None = None) -> KerasClassifier:
-    """Read a Keras MobileNetV2 classifier: nested or flat base, pooling, dense head; saved by Keras 2, Keras 3 or us.
+    """Read a Keras classifier of photos, made of Keras's own layers; saved by Keras 2, Keras 3 or us.
 
     Args:
-        path: the `.h5`.
+        path: the `.h5`, `.keras` or zip.
         given: what the file does not state itself.
 
     Raises:
-        BadInput: the file is damaged, is not such a classifier, has no counterpart in timm, or does not state enough.
+        BadInput: the file is damaged, is not such a classifier, or does not state enough.
             The message names layers and arrays.
     """
     given = given or ImportSettings()
-    file = read_keras_h5(path)
+    file = read_keras_file(path, given.architecture)
     if file.details.get("fused_batchnorm") is True:
         raise BadInput(
             f"expected a file with its BatchNorm layers, got {path}, into whose convolutions they were folded: what "
             "they were cannot be told from it. Give the file that `lightning export` writes without --fuse_batchnorm."
         )
-    source = read_keras_graph(file, given.image_size)
+    source, output, doubled = _as_classifier(read_keras_graph(file, given.image_size), given.output)
     nodes = source.graph.nodes
     image_size = (nodes[0].shape[1], nodes[0].shape[2])
     if image_size[0] * image_size[1] > MOST_PIXELS:
@@ -119,23 +136,46 @@ def read_keras_classifier(path: Path, given: ImportSettings | None = None) -> Ke
             f"expected photos of at most {MOST_PIXELS // 10**6} megapixels, got a model for {image_size[0]} x "
             f"{image_size[1]} pixels: {path}. Give its real size with --image_size, or save the model again with it."
         )
+    if nodes[0].shape[0] != 3:
+        raise BadInput(
+            f"expected a model of colour photos, got one that takes {nodes[0].shape[0]} channel: {path}. "
+            "This project's photos are RGB."
+        )
     preprocessing = _preprocessing(source.graph)
     input_range = _input_range(file, preprocessing, given.input_range)
     constants = _constants(preprocessing, input_range)
     body = _body(source.graph, len(preprocessing))
-    notes: list[str] = []
-    settings = _settings(file, source, body, constants, notes)
+    notes = [note for note in source.notes if not source.augmentation or note != source.notes[0]]
     if source.augmentation:
         notes.append(
             f"{', '.join(source.augmentation)}: left out, as such layers do nothing when a photo is classified; "
             "further training changes photos as --data.augmentation says."
         )
-    network = TimmClassifier(body[-1].shape[0], **settings).eval()
-    _check_constants(network.normalise, constants)
-    graph = trace_network(network, network.backbone_name, image_size)
-    layer_of = _match(_body(graph, len(_preprocessing(graph))), body)
-    tensor_of = _copy_weights(network, graph, source.graph, layer_of, file.details)
-    trainable, batch_norm = _frozen(source, body, notes)
+    network: TimmClassifier
+    try:
+        said: list[str] = []
+        settings = _settings(file, source, body, constants, said)
+        network = TimmClassifier(body[-1].shape[0], **settings).eval()
+        _check_constants(network.normalise, constants)
+        graph = trace_network(network, network.backbone_name, image_size)
+        layer_of = _match(_body(graph, len(_preprocessing(graph))), body)
+        tensor_of = _copy_weights(network, graph, source.graph, layer_of, file.details)
+        trainable, batch_norm = _frozen(source, body, notes)
+        notes += said
+    except NotTimms:
+        stated = file.details.get("architecture")
+        if isinstance(stated, dict) and "graph" not in stated:
+            raise  # a file of ours whose layers are not those that it describes
+        network, layer_of, constants = _from_graph(source.graph, preprocessing, constants, input_range)
+        graph = trace_network(network, network.backbone_name, image_size)
+        tensor_of = _copy_weights(network, graph, source.graph, layer_of, file.details)
+        own = [source.graph.node(layer_of[node["name"]]) for node in network.backbone.nodes]
+        trainable, batch_norm = _frozen(source, own, notes)
+    if doubled:
+        notes.append(
+            f"{source.graph.node(doubled).source}: its one output is two classes here, the first with logit 0: their "
+            "softmax is exactly the file's sigmoid, and its value is the second class's."
+        )
     return KerasClassifier(
         path=Path(path),
         file=file,
@@ -145,6 +185,8 @@ def read_keras_classifier(path: Path, given: ImportSettings | None = None) -> Ke
         layer_of=layer_of,
         tensor_of=tensor_of,
         input_range=input_range,
+        output=output,
+        doubled=doubled,
         class_names=_class_names(file, given.class_names, body[-1].shape[0]),
         image_size=image_size,
         interpolation=_interpolation(file, given.interpolation),
@@ -154,6 +196,75 @@ def read_keras_classifier(path: Path, given: ImportSettings | None = None) -> Ke
         constants=constants,
         notes=notes,
     )
+
+
+# Output ---------------------------------------------------------------------------------------------------------------
+
+
+def _as_classifier(source: KerasGraph, given: str | None) -> tuple[KerasGraph, str, str | None]:
+    """The same with softmax over two classes or more at its end; what the file gives; and the node that was doubled.
+
+    A single output z (its sigmoid) becomes two logits, 0 and z, whose softmax is the same: 1 - sigmoid(z), sigmoid(z).
+    """
+    graph, last = source.graph, source.graph.output
+    if given is not None and given not in OUTPUTS:
+        raise BadInput(f"--output: expected one of {', '.join(OUTPUTS)}, received {given!r}. Name one.")
+    if len(last.shape) != 1:
+        raise BadInput(f"{last.source}: expected a classifier, got a model that gives a map of shape {last.shape}.")
+    own = {"softmax": "softmax", "activation": "sigmoid"}.get(last.op, "logits")
+    if last.op == "activation" and last.attributes["function"] != "sigmoid":
+        own = "logits"
+    if given is not None and given != own:
+        raise BadInput(
+            f"--output {given}: expected the file's own, {own}: its last layer is {last.source} "
+            f"({source.layers[last.source].class_name}). Leave it out, or give --output {own}."
+        )
+    if own == "logits" and given is None:
+        raise BadInput(
+            f"--output: expected to be told what this model gives, received nothing, and its last layer "
+            f"{last.source} ({source.layers[last.source].class_name}) ends in neither softmax nor sigmoid. If it was "
+            "trained with from_logits=True, give --output logits."
+        )
+    if last.shape[0] == 1 and own != "softmax":
+        return (*_doubled(source, last, own),)
+    if own == "sigmoid":
+        raise BadInput(
+            f"{last.source}: expected classes that exclude each other, got {last.shape[0]} sigmoids: each may be true "
+            "by itself, which this project does not train. `lightning upgrade` writes the file for every Keras."
+        )
+    if last.shape[0] < 2:
+        raise BadInput(f"{last.source}: expected two classes or more, got a softmax of one: it always gives 1.")
+    if own == "softmax":
+        return source, own, None
+    probabilities = Node("probabilities", "softmax", (last.name,), last.shape)
+    return replace(source, graph=Graph((*graph.nodes, probabilities), graph.tensors)), own, None
+
+
+def _doubled(source: KerasGraph, last: Node, output: str) -> tuple[KerasGraph, str, str]:
+    graph = source.graph
+    dense = graph.node(last.inputs[0]) if output == "sigmoid" else last
+    if dense.op != "dense":
+        raise BadInput(f"{last.source}: expected a Dense before its one output, got {dense.op}: not read here yet.")
+    tensors = dict(graph.tensors)
+    for name in dense.weights.values():
+        tensors[name] = np.concatenate([np.zeros_like(tensors[name]), tensors[name]])
+    two = replace(dense, shape=(2,))
+    name = last.name if output == "sigmoid" else "probabilities"
+    softmax = Node(name, "softmax", (dense.name,), (2,), source=last.source if output == "sigmoid" else "")
+    kept = [node for node in graph.nodes if node is not dense and node is not last]
+    return replace(source, graph=Graph((*kept, two, softmax), tensors)), output, dense.name
+
+
+def probabilities_of(answers: np.ndarray, output: str) -> np.ndarray:
+    """What this project's network gives where a Keras model gives `answers`, (N, C) or (N, 1)."""
+    if output != "logits" and answers.shape[-1] > 1:
+        return answers
+    exact = answers.astype(np.float64)
+    if answers.shape[-1] == 1:
+        one = exact if output == "sigmoid" else 1 / (1 + np.exp(-exact))
+        return np.concatenate([1 - one, one], axis=-1)
+    powers = np.exp(exact - exact.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
 
 
 # Preprocessing --------------------------------------------------------------------------------------------------------
@@ -228,7 +339,7 @@ def _mean_and_std(constants: tuple[np.ndarray, np.ndarray]) -> tuple[list[float]
     means, stds = [], []
     for scale, offset in zip(*(each.astype(np.float32) for each in constants), strict=True):
         if not scale > 0 or not np.isfinite(offset):
-            raise BadInput(f"expected a Rescaling by a number above zero, got {scale}.")
+            raise NotTimms(f"expected a Rescaling by a number above zero, got {scale}.")
         std = _shortest(lambda std, scale=scale: std > 0 and np.float32(1.0 / std) == scale, 1.0 / float(scale))
         mean = _shortest(lambda mean, offset=offset, std=std: np.float32(-mean / std) == offset, -float(offset) * std)
         means.append(mean if mean else 0.0)
@@ -245,11 +356,82 @@ def _body(graph: Graph, preprocessing: int) -> list[Node]:
     body = []
     for node in graph.nodes[preprocessing + 1 :]:
         inputs = tuple(alias.get(name, name) for name in node.inputs)
-        if node.op in ("dropout", "flatten"):
+        if node.op == "dropout" or (node.op == "flatten" and graph.node(node.inputs[0]).shape[1:] in ((), (1, 1))):
             alias[node.name] = inputs[0]
+        elif node.op == "average_pool" and _is_global(graph, node):
+            attributes = {"keep_dimensions": True}
+            body.append(replace(node, op="global_average_pool", inputs=inputs, attributes=attributes))
         else:
-            body.append(Node(**{**node.__dict__, "inputs": inputs}))
+            body.append(replace(node, inputs=inputs))
     return body
+
+
+def _is_global(graph: Graph, node: Node) -> bool:
+    """Whether a pooling's window is the whole map."""
+    return tuple(node.attributes["kernel"]) == graph.node(node.inputs[0]).shape[1:] and node.shape[1:] == (1, 1)
+
+
+# Networks that timm does not have -------------------------------------------------------------------------------------
+
+
+def _from_graph(
+    graph: Graph, preprocessing: list[Node], constants: tuple[np.ndarray, np.ndarray], input_range: str
+) -> tuple[GraphClassifier, dict[str, str], tuple[np.ndarray, np.ndarray]]:
+    """A network built from the graph, its nodes' counterparts in the graph, and the constants of its normalisation."""
+    try:
+        mean, std = _mean_and_std(constants)
+    except NotTimms:  # such as a negative scale: the file's own layers stay, after the range is adapted
+        preprocessing, constants = [], _constants([], input_range)
+        mean, std = _mean_and_std(constants)
+    names = _plain_names([node.name for node in graph.nodes[len(preprocessing) + 1 :]])
+    first = graph.nodes[len(preprocessing)].name
+    plain = {first: INPUT, **names}
+    # the softmax is the loss's and the exporter's
+    body = [
+        replace(node, name=plain[node.name], inputs=tuple(plain[name] for name in node.inputs))
+        for node in graph.nodes[len(preprocessing) + 1 : -1]
+    ]
+    split = _head_begins(body)
+    described = {
+        part: describe_nodes(nodes, graph.tensors)
+        for part, nodes in (("backbone", body[:split]), ("head", body[split:]))
+    }
+    network = GraphClassifier(graph.output.shape[0], packed(described), mean, std).eval()
+    layer_of = {plain[name]: name for name in names}
+    layer_of["probabilities"] = layer_of.pop(plain[graph.output.name])
+    return network, layer_of, constants
+
+
+def _plain_names(keys: list[str]) -> dict[str, str]:
+    """Layer key -> a name without slashes, the layer's own where no other has it."""
+    taken, names = {"image", INPUT, "probabilities"}, {}
+    for key in keys:
+        candidates = [plain_layer_name(key.rpartition("/")[2]), plain_layer_name(key)]
+        candidates += [f"{candidates[1]}_{number}" for number in range(1, len(keys) + 4)]
+        names[key] = next(name for name in candidates if name not in taken)
+        taken.add(names[key])
+    return names
+
+
+def _head_begins(body: list[Node]) -> int:
+    """Index of the first node after the pooled features: what follows is one dense layer after the other.
+
+    A head without weights could not be trained: it begins at the last layer that has some.
+    """
+    readers: dict[str, int] = {}
+    for name in (name for node in body for name in node.inputs):
+        readers[name] = readers.get(name, 0) + 1
+    begin = len(body)
+    while begin > 1:
+        node = body[begin - 1]
+        in_line = node.inputs == (body[begin - 2].name,) and readers[node.inputs[0]] == 1
+        pools = node.op in ("flatten", "global_average_pool", "global_max_pool")
+        if not in_line or (any(each.weights for each in body[begin:]) and (len(node.shape) != 1 or pools)):
+            break
+        begin -= 1
+    if not any(node.weights for node in body[begin:]):
+        raise BadInput("expected a classifier that ends in a layer with weights, got one whose last layers have none.")
+    return begin
 
 
 def _settings(
@@ -261,7 +443,7 @@ def _settings(
 ) -> dict[str, Any]:
     """The values of `ARCHITECTURE` for the network in the file."""
     if body[-1].op != "softmax":
-        raise BadInput(
+        raise NotTimms(
             f"expected a classifier that ends in softmax, got {body[-1].op} at {body[-1].source}. Save it with "
             "activation='softmax' in its last Dense layer, or with a Softmax layer after it."
         )
@@ -282,12 +464,12 @@ def _settings(
     # A file of ours states its architecture. That may distinguish settings that compute the same here (padding of odd
     # sizes, digits of the mean beyond float32). Settings that change the function are compared with the layers below.
     if set(stated) != set(ARCHITECTURE):
-        raise BadInput(
+        raise NotTimms(
             f"expected the file to describe {', '.join(ARCHITECTURE)}, got {', '.join(map(str, stated))}. {DAMAGED}"
         )
     for name in ("backbone", "hidden", "bn_eps"):
         if stated[name] != inferred[name]:
-            raise BadInput(
+            raise NotTimms(
                 f"expected the file's description and its layers to agree, got {name} {str(stated[name])[:80]} and "
                 f"{inferred[name]}. {DAMAGED}"
             )
@@ -310,10 +492,10 @@ def _backbone(graph: Graph, body: list[Node]) -> str:
         if _kernels_of(name) == kernels:
             return name
     stem = kernels[0][0] if kernels else 0
-    raise BadInput(
+    raise NotTimms(
         f"expected the channels of a MobileNetV2 that timm has ({', '.join(names)}), got {len(kernels)} convolutions, "
         f"the first with {stem} channels, the last with {kernels[-1][0] if kernels else 0}. Of keras.applications, "
-        "alpha 0.35, 0.5, 0.75, 1.0 and 1.4 have a counterpart in timm; 1.3 has none. Train one of those."
+        "alpha 0.35, 0.5, 0.75, 1.0 and 1.4 have a counterpart in timm; 1.3 has none."
     )
 
 
@@ -321,7 +503,7 @@ def _epsilon(body: list[Node]) -> float:
     epsilons = {node.attributes["epsilon"]: node.source for node in body if node.op == "batch_norm"}
     if len(epsilons) != 1:
         shown = ", ".join(f"{epsilon:g} at {name}" for epsilon, name in epsilons.items())
-        raise BadInput(f"expected one epsilon in all BatchNormalization layers, got {shown or 'no such layer'}.")
+        raise NotTimms(f"expected one epsilon in all BatchNormalization layers, got {shown or 'no such layer'}.")
     return float(next(iter(epsilons)))
 
 
@@ -341,11 +523,9 @@ def _pad_type(graph: Graph, body: list[Node]) -> str:
         symmetric = tuple(half for size in kernel for half in (size // 2, size // 2))
         fits = {"same": fits["same"] and padding == same, "": fits[""] and padding == symmetric}
         if not any(fits.values()):
-            raise BadInput(
+            raise NotTimms(
                 f"{node.source}: expected the padding of TensorFlow's SAME {same} at {height}x{width} pixels, or "
-                f"{symmetric} in every layer, got {padding} (top, bottom, left, right). timm has no such MobileNetV2. "
-                "keras.applications pads so where it was built without a size: build it with input_shape, set_weights, "
-                "and save that."
+                f"{symmetric} in every layer, got {padding} (top, bottom, left, right). timm has no such MobileNetV2."
             )
     return "same" if fits["same"] else ""
 
@@ -453,7 +633,7 @@ def _match(ours: list[Node], theirs: list[Node]) -> dict[str, str]:
         inputs = tuple(sorted(found[name] for name in node.inputs))
         candidates = waiting.get((node.op, inputs), [])
         if len(candidates) != 1:
-            raise BadInput(
+            raise NotTimms(
                 f"expected {_described(node)} after {' and '.join(inputs)}, got "
                 f"{'several' if candidates else _what_follows(theirs, inputs)}. This is not the MobileNetV2 classifier "
                 f"that timm builds with these channels."
@@ -463,11 +643,11 @@ def _match(ours: list[Node], theirs: list[Node]) -> dict[str, str]:
         differing = [name for name in wanted if wanted[name] != got.get(name)] + sorted(got.keys() - wanted.keys())
         if differing:
             shown = "; ".join(f"{name} {got.get(name)}, not {wanted.get(name)}" for name in differing)
-            raise BadInput(f"{other.source}: expected {_described(node)} as timm builds it, got {shown}.")
+            raise NotTimms(f"{other.source}: expected {_described(node)} as timm builds it, got {shown}.")
         found[node.name] = other.name
     left = [node.source for nodes in waiting.values() for node in nodes]
     if left:
-        raise BadInput(f"expected only layers of a MobileNetV2 classifier, got {left[0]} besides.")
+        raise NotTimms(f"expected only layers of a MobileNetV2 classifier, got {left[0]} besides.")
     return {name: other for name, other in found.items() if name != start_ours}
 
 
@@ -505,17 +685,17 @@ def _copy_weights(
     }
     unused = sorted(source.tensors.keys() - set(tensor_of.values()))
     if unused or len(set(tensor_of.values())) != len(tensor_of):
-        raise BadInput(f"expected every array to be used exactly once, got {', '.join(unused) or 'one used twice'}.")
+        raise NotTimms(f"expected every array to be used exactly once, got {', '.join(unused) or 'one used twice'}.")
     state = network.state_dict()
     counters = [name for name in state if name.endswith("num_batches_tracked")]
     missing = sorted(state.keys() - tensor_of.keys() - set(counters))
     if missing:
-        raise BadInput(f"expected an array for every tensor, got none for {', '.join(missing)}.")
+        raise NotTimms(f"expected an array for every tensor, got none for {', '.join(missing)}.")
     filled = dict(zip(counters, _counts(details, len(counters)), strict=True))
     for tensor, name in tensor_of.items():
         array = source.tensors[name]
         if array.shape != tuple(state[tensor].shape):
-            raise BadInput(f"{name}: expected shape {tuple(state[tensor].shape)}, got {array.shape} (torch's layout).")
+            raise NotTimms(f"{name}: expected shape {tuple(state[tensor].shape)}, got {array.shape} (torch's layout).")
         filled[tensor] = torch.from_numpy(array.copy())
     network.load_state_dict(filled)
     return tensor_of

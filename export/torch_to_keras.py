@@ -10,6 +10,7 @@ from typing import Any
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.graph.fold import fold_batch_norms
 from export.graph.layer_names import mobilenetv2_layer_names
+from export.graph.network import graph_of
 from export.graph.nodes import Graph
 from export.graph.trace import LayerNames, export_program, trace_graph
 from export.keras_file.golden import Golden, golden_images
@@ -17,6 +18,7 @@ from export.keras_file.layers import keras_layers
 from export.keras_file.write import training_config, write_keras_h5
 from export.torch_answers import RESCALE, torch_probabilities
 from models.bad_input import BadInput
+from models.graph_network import GraphClassifier
 from models.timm_mobilenetv2 import TimmClassifier
 
 INPUT_RANGES = ("unit", "raw")
@@ -114,6 +116,8 @@ def frozen_layers(checkpoint: Checkpoint, graph: Graph) -> frozenset[str]:
 
 def trace_network(network: TimmClassifier, backbone: str, image_size: tuple[int, int]) -> Graph:
     """The neutral graph of a network that takes images of (height, width) pixels."""
+    if isinstance(network, GraphClassifier):
+        return graph_of(network, image_size)
     return trace_graph(export_program(network, image_size), _layer_names(backbone))
 
 

@@ -18,6 +18,7 @@ from lightning_module.optimizer import follow_epochs, make_adam, make_scheduler
 from models.bad_input import BadInput, other_names, quoted
 from models.choices import Trainable
 from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision, resolve_precision, without_tf32
+from models.graph_network import build_classifier
 from models.pretrained import WeightsReport, load_pretrained
 from models.timm_mobilenetv2 import TimmClassifier
 
@@ -48,6 +49,8 @@ class ProductClassifier(MeasuredModule):
         bn_eps: BatchNorm's epsilon, above zero; null for timm's own. Weights trained with TensorFlow need 0.001.
         mean: one number or three, subtracted from pixels of 0 to 1; null for timm's own.
         std: one number or three, above zero; the pixels are divided by it after the subtraction; null for timm's own.
+        graph: the network of an imported Keras file that timm does not have, as `lightning import` describes it. It
+            comes with `ckpt_path`; of the network's other settings only `mean` and `std` count beside it.
         frozen_precision: number format of the frozen backbone in training steps. `auto`: bfloat16 if the processor has
             instructions for it, otherwise float32. All measuring is in float32.
         train_size: longer side of the photos in training steps, in pixels, smaller than `image_size`; null for
@@ -79,6 +82,7 @@ class ProductClassifier(MeasuredModule):
         bn_eps: float | None = None,
         mean: float | list[float] | str | None = None,
         std: float | list[float] | str | None = None,
+        graph: str | None = None,
         frozen_precision: FrozenPrecision = "auto",
         compile: Compile = "auto",
         train_size: int | None = None,
@@ -93,7 +97,8 @@ class ProductClassifier(MeasuredModule):
         class_names, image_size = [str(name) for name in class_names], [int(side) for side in image_size]
         check_settings(class_names, image_size, trainable, learning_rate, pretrained, weights)
         check_fine_tuning(image_size, trainable, train_size, schedule)
-        network = TimmClassifier(len(class_names), backbone, hidden, dropout, pad_type, bn_eps, mean, std)
+        described = {"backbone": backbone, "hidden": hidden, "dropout": dropout, "pad_type": pad_type, "bn_eps": bn_eps}
+        network = build_classifier(len(class_names), graph, **described, mean=mean, std=std)
         # The same memory layout as the data module's photos: a narrow MobileNetV2 trains about twice as fast on a CPU.
         self.network: TimmClassifier = network.to(memory_format=torch.channels_last)
         # Both settings affect only speed and not what is learnt, so they are not saved in the checkpoint.

@@ -7,13 +7,19 @@ torch's own modules, so that training treats them as any other network's; all ot
 
 from __future__ import annotations
 
+import base64
+import json
 import re
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from models.bad_input import BadInput
+from models.timm_mobilenetv2 import Normalise, TimmClassifier, three_floats
 
 Description = Sequence[Mapping[str, Any]]
 
@@ -365,3 +371,101 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "average": lambda node, *values: sum(values) / len(values),
     "concatenate": lambda node, *values: torch.cat(values, 1),
 }
+
+
+# The whole classifier -------------------------------------------------------------------------------------------------
+
+# A description that unpacks to more than this is none of a classifier's.
+_MOST_TEXT = 64 << 20
+
+
+def packed(description: dict[str, Any]) -> str:
+    """A description as one line of text (JSON, compressed, base64), for hyper-parameters."""
+    return base64.b64encode(zlib.compress(json.dumps(description).encode(), 9)).decode()
+
+
+def unpacked(text: str) -> dict[str, Any]:
+    """The opposite of `packed`.
+
+    Raises:
+        BadInput: the text is none, or too long.
+    """
+    try:
+        unpacker = zlib.decompressobj()
+        content = unpacker.decompress(base64.b64decode(text, validate=True), _MOST_TEXT)
+        if unpacker.unconsumed_tail:
+            raise ValueError("too long")
+        description = json.loads(content)
+        if not isinstance(description, dict) or set(description) != {"backbone", "head"}:
+            raise ValueError("no description of backbone and head")
+    except (ValueError, TypeError, zlib.error, RecursionError) as error:
+        raise BadInput(
+            f"--model.graph: expected what `lightning import` wrote, received something else ({error}). Leave it to "
+            "--ckpt_path."
+        ) from error
+    return description
+
+
+class GraphClassifier(TimmClassifier):
+    """A classifier that came from a Keras file and has no counterpart in timm.
+
+    It has the parts of a `TimmClassifier`, so that it trains, predicts and is exported like one: normalisation, a
+    backbone up to the features, and a head.
+
+    Args:
+        num_classes: as many as the head gives logits.
+        graph: from `packed`: a description for ``backbone`` (it reads ``image``) and one for ``head``.
+        mean: per channel, for pixels of 0 to 1.
+        std: per channel, for pixels of 0 to 1, above zero.
+
+    Raises:
+        BadInput: the description is none that can be built, or gives another number of logits.
+    """
+
+    def __init__(self, num_classes: int, graph: str, mean: Any, std: Any) -> None:
+        nn.Module.__init__(self)
+        self.num_classes, self.backbone_name, self.graph = num_classes, IMPORTED, graph
+        # what the settings of a timm network would say; the description says it for each layer
+        self.hidden, self.dropout, self.pad_type, self.bn_eps = (), 0.0, "", None
+        self.mean, self.std = three_floats(mean, "mean"), three_floats(std, "std")
+        if min(self.std) <= 0:
+            raise BadInput(f"--model.std: expected numbers above zero, received {std!r}. It divides the pixels.")
+        self.normalise = Normalise(self.mean, self.std)
+        description = unpacked(graph)
+        try:
+            self.backbone: Any = GraphNetwork(description["backbone"], INPUT)
+            self.head: Any = GraphNetwork(description["head"], self.backbone.output)
+            shape = list(self.head.nodes[-1]["shape"])
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
+            raise BadInput(
+                f"--model.graph: expected the description of a network, received one that raises "
+                f"{type(error).__name__}: {str(error)[:200]}. Leave it to --ckpt_path."
+            ) from error
+        if shape != [num_classes]:
+            raise BadInput(f"--model.graph: expected {num_classes} logits, received a network that gives {shape}.")
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """As `TimmClassifier.architecture`, and ``graph``."""
+        return {**super().architecture, "graph": self.graph}
+
+
+# Name of a backbone that is described by a graph, and of the graph's input.
+IMPORTED = "imported"
+INPUT = "normalise"
+
+
+def build_classifier(num_classes: int, graph: str | None = None, **architecture: Any) -> TimmClassifier:
+    """The classifier that settings describe: a `TimmClassifier`, or a `GraphClassifier` if there is a graph.
+
+    Args:
+        num_classes: at least 2.
+        graph: from `packed`; only ``mean`` and ``std`` of the other settings count then.
+        architecture: the settings of `TimmClassifier`.
+
+    Raises:
+        BadInput: as the two raise it.
+    """
+    if graph is None:
+        return TimmClassifier(num_classes, **architecture)
+    return GraphClassifier(num_classes, graph, architecture["mean"], architecture["std"])

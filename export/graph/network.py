@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from export.graph.nodes import Graph, Node
-from models.graph_network import GraphNetwork
+from models.graph_network import INPUT, GraphClassifier, GraphNetwork
 
 
 def describe(graph: Graph) -> list[dict[str, Any]]:
     """The graph's nodes as plain data, with the shapes of the weights; without the input and the weights themselves."""
+    return describe_nodes(graph.nodes[1:], graph.tensors)
+
+
+def describe_nodes(nodes: Sequence[Node], tensors: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    """Nodes as plain data, with the shapes of their weights."""
     return [
         {
             "name": node.name,
@@ -20,9 +26,9 @@ def describe(graph: Graph) -> list[dict[str, Any]]:
             "inputs": list(node.inputs),
             "shape": list(node.shape),
             "attributes": {name: _plain(value) for name, value in node.attributes.items()},
-            "weights": {role: list(graph.tensors[name].shape) for role, name in node.weights.items()},
+            "weights": {role: list(tensors[name].shape) for role, name in node.weights.items()},
         }
-        for node in graph.nodes[1:]
+        for node in nodes
     ]
 
 
@@ -31,13 +37,13 @@ def _plain(value: Any) -> Any:
 
 
 def graph_network(graph: Graph) -> GraphNetwork:
-    """A torch module that computes the graph, with its weights, in eval mode; it takes and gives what the graph does."""
+    """A torch module that computes the graph, with its weights, in eval mode."""
     network = GraphNetwork(describe(graph), graph.nodes[0].name).eval()
     load_weights(network, graph.nodes, graph.tensors)
     return network
 
 
-def load_weights(network: GraphNetwork, nodes: tuple[Node, ...], tensors: dict[str, np.ndarray]) -> None:
+def load_weights(network: GraphNetwork, nodes: Sequence[Node], tensors: dict[str, np.ndarray]) -> None:
     """Copy the arrays of the nodes into the network; every parameter and buffer gets one, except counters."""
     state = {
         network.tensor_name(node.name, role): torch.from_numpy(tensors[name].copy())
@@ -47,3 +53,48 @@ def load_weights(network: GraphNetwork, nodes: tuple[Node, ...], tensors: dict[s
     }
     counters = {name: each for name, each in network.state_dict().items() if name.endswith("num_batches_tracked")}
     network.load_state_dict({**counters, **state})
+
+
+def graph_of(network: GraphClassifier, image_size: tuple[int, int]) -> Graph:
+    """The neutral graph of a classifier that was built from one, with its present weights and a softmax at the end.
+
+    Tracing is not needed: the network computes its description.
+    """
+    shape = (3, *image_size)
+    scale, offset = (
+        tuple(float(each) for each in constant.reshape(-1))
+        for constant in (network.normalise.scale, network.normalise.offset)
+    )
+    nodes = [
+        Node("image", "input", (), shape),
+        Node(INPUT, "affine", ("image",), shape, {"scale": scale, "offset": offset}, {}, INPUT, INPUT),
+    ]
+    state, tensors = network.state_dict(), {}
+    for part in ("backbone", "head"):
+        own = network.get_submodule(part)
+        for node in own.nodes:
+            weights = {role: f"{part}.{own.tensor_name(node['name'], role)}" for role in node["weights"]}
+            tensors |= {name: state[name].detach().cpu().numpy() for name in weights.values()}
+            source = f"{part}.layers.{own.module_of[node['name']]}" if node["name"] in own.module_of else part
+            attributes = {name: _tuples(value) for name, value in node["attributes"].items()}
+            name, inputs, shape = node["name"], tuple(node["inputs"]), tuple(node["shape"])
+            nodes.append(Node(name, node["op"], inputs, shape, attributes, weights, source, name))
+    nodes.append(Node("probabilities", "softmax", (nodes[-1].name,), nodes[-1].shape))
+    return Graph(tuple(nodes), tensors)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(each) for each in value) if isinstance(value, list) else value
+
+
+def outputs_of(network: GraphClassifier, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The output of every node of `graph_of`, by name, (B, C, H, W) or (B, C).
+
+    Args:
+        network: in the precision of the images.
+        images: (B, 3, H, W), in [0, 1].
+    """
+    with torch.inference_mode():
+        record = {INPUT: network.normalise(images)}
+        record["probabilities"] = network.head(network.backbone(record[INPUT], record), record).softmax(1)
+    return record

@@ -22,8 +22,14 @@ import torch
 from export.checkpoint import Checkpoint, file_digest, read_checkpoint
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import WITHOUT_EFFECT
-from export.keras_file.read import KerasFile, read_keras_h5
-from export.keras_to_torch import INPUT_RANGES, ImportSettings, KerasClassifier, read_keras_classifier
+from export.keras_file.read import KerasFile, read_keras_file
+from export.keras_to_torch import (
+    INPUT_RANGES,
+    ImportSettings,
+    KerasClassifier,
+    probabilities_of,
+    read_keras_classifier,
+)
 from export.proof.checks import check_layers, check_probabilities, check_top1, same_bits
 from export.proof.comparison import exact_images, exact_kind
 from export.proof.image_sets import ImageSet
@@ -140,11 +146,13 @@ def check_imports(
 def _read(given: Import) -> _Comparison:
     source = read_checkpoint(given.checkpoint)
     imported_range = source.imported_range if source.imported_range in INPUT_RANGES else None
-    settings = ImportSettings(source.class_names, source.image_size, source.interpolation, imported_range)
+    settings = ImportSettings(
+        source.class_names, source.image_size, source.interpolation, imported_range, source.imported_output
+    )
     try:
         classifier = read_keras_classifier(given.h5, settings)
     except BadInput as error:
-        if _is_saved_again(source, read_keras_h5(given.h5)):
+        if _is_saved_again(source, read_keras_file(given.h5)):
             raise BadInput(f"{error}\n{_SAVED_AGAIN}") from error
         raise
     return _Comparison(given, source, classifier, _check_facts(source, classifier), _compared_nodes(classifier))
@@ -169,13 +177,14 @@ def _run_checks(comparison: _Comparison, folder: Path) -> tuple[list[Check], lis
         }
         # with the constants as the file states them, because Keras does not round them in float64 either
         expected = torch_layers(_unrounded(source, classifier), classifier.graph, exact_images(comparison.given.sets))
-        gave = {node: _flat_where_pooled(value, expected[node]) for node, value in gave.items()}
+        gave = {node: _comparable(classifier, node, value, expected[node]) for node, value in gave.items()}
         nodes = (_alone(classifier.graph.node(node)) for node in comparison.compared)
         graph = Graph((classifier.graph.nodes[0], *nodes), {})
         check, layer_errors = check_layers(graph, expected, gave, exact_kind(comparison.given.sets))
         checks.append(check)
     for images in comparison.given.sets:
-        keras_gave = np.load(folder / f"{images.name}_probabilities.npy", allow_pickle=False)
+        answers = np.load(folder / f"{images.name}_probabilities.npy", allow_pickle=False)
+        keras_gave = probabilities_of(answers, classifier.output)
         torch_gave = torch_probabilities(source.network, images.batches())
         checks.append(check_probabilities(images, torch_gave, keras_gave))
         checks.append(check_top1(images, torch_gave, keras_gave))
@@ -210,10 +219,14 @@ def _check_weights(source: Checkpoint, classifier: KerasClassifier, loaded: dict
         # the arrays are in Keras's order within a layer: kernel, bias; gamma, beta, moving_mean, moving_variance
         for index, tensor in enumerate(node.weights.values()):
             name = classifier.tensor_of[tensor]
-            layer = classifier.source.graph.node(classifier.layer_of[node.name]).source
-            held = in_keras.pop(f"{layer}/{index}", None)
-            expected = _keras_layout(node, state[tensor])
-            in_file = _keras_layout(node, classifier.source.graph.tensors[name])
+            other = classifier.source.graph.node(classifier.layer_of[node.name])
+            held = in_keras.pop(f"{other.source}/{place_in_keras(classifier.source.graph, other, index)}", None)
+            own, in_file = state[tensor], classifier.source.graph.tensors[name]
+            if other.name == classifier.doubled:  # the first of two classes is logit 0
+                if own[:1].any():
+                    different.append(name)
+                own, in_file = own[1:], in_file[1:]
+            expected, in_file = _keras_layout(node, own), _keras_layout(node, in_file)
             if held is None or not (same_bits(expected, in_file) and same_bits(expected, held)):
                 different.append(name)
     preprocessing = {node.source for node in classifier.source.graph.nodes if node.op == "affine"}
@@ -225,9 +238,19 @@ def _check_weights(source: Checkpoint, classifier: KerasClassifier, loaded: dict
     return Check("weights", not different, len(different), 0, "arrays differ", detail, first)
 
 
+def place_in_keras(graph: Graph, node: Node, index: int) -> int:
+    """Place of a node's array among those of its Keras layer: a SeparableConv2D is two nodes."""
+    before = [each for each in graph.nodes if each.source == node.source and each.weights]
+    return index + sum(len(each.weights) for each in before[: before.index(node)])
+
+
 def _keras_layout(node: Node, array: np.ndarray) -> np.ndarray:
-    depthwise = node.op == "conv2d" and node.attributes["groups"] > 1 and array.ndim == 4
-    return array.transpose(_TO_KERAS_DEPTHWISE if depthwise else _TO_KERAS[array.ndim])
+    if node.op == "prelu":
+        return np.moveaxis(array, 0, -1)
+    if node.op == "conv2d" and array.ndim == 4 and node.attributes["groups"] > 1 and array.shape[1] == 1:
+        groups = node.attributes["groups"]
+        return array.reshape(groups, -1, *array.shape[2:]).transpose(_TO_KERAS_DEPTHWISE)
+    return array.transpose(_TO_KERAS[array.ndim])
 
 
 def _compared_nodes(classifier: KerasClassifier) -> dict[str, str]:
@@ -242,8 +265,15 @@ def _compared_nodes(classifier: KerasClassifier) -> dict[str, str]:
     return {node: layer_with_output[other] for node, other in pairs.items()}
 
 
-def _flat_where_pooled(value: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """(N, 1, 1, C) as (N, C) if torch has that shape: Keras's pooling may keep the two dimensions."""
+def _comparable(classifier: KerasClassifier, node: str, value: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """A Keras layer's output in our node's shape.
+
+    Keras's pooling may keep two dimensions: (N, 1, 1, C) becomes (N, C) if torch has that shape. A single output
+    becomes two classes.
+    """
+    if value.ndim == 2 and value.shape[1] == 1 and expected.shape[1] == 2:
+        logits = classifier.layer_of[node] == classifier.doubled
+        return np.concatenate([0 * value, value] if logits else [1 - value, value], axis=1)
     return value[:, 0, 0] if value.ndim == 4 and expected.ndim == 2 and value.shape[1:3] == (1, 1) else value
 
 

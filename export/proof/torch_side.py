@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from export.graph.network import outputs_of
 from export.graph.nodes import Graph, Node
 from export.graph.trace import export_program
 from export.torch_answers import nchw
+from models.graph_network import GraphClassifier
 from models.keras_adam import KerasAdam
 
 State = dict[str, np.ndarray]
@@ -33,6 +35,9 @@ def torch_layers(
         node name -> float64 in Keras's layout: (N, H, W, C) or (N, C). The input node is left out.
     """
     exact = _in_float64(network, state)
+    if isinstance(exact, GraphClassifier):
+        recorded = outputs_of(exact.eval(), nchw(images))
+        return {node.name: _keras_layout(node, recorded[node.name]) for node in graph.nodes[1:]}
     program = export_program(exact, (images.shape[1], images.shape[2]), batch=len(images))
     recorder = _Recorder(program.module(), {node.trace_name: node for node in graph.nodes[1:] if node.trace_name})
     with torch.inference_mode():

@@ -1,7 +1,7 @@
 """`lightning import`: converts a Keras `.h5` to a checkpoint, and proves that both compute the same."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning_module.commands.cli import EXIT_MISMATCH
 from lightning_module.commands.options import (
@@ -34,17 +34,20 @@ def import_(
     image_size: str | None = None,
     interpolation: str | None = None,
     input_range: Literal["unit", "raw", "tf"] | None = None,
+    output: Literal["softmax", "sigmoid", "logits"] | None = None,
+    architecture: Path | None = None,
     check: bool = True,
     json: Path | None = None,
     keras_python: Path | None = None,
 ) -> bool:
-    """Read a Keras MobileNetV2 classifier into a checkpoint, and prove that both compute the same.
+    """Read a Keras classifier into a checkpoint, and prove that both compute the same.
 
-    The base may be nested as one layer or flat, saved by Keras 2 or 3, or by `lightning export`. The last line is the
-    verdict; nothing is written unless it is PASS.
+    Any classifier of photos that is made of Keras's own layers, saved by Keras 2 or 3, or by `lightning export`. A
+    MobileNetV2 becomes timm's, every other network one that is built from the file. The last line is the verdict;
+    nothing is written unless it is PASS.
 
     Args:
-        model: the Keras .h5.
+        model: the Keras file: .h5, .keras, or a zip with one of them, such as Teachable Machine's.
         out: the checkpoint to write; an existing one is replaced when the new one is complete and proved.
         class_names: names of the classes in the order of the outputs, separated by commas.
         labels: labels.json that names the classes (and may give interpolation), as `lightning fit` writes it.
@@ -54,6 +57,9 @@ def import_(
         interpolation: how photos are resized; `nearest`, Keras's default, unless the file says otherwise.
         input_range: values that the model takes, if its layers do not show it: `unit`, 0 to 1, `raw`, 0 to 255, or
             `tf`, -1 to 1.
+        output: what the model gives, if its last layer does not show it: `logits`, if it was trained with
+            from_logits=True. A single output becomes two classes, of which it is the second.
+        architecture: for a file of weights alone: a file with what model.to_json() says.
         check: compare both in a real Keras; false writes the checkpoint unproved.
         json: file for the whole report.
         keras_python: Python interpreter whose Keras is used for the proof; by default this environment's.
@@ -62,6 +68,7 @@ def import_(
         Whether all checks passed.
     """
     from export.import_keras import ImportDiffers, write_import
+    from export.keras_file.read import read_architecture
     from export.keras_to_torch import ImportSettings, read_keras_classifier
     from export.proof.report import PASS, print_report, write_json
 
@@ -72,9 +79,9 @@ def import_(
     if photos_root and not names:
         names = _folder_names(photos_root)
     interpolation = stated.get("interpolation") if interpolation is None else interpolation
-    classifier = read_keras_classifier(
-        model, ImportSettings(names, _height_and_width(image_size), interpolation, input_range)
-    )
+    config = read_architecture(architecture) if architecture else None
+    size = _height_and_width(image_size)
+    classifier = read_keras_classifier(model, ImportSettings(names, size, interpolation, input_range, output, config))
     files = list_photo_files(photos_root) if photos_root and check else []
     pixels = pixels_of(files, classifier.image_size, classifier.interpolation) if files else None
     photo_names = [str(file) for file in files]
@@ -89,8 +96,7 @@ def import_(
         height, width = classifier.image_size
         print(
             f"{out}: {network.backbone_name}, {len(classifier.class_names)} classes, {height} x {width} pixels, "
-            f"padding {network.pad_type or 'symmetric'}, epsilon {network.bn_eps:g}; the Keras model takes "
-            f"{classifier.input_range}"
+            f"{_described(network)}; the Keras model takes {classifier.input_range}, gives {classifier.output}"
         )
     if report is None:
         print("not proved: --check false")
@@ -99,6 +105,12 @@ def import_(
     if json:
         write_json([report], json)
     return report.verdict == PASS
+
+
+def _described(network: Any) -> str:
+    if "graph" in network.architecture:
+        return f"{len(network.backbone.nodes) + len(network.head.nodes)} operations as the file has them"
+    return f"padding {network.pad_type or 'symmetric'}, epsilon {network.bn_eps:g}"
 
 
 def _folder_names(root: Path) -> list[str]:

@@ -79,6 +79,7 @@ GROUPS = (
         ("bn_eps", "null", "BatchNorm's epsilon: 0.001 for those; null for timm's own"),
         ("mean", "null", "subtracted from pixels of 0 to 1, one number or three; null for timm's"),
         ("std", "null", "divides what is left; null for timm's"),
+        ("graph", "null", "an imported network that timm does not have; comes with --ckpt_path"),
         ("frozen_precision", "auto", "of a frozen backbone's pass: auto, float32, bfloat16"),
         ("compile", "auto", "use torch.compile: auto, never, always"),
     )),

@@ -233,7 +233,7 @@ class TrainingCLI(LightningCLI):
             own = self.config[subcommand]
             check_optimizer_settings(Path(given), saved, own.model)
             # The command line decides how to train, the checkpoint what is trained.
-            architecture = {name: bound[name] for name in ARCHITECTURE if name in bound}
+            architecture = {name: bound[name] for name in (*ARCHITECTURE, "graph") if name in bound}
             bound = {**architecture, "pretrained": False, "weights": None}
             kept = [*differing("model", architecture, own.model), *differing("data", photos, own.data)]
             if kept:
