@@ -68,8 +68,8 @@ def time_onnx2tf(checkpoint: Path) -> float:
     """Seconds that onnx2tf takes from the checkpoint to its SavedModel."""
     from export.checkpoint import read_checkpoint
     from export.proof.second_opinions import OPINIONS
-    from export.worker.format_process import run_formats
     from export.worker.environments import ONNX2TF
+    from export.worker.format_process import run_formats
 
     python, source = ONNX2TF.python(), read_checkpoint(checkpoint)
     with tempfile.TemporaryDirectory(prefix="onnx2tf-") as folder:

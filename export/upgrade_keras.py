@@ -11,16 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import file_digest
 from export.keras_file.architecture import KerasGraph, read_keras_graph
 from export.keras_file.read import KerasFile, read_keras_file
 from export.keras_file.upgraded import UpgradedLayers, upgraded_layers, upgraded_training
-from export.keras_file.write import write_keras_h5
+from export.keras_file.write import own_version, write_keras_h5
 from export.proof.report import PASS
 from export.proof.upgrade_proof import Upgrade, UpgradeProof, check_upgrade
-from export.torch_to_keras import own_version
 from models.atomic_write import replacing
 from models.bad_input import BadInput
+from models.digests import file_digest
 
 # A file that takes images of any size is read at these two; where both give the same layers, so does every other.
 _OPEN_SIZES = ((224, 224), (195, 161))
@@ -159,7 +158,8 @@ def _is_open(config: dict[str, Any]) -> bool:
     model = config.get("config")
     layers = model if isinstance(model, list) else model.get("layers") if isinstance(model, dict) else None
     first = layers[0] if isinstance(layers, list) and layers and isinstance(layers[0], dict) else {}
-    own = first.get("config") if isinstance(first.get("config"), dict) else {}
+    own = first.get("config")
+    own = own if isinstance(own, dict) else {}
     shape = own.get("batch_input_shape") or own.get("batch_shape")
     return isinstance(shape, list) and len(shape) == 4 and None in shape[1:3]
 

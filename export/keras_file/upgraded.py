@@ -99,9 +99,7 @@ def _names(source: KerasGraph) -> tuple[dict[str, str], list[str]]:
     return names, [key for key, layer in source.layers.items() if short[key] != layer.path[-1]]
 
 
-def _activations_inside(
-    layers: list[KerasLayer], source_of: dict[str, str]
-) -> tuple[list[KerasLayer], dict[str, str]]:
+def _activations_inside(layers: list[KerasLayer], source_of: dict[str, str]) -> tuple[list[KerasLayer], dict[str, str]]:
     """Put an activation back into the layer that it came from; also returns where its output is now."""
     readers = Counter(name for layer in layers for name in layer.inputs)
     by_name = {layer.name: layer for layer in layers}
@@ -116,9 +114,7 @@ def _activations_inside(
         by_name[before.name] = replace(before, config={**before.config, "activation": function})
         del by_name[layer.name]
         moved[layer.name] = before.name
-    kept = [
-        replace(layer, inputs=tuple(moved.get(name, name) for name in layer.inputs)) for layer in by_name.values()
-    ]
+    kept = [replace(layer, inputs=tuple(moved.get(name, name) for name in layer.inputs)) for layer in by_name.values()]
     return in_keras_order(kept), moved
 
 
@@ -179,7 +175,7 @@ def upgraded_training(config: dict[str, Any] | None) -> tuple[dict[str, Any] | N
             "it is; call model.compile(...) before training it further."
         ]
     notes = []
-    own = given.get("config") if isinstance(given.get("config"), dict) else {}
+    own = _dictionary(given.get("config"))
     settings = {name: own.get(name, usual) for name, usual in _OPTIMISERS[kind].items()}
     if not isinstance(settings["learning_rate"], int | float):
         schedule = settings["learning_rate"]
@@ -214,9 +210,15 @@ def _loss(loss: Any) -> str | dict[str, Any] | None:
     config = config if isinstance(config, dict) else {}
     # "reduction" is not written: its default has another name in Keras 3
     settings = {
-        name: config[name] for name in ("from_logits", "label_smoothing") if config.get(name) and kind.endswith("entropy")
+        name: config[name]
+        for name in ("from_logits", "label_smoothing")
+        if config.get(name) and kind.endswith("entropy")
     }
     return {"class_name": kind, "config": settings} if settings else _LOSSES[kind]
+
+
+def _dictionary(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _metrics(metrics: Any) -> tuple[list[str], list[str]]:
@@ -233,7 +235,7 @@ def _metrics(metrics: Any) -> tuple[list[str], list[str]]:
             continue
         name: Any = each
         if isinstance(each, dict):
-            config = each.get("config") if isinstance(each.get("config"), dict) else {}
+            config = _dictionary(each.get("config"))
             name = each.get("class_name")
             if name == "MeanMetricWrapper":
                 name = config.get("fn") if isinstance(config.get("fn"), str) else config.get("name")

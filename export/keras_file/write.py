@@ -8,6 +8,7 @@ never used, because its files load only in the generation of Keras that wrote th
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -134,3 +135,11 @@ def _verify_golden(path: Path) -> None:
     back = read_golden(str(path))
     if any(back.stored[part] != digest for part, digest in back.actual.items()):
         raise RuntimeError(f"{path}: the golden images do not read back as they were written; the disk may be failing.")
+
+
+def own_version() -> str:
+    """The version of this project, as files state it."""
+    try:
+        return version("shelftwin")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"

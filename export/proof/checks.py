@@ -6,19 +6,20 @@ Nothing is computed or run here. A check passes only if its figure is a number a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.checkpoint import Checkpoint
 from export.graph.nodes import Graph
 from export.keras_file.layers import keras_layers
 from export.keras_file.read import KerasFile
 from export.proof.image_sets import ImageSet
 from export.proof.report import LAYERS_CHECK, Check, LayerError
 from export.proof.rounding import PROBABILITY_THRESHOLD
-from export.torch_to_keras import twin_details
 from export.worker.keras_worker import same_labels
+
+if TYPE_CHECKING:
+    from export.checkpoint import Checkpoint
 
 # Largest error of any layer's output relative to its largest value, both sides in float64; equal functions give 1e-14.
 LAYER_THRESHOLD = 1e-10
@@ -36,6 +37,8 @@ def check_labels(source: Checkpoint, details: dict[str, Any]) -> Check:
         source: the checkpoint.
         details: the facts stored in the file.
     """
+    from export.torch_to_keras import twin_details  # it needs torch, and not every proof does
+
     expected = twin_details(source, input_range="unit")
     wrong = [fact for fact in _FACTS if details.get(fact) != expected[fact]]
     detail = f"{', '.join(_FACTS)} in the file equal the checkpoint's"

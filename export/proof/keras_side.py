@@ -11,9 +11,8 @@ import numpy as np
 
 from export.proof.comparison import Comparison
 from export.proof.probe_images import write_probe_files
-from export.torch_answers import RESCALE
 from export.worker.keras_process import run_keras
-from models.choices import MOST_PIXELS, PHOTO_FORMATS
+from models.choices import MOST_PIXELS, PHOTO_FORMATS, RESCALE
 
 # The most photos that both sides load from files.
 MOST_FILES = 64

@@ -35,7 +35,9 @@ class Allowed:
     why: str = ""
 
 
-def allowed_difference(layers: Check, sides: Mapping[str, tuple[np.ndarray, np.ndarray]], scale: float = 1.0) -> Allowed:
+def allowed_difference(
+    layers: Check, sides: Mapping[str, tuple[np.ndarray, np.ndarray]], scale: float = 1.0
+) -> Allowed:
     """The threshold for this network.
 
     Args:

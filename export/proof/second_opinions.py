@@ -23,9 +23,9 @@ from export.checkpoint import Checkpoint
 from export.proof.checks import PROBABILITY_THRESHOLD, check_probabilities, check_top1
 from export.proof.image_sets import ImageSet
 from export.proof.report import Check
+from export.worker.environments import ONNX2TF
 from export.worker.format_process import prediction_tasks, read_outputs, run_formats
 from export.worker.keras_process import KerasFailed
-from export.worker.environments import ONNX2TF
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from export.checkpoint import file_digest
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import KerasGraph
 from export.keras_file.upgraded import UpgradedLayers
@@ -28,7 +27,7 @@ from export.proof.report import Check, Report
 from export.proof.rounding import allowed_difference
 from export.worker.environments import TF_KERAS
 from export.worker.keras_process import KERAS_WORKER, run_worker
-from models.bad_input import BadInput
+from models.digests import file_digest
 
 _TIME_LIMIT = 900.0
 # Two Keras processes need about 1 GiB each; with less than this free, one runs after the other.
@@ -227,12 +226,8 @@ class _Answers:
 def _answers(folder: Path, upgrade: Upgrade, side: str) -> _Answers:
     compared = upgrade.translated.compared
     names = list(compared) if side == "old" else list(dict.fromkeys(compared.values()))
-    layers = {
-        name: np.load(folder / "layers" / f"{index}.npy", allow_pickle=False) for index, name in enumerate(names)
-    }
-    single, double = (
-        np.load(folder / name, allow_pickle=False) for name in ("answers.npy", "answers_float64.npy")
-    )
+    layers = {name: np.load(folder / "layers" / f"{index}.npy", allow_pickle=False) for index, name in enumerate(names)}
+    single, double = (np.load(folder / name, allow_pickle=False) for name in ("answers.npy", "answers_float64.npy"))
     return _Answers(single, double, layers)
 
 
@@ -268,7 +263,9 @@ def _check_answers(layers: Check, probes: ImageSet, old: _Answers, new: _Answers
     sides = {"old file": (old.float32, old.float64), "new file": (new.float32, new.float64)}
     allowed = allowed_difference(layers, sides, scale)
     check = check_probabilities(probes, old.float32, new.float32, threshold=allowed.threshold)
-    detail = f"{len(probes.images)} images through both files, both in float32" if check.figure < np.inf else check.detail
+    detail = (
+        f"{len(probes.images)} images through both files, both in float32" if check.figure < np.inf else check.detail
+    )
     why = f"; {allowed.why}" if allowed.why else ""
     answers = replace(check, name="answers", detail=detail + why)
     if old.float32.ndim != 2 or old.float32.shape[1] < 2:

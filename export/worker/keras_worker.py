@@ -235,10 +235,10 @@ def check_archive(path: str) -> None:
             names = [name for name in archive.namelist() if not name.endswith("/")]
             if sorted(names) != sorted(set(names)) or not {*ARCHIVE_PARTS[:2]} <= set(names) <= {*ARCHIVE_PARTS}:
                 raise Refused("model", f"{path} is no .keras archive of {', '.join(ARCHIVE_PARTS)} alone")
-            own = os.path.join(folder, "weights.h5")
-            with archive.open("model.weights.h5") as packed, open(own, "wb") as file:
+            own = Path(folder) / "weights.h5"
+            with archive.open("model.weights.h5") as packed, own.open("wb") as file:
                 shutil.copyfileobj(packed, file)
-            check_storage(own)
+            check_storage(str(own))
     except (zipfile.BadZipFile, NotImplementedError, EOFError, *UNREADABLE) as error:
         raise Refused("model", f"{path} is not a .keras archive, or a damaged one: {error}") from error
 
@@ -568,8 +568,8 @@ def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``inputs`` (N, H, W, 3) float64 .npy, ``names`` -> ``folder``/INDEX.npy: each layer's output, all in float64.
 
     A layer of a nested model is named ``MODEL/LAYER``. ``fed_by``, which is optional, then gives for each nested model
-    the layer whose output it is fed, or null if it is fed the images. ``images`` .npy and ``scale``, which are optional,
-    are further images, of which ``answers`` .npy gets what the model gives, in float64 as well.
+    the layer whose output it is fed, or null if it is fed the images. ``images`` .npy and ``scale``, which are
+    optional, are further images, of which ``answers`` .npy gets what the model gives, in float64 as well.
     """
     usual = keras.backend.floatx()
     keras.backend.set_floatx("float64")  # Keras 2 casts its inputs to this type

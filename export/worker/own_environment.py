@@ -70,7 +70,9 @@ class OwnEnvironment:
         folder = self.folder
         if self.is_whole:
             return _python_in(folder)
-        progress(f"making the environment of {self.what} in {folder}; this happens once, and takes minutes if it downloads")
+        progress(
+            f"making the environment of {self.what} in {folder}; this happens once, and takes minutes if it downloads"
+        )
         try:
             folder.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(folder.with_name(f"{folder.name}.lock")):
