@@ -65,10 +65,10 @@ def time_onnx2tf(checkpoint: Path) -> float:
     """Seconds that onnx2tf takes from the checkpoint to its SavedModel."""
     from export.checkpoint import read_checkpoint
     from export.proof.second_opinions import OPINIONS
+    from export.worker.environments import ONNX2TF
     from export.worker.format_process import run_formats
-    from export.worker.onnx2tf_environment import onnx2tf_python
 
-    python, source = onnx2tf_python(), read_checkpoint(checkpoint)
+    python, source = ONNX2TF.python(), read_checkpoint(checkpoint)
     with tempfile.TemporaryDirectory(prefix="onnx2tf-") as folder:
         start = time.perf_counter()
         tasks, *_ = OPINIONS["onnx2tf"].prepare(source, Path(), Path(folder))

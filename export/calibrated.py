@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from export.checkpoint import file_digest, read_checkpoint, read_content
+from export.checkpoint import read_checkpoint, read_content
 from models.atomic_write import replacing
 from models.bad_input import BadInput
+from models.digests import file_digest
 
 _LAST_LAYER = ("network.head.predictions.weight", "network.head.predictions.bias")
 # Key under which the temperature is recorded in the checkpoint; Lightning ignores it.

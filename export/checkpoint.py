@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import zipfile
 from collections.abc import Callable, Mapping
@@ -17,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from models.atomic_write import replacing
 from models.bad_input import BadInput
 from models.choices import BATCH_NORM_POLICIES, INTERPOLATIONS, MOST_PIXELS, TRAINABLE
+from models.digests import file_digest
 from models.graph_network import build_classifier
 from models.timm_mobilenetv2 import ARCHITECTURE, TimmClassifier
 
@@ -152,12 +152,6 @@ def read_hyper_parameters(path: Path) -> dict[str, Any]:
     """
     path = Path(path)
     return _hyper_parameters(path, read_content(path))
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_content(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.checkpoint import file_digest, write_checkpoint
+from export.checkpoint import write_checkpoint
 from export.keras_to_torch import KerasClassifier
 from export.proof.comparison import image_sets
 from export.proof.import_proof import Import, check_imports
@@ -15,6 +15,7 @@ from export.proof.parity import torch_versions
 from export.proof.report import PASS, Report
 from models.atomic_write import replacing
 from models.bad_input import BadInput
+from models.digests import file_digest
 
 
 class ImportDiffers(Exception):

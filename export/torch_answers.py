@@ -8,9 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# ImageDataGenerator(rescale=1/255) multiplies by the rounded reciprocal; dividing would differ in the last bit.
-RESCALE = np.float32(1 / 255)
-
 
 def torch_probabilities(network: nn.Module, batches: Iterable[np.ndarray]) -> np.ndarray:
     """Softmax of the network's logits, float32, (N, C).

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from export.graph.record import record
 from export.graph.trace import LayerNames, trace_graph
 from export.keras_file.golden import Golden, golden_images
 from export.keras_file.layers import keras_layers
-from export.keras_file.write import training_config, write_keras_h5
-from export.torch_answers import RESCALE, nchw
+from export.keras_file.write import own_version, training_config, write_keras_h5
+from export.torch_answers import nchw
 from models.bad_input import BadInput
+from models.choices import RESCALE
 from models.graph_network import GraphClassifier
 from models.timm_mobilenetv2 import TimmClassifier
 
@@ -141,7 +141,7 @@ def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool
         # not visible in the layers: Keras's BatchNorm has no counter, and at odd sizes both paddings are the same
         "architecture": checkpoint.network.architecture,
         "batches_tracked": _batches_tracked(checkpoint.network),
-        "shelftwin_version": _own_version(),
+        "shelftwin_version": own_version(),
     }
 
 
@@ -161,10 +161,3 @@ def _batches_tracked(network: TimmClassifier) -> int | list[int]:
     """How many batches each BatchNorm has seen; a single number if it is the same for all."""
     counts = [int(each) for name, each in network.state_dict().items() if name.endswith("num_batches_tracked")]
     return counts[0] if len(set(counts)) == 1 else counts
-
-
-def _own_version() -> str:
-    try:
-        return version("shelftwin")
-    except PackageNotFoundError:  # run from a checkout that was never installed
-        return "unknown"

@@ -2,6 +2,8 @@
 
 from typing import Literal, get_args
 
+import numpy as np
+
 Interpolation = Literal["nearest", "bilinear", "bicubic", "hamming", "box", "lanczos"]
 INTERPOLATIONS: tuple[str, ...] = get_args(Interpolation)
 """How photos are resized: Pillow's filters, by Keras's names."""
@@ -24,3 +26,7 @@ damaged file and refused before any memory is allocated."""
 
 MOST_PHOTO_BYTES = 1 << 28
 """Upper limit for a photo's file: 256 MiB, enough for `MOST_PIXELS` of four bytes each, not compressed."""
+
+RESCALE = np.float32(1 / 255)
+"""From 0..255 to [0, 1]: `ImageDataGenerator(rescale=1/255)` multiplies by the rounded reciprocal. Dividing would
+differ in the last bit."""

@@ -45,12 +45,15 @@ class KerasGraph:
     notes: list[str] = field(default_factory=list)
 
 
-def read_keras_graph(file: KerasFile, image_size: tuple[int, int] | None = None) -> KerasGraph:
+def read_keras_graph(
+    file: KerasFile, image_size: tuple[int, int] | None = None, fold_padding: bool = True
+) -> KerasGraph:
     """Translate a file's architecture and weights.
 
     Args:
         file: from `read_keras_file`.
         image_size: (height, width) to use if the file leaves it open; None: the file must state it.
+        fold_padding: whether a ZeroPadding2D becomes part of the convolution after it, as in a traced graph.
 
     Raises:
         BadInput: a layer or setting has no counterpart here, the weights do not belong to the layers, or the input has
@@ -61,7 +64,8 @@ def read_keras_graph(file: KerasFile, image_size: tuple[int, int] | None = None)
         reader = LayerReader(layers, weights_by_layer(file, layers), image_size, file.generation)
         reader.read()
         output = reader.node_of[next(reversed(layers))]
-        graph = Graph(_fold_padding(_up_to(reader.nodes, output)), reader.tensors)
+        nodes = _up_to(reader.nodes, output)
+        graph = Graph(_fold_padding(nodes) if fold_padding else tuple(nodes.values()), reader.tensors)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         if isinstance(error, BadInput):
             raise

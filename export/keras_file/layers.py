@@ -79,10 +79,10 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
         inputs = tuple(renamed[name] for name in node.inputs)
         layers.extend(_LAYERS[node.op](graph, node, inputs))
         renamed[node.name] = node.name
-    return _in_keras_order(layers)
+    return in_keras_order(layers)
 
 
-def _in_keras_order(layers: list[KerasLayer]) -> list[KerasLayer]:
+def in_keras_order(layers: list[KerasLayer]) -> list[KerasLayer]:
     """Sort as Keras sorts `model.layers` when it rebuilds a model, because it loads weights in that order.
 
     Mirrors `map_graph` in `keras/src/ops/function.py` (in Keras 2 `_map_graph_network`): by decreasing distance to the

@@ -8,6 +8,7 @@ never used, because its files load only in the generation of Keras that wrote th
 from __future__ import annotations
 
 import json
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def write_keras_h5(
     *,
     model_name: str,
     details: dict[str, Any],
-    training: dict[str, Any],
+    training: dict[str, Any] | None,
     frozen: frozenset[str] = frozenset(),
     golden: Golden | None = None,
 ) -> None:
@@ -54,7 +55,7 @@ def write_keras_h5(
         layers: from `keras_layers`, in order.
         model_name: the Keras model's name.
         details: facts as plain JSON types, for the file's attribute ``shelftwin``.
-        training: from `training_config`.
+        training: from `training_config`; None: the model loads without being compiled.
         frozen: names of the layers that Keras must not train; if BatchNorm, it also runs in inference mode.
         golden: images and torch's answers, with which ``keras_worker.py verify`` checks the file.
 
@@ -69,7 +70,8 @@ def write_keras_h5(
             file.attrs["backend"] = b"tensorflow"
             # h5py stores bytes as a variable-length string, which has no 64 KiB limit
             file.attrs["model_config"] = json.dumps(config).encode()
-            file.attrs["training_config"] = json.dumps(training).encode()
+            if training is not None:
+                file.attrs["training_config"] = json.dumps(training).encode()
             file.attrs[DETAILS_ATTRIBUTE] = json.dumps(details).encode()
             _write_weights(file.create_group("model_weights"), layers)
             if golden is not None:
@@ -133,3 +135,11 @@ def _verify_golden(path: Path) -> None:
     back = read_golden(str(path))
     if any(back.stored[part] != digest for part, digest in back.actual.items()):
         raise RuntimeError(f"{path}: the golden images do not read back as they were written; the disk may be failing.")
+
+
+def own_version() -> str:
+    """The version of this project, as files state it."""
+    try:
+        return version("shelftwin")
+    except PackageNotFoundError:  # run from a checkout that was never installed
+        return "unknown"

@@ -6,21 +6,21 @@ Nothing is computed or run here. A check passes only if its figure is a number a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from export.checkpoint import Checkpoint
 from export.graph.nodes import Graph
 from export.keras_file.layers import keras_layers
 from export.keras_file.read import KerasFile
 from export.proof.image_sets import ImageSet
 from export.proof.report import LAYERS_CHECK, Check, LayerError
-from export.torch_to_keras import twin_details
+from export.proof.rounding import PROBABILITY_THRESHOLD
 from export.worker.keras_worker import same_labels
 
-# Largest difference of a probability, both sides in float32; the rounding of each side causes about a tenth of it.
-PROBABILITY_THRESHOLD = 1e-5
+if TYPE_CHECKING:
+    from export.checkpoint import Checkpoint
+
 # Largest error of any layer's output relative to its largest value, both sides in float64; equal functions give 1e-14.
 LAYER_THRESHOLD = 1e-10
 # Largest difference of a weight after a few training steps, both sides in float64; a step moves it by about 1e-3.
@@ -37,6 +37,8 @@ def check_labels(source: Checkpoint, details: dict[str, Any]) -> Check:
         source: the checkpoint.
         details: the facts stored in the file.
     """
+    from export.torch_to_keras import twin_details  # it needs torch, and not every proof does
+
     expected = twin_details(source, input_range="unit")
     wrong = [fact for fact in _FACTS if details.get(fact) != expected[fact]]
     detail = f"{', '.join(_FACTS)} in the file equal the checkpoint's"
@@ -120,6 +122,7 @@ def check_probabilities(
     keras_gave: np.ndarray,
     converter: str = "",
     threshold: float = PROBABILITY_THRESHOLD,
+    why: str = "",
 ) -> Check:
     """Compare the probabilities, both sides in float32: the largest absolute difference of any probability.
 
@@ -129,6 +132,7 @@ def check_probabilities(
         keras_gave: the same from the other side.
         converter: its name, if the other side is not Keras; it becomes part of the check's name.
         threshold: the largest difference that passes.
+        why: it is not the usual one, for the report.
     """
     name = f"probabilities_{images.name}" + (f"_{converter}" if converter else "")
     unit = "max abs difference"
@@ -141,13 +145,19 @@ def check_probabilities(
     figure = float(per_image[worst])
     passed = figure <= threshold
     detail = f"{len(per_image)} images, softmax of both sides in float32; largest for {images.names[worst]}"
+    detail += f"; {why}" if why else ""
     diverging = np.flatnonzero(per_image > threshold)
     first = None if passed else images.names[int(diverging[0])]
     return Check(name, passed, figure, threshold, unit, detail, first)
 
 
 def check_top1(
-    images: ImageSet, torch_gave: np.ndarray, keras_gave: np.ndarray, converter: str = "", threshold: float = 1.0
+    images: ImageSet,
+    torch_gave: np.ndarray,
+    keras_gave: np.ndarray,
+    converter: str = "",
+    threshold: float = 1.0,
+    tie: float = PROBABILITY_THRESHOLD,
 ) -> Check:
     """Compare the labels: the share of images with the same class first, or one as likely (`keras_worker.same_labels`).
 
@@ -157,8 +167,9 @@ def check_top1(
         keras_gave: the same from the other side.
         converter: its name, if the other side is not Keras; it becomes part of the check's name.
         threshold: the smallest share that passes.
+        tie: the largest difference between two probabilities that count as equally likely.
     """
-    same = same_labels(torch_gave, keras_gave, PROBABILITY_THRESHOLD)
+    same = same_labels(torch_gave, keras_gave, tie)
     agreement = float(np.mean(same))
     disagreeing = np.flatnonzero(~same)
     first = images.names[int(disagreeing[0])] if len(disagreeing) else None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from export.torch_answers import RESCALE
+from models.choices import RESCALE
 
 BATCH_SIZE = 32
 

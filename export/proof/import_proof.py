@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.checkpoint import Checkpoint, file_digest, read_checkpoint
+from export.checkpoint import Checkpoint, read_checkpoint
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import WITHOUT_EFFECT
 from export.keras_file.read import KerasFile, read_keras_file
@@ -34,10 +34,12 @@ from export.proof.checks import check_layers, check_probabilities, check_top1, s
 from export.proof.comparison import exact_images, exact_kind
 from export.proof.image_sets import ImageSet
 from export.proof.report import Check, LayerError, PhotoDifference, Report, worst_photos
-from export.proof.torch_side import torch_layers
+from export.proof.rounding import Allowed, allowed_difference
+from export.proof.torch_side import torch_exact, torch_layers
 from export.torch_answers import torch_probabilities
 from export.worker.keras_process import run_keras
 from models.bad_input import BadInput
+from models.digests import file_digest
 
 # torch's layout -> Keras's
 _TO_KERAS = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
@@ -171,6 +173,12 @@ def _run_checks(comparison: _Comparison, folder: Path) -> tuple[list[Check], lis
     checks = [comparison.facts]
     layer_errors: list[LayerError] = []
     photos: list[PhotoDifference] = []
+    torch_gave = [torch_probabilities(source.network, images.batches()) for images in comparison.given.sets]
+    keras_gave = [
+        probabilities_of(np.load(folder / f"{images.name}_probabilities.npy", allow_pickle=False), classifier.output)
+        for images in comparison.given.sets
+    ]
+    allowed = Allowed()
     if source.network.architecture == classifier.network.architecture:  # otherwise nothing can be matched
         with np.load(folder / "weights.npz", allow_pickle=False) as arrays:
             checks.append(_check_weights(source, classifier, dict(arrays)))
@@ -185,14 +193,18 @@ def _run_checks(comparison: _Comparison, folder: Path) -> tuple[list[Check], lis
         graph = Graph((classifier.graph.nodes[0], *nodes), {})
         check, layer_errors = check_layers(graph, expected, gave, exact_kind(comparison.given.sets))
         checks.append(check)
-    for images in comparison.given.sets:
-        answers = np.load(folder / f"{images.name}_probabilities.npy", allow_pickle=False)
-        keras_gave = probabilities_of(answers, classifier.output)
-        torch_gave = torch_probabilities(source.network, images.batches())
-        checks.append(check_probabilities(images, torch_gave, keras_gave))
-        checks.append(check_top1(images, torch_gave, keras_gave))
+        synthetic = comparison.given.sets[0].images
+        exact = probabilities_of(np.load(folder / "exact_answers.npy", allow_pickle=False), classifier.output)
+        sides = {
+            "torch": (torch_gave[0], torch_exact(_unrounded(source, classifier), synthetic)),
+            "Keras": (keras_gave[0], exact),
+        }
+        allowed = allowed_difference(check, sides)
+    for images, from_torch, from_keras in zip(comparison.given.sets, torch_gave, keras_gave, strict=True):
+        checks.append(check_probabilities(images, from_torch, from_keras, threshold=allowed.threshold, why=allowed.why))
+        checks.append(check_top1(images, from_torch, from_keras, tie=allowed.threshold))
         if images.name == "photos":
-            photos = worst_photos(images, torch_gave, keras_gave)
+            photos = worst_photos(images, from_torch, from_keras)
     return checks, layer_errors, photos
 
 
@@ -310,5 +322,8 @@ def _tasks(comparison: _Comparison, folder: Path) -> list[dict[str, object]]:
     ]
     for each in comparison.given.sets:
         inputs = each.save(folder, classifier.input_range)
+        if each is comparison.given.sets[0]:
+            answers = str(folder / "exact_answers.npy")
+            tasks[1] |= {"images": inputs["inputs"], "scale": inputs["scale"], "answers": answers}
         tasks.append({"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")})
     return tasks

@@ -11,9 +11,8 @@ import numpy as np
 
 from export.proof.comparison import Comparison
 from export.proof.probe_images import write_probe_files
-from export.torch_answers import RESCALE
 from export.worker.keras_process import run_keras
-from models.choices import MOST_PIXELS, PHOTO_FORMATS
+from models.choices import MOST_PIXELS, PHOTO_FORMATS, RESCALE
 
 # The most photos that both sides load from files.
 MOST_FILES = 64
@@ -53,6 +52,7 @@ class KerasSide:
         weights: ``LAYER/INDEX`` -> array, as Keras holds it after loading.
         layers: node name -> output in float64, for the comparison's exact images.
         probabilities: for each set of images, float32, (N, C).
+        exact: for the synthetic images, float64, (N, C).
         trained: like `weights`, in float64, after a few training steps; None if there were none.
         training_failed: why Keras could not train; empty if it could.
         loaded: the photos from files; None if none were asked for or Keras cannot load any.
@@ -63,6 +63,7 @@ class KerasSide:
     weights: dict[str, np.ndarray]
     layers: dict[str, np.ndarray]
     probabilities: list[np.ndarray]
+    exact: np.ndarray
     trained: dict[str, np.ndarray] | None = None
     training_failed: str = ""
     loaded: LoadedFiles | None = None
@@ -110,6 +111,9 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
     }
     for each in comparison.sets:
         inputs = each.save(folder, comparison.input_range)
+        if each is comparison.sets[0]:
+            again = {"images": inputs["inputs"], "scale": inputs["scale"], "answers": str(folder / "exact_answers.npy")}
+            tasks["layers"] |= again
         tasks[each.name] = {"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")}
     if comparison.twin.training_config is not None and comparison.training_steps is not None:
         np.save(
@@ -171,6 +175,7 @@ def _collect(
         weights=_arrays(tasks["weights"]["outputs"]),
         layers={name: _load(layers / f"{index}.npy") for index, name in enumerate(tasks["layers"]["names"])},
         probabilities=[_load(tasks[each.name]["outputs"]) for each in comparison.sets],
+        exact=_load(tasks["layers"]["answers"]),
         trained=_arrays(tasks["train"]["outputs"]) if train and "failed" not in train else None,
         training_failed=train.get("failed", ""),
         loaded=loaded,

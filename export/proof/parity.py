@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from export.checkpoint import Checkpoint, file_digest, read_checkpoint
+from export.checkpoint import Checkpoint, read_checkpoint
 from export.keras_file.read import read_keras_h5
 from export.proof.checks import (
     check_file_labels,
@@ -39,11 +39,13 @@ from export.proof.image_sets import ImageSet
 from export.proof.import_proof import Import, check_imports
 from export.proof.keras_side import KerasSide, LoadedFiles, keras_sides
 from export.proof.report import Check, Report, worst_photos
+from export.proof.rounding import allowed_difference
 from export.proof.second_opinions import opinion_checks, second_opinion
-from export.proof.torch_side import torch_layers
+from export.proof.torch_side import torch_exact, torch_layers
 from export.torch_answers import torch_probabilities
 from export.worker.keras_worker import pillow_versions
 from models.bad_input import BadInput
+from models.digests import file_digest
 
 
 def check_parity(
@@ -150,12 +152,17 @@ def _run_checks(
     ]
     layers, report.layers = check_layers(comparison.graph, torch_gave, keras_side.layers, exact_kind(comparison.sets))
     report.checks.append(layers)
-    probabilities = []
-    for images, from_keras in zip(comparison.sets, keras_side.probabilities, strict=True):
-        from_torch = torch_probabilities(network, images.batches())
-        probabilities.append(from_torch)
-        report.checks.append(check_probabilities(images, from_torch, from_keras))
-        report.checks.append(check_top1(images, from_torch, from_keras))
+    probabilities = [torch_probabilities(network, images.batches()) for images in comparison.sets]
+    sides = {
+        "torch": (probabilities[0], torch_exact(network, comparison.sets[0].images, comparison.exact_state)),
+        "Keras": (keras_side.probabilities[0], keras_side.exact),
+    }
+    allowed = allowed_difference(layers, sides)
+    for images, from_torch, from_keras in zip(comparison.sets, probabilities, keras_side.probabilities, strict=True):
+        report.checks.append(
+            check_probabilities(images, from_torch, from_keras, threshold=allowed.threshold, why=allowed.why)
+        )
+        report.checks.append(check_top1(images, from_torch, from_keras, tie=allowed.threshold))
     if keras_side.loaded is not None:
         report.checks += _check_files(comparison, keras_side.loaded)
     elif keras_side.loading_skipped:

@@ -243,12 +243,14 @@ def wide_console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDTH)
 
 
-def print_report(report: Report) -> None:
-    """Print the checks as a table, the versions, and the verdict as the last line."""
+def print_report(
+    report: Report, title: str = "Is the Keras file the network that was trained?", ending: bool = True
+) -> None:
+    """Print the checks as a table, the versions, and the verdict as the last line, unless it is to come later."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="Is the Keras file the network that was trained?", title_justify="left")
+    table = Table(title=title, title_justify="left")
     for heading in ("check", "figure", "threshold", "", "what was compared"):
         table.add_column(heading, overflow="fold")
     for check in report.checks:
@@ -264,4 +266,11 @@ def print_report(report: Report) -> None:
         console.print(f"{name} skipped: {reason}", highlight=False, markup=False)
     for side, versions in report.versions.items():
         console.print(f"{side}: {', '.join(f'{name} {number}' for name, number in versions.items())}", highlight=False)
-    console.print(report.last_line(), highlight=False, soft_wrap=True, markup=False)
+    if ending:
+        print_verdict(report)
+
+
+def print_verdict(report: Report, command: str = "parity") -> None:
+    """Print the verdict in one line, under the command's name."""
+    line = report.last_line().replace("parity", command, 1)
+    wide_console().print(line, highlight=False, soft_wrap=True, markup=False)

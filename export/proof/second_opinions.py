@@ -23,9 +23,9 @@ from export.checkpoint import Checkpoint
 from export.proof.checks import PROBABILITY_THRESHOLD, check_probabilities, check_top1
 from export.proof.image_sets import ImageSet
 from export.proof.report import Check
+from export.worker.environments import ONNX2TF
 from export.worker.format_process import prediction_tasks, read_outputs, run_formats
 from export.worker.keras_process import KerasFailed
-from export.worker.onnx2tf_environment import onnx2tf_python
 
 
 @dataclass(frozen=True)
@@ -148,5 +148,5 @@ def write_torch_onnx(source: Checkpoint, path: Path) -> None:
 
 OPINIONS = {
     "tf2onnx": Converter(_tf2onnx, takes_range=True, python=None, threshold=PROBABILITY_THRESHOLD),
-    "onnx2tf": Converter(_onnx2tf, takes_range=False, python=onnx2tf_python, threshold=PROBABILITY_THRESHOLD),
+    "onnx2tf": Converter(_onnx2tf, takes_range=False, python=ONNX2TF.python, threshold=PROBABILITY_THRESHOLD),
 }

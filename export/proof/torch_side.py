@@ -51,6 +51,21 @@ def torch_layers(
     return values
 
 
+def torch_exact(network: nn.Module, images: np.ndarray, state: State | None = None) -> np.ndarray:
+    """Softmax of the network's logits in float64, (N, C).
+
+    Args:
+        network: takes NCHW in [0, 1]; it is not changed.
+        images: NHWC, in [0, 1].
+        state: weights to compute with instead of the network's.
+    """
+    with torch.inference_mode():
+        probabilities: np.ndarray = (
+            _in_float64(network, state).eval()(nchw(images.astype(np.float64))).softmax(dim=1).numpy()
+        )
+    return probabilities
+
+
 def _in_float64(network: nn.Module, state: State | None) -> nn.Module:
     exact = copy.deepcopy(network).double()
     if state is not None:  # not strict, because it lacks BatchNorm's counters

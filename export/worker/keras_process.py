@@ -19,7 +19,7 @@ from typing import Any
 
 from models.bad_input import BadInput
 
-_WORKER = Path(__file__).with_name("keras_worker.py")
+KERAS_WORKER = Path(__file__).with_name("keras_worker.py")
 # Not inherited by a worker, because they would change what it computes or where it runs.
 _NOT_INHERITED = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
 # What the user can do about each kind of refusal.
@@ -55,11 +55,16 @@ def run_keras(
         KerasFailed: the worker crashed or ran out of time.
     """
     request = {"jobs": [{"model": str(h5.resolve()), "tasks": tasks} for h5, tasks in jobs]}
-    return run_worker(_WORKER, request, python=python, time_limit=time_limit)
+    return run_worker(KERAS_WORKER, request, python=python, time_limit=time_limit)
 
 
 def run_worker(
-    script: Path, request: dict[str, Any], *, python: Path | None = None, time_limit: float = 900.0
+    script: Path,
+    request: dict[str, Any],
+    *,
+    python: Path | None = None,
+    time_limit: float = 900.0,
+    legacy: bool = False,
 ) -> dict[str, Any]:
     """Send a request to a script with the interface of `keras_worker.py`, in a process of its own; see `run_keras`.
 
@@ -68,6 +73,7 @@ def run_worker(
         request: plain JSON types.
         python: interpreter that has what the script needs; None: the one that is running this.
         time_limit: seconds after which the script is stopped.
+        legacy: let TensorFlow's own switch put tf_keras before Keras 3, where the interpreter has both.
     """
     interpreter = Path(python or sys.executable)
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as folder:
@@ -76,7 +82,7 @@ def run_worker(
         command = [str(interpreter), str(script), str(asked), str(reply)]
         try:
             done = subprocess.run(
-                command, env=_environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                command, env=_environment(legacy), stdin=subprocess.DEVNULL, capture_output=True, text=True,
                 errors="replace", timeout=time_limit, check=False,
             )  # fmt: skip
         except OSError as error:
@@ -119,7 +125,7 @@ class KerasStream:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
-                [str(interpreter), str(_WORKER), "stream", str(h5.resolve())], env=_environment(),
+                [str(interpreter), str(KERAS_WORKER), "stream", str(h5.resolve())], env=_environment(),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
             )  # fmt: skip
         except OSError as error:
@@ -203,9 +209,11 @@ def _without_error(answer: dict[str, Any]) -> dict[str, Any]:
     raise BadInput(f"{answer['error']}. {_REMEDIES[answer['kind']]}")
 
 
-def _environment() -> dict[str, str]:
+def _environment(legacy: bool = False) -> dict[str, str]:
     inherited = {name: value for name, value in os.environ.items() if name not in _NOT_INHERITED}
     # No GPU unless asked for: the proof must not compete with training for it, nor depend on how it rounds.
+    if legacy:
+        inherited["TF_USE_LEGACY_KERAS"] = "1"
     return {**inherited, "CUDA_VISIBLE_DEVICES": os.environ.get(GPU_VARIABLE, "-1"), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 

@@ -11,7 +11,9 @@ tf.keras 2.x, tf_keras, Keras 3 on any backend.
 `verify` is for a team that was given a `.h5` of ShelfTwin and has neither torch nor the checkpoint; see the function.
 
 REQUEST.json: ``{"jobs": [{"model": PATH, "tasks": [{"task": NAME, ...}, ...]}, ...]}``; `TASKS` lists what each task
-takes and gives. REPLY.json: ``{"versions": {...}, "results": [[...], ...]}`` with one list for each job, or
+takes and gives. A job may say ``"compile": false``, to leave out the file's training configuration, and ``"may_refuse":
+true``: if Keras cannot load its model, its result is ``[{"refused": TEXT}]`` and the next job is done.
+REPLY.json: ``{"versions": {...}, "results": [[...], ...]}`` with one list for each job, or
 ``{"error": TEXT, "kind": "model" | "keras" | "fault"}`` with exit code 1. Arrays are passed as .npy and .npz files,
 with paths in the request. Layout is Keras's, NHWC.
 
@@ -33,8 +35,10 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 import time
 import traceback
+import zipfile
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -60,7 +64,9 @@ KNOWN_LAYERS = frozenset(
     InputLayer Functional Model Sequential Rescaling Normalization Conv2D DepthwiseConv2D SeparableConv2D Dense
     ZeroPadding2D Cropping2D UpSampling2D BatchNormalization LayerNormalization ReLU LeakyReLU PReLU Softmax Activation
     Add Subtract Multiply Concatenate Average Maximum GlobalAveragePooling2D GlobalMaxPooling2D AveragePooling2D
-    MaxPooling2D Dropout SpatialDropout2D Flatten Reshape Permute
+    MaxPooling2D Dropout SpatialDropout2D GaussianDropout AlphaDropout ActivityRegularization Flatten Reshape Permute
+    Conv2DTranspose ELU ThresholdedReLU Minimum Resizing CenterCrop
+    TFOpLambda SlicingOpLambda GetItem TrueDivide Divide Negative Cast Identity Relu Relu6 Sigmoid Silu Tanh
     """.split()  # noqa: SIM905
 )
 # Layers that change photos in training and do nothing in inference. None changes the size, as RandomCrop does.
@@ -98,12 +104,21 @@ KNOWN_FUNCTIONS = frozenset(
     top_k_categorical_accuracy sparse_top_k_categorical_accuracy
     """.split()  # noqa: SIM905
 )
+# TensorFlow's functions that a layer of Keras 2 may call; others could write files.
+KNOWN_OPERATIONS = frozenset(
+    """
+    math.truediv math.divide math.subtract math.multiply math.add math.negative __operators__.add
+    __operators__.getitem strided_slice nn.bias_add nn.relu nn.relu6 nn.sigmoid nn.softmax nn.tanh nn.elu nn.selu
+    nn.gelu nn.silu cast identity
+    """.split()  # noqa: SIM905
+)
 # Where a file names one by itself, not as a `class_name`.
-FUNCTION_KEYS = ("activation", "fn", "loss", "metrics", "weighted_metrics")
+FUNCTION_KEYS = ("activation", "function", "fn", "loss", "metrics", "weighted_metrics")
 # Modules that a file may name. Others would be imported, and importing runs code.
 KNOWN_MODULES = re.compile(r"builtins|(tensorflow\.|tensorflow\.python\.)?(tf_)?keras(\.[\w.]*)?")
 # The group inside the file with a few images, torch's answers and digests; every Keras ignores it.
 GOLDEN_GROUP = "shelftwin_golden"
+ARCHIVE_PARTS = ("config.json", "model.weights.h5", "metadata.json")  # of a `.keras` file
 DIGESTED_ATTRIBUTES = ("model_config", "training_config", "shelftwin")
 # Largest difference from torch's probabilities that passes, both in float32.
 GOLDEN_THRESHOLD = 1e-5
@@ -216,6 +231,9 @@ def check_storage(path: str) -> None:
     """
     if not Path(path).is_file():
         raise Refused("model", f"{path} is no file")
+    if zipfile.is_zipfile(path):
+        check_archive(path)
+        return
     if hasattr(os, "fork"):  # everywhere but on Windows
         ending = _ending_of_child(lambda: _read_all(path))
         if ending == _SOUND:
@@ -226,6 +244,21 @@ def check_storage(path: str) -> None:
         _read_all(path)  # if there is no child process, or to raise again what it raised
     except UNREADABLE as error:
         raise Refused("model", f"{path} is not a Keras .h5, or a damaged one: {error}") from error
+
+
+def check_archive(path: str) -> None:
+    """Refuse a `.keras` archive with anything besides its three files, or with weights that are refused in an `.h5`."""
+    try:
+        with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory(prefix="shelftwin-") as folder:
+            names = [name for name in archive.namelist() if not name.endswith("/")]
+            if sorted(names) != sorted(set(names)) or not {*ARCHIVE_PARTS[:2]} <= set(names) <= {*ARCHIVE_PARTS}:
+                raise Refused("model", f"{path} is no .keras archive of {', '.join(ARCHIVE_PARTS)} alone")
+            own = Path(folder) / "weights.h5"
+            with archive.open("model.weights.h5") as packed, own.open("wb") as file:
+                shutil.copyfileobj(packed, file)
+            check_storage(str(own))
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, *UNREADABLE) as error:
+        raise Refused("model", f"{path} is not a .keras archive, or a damaged one: {error}") from error
 
 
 _SOUND, _RAISED = "ends well", "raises"
@@ -317,7 +350,14 @@ def checked_size(path: str, where: str, dataset: Any) -> int:
 
 
 def read_architecture(path: str) -> dict[str, Any]:
-    """The file's ``model_config``, read without Keras."""
+    """The file's ``model_config``, read without Keras; of a `.keras` archive, its ``config.json``."""
+    if zipfile.is_zipfile(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                content: dict[str, Any] = json.loads(archive.read("config.json"))
+                return content
+        except (zipfile.BadZipFile, *UNREADABLE) as error:
+            raise Refused("model", f"{path} is not a .keras archive with an architecture: {error}") from error
     return _json_attribute(path, "model_config")
 
 
@@ -336,20 +376,26 @@ def _json_attribute(path: str, name: str, default: Any = None) -> Any:
         raise Refused("model", f"{path} is not a Keras .h5 with an architecture: {error}") from error
 
 
-def check_layers(path: str) -> None:
+def check_layers(path: str, compiled: bool = True) -> None:
     """Refuse a file that names anything unknown for Keras to build. Nothing in the file has been run at this point.
+
+    Without `compiled`, the training configuration is not looked at, because Keras is not to build it.
 
     This looks at everything in ``model_config`` and ``training_config``: layers, nested models, and also their
     settings, such as an activation or a loss, because Keras builds those, too. It also limits the thresholds of a
     metric, because Keras makes a list of them before it asks for weights.
     """
     try:
-        training = _json_attribute(path, "training_config", {})
-        named = [*_built(read_architecture(path)), *_built(training)]
+        architecture = read_architecture(path)
+        training = architecture.pop("compile_config", None) or {}
+        if not zipfile.is_zipfile(path):
+            training = _json_attribute(path, "training_config", {})
+        training = training if compiled else {}
+        named = [*_built(architecture), *_built(training)]
         thresholds = max(_thresholds(training), default=0)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise Refused("model", f"{path} is not a Keras .h5 with an architecture: {error!r}") from error
-    known = KNOWN_LAYERS | AUGMENTATION | KNOWN_SETTINGS | KNOWN_FUNCTIONS
+    known = KNOWN_LAYERS | AUGMENTATION | KNOWN_SETTINGS | KNOWN_FUNCTIONS | KNOWN_OPERATIONS
     unknown = sorted({name for name in named if name not in known})
     if unknown:
         raise Refused(
@@ -448,19 +494,22 @@ def numbers_in(path: str) -> int:
     """How many numbers there are in all arrays of an `.h5` together."""
     import h5py
 
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return sum(each.file_size for each in archive.infolist()) // 2  # the smallest numbers have two bytes
     sizes: list[int] = []
     with h5py.File(path, "r") as file:
         file.visititems(lambda name, item: sizes.append(int(item.size)) if isinstance(item, h5py.Dataset) else None)
     return sum(sizes)
 
 
-def load(keras: Any, path: str) -> Any:
-    """`load_model(path)` as any user would call it: no custom objects, compiled as the file states."""
+def load(keras: Any, path: str, compiled: bool = True) -> Any:
+    """`load_model(path)` as any user would call it: no custom objects, compiled as the file states unless told not."""
     check_storage(path)
-    check_layers(path)
+    check_layers(path, compiled)
     try:
         with no_more_weights(keras, path):
-            return keras.models.load_model(path)
+            return keras.models.load_model(path) if compiled else keras.models.load_model(path, compile=False)
     except Refused:
         raise
     except Exception as error:  # layers can raise anything, and Keras passes it on
@@ -495,13 +544,17 @@ _EXACT: dict[str, Any] = {}  # path of a copy -> its model in float64, made only
 
 
 def predict_exact(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """``inputs`` (N, H, W, 3) .npy, ``scale``, ``copy`` -> ``outputs`` .npy: (N, C), all at once, in float64."""
-    count, batch = images(task["inputs"], task["scale"], "float64")
+    """``inputs`` (N, H, W, 3) .npy, ``scale``, ``copy`` -> ``outputs`` .npy: (N, C), all at once, in float64.
+
+    ``dtype``, which is optional, may be ``float32``: for a file that computes in half precision by itself.
+    """
+    dtype = task.get("dtype", "float64")
+    count, batch = images(task["inputs"], task["scale"], dtype)
     usual = keras.backend.floatx()
-    keras.backend.set_floatx("float64")  # Keras 2 casts its inputs to this type
+    keras.backend.set_floatx(dtype)  # Keras 2 casts its inputs to this type
     try:
         if task["copy"] not in _EXACT:
-            _EXACT[task["copy"]] = in_float64(keras, task["model"], Path(task["copy"]))
+            _EXACT[task["copy"]] = in_float64(keras, task["model"], Path(task["copy"]), dtype=dtype)
         np.save(task["outputs"], np.asarray(_EXACT[task["copy"]].predict_on_batch(batch(0, count))))
     finally:
         keras.backend.set_floatx(usual)
@@ -533,14 +586,19 @@ def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``inputs`` (N, H, W, 3) float64 .npy, ``names`` -> ``folder``/INDEX.npy: each layer's output, all in float64.
 
     A layer of a nested model is named ``MODEL/LAYER``. ``fed_by``, which is optional, then gives for each nested model
-    the layer whose output it is fed, or null if it is fed the images.
+    the layer whose output it is fed, or null if it is fed the images. ``images`` .npy and ``scale``, which are
+    optional, are further images, of which ``answers`` .npy gets what the model gives, in float64 as well.
     """
     usual = keras.backend.floatx()
     keras.backend.set_floatx("float64")  # Keras 2 casts its inputs to this type
     try:
         twin = in_float64(keras, task["model"], Path(task["folder"]) / "float64.h5")
-        images = np.load(task["inputs"], allow_pickle=False)
-        values = layer_outputs(keras, twin, task["names"], images, task.get("fed_by", {}))
+        inputs = np.load(task["inputs"], allow_pickle=False)
+        values = layer_outputs(keras, twin, task["names"], inputs, task.get("fed_by", {}))
+        if "images" in task:
+            count, batch = images(task["images"], task["scale"], "float64")
+            twin.run_eagerly = True
+            np.save(task["answers"], np.asarray(twin.predict_on_batch(batch(0, count))))
     finally:
         keras.backend.set_floatx(usual)
     for index, name in enumerate(task["names"]):
@@ -703,18 +761,18 @@ def in_float64(
     copy: Path,
     compiled: bool = False,
     change: Callable[[dict[str, Any]], None] = lambda layer: None,
+    dtype: str = "float64",
 ) -> Any:
     """The same file with every layer computing in float64, by changing the dtype in its architecture.
 
     Args:
         keras: this interpreter's.
-        path: the `.h5`.
+        path: the `.h5`, or the `.keras` archive.
         copy: where to write the changed file.
         compiled: whether to compile the model for training, as the file states.
         change: called with each layer of the architecture, to change something else in it.
+        dtype: another type than float64.
     """
-    import h5py
-
     if keras.backend.backend() == "jax":
         import jax
 
@@ -722,17 +780,16 @@ def in_float64(
     # Keras 3 turns promoted float64 into float32 (in BatchNorm, for one) on all backends but TensorFlow's.
     narrowing = getattr(sys.modules.get("keras.src.backend.common.dtypes"), "BIT64_TO_BIT32_DTYPE", {})
     narrowing.update({"float64": "float64"})
-    shutil.copy(path, str(copy))
     config = read_architecture(path)
     for layer in layer_configs(config):
         if layer["class_name"] in AUGMENTATION:
             # Keras 2 cannot build some of them in float64. What they do to a photo is compared in float32.
             kept = {name: layer["config"][name] for name in ("name", "batch_input_shape") if name in layer["config"]}
             layer.update(class_name="Activation", config={**kept, "activation": "linear"})
-        layer["config"]["dtype"] = "float64"
+        if ".ops." not in str(layer.get("module")):  # a bare operation has no type of its own
+            layer["config"]["dtype"] = dtype
         change(layer)
-    with h5py.File(str(copy), "r+") as file:
-        file.attrs["model_config"] = json.dumps(config).encode()
+    copy = _with_architecture(path, copy, config)
     twin = keras.models.load_model(str(copy), compile=compiled)
     for _, layer in leaves(twin):
         if type(layer).__name__ == "Rescaling":
@@ -744,6 +801,26 @@ def in_float64(
         if type(layer).__name__ == "Activation" and getattr(layer.activation, "__name__", "") == "gelu":
             layer.activation = exact_gelu(keras)  # TensorFlow's own rounds the square root of 2 to float32
     return twin
+
+
+def _with_architecture(path: str, copy: Path, config: dict[str, Any]) -> Path:
+    """Copy a file with another architecture; returns where, as Keras knows an archive by its name."""
+    import h5py
+
+    if not zipfile.is_zipfile(path):
+        shutil.copy(path, str(copy))
+        with h5py.File(str(copy), "r+") as file:
+            file.attrs["model_config"] = json.dumps(config).encode()
+        return copy
+    copy = copy.with_suffix(".keras")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(str(copy), "w") as new:
+        for name in old.namelist():
+            if name == "config.json":
+                new.writestr(name, json.dumps(config))
+            elif name in ARCHIVE_PARTS:
+                with old.open(name) as source, new.open(name, "w") as target:
+                    shutil.copyfileobj(source, target)
+    return copy
 
 
 def layer_configs(model: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -934,7 +1011,13 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     keras = find_keras()
     results = []
     for job in request["jobs"]:
-        model = load(keras, job["model"])
+        try:
+            model = load(keras, job["model"], job.get("compile", True))
+        except Refused as refused:
+            if not job.get("may_refuse"):
+                raise
+            results.append([{"refused": str(refused)}])
+            continue
         results.append([TASKS[task["task"]](keras, model, {**task, "model": job["model"]}) for task in job["tasks"]])
     return {"versions": versions(keras), "results": results}
 

@@ -63,6 +63,9 @@ COMMANDS = {
     "import": Command(
         "Read a Keras .h5 into a checkpoint that fit goes on from, and prove it.", "import_keras:run_import"
     ),
+    "upgrade": Command(
+        "Write an old Keras file as a .h5 that every Keras loads, and prove it.", "import_keras:run_upgrade"
+    ),
     "audit": Command("Find the photos that should not be trained on; set aside those you choose.", "audit:run"),
 }
 

@@ -1,5 +1,6 @@
 """`lightning import`: converts a Keras `.h5` to a checkpoint, and proves that both compute the same."""
 
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,3 +129,70 @@ def _height_and_width(text: str | None) -> tuple[int, int] | None:
         raise BadInput(f"--image_size: expected one number of pixels or h,w, received {text!r}. Give --image_size 224.")
     sides = [int(part) for part in parts]
     return sides[0], sides[-1]
+
+
+def run_upgrade(argv: list[str]) -> None:
+    """Parse `upgrade OLD NEW.h5 [--labels FILE] [--json FILE] [--keras_python PY]` and run it.
+
+    Raises:
+        BadInput: some input cannot be used.
+        KerasFailed: a Keras process crashed or ran out of time.
+        SystemExit: 1 if the two differ.
+    """
+    if not upgrade(**parse_options("upgrade", upgrade, argv)):
+        raise SystemExit(EXIT_MISMATCH)
+
+
+def upgrade(
+    old: Path, new: Path, labels: Path | None = None, json: Path | None = None, keras_python: Path | None = None
+) -> bool:
+    """Write an old Keras file as a .h5 that every Keras loads, and prove that both compute the same.
+
+    The new file takes the old one's place: it takes the same images, gives the same answers, and its layers have the
+    same names. The old file is only read. The last line is the verdict; nothing is written unless it is PASS.
+
+    Args:
+        old: the Keras file: .h5, .hdf5, .keras, or a zip with one .h5 in it, such as Teachable Machine's.
+        new: the .h5 to write; an existing one is replaced when the new one is complete and proved.
+        labels: labels.txt with one class in each line, as Teachable Machine writes it, or labels.json: the names are
+            kept in the new file.
+        json: file for the whole report.
+        keras_python: Python interpreter whose Keras loads the old file; by default this environment's, or where that
+            cannot, tf_keras in an environment that is made once.
+
+    Returns:
+        Whether all checks passed.
+    """
+    from export.proof.report import PASS, print_report, print_verdict, write_json
+    from export.upgrade_keras import UpgradeDiffers, write_upgrade
+
+    if json:
+        check_report_place("--json", json, old, new)
+    names = read_labels(labels)["class_names"] if labels else None
+    try:
+        upgraded = write_upgrade(old, new, names, keras_python, _say)
+    except UpgradeDiffers as differs:
+        upgraded = differs.upgraded
+    report, refusal = upgraded.proof.report, upgraded.proof.refusal
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(upgraded.kinds.items(), key=lambda each: -each[1]))
+    print(f"Translated: {kinds}")
+    shape = " x ".join("any" if side is None else str(side) for side in upgraded.input_shape[1:])
+    plural = "s" * (upgraded.outputs != 1)
+    print(f"As before it takes {shape} and gives {upgraded.outputs} number{plural} ({upgraded.ends_in}).")
+    for note in upgraded.notes:
+        print(note)
+    keras = f"Keras {report.versions['new file']['keras']}"
+    print(f"{keras} loads the old file, too." if refusal is None else f"{keras} says of the old file: {refusal[:400]}")
+    print_report(report, "Does the new file compute what the old one does?", ending=False)
+    if json:
+        write_json([report], json)
+    if report.verdict == PASS:
+        print(f"Put {new} where your program loads {old}: keras.models.load_model({str(new)!r}) in any Keras.")
+        print(f"To train it further here: lightning import {new} OUT.ckpt")
+    print_verdict(report, "upgrade")
+    return report.verdict == PASS
+
+
+def _say(text: str) -> None:
+    """Print progress on stderr, because the report is on stdout."""
+    print(f"{text} ...", file=sys.stderr, flush=True)

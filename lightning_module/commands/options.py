@@ -38,13 +38,16 @@ def pixels_of(files: list[Path], image_size: tuple[int, int], interpolation: str
 def read_labels(path: Path) -> dict[str, Any]:
     """Return the content of a labels.json, with at least `class_names`; a plain list of names is accepted, too.
 
+    So is a text file with a name in each line, as Teachable Machine writes it: `0 cardboard`.
+
     Raises:
         BadInput: the file cannot be read, or has no class names.
     """
     from json import loads
 
     try:
-        content = loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = loads(text) if path.suffix.lower() != ".txt" else _names_in_lines(text)
     except (OSError, ValueError) as error:
         raise BadInput(
             f"--labels: expected a labels.json, received {path}, which cannot be read: {error}. Check the file."
@@ -56,6 +59,15 @@ def read_labels(path: Path) -> dict[str, Any]:
             "labels.json of a run, or --class_names."
         )
     return {**content, "class_names": names} if isinstance(content, dict) else {"class_names": names}
+
+
+def _names_in_lines(text: str) -> list[str]:
+    """The names in lines; a number before each is left out if it is the line's own, counted from 0."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    numbered = [line.partition(" ") for line in lines]
+    if all(number == str(place) and name.strip() for place, (number, _, name) in enumerate(numbered)):
+        return [name.strip() for _, _, name in numbered]
+    return lines
 
 
 def list_photo_files(folder: Path) -> list[Path]:

@@ -12,8 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
-from export.checkpoint import file_digest
 from models.atomic_write import replacing
+from models.digests import file_digest
 
 Measured = Literal["validation", "test"]
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from lightning import Trainer
 
-from export.checkpoint import file_digest
 from lightning_module.run.run_folder import RunFolder, read_environment, write_json
+from models.digests import file_digest
 
 SCHEMA = 1
 ALIKE = ("python", "platform", "device", "processes", "threads", "packages", "git")

@@ -7,12 +7,13 @@ import torch
 
 from datamodule.demo_photos import draw_catalogue
 from export.calibrated import fitted_temperature, write_calibrated
-from export.checkpoint import file_digest, read_checkpoint
+from export.checkpoint import read_checkpoint
 from export.keras_file.read import read_keras_h5
 from export.proof.report import Check, Report
 from export.torch_to_keras import write_twin
 from lightning_module.evaluation.labellers import KerasFileLabeller
 from models.bad_input import BadInput
+from models.digests import file_digest
 from tests.conftest import lightning
 
 TEMPERATURE = 2.5

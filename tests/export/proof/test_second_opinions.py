@@ -18,8 +18,8 @@ from export.proof.parity import Pair, check_pairs
 from export.proof.second_opinions import OPINIONS, Opinion, opinion_checks, second_opinion, write_torch_onnx
 from export.torch_answers import torch_probabilities
 from export.torch_to_keras import write_twin
-from export.worker import onnx2tf_environment
-from export.worker.onnx2tf_environment import environment_folder, onnx2tf_python
+from export.worker import own_environment
+from export.worker.environments import ONNX2TF, VERSION
 from lightning_module.commands import cli
 from models.bad_input import BadInput
 from tests.conftest import random_classifier, save_checkpoint
@@ -66,7 +66,7 @@ def test_tf2onnx_agrees_and_notices_a_changed_weight(checkpoint, tmp_path):
 @pytest.mark.slow
 def test_onnx2tf_agrees_and_notices_a_changed_weight(checkpoint, tmp_path):
     try:
-        onnx2tf_python()
+        ONNX2TF.python()
     except BadInput as error:
         pytest.skip(str(error))
     source = read_checkpoint(checkpoint)
@@ -76,7 +76,7 @@ def test_onnx2tf_agrees_and_notices_a_changed_weight(checkpoint, tmp_path):
     checks = opinion_checks(opinion, sets, expected)
     assert [check.name for check in checks] == ["probabilities_photos_onnx2tf", "top1_photos_onnx2tf"]
     assert all(check.passed for check in checks), checks
-    assert opinion.versions["onnx2tf"] == onnx2tf_environment.VERSION
+    assert opinion.versions["onnx2tf"] == VERSION
 
     with torch.no_grad():
         source.network.backbone.blocks[2][0].conv_pw.weight[0, 0] += 0.5
@@ -141,35 +141,36 @@ def empty_cache(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def make_interpreter(folder: Path, python: Path) -> None:
-    python.parent.mkdir(parents=True)
-    python.touch()
+def make_interpreter(folder: Path, requirements: tuple[str, ...] = ()) -> str:
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").touch()
+    return ""
 
 
 def test_environment_is_made_once_however_many_ask(empty_cache, monkeypatch):
     made = []
 
-    def make(folder: Path, python: Path) -> None:
+    def make(folder: Path, requirements: tuple[str, ...]) -> str:
         made.append(folder)
-        make_interpreter(folder, python)
+        return make_interpreter(folder)
 
-    monkeypatch.setattr(onnx2tf_environment, "_make", make)
-    asking = [threading.Thread(target=onnx2tf_python) for _ in range(4)]
+    monkeypatch.setattr(own_environment, "_make", make)
+    asking = [threading.Thread(target=ONNX2TF.python) for _ in range(4)]
     for each in asking:
         each.start()
     for each in asking:
         each.join()
-    assert made == [environment_folder()]
+    assert made == [ONNX2TF.folder]
     assert made[0].is_relative_to(empty_cache)
 
 
 def test_making_of_the_environment_is_told_before_it_begins(checkpoint, empty_cache, monkeypatch):
     told = []
 
-    def make(folder: Path, python: Path) -> None:
+    def make(folder: Path, requirements: tuple[str, ...]) -> str:
         raise BadInput(f"told by then: {told}")
 
-    monkeypatch.setattr(onnx2tf_environment, "_make", make)
+    monkeypatch.setattr(own_environment, "_make", make)
     source = read_checkpoint(checkpoint)
     with pytest.raises(BadInput, match=r"told by then: \['making the environment of onnx2tf in"):
         second_opinion("onnx2tf", source, empty_cache / "not needed.h5", "unit", [], told.append)
@@ -177,28 +178,28 @@ def test_making_of_the_environment_is_told_before_it_begins(checkpoint, empty_ca
 
 def test_nothing_is_told_of_an_environment_that_is_there(empty_cache, monkeypatch):
     told: list[str] = []
-    monkeypatch.setattr(onnx2tf_environment, "_make", make_interpreter)
-    onnx2tf_python()
-    onnx2tf_python(told.append)
+    monkeypatch.setattr(own_environment, "_make", make_interpreter)
+    ONNX2TF.python()
+    ONNX2TF.python(told.append)
     assert not told
 
 
 def test_environment_that_was_broken_off_is_made_anew(empty_cache, monkeypatch):
-    folder = environment_folder()
-    make_interpreter(folder, folder / "bin" / "python")
+    folder = ONNX2TF.folder
+    make_interpreter(folder)
     (folder / "left").touch()
     commands = []
 
     def run(command: list) -> str:
         commands.append(command)
         if "venv" in command:
-            make_interpreter(folder, folder / "bin" / "python")
+            make_interpreter(folder)
         return ""
 
-    monkeypatch.setattr(onnx2tf_environment, "_run", run)
-    assert onnx2tf_python() == folder / "bin" / "python"
+    monkeypatch.setattr(own_environment, "_run", run)
+    assert ONNX2TF.python() == folder / "bin" / "python"
     assert not (folder / "left").exists()
-    assert set(onnx2tf_environment.REQUIREMENTS) <= set(commands[-1])
+    assert set(ONNX2TF.requirements) <= set(commands[-1])
 
 
 def test_environment_that_cannot_be_made_is_bad_input_and_leaves_nothing_to_trust(empty_cache, monkeypatch):
@@ -208,14 +209,14 @@ def test_environment_that_cannot_be_made_is_bad_input_and_leaves_nothing_to_trus
         commands.append(command)
         return "no route to the index"
 
-    monkeypatch.setattr(onnx2tf_environment, "_run", run)
+    monkeypatch.setattr(own_environment, "_run", run)
     for _ in range(2):
         with pytest.raises(BadInput, match=r"no route to the index.*XDG_CACHE_HOME"):
-            onnx2tf_python()
+            ONNX2TF.python()
     assert len(commands) == 4  # uv and pip, twice
 
 
 def test_a_folder_that_cannot_be_made_is_bad_input(empty_cache):
     (empty_cache / "shelftwin").write_text("a file")
     with pytest.raises(BadInput, match="expected to make an environment"):
-        onnx2tf_python()
+        ONNX2TF.python()
