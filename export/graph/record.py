@@ -217,6 +217,8 @@ class _Recorder(TorchDispatchMode):
             return result
         parts = []
         node.meta["results"] = [tuple(part.shape) for part in results]
+        if node.name in self.keep:
+            self.values[node.name] = results[0].clone()
         for index, part in enumerate(result):
             if isinstance(part, Tensor):
                 taken = self.graph.call_function(operator.getitem, (node, index))

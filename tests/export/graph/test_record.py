@@ -241,8 +241,12 @@ def test_adaptive_pooling_to_its_own_size_does_nothing():
 
 
 def test_maximum_over_all_places_is_a_layer():
-    ops = [node.op for node in trace(lambda x: functional.adaptive_max_pool2d(x, 1).flatten(1), pool=False).nodes]
-    assert ops[1:3] == ["conv2d", "global_max_pool"]
+    network = Net(lambda x: functional.adaptive_max_pool2d(x, 1).flatten(1), pool=False)
+    graph, images = trace_graph(record(network, SIZE)), np.random.default_rng(0).random((2, *SIZE, 3))
+    assert [node.op for node in graph.nodes][1:3] == ["conv2d", "global_max_pool"]
+    values = torch_layers(network, graph, images)
+    expected = values[graph.nodes[1].name].max(axis=(1, 2))
+    assert np.array_equal(values[graph.nodes[2].name].reshape(2, 4), expected)
 
 
 # What somebody's network may do. Each must convert or be told apart by name, and nothing else may come out.
