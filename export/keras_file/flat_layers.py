@@ -212,12 +212,16 @@ def _inbound(layer: dict[str, Any], name: str) -> _Call:
             for options in each[3:]
             for key, value in options.items()
         }
-    if options.get("training") is True:
+    if options.get("training") is True and layer["class_name"] not in _SAME_IN_TRAINING:
         raise BadInput(
             f"{name}: expected a layer that predicts when a photo is classified, got one called with training=True: "
             "what it gives is left to chance, or to the other photos of the batch."
         )
     return _Call(tuple(arguments), options)
+
+
+# Keras 3 notes training=True for its preprocessing layers, which do the same at any time.
+_SAME_IN_TRAINING = ("Resizing", "CenterCrop", "Rescaling", "Normalization")
 
 
 def _value(argument: Any) -> Any:

@@ -1,0 +1,159 @@
+"""Networks of Keras's own layers are read into the graph, and compute what their own Keras computed."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from export.graph.network import graph_network
+from export.graph.nodes import Graph
+from export.keras_file.architecture import read_keras_graph
+from export.keras_file.read import read_keras_file
+from export.keras_to_torch import ImportSettings, probabilities_of, read_keras_classifier
+from models.bad_input import BadInput
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    script = Path(__file__).with_name("keras_cnns.py")
+    done = subprocess.run([sys.executable, str(script), str(folder)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def difference(graph: Graph, answers: Path) -> float:
+    with np.load(answers) as given:
+        photos = torch.from_numpy(given["images"].transpose(0, 3, 1, 2)).double()
+        with torch.inference_mode():
+            return float(np.abs(graph_network(graph).double()(photos).numpy() - given["answer"]).max())
+
+
+@pytest.mark.keras
+def test_every_layer_computes_what_keras_computed(saved):
+    files = sorted(saved.glob("*.h5")) + sorted(saved.glob("*.keras"))
+    assert len(files) >= 5
+    operations = set()
+    for file in files:
+        graph = read_keras_graph(read_keras_file(file)).graph
+        operations |= {node.op for node in graph.nodes}
+        assert difference(graph, file.with_suffix(".npz")) < 1e-5, file.name
+    assert {"prelu", "conv2d_transpose", "resize", "crop", "upsample_bilinear", "reshape", "average"} <= operations
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize(
+    ("op", "change"),
+    [
+        ("average_pool", {"count_padding": True}),
+        ("leaky_relu", {"negative_slope": 0.2}),
+        ("elu", {"alpha": 1.0}),
+        ("conv2d_transpose", {"crop": (1, 0, 1, 0)}),
+        ("crop", {"cropping": (0, 1, 2, 1)}),
+    ],
+)
+def test_another_setting_would_be_noticed(saved, op, change):
+    graph = read_keras_graph(read_keras_file(saved / "many_0.h5")).graph
+    node = next(each for each in graph.nodes if each.op == op)
+    other = replace(node, attributes={**node.attributes, **change})
+    graph = Graph(tuple(other if each is node else each for each in graph.nodes), graph.tensors)
+    assert difference(graph, saved / "many_0.npz") > 1e-5
+
+
+@pytest.mark.keras
+def test_what_timm_does_not_have_becomes_a_classifier(saved):
+    classifier = read_keras_classifier(saved / "many_0.keras", ImportSettings(["a", "b", "c"], input_range="raw"))
+    with np.load(saved / "many_0.npz") as given, torch.inference_mode():
+        photos = torch.from_numpy(given["images"].transpose(0, 3, 1, 2)) / 255
+        assert np.abs(classifier.network(photos).softmax(1).numpy() - given["answer"]).max() < 1e-4
+    assert [name for name, _ in classifier.network.head.named_parameters()]
+    assert "graph" in classifier.network.architecture
+
+
+# Files without Keras --------------------------------------------------------------------------------------------------
+
+
+def dense_model(activation="softmax", units=2, class_name="Dense", **more) -> dict:
+    layers = [
+        {"class_name": "InputLayer", "config": {"name": "photo", "batch_input_shape": [None, 8, 8, 3]}},
+        {"class_name": "GlobalAveragePooling2D", "config": {"name": "pool"}},
+        {"class_name": class_name, "config": {"name": "last", "units": units, "activation": activation, **more}},
+    ]
+    return {"class_name": "Sequential", "config": {"name": "model", "layers": layers}}
+
+
+def write(path: Path, config: dict | None, units: int = 2) -> Path:
+    with h5py.File(path, "w") as file:
+        group = file if config is None else file.create_group("model_weights")
+        if config is not None:
+            file.attrs["model_config"] = json.dumps(config).encode()
+        group.attrs["layer_names"] = np.array([b"last"])
+        group.attrs["keras_version"] = b"2.12.0"
+        last = group.create_group("last")
+        last.attrs["weight_names"] = np.array([b"last/kernel:0", b"last/bias:0"])
+        rng = np.random.default_rng(0)
+        last["last/kernel:0"] = rng.normal(0, 3, (3, units)).astype(np.float32)
+        last["last/bias:0"] = rng.normal(0, 1, units).astype(np.float32)
+    return path
+
+
+def settings(**more) -> ImportSettings:
+    return ImportSettings(["no", "yes"], input_range="unit", **more)
+
+
+@pytest.mark.parametrize(("activation", "output"), [("sigmoid", None), ("linear", "logits")])
+def test_one_output_is_two_classes_with_the_same_sigmoid(tmp_path, activation, output):
+    file = write(tmp_path / "m.h5", dense_model(activation, 1), 1)
+    classifier = read_keras_classifier(file, settings(output=output))
+    photos = torch.rand((4, 3, 8, 8), dtype=torch.float64)
+    with torch.inference_mode():
+        ours = classifier.network.double()(photos).softmax(1).numpy()
+        theirs = graph_network(read_keras_graph(read_keras_file(file)).graph).double()(photos).numpy()
+    assert np.abs(ours - probabilities_of(theirs, classifier.output)).max() < 1e-12
+    assert np.ptp(ours) > 0.01
+
+
+def test_zip_and_weights_alone_are_read(tmp_path):
+    whole = write(tmp_path / "keras_model.h5", dense_model())
+    with zipfile.ZipFile(tmp_path / "converted_keras.zip", "w") as archive:
+        archive.write(whole, "keras_model.h5")
+        archive.writestr("labels.txt", "0 no\n1 yes\n")
+    weights = write(tmp_path / "weights.h5", None)
+    expected = read_keras_graph(read_keras_file(whole)).graph.tensors
+    for file in (
+        read_keras_file(tmp_path / "converted_keras.zip"),
+        read_keras_file(weights, dense_model()),
+    ):
+        read = read_keras_graph(file).graph.tensors
+        assert all(np.array_equal(array, expected[name]) for name, array in read.items())
+    with pytest.raises(BadInput, match=r"weights alone.*--architecture"):
+        read_keras_file(weights)
+    with pytest.raises(BadInput, match="holds its own architecture"):
+        read_keras_file(whole, dense_model())
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "said"),
+    [
+        (dense_model(class_name="Lambda"), {}, "last: .* got Lambda: code"),
+        (dense_model(class_name="MyOwn"), {}, "last: .* not Keras's own"),
+        (dense_model(class_name="LSTM"), {}, "last: .* not read here yet"),
+        (dense_model("linear"), {}, "--output logits"),
+        (dense_model("softmax"), {"output": "logits"}, "the file's own, softmax"),
+        (dense_model("sigmoid"), {}, "exclude each other"),
+        (dense_model("Custom>mine"), {}, "last: expected an activation of Keras's own"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_read_is_named(tmp_path, config, given, said):
+    with pytest.raises(BadInput, match=said):
+        read_keras_classifier(write(tmp_path / "m.h5", config), settings(**given))
