@@ -17,7 +17,7 @@ def layers(passed: bool) -> Check:
 
 
 def moved(by: float) -> np.ndarray:
-    return (EXACT + [[by, -by], [0, 0]]).astype(np.float32)
+    return (EXACT + np.array([[by, -by], [0, 0]])).astype(np.float32)
 
 
 def test_a_deep_network_is_judged_by_its_own_rounding():
