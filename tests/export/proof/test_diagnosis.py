@@ -45,7 +45,7 @@ def failing(check: str, first: str) -> Report:
 
 
 def keras_side(**gave) -> KerasSide:
-    return KerasSide(**{"versions": {}, "weights": {}, "layers": {}, "probabilities": [], **gave})
+    return KerasSide(**{"versions": {}, "weights": {}, "layers": {}, "probabilities": [], "exact": np.zeros(0), **gave})
 
 
 # What Keras's first layer makes of an image in [0, 1], with the file's scale and offset -> what must be said

@@ -1,0 +1,140 @@
+"""An old Keras file becomes one for every Keras: the same names, answers and training, proved or not written."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import pytest
+
+from export import upgrade_keras
+from export.keras_file.read import read_keras_h5
+from export.keras_file.upgraded import upgraded_training
+from export.torch_to_keras import write_twin
+from export.upgrade_keras import UpgradeDiffers, write_upgrade
+from lightning_module.commands.options import read_labels
+from models.bad_input import BadInput
+
+
+@pytest.fixture(scope="module")
+def old(small_checkpoint, tmp_path_factory) -> Path:
+    """A file as somebody else's Keras 2 has it: the softmax inside the last Dense, a loss and a metric of its own."""
+    path = write_twin(small_checkpoint, tmp_path_factory.mktemp("old") / "old.h5").path
+    with h5py.File(path, "r+") as file:
+        del file.attrs["shelftwin"], file["shelftwin_golden"]
+        model = json.loads(file.attrs["model_config"])
+        layers = model["config"]["layers"]
+        dropped = layers.pop()
+        assert dropped["config"]["activation"] == "softmax"
+        layers[-1]["config"]["activation"] = "softmax"
+        model["config"]["output_layers"] = [[layers[-1]["name"], 0, 0]]
+        file.attrs["model_config"] = json.dumps(model).encode()
+        del file["model_weights"][dropped["name"]]
+        names = [name for name in file["model_weights"].attrs["layer_names"] if name.decode() != dropped["name"]]
+        file["model_weights"].attrs["layer_names"] = names
+        training = json.loads(file.attrs["training_config"])
+        training["metrics"] = ["accuracy", {"class_name": "f1", "config": {}}]
+        file.attrs["training_config"] = json.dumps(training).encode()
+    return path
+
+
+def names_of(path: Path) -> list[str]:
+    return [layer["name"] for layer in read_keras_h5(path).config["config"]["layers"]]
+
+
+@pytest.mark.keras
+def test_new_file_takes_the_old_ones_place(old, tmp_path):
+    before = old.read_bytes()
+    upgraded = write_upgrade(old, tmp_path / "new.h5", [f"class {place}" for place in range(upgraded_outputs(old))])
+    report = upgraded.proof.report
+    assert report.verdict == "PASS", report.failed
+    assert upgraded.proof.refusal is None
+    assert [check.name for check in report.checks] == ["weights", "layers_float64", "answers", "labels"]
+    new = read_keras_h5(tmp_path / "new.h5")
+    assert names_of(tmp_path / "new.h5") == names_of(old)
+    # what everybody cuts off to put another head on: layers[-1] alone makes the probabilities
+    assert new.config["config"]["layers"][-1]["config"]["activation"] == "softmax"
+    assert new.config["config"]["layers"][-1]["class_name"] == "Dense"
+    assert new.training_config is not None
+    assert new.training_config["metrics"] == ["accuracy"]
+    assert any("f1" in note for note in upgraded.notes)
+    assert old.read_bytes() == before
+
+
+def upgraded_outputs(path: Path) -> int:
+    return int(read_keras_h5(path).config["config"]["layers"][-1]["config"]["units"])
+
+
+@pytest.mark.keras
+def test_a_network_that_differs_is_found_and_replaces_nothing(old, tmp_path, monkeypatch):
+    """One epsilon is another, as where a converter takes its own default: weights are the same, answers nearly."""
+    own = upgrade_keras.upgraded_layers
+
+    def with_another_epsilon(*given, **options):
+        translated = own(*given, **options)
+        place = next(i for i, each in enumerate(translated.layers) if each.class_name == "BatchNormalization")
+        layers = list(translated.layers)
+        layers[place] = replace(layers[place], config={**layers[place].config, "epsilon": 1.1e-5})
+        return replace(translated, layers=layers)
+
+    monkeypatch.setattr(upgrade_keras, "upgraded_layers", with_another_epsilon)
+    new = tmp_path / "new.h5"
+    new.write_text("a good file")
+    with pytest.raises(UpgradeDiffers, match="layers_float64 at bn_Conv1"):
+        write_upgrade(old, new)
+    assert new.read_text() == "a good file"
+    assert list(tmp_path.iterdir()) == [new]
+
+
+def test_places_that_cannot_be_meant_are_refused_before_anything_is_read(old, tmp_path):
+    for new, said in (
+        (old, "which is the old one"),
+        (tmp_path / "new.keras", "ends in .h5"),
+        (tmp_path / "no" / "new.h5", "does not exist"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            write_upgrade(old, new)
+    with pytest.raises(BadInput, match="as many as the model has outputs"):
+        write_upgrade(old, tmp_path / "new.h5", ["a"] * 99)
+    assert not list(tmp_path.iterdir())
+
+
+ADAM = {"class_name": "Adam", "config": {"learning_rate": 0.5, "weight_decay": None, "jit_compile": True}}
+
+
+@pytest.mark.parametrize(
+    ("loss", "metrics", "written"),
+    [
+        ("binary_crossentropy", [["accuracy"]], ("binary_crossentropy", ["accuracy"])),
+        (
+            {"class_name": "BinaryCrossentropy", "config": {"from_logits": True, "reduction": "auto"}},
+            [{"class_name": "MeanMetricWrapper", "config": {"name": "accuracy", "fn": "accuracy"}}],
+            ({"class_name": "BinaryCrossentropy", "config": {"from_logits": True}}, ["accuracy"]),
+        ),
+        (
+            {"module": "builtins", "class_name": "function", "config": "categorical_crossentropy"},
+            None,
+            ("categorical_crossentropy", []),
+        ),
+        ("focal_loss", ["accuracy"], None),
+    ],
+)
+def test_training_is_kept_where_every_keras_has_it(loss, metrics, written):
+    training, notes = upgraded_training({"loss": loss, "metrics": metrics, "optimizer_config": ADAM})
+    if written is None:
+        assert training is None
+        assert "not compiled" in notes[0]
+        return
+    assert training is not None
+    assert (training["loss"], training["metrics"]) == written
+    settings = training["optimizer_config"]["config"]
+    assert settings["learning_rate"] == 0.5
+    assert not settings.keys() & {"weight_decay", "jit_compile"}
+
+
+def test_labels_of_teachable_machine_are_read(tmp_path):
+    numbered, plain = tmp_path / "labels.txt", tmp_path / "plain.txt"
+    numbered.write_text("0 cardboard\n1 glass jar\n")
+    plain.write_text("2 doors\n4 doors\n")
+    assert read_labels(numbered)["class_names"] == ["cardboard", "glass jar"]
+    assert read_labels(plain)["class_names"] == ["2 doors", "4 doors"]
