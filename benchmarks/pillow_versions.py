@@ -93,7 +93,7 @@ def cell(ours: list[np.ndarray], theirs: list[np.ndarray]) -> str:
     apart = [np.abs(left.astype(np.int16) - right).max(axis=-1) for left, right in zip(ours, theirs, strict=True)]
     largest, photos = max(int(each.max()) for each in apart), sum(bool(each.any()) for each in apart)
     share = sum(int((each > 0).sum()) for each in apart) / sum(each.size for each in apart)
-    return f"{largest} ({100 * share:.2g}%, {photos} of {len(apart)})" if largest else "0"
+    return f"{largest} ({float(f'{100 * share:.2g}'):g}%, {photos} of {len(apart)})" if largest else "0"
 
 
 def table(columns: dict[str, dict[str, str]], described: str, date: str) -> str:
@@ -111,7 +111,8 @@ def table(columns: dict[str, dict[str, str]], described: str, date: str) -> str:
     return f"""## Which Pillow gives the same pixels
 
 Written by `python benchmarks/pillow_versions.py`. {described}, loaded by each
-Pillow and compared with Pillow {own["pillow"]} with {jpeg}, {date}. Resized to {SIZE[1]}x{SIZE[0]} from the same decoded pixels.
+Pillow and compared with Pillow {own["pillow"]} with {jpeg}, {date}. Resized to {SIZE[1]}x{SIZE[0]}
+from the same decoded pixels.
 
 | | {" | ".join(columns)} |
 |---|{"---|" * len(columns)}
