@@ -341,6 +341,8 @@ environment of its own. {date}, torch {torch}.
 | | Python | Keras | backend | numpy | layers, float64 | probabilities | verify | fit | save, load | |
 |---|---|---|---|---|---|---|---|---|---|---|
 """
+PILLOW_START, PILLOW_END = "<!-- pillow: begin -->", "<!-- pillow: end -->"
+"""Around the table of `pillow_versions.py`, which stays when the rest of the page is written anew."""
 FOOTER = """
 - **layers, float64**: largest error of any layer's output relative to its largest value, both sides in float64; at most
   1e-10.
@@ -363,6 +365,23 @@ def page(results: dict[str, dict[str, Any]], described: str, torch: str, date: s
             because = f" {environment.because}" if environment.because else ""
             text += f"\n{environment.name}:{because}\n" + "".join(f"- {problem}\n" for problem in problems)
     return text
+
+
+def pillow_table(text: str) -> str:
+    """What `pillow_versions.py` has written into a page, markers included; empty if there is nothing."""
+    _, start, rest = text.partition(PILLOW_START)
+    table, end, _ = rest.partition(PILLOW_END)
+    return f"{start}{table}{end}\n" if end else ""
+
+
+def with_pillow_table(text: str, table: str) -> str:
+    """The page with another table of Pillows, or with one at its end.
+
+    Args:
+        text: the page.
+        table: with its markers.
+    """
+    return f"{text.replace(pillow_table(text), '').rstrip()}\n\n{table}" if table else text
 
 
 def row(environment: Environment, result: dict[str, Any] | None) -> str:
@@ -473,7 +492,8 @@ def main() -> int:
         if not arguments.ci:
             store.write_text(json.dumps(results, indent=1))
             date = datetime.date.today().isoformat()
-            PAGE.write_text(page(results, exported.described, torch.__version__.split("+")[0], date))
+            text = page(results, exported.described, torch.__version__.split("+")[0], date)
+            PAGE.write_text(with_pillow_table(text, pillow_table(PAGE.read_text())))
     ran = [environment for environment in ENVIRONMENTS if environment.name in chosen]
     return 1 if any(failures_of(environment, results[environment.name]) for environment in ran) else 0
 

@@ -264,7 +264,8 @@ def difference_of(pixels: tuple[np.ndarray, np.ndarray], photos: Sequence[int]) 
         photos: indices of photos that differ.
     """
     apart = np.stack([np.abs(pixels[0][index].astype(np.int16) - pixels[1][index]).max(axis=-1) for index in photos])
-    return f"by up to {apart.max()} of 255 in {100 * np.mean(apart > 0):.2g}% of their pixels"
+    share = float(f"{100 * np.mean(apart > 0):.2g}")  # two digits, and 100 where it is nearly all of them
+    return f"by up to {apart.max()} of 255 in {share:g}% of their pixels"
 
 
 def _changed(pixels: tuple[np.ndarray, np.ndarray]) -> list[int]:

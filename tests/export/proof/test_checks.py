@@ -78,6 +78,11 @@ def test_pixels_of_files_that_differ_are_counted_with_how_much():
     assert check.detail.endswith("the same pixels, but for 2, by up to 248 of 255 in 50% of their pixels")
 
 
+def test_share_of_nearly_all_pixels_is_a_plain_number():
+    ours = np.zeros((3, 40, 40, 3), np.uint8)
+    assert "in 100% of" in check_file_pixels(FILES, (ours, ours + 1), {}).detail
+
+
 def test_photo_that_keras_cannot_read_has_neither_pixels_nor_label():
     pixels, same = np.ones((3, 2, 2, 3), np.uint8), rows((1, 0), (1, 0), (1, 0))
     zeros = pixels.copy()

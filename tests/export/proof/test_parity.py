@@ -8,11 +8,13 @@ import copy
 import json
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
+import PIL
 import pytest
 import torch
 
@@ -27,7 +29,7 @@ from export.proof.torch_side import torch_layers
 from export.torch_to_keras import write_twin
 from export.worker.keras_process import KerasFailed, run_keras
 from models.bad_input import BadInput
-from tests.conftest import photos_of, random_classifier, save_checkpoint
+from tests.conftest import lightning, photos_of, random_classifier, save_checkpoint
 from tests.datamodule.odd_photos import draw_odd_photos
 
 pytestmark = pytest.mark.keras
@@ -195,8 +197,9 @@ def control_reports(tmp_path_factory) -> dict[str, Report]:
 @pytest.mark.parametrize("name", ["unchanged", "folded"])
 def test_the_unchanged_file_passes(control_reports, name):
     assert control_reports[name].verdict == "PASS", control_reports[name].failed
-    assert [check.name for check in control_reports[name].checks][-3:] == [
-        "file_to_label",
+    assert [check.name for check in control_reports[name].checks][-4:] == [
+        "file_pixels",
+        "file_labels",
         "training_steps",
         "contents",
     ]
@@ -268,7 +271,7 @@ def test_planted_difference_is_caught_and_named(control_reports, name):
 def test_photos_are_loaded_as_the_file_says(control_reports):
     """So another interpolation is not only read off the labels, but seen in the pixels."""
     failed = {check.name: check for check in control_reports["resized with another interpolation"].failed}
-    assert failed["file_to_label"].first_divergence == "plain.jpg"
+    assert failed["file_pixels"].first_divergence == "plain.jpg"
 
 
 def test_report_is_written_as_json_with_figures_and_thresholds(control_reports, tmp_path):
@@ -280,6 +283,9 @@ def test_report_is_written_as_json_with_figures_and_thresholds(control_reports, 
     assert {"name", "passed", "figure", "threshold"} <= report["rungs"][0].keys()
     assert report["versions"]["keras"]["keras"]
     assert report["versions"]["torch"]["torch"] == torch.__version__.split("+")[0]
+    for side in ("torch", "keras"):
+        assert report["versions"][side]["pillow"] == PIL.__version__
+        assert {"libjpeg", "libjpeg-turbo"} & report["versions"][side].keys()
     assert len(report["photos"]) == 3
     assert report["skipped"] == {}
     write_json(both, tmp_path / "parity.json")
@@ -381,6 +387,55 @@ def test_interpreter_that_is_missing_crashes_or_hangs_is_reported(tmp_path):
         run_keras([], python=interpreter(tmp_path, "kill -9 $$"))
     with pytest.raises(KerasFailed, match="longer than its limit"):
         run_keras([], python=interpreter(tmp_path, "exec sleep 30"), time_limit=0.5)
+
+
+# Run by Python before anything else: a Pillow that calls itself another and resizes tall photos by one otherwise.
+ANOTHER_PILLOW = """
+import PIL
+from PIL import Image
+resize = Image.Image.resize
+def resized(photo, *arguments, **more):
+    result = resize(photo, *arguments, **more)
+    return result.point(lambda value: min(value + 1, 255)) if photo.height > photo.width else result
+Image.Image.resize, PIL.__version__ = resized, "12.3.0"
+"""
+
+
+@pytest.mark.keras
+def test_another_pillow_fails_the_pixels_and_is_told_from_another_network(tmp_path, capsys):
+    network = random_classifier(backbone="mobilenetv2_035")
+    checkpoint = save_checkpoint(tmp_path / "best.ckpt", network, (48, 40), interpolation="bilinear")
+    twin = write_twin(checkpoint, tmp_path / "m.h5").path
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "sitecustomize.py").write_text(ANOTHER_PILLOW)
+    python = interpreter(tmp_path, f'PYTHONPATH="{tmp_path / "stub"}" exec "{sys.executable}" "$@"')
+    photos, report, page = tmp_path / "photos", tmp_path / "parity.json", tmp_path / "parity.html"
+    photos.mkdir()
+    for name, (width, height) in {"tall": (60, 120), "wide": (120, 60)}.items():
+        pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(photos / f"{name}.png")
+    given = ["--photos", photos, "--keras_python", python, "--json", report, "--html", page]
+    assert lightning("parity", checkpoint, twin, *given) == 1
+    (result,) = json.loads(report.read_text())["reports"]
+    failed = {check["name"]: check for check in result["rungs"] if not check["passed"]}
+    assert failed.keys() == {"file_pixels"}
+    assert failed["file_pixels"]["figure"] == 2  # of probe photos and ours, the tall ones
+    assert failed["file_pixels"]["first_divergence"] == "tall.png"
+    assert re.search(r"for 2, by up to 1 of 255 in (100|9\d)% of their pixels", failed["file_pixels"]["detail"])
+    (labels,) = [check for check in result["rungs"] if check["name"] == "file_labels"]
+    assert "for 11 of 11 photos" in labels["detail"]
+    assert float(re.search(r"difference of a probability (\S+), for tall.png", labels["detail"])[1]) > 1e-5
+    assert (result["versions"]["torch"]["pillow"], result["versions"]["keras"]["pillow"]) == (PIL.__version__, "12.3.0")
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(
+        "parity FAIL: file_pixels at tall.png. The network is the same; photos are resized differently by Pillow "
+        f"12.3.0 there and Pillow {PIL.__version__} here (2 of 11, by up to 1 of 255"
+    )
+    assert said.endswith(
+        f"other labels: 0): install pillow=={PIL.__version__} there, or train with --data.interpolation nearest."
+    )
+    assert "The network is the same; photos are resized differently" in page.read_text()
+    assert "pillow 12.3.0" in page.read_text()
 
 
 @pytest.mark.keras
