@@ -106,7 +106,8 @@ class PaddedConv2d(nn.Conv2d):
     def __init__(self, *others: Any, padding: Sequence[int], **named: Any) -> None:
         top, bottom, left, right = padding
         even = top == bottom and left == right
-        super().__init__(*others, **named, padding=(top, left) if even else 0)
+        named["padding"] = (top, left) if even else 0
+        super().__init__(*others, **named)
         self.uneven = None if even else (left, right, top, bottom)
 
     def forward(self, input: Tensor) -> Tensor:

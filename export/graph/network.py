@@ -69,9 +69,10 @@ def graph_of(network: GraphClassifier, image_size: tuple[int, int]) -> Graph:
         Node("image", "input", (), shape),
         Node(INPUT, "affine", ("image",), shape, {"scale": scale, "offset": offset}, {}, INPUT, INPUT),
     ]
-    state, tensors = network.state_dict(), {}
+    state = network.state_dict()
+    tensors: dict[str, np.ndarray] = {}
     for part in ("backbone", "head"):
-        own = network.get_submodule(part)
+        own: Any = network.get_submodule(part)
         for node in own.nodes:
             weights = {role: f"{part}.{own.tensor_name(node['name'], role)}" for role in node["weights"]}
             tensors |= {name: state[name].detach().cpu().numpy() for name in weights.values()}

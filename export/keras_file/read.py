@@ -206,7 +206,7 @@ def _of_archive(config: dict[str, Any], metadata: dict[str, Any], file: h5py.Fil
         raise ValueError("the weights have no layers")
     _collect(config["config"], file, (), weights)
     names = {key: [str(place) for place in range(len(arrays))] for key, arrays in weights.items()}
-    compiled = config.get("compile_config")
+    compiled: Any = config.get("compile_config")
     training = {"optimizer_config": compiled["optimizer"], **compiled} if _has_optimiser(compiled) else None
     return KerasFile(config, training, {}, weights, names, _version(file.attrs, config, metadata))
 

@@ -3,8 +3,8 @@
 Writes NAME.h5, in Keras 3 NAME.keras as well, and NAME.npz with `images` and `answer`, what this Keras gave for them.
 """
 
-import os
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -64,12 +64,12 @@ def save(name, model, folder):
     model.set_weights([
         rng.uniform(0.5, 1.5, own.shape) if "variance" in weight.name
         else rng.normal(0, 1.2 / np.sqrt(np.prod(own.shape[:-1])) if own.ndim > 1 else 0.3, own.shape)
-        for weight, own in zip(model.weights, model.get_weights())
+        for weight, own in zip(model.weights, model.get_weights(), strict=True)
     ])  # fmt: skip
     images = rng.integers(0, 256, (3, *model.input_shape[1:])).astype("float32")
     for ending in ("h5", "keras") if keras.__version__.startswith("3") else ("h5",):
-        model.save(os.path.join(folder, f"{name}.{ending}"))
-    np.savez(os.path.join(folder, f"{name}.npz"), images=images, answer=np.asarray(model(images, training=False)))
+        model.save(str(Path(folder, f"{name}.{ending}")))
+    np.savez(Path(folder, f"{name}.npz"), images=images, answer=np.asarray(model(images, training=False)))
 
 
 if __name__ == "__main__":
