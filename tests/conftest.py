@@ -20,6 +20,7 @@ from datamodule.photo_store import memory_size
 from export.worker import keras_process
 from lightning_module.commands import cli
 from models.timm_mobilenetv2 import TimmClassifier
+from tests import short_mobilenetv2  # noqa: F401 - timm gets to know it
 from tests.keras_forks import KerasForks
 
 ROOT = Path(__file__).parents[1]
