@@ -31,6 +31,7 @@ from compat import (
 )
 from PIL import Image
 
+from datamodule.photo_store import open_photo
 from export.worker.keras_worker import pillow_versions
 from models.choices import INTERPOLATIONS
 
@@ -50,7 +51,7 @@ from PIL import Image, features
 asked = json.load(open(sys.argv[1]))
 arrays = {}
 for number, file in enumerate(asked["files"]):
-    with Image.open(file) as photo:
+    with Image.open(file, formats=None) as photo:
         arrays["decoded %d" % number] = np.asarray(photo.convert("RGB"))
 for number, file in enumerate(asked["pixels"]):
     photo = Image.fromarray(np.load(file))
@@ -133,7 +134,7 @@ def main() -> int:
         files, pixels = [*drawn, *real], []
         for number, file in enumerate(each for each in files if not each.name.endswith(("444.jpg", "progressive.jpg"))):
             pixels.append(folder / f"{number}.npy")
-            with Image.open(file) as photo:
+            with open_photo(file) as photo:
                 np.save(pixels[-1], np.asarray(photo.convert("RGB")))
         asked = {
             "files": [str(file) for file in files],

@@ -210,7 +210,10 @@ def _as_classifier(source: KerasGraph, given: str | None) -> tuple[KerasGraph, s
     if given is not None and given not in OUTPUTS:
         raise BadInput(f"--output: expected one of {', '.join(OUTPUTS)}, received {given!r}. Name one.")
     if len(last.shape) != 1:
-        raise BadInput(f"{last.source}: expected a classifier, got a model that gives a map of shape {last.shape}.")
+        raise BadInput(
+            f"{last.source}: expected a classifier, got a model that gives a map of shape {last.shape}. Only "
+            "classifiers are imported."
+        )
     own = {"softmax": "softmax", "activation": "sigmoid"}.get(last.op, "logits")
     if last.op == "activation" and last.attributes["function"] != "sigmoid":
         own = "logits"
@@ -233,7 +236,10 @@ def _as_classifier(source: KerasGraph, given: str | None) -> tuple[KerasGraph, s
             "by itself, which this project does not train. `lightning upgrade` writes the file for every Keras."
         )
     if last.shape[0] < 2:
-        raise BadInput(f"{last.source}: expected two classes or more, got a softmax of one: it always gives 1.")
+        raise BadInput(
+            f"{last.source}: expected two classes or more, got a softmax of one, which gives 1 for every photo. "
+            "There is nothing to import: train it with a sigmoid."
+        )
     if own == "softmax":
         return source, own, None
     probabilities = Node("probabilities", "softmax", (last.name,), last.shape)
@@ -244,7 +250,10 @@ def _doubled(source: KerasGraph, last: Node, output: str) -> tuple[KerasGraph, s
     graph = source.graph
     dense = graph.node(last.inputs[0]) if output == "sigmoid" else last
     if dense.op != "dense":
-        raise BadInput(f"{last.source}: expected a Dense before its one output, got {dense.op}: not read here yet.")
+        raise BadInput(
+            f"{last.source}: expected a Dense before its one output, got {dense.op}. `lightning upgrade` writes "
+            "the file for every Keras."
+        )
     tensors = dict(graph.tensors)
     for name in dense.weights.values():
         tensors[name] = np.concatenate([np.zeros_like(tensors[name]), tensors[name]])
@@ -430,7 +439,10 @@ def _head_begins(body: list[Node]) -> int:
             break
         begin -= 1
     if not any(node.weights for node in body[begin:]):
-        raise BadInput("expected a classifier that ends in a layer with weights, got one whose last layers have none.")
+        raise BadInput(
+            "expected a classifier that ends in a layer with weights, got one whose last layers have none. `lightning "
+            "upgrade` writes the file for every Keras."
+        )
     return begin
 
 

@@ -7,13 +7,14 @@ It has every kind of layer of the whole network, and each of Keras's costs a thi
 from functools import partial
 from typing import Any
 
-from timm.models import register_model
+from timm.models import generate_default_cfgs, register_model
 from timm.models._efficientnet_builder import decode_arch_def, resolve_bn_args, round_channels
 from timm.models.efficientnet import EfficientNet, _create_effnet
 from torch import nn
 
 STAGES = [["ds_r1_k3_s1_c16"], ["ir_r2_k3_s2_e6_c24"], ["ir_r3_k3_s2_e6_c32"]]
 """The first ones of timm's `_gen_mobilenet_v2`."""
+default_cfgs = generate_default_cfgs({"mobilenetv2_short.untrained": {}})  # timm warns where a model has none
 
 
 @register_model

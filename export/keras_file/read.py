@@ -85,9 +85,16 @@ def read_keras_h5(path: Path, architecture: dict[str, Any] | None = None) -> Ker
         with h5py.File(path, "r") as file:
             weights_alone = "model_config" not in file.attrs and ("layer_names" in file.attrs or "layers" in file)
             if weights_alone and architecture is None:
-                raise BadInput(_WEIGHTS_ALONE.format(path=path))
+                raise BadInput(
+                    f"expected a Keras file with architecture and weights, got {path}, which has weights alone, as "
+                    "save_weights and ModelCheckpoint(save_weights_only=True) write them. Give the model beside it: "
+                    "--architecture FILE.json, with what model.to_json() says."
+                )
             if architecture is not None and not weights_alone:
-                raise BadInput(f"--architecture: {path} holds its own architecture. Leave --architecture out.")
+                raise BadInput(
+                    f"--architecture: expected with weights alone, got {path}, which holds its own architecture. "
+                    "Leave it out."
+                )
             if architecture is not None and "layer_names" not in file.attrs:
                 return _of_archive(architecture, {}, file)
             if architecture is not None:
@@ -106,11 +113,6 @@ def read_keras_h5(path: Path, architecture: dict[str, Any] | None = None) -> Ker
         ) from error
 
 
-_WEIGHTS_ALONE = (
-    "expected a Keras file with architecture and weights, got {path}, which has weights alone, as save_weights and "
-    "ModelCheckpoint(save_weights_only=True) write them. Give the model beside it: --architecture FILE.json, with what "
-    "model.to_json() says."
-)
 # No classifier's architecture is as long, and none of its files has as many bytes; larger ones are not unpacked.
 _MOST_JSON = 64 << 20
 _MOST_BYTES = 4 << 30
@@ -158,7 +160,8 @@ def _read_zip(path: Path) -> KerasFile:
                 return file_contents(file)
     except Refused as refused:
         raise BadInput(
-            f"expected a Keras file as Keras saves it, got {path}, which is refused: {refused}."
+            f"expected a Keras file as Keras saves it, got {path}, which is refused: {refused}. Save it again in "
+            "the Keras that it comes from."
         ) from refused
     except (zipfile.BadZipFile, NotImplementedError, EOFError, *UNREADABLE) as error:
         raise BadInput(

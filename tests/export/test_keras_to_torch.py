@@ -28,6 +28,7 @@ from models.bad_input import BadInput
 from tests.conftest import CLASS_NAMES, ROOT, lightning, random_classifier, save_checkpoint
 
 NAMED = ImportSettings(class_names=CLASS_NAMES)
+UNIT = ImportSettings(class_names=CLASS_NAMES, input_range="unit")
 # Variants that can be imported, and what must be said of them.
 SETTINGS = {
     "nested": NAMED,
@@ -150,7 +151,7 @@ def change_layer(path: Path, name: str, **changes) -> None:
         ("block_4_expand_BN", {"epsilon": 1e-3}, "expected one epsilon"),
         ("block_1_expand_relu", {"max_value": 1.0}, "block_1_expand_relu"),
         ("block_2_depthwise", {"dilation_rate": [2, 2]}, "block_2_depthwise"),
-        ("predictions", {"activation": "sigmoid"}, "predictions: expected classes that exclude each other"),
+        ("predictions", {"activation": "sigmoid"}, "expected softmax .* got activation .predictions"),
         ("Conv1", {"filters": 24}, "Conv1/kernel: expected float32"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -288,7 +289,7 @@ def test_architecture_is_read_from_the_layers(saved):
 
 @pytest.mark.keras
 def test_augmentation_inside_is_left_out_and_said(saved):
-    (note,) = read_keras_classifier(saved / "augmented.h5", SETTINGS["augmented"]).notes
+    note = " ".join(read_keras_classifier(saved / "augmented.h5", SETTINGS["augmented"]).notes)
     for layer in ("random_flip", "random_rotation", "random_zoom", "random_translation", "random_contrast"):
         assert f"augmentation/{layer}" in note
     assert "gaussian_noise" in note
@@ -324,7 +325,7 @@ def test_planted_differences_are_caught_and_named(proofs):
 @pytest.mark.keras
 def test_what_timm_does_not_have_is_built_from_the_file(saved):
     for name in ("flattened", "operations", "wide"):
-        classifier = read_keras_classifier(saved / f"{name}.h5", NAMED)
+        classifier = read_keras_classifier(saved / f"{name}.h5", UNIT)
         assert ("graph" in classifier.network.architecture) == (name != "operations"), name
 
 
@@ -373,7 +374,7 @@ def without_remedy(messages: list[str]) -> list[str]:
 @pytest.mark.parametrize("path", OF_THE_WAY_BACK, ids=lambda path: path.stem)
 def test_every_error_has_a_remedy_after_what_came(path):
     messages = messages_of(path.read_text())
-    assert len(messages) >= 2
+    assert messages
     assert not without_remedy(messages)
 
 

@@ -319,11 +319,15 @@ def test_golden_images_are_the_same_everywhere_and_use_the_corner():
 
 
 def test_foreign_network_in_a_file_that_says_nothing_of_itself_may_be_saved_again(tmp_path):
-    """The way back reads MobileNetV2 alone, so of other networks it is the refusal that must say it."""
     checkpoint = save_checkpoint(tmp_path / "r.ckpt", random_classifier(backbone="resnet18"), (64, 64))
     twin = write_twin(checkpoint, tmp_path / "r.h5").path
     with h5py.File(twin, "r+") as file:
         del file.attrs["shelftwin"]
+    report = check_parity(Pair(checkpoint, twin))
+    assert report.verdict == "FAIL"
+    assert "saved again by Keras" in report.last_line()
+    with h5py.File(twin, "r+") as file:  # where it cannot even be read, it is the refusal that must say it
+        file.attrs["model_config"] = file.attrs["model_config"].replace('"ReLU"', '"Mystery"')
     with pytest.raises(BadInput, match="saved again by Keras"):
         check_parity(Pair(checkpoint, twin))
 
