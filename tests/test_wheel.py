@@ -70,7 +70,7 @@ def test_what_is_installed_trains_and_proves(wheel, tmp_path):
     )  # fmt: skip
     assert Path(found.stdout.strip()).is_relative_to(site)
     said = run_demo([sys.executable, "-m", "lightning_module"], empty, PYTHONPATH=str(site))
-    assert "parity PASS: 10 of 10 checks" in said
+    assert "parity PASS: 11 of 11 checks" in said
     assert (empty / "runs" / "demo" / "model.h5").is_file()
 
 
@@ -90,4 +90,4 @@ def test_it_installs_and_runs_on(version, wheel, tmp_path):
     subprocess.run([*install, "--quiet", "-c", ROOT / "constraints.txt", wheel], check=True)
     (tmp_path / "empty").mkdir()
     said = run_demo([str(python.with_name("lightning"))], tmp_path / "empty", PYTHONPATH="")
-    assert "parity PASS: 10 of 10 checks" in said
+    assert "parity PASS: 11 of 11 checks" in said

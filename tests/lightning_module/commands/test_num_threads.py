@@ -17,6 +17,7 @@ FUNCTIONS = {
     "export": ["ckpt", "out"],
     "parity": ["ckpt", "h5"],
     "import": ["h5", "out"],
+    "upgrade": ["old.h5", "new.h5"],
     "audit": ["root"],
 }
 """Command that is a function -> values for what it must have."""
