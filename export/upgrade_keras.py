@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from export.keras_file.architecture import KerasGraph, read_keras_graph
-from export.keras_file.read import KerasFile, read_keras_file
+from export.keras_file.read import KerasFile, packed_h5, read_keras_file, unpack_h5
 from export.keras_file.upgraded import UpgradedLayers, upgraded_layers, upgraded_training
 from export.keras_file.write import own_version, write_keras_h5
 from export.proof.report import PASS
@@ -23,7 +23,6 @@ from models.digests import file_digest
 
 # A file that takes images of any size is read at these two; where both give the same layers, so does every other.
 _OPEN_SIZES = ((224, 224), (195, 161))
-_MOST_BYTES = 4 << 30
 
 
 class UpgradeDiffers(Exception):
@@ -182,18 +181,8 @@ def _loadable(old: Path, folder: Path) -> Path:
     if not zipfile.is_zipfile(old):
         return old
     with zipfile.ZipFile(old) as archive:
-        inside = [
-            name
-            for name in archive.namelist()
-            if name.lower().endswith((".h5", ".hdf5")) and "__MACOSX" not in name and name != "model.weights.h5"
-        ]
-        if "config.json" in archive.namelist() or len(inside) != 1:
+        inside = packed_h5(archive)
+        if inside is None:
             return old
-        own, left = folder / "old.h5", _MOST_BYTES
-        with archive.open(inside[0]) as packed, own.open("wb") as file:
-            while piece := packed.read(1 << 20):
-                left -= len(piece)
-                if left < 0:
-                    raise BadInput(f"expected a Keras file of at most {_MOST_BYTES >> 30} GiB in {old}, got more.")
-                file.write(piece)
-    return own
+        unpack_h5(archive, inside, folder / "old.h5")
+    return folder / "old.h5"

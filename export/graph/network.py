@@ -12,11 +12,6 @@ from export.graph.nodes import Graph, Node
 from models.graph_network import INPUT, GraphClassifier, GraphNetwork
 
 
-def describe(graph: Graph) -> list[dict[str, Any]]:
-    """The graph's nodes as plain data, with the shapes of the weights; without the input and the weights themselves."""
-    return describe_nodes(graph.nodes[1:], graph.tensors)
-
-
 def describe_nodes(nodes: Sequence[Node], tensors: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """Nodes as plain data, with the shapes of their weights."""
     return [
@@ -38,7 +33,7 @@ def _plain(value: Any) -> Any:
 
 def graph_network(graph: Graph) -> GraphNetwork:
     """A torch module that computes the graph, with its weights, in eval mode."""
-    network = GraphNetwork(describe(graph), graph.nodes[0].name).eval()
+    network = GraphNetwork(describe_nodes(graph.nodes[1:], graph.tensors), graph.nodes[0].name).eval()
     load_weights(network, graph.nodes, graph.tensors)
     return network
 

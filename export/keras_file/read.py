@@ -116,6 +116,8 @@ def read_keras_h5(path: Path, architecture: dict[str, Any] | None = None) -> Ker
 # No classifier's architecture is as long, and none of its files has as many bytes; larger ones are not unpacked.
 _MOST_JSON = 64 << 20
 _MOST_BYTES = 4 << 30
+# What a `.keras` archive has at least.
+KERAS_ARCHIVE = ("config.json", "model.weights.h5")
 
 
 def read_architecture(path: Path) -> dict[str, Any]:
@@ -143,20 +145,20 @@ def _read_zip(path: Path) -> KerasFile:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            if {"config.json", "model.weights.h5"} <= set(names):
+            if set(KERAS_ARCHIVE) <= set(names):
                 config = json.loads(_unpacked(archive, "config.json", _MOST_JSON))
                 metadata = (
                     json.loads(_unpacked(archive, "metadata.json", _MOST_JSON)) if "metadata.json" in names else {}
                 )
                 with _h5_in(archive, "model.weights.h5") as file:
                     return _of_archive(config, metadata, file)
-            inside = [name for name in names if name.lower().endswith((".h5", ".hdf5")) and "__MACOSX" not in name]
-            if len(inside) != 1:
+            inside = packed_h5(archive)
+            if inside is None:
                 raise BadInput(
                     f"expected a .keras archive, or a zip with one .h5 in it, got {path} with "
                     f"{', '.join(names[:6]) or 'nothing'}. Give the Keras file itself."
                 )
-            with _h5_in(archive, inside[0]) as file:
+            with _h5_in(archive, inside) as file:
                 return file_contents(file)
     except Refused as refused:
         raise BadInput(
@@ -179,18 +181,34 @@ def _unpacked(archive: zipfile.ZipFile, name: str, most: int) -> bytes:
     return content
 
 
+def packed_h5(archive: zipfile.ZipFile) -> str | None:
+    """Name of the only HDF5 file in a zip, such as Teachable Machine's; None for a `.keras` archive, or several."""
+    names = archive.namelist()
+    inside = [name for name in names if name.lower().endswith((".h5", ".hdf5")) and "__MACOSX" not in name]
+    return inside[0] if len(inside) == 1 and not set(KERAS_ARCHIVE) <= set(names) else None
+
+
+def unpack_h5(archive: zipfile.ZipFile, name: str, place: Path) -> None:
+    """Write a file of a zip under a name of our own; what it unpacks to is counted, whatever it claims.
+
+    Raises:
+        ValueError: it is larger than any classifier's.
+    """
+    left = _MOST_BYTES
+    with archive.open(name) as packed, place.open("wb") as file:
+        while piece := packed.read(1 << 20):
+            left -= len(piece)
+            if left < 0:
+                raise ValueError(f"{name} is larger than {_MOST_BYTES >> 30} GiB")
+            file.write(piece)
+
+
 @contextmanager
 def _h5_in(archive: zipfile.ZipFile, name: str) -> Iterator[h5py.File]:
     """An HDF5 file inside an archive: as a temporary file under a name of our own, for the check of its storage."""
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as folder:
         own = Path(folder) / "weights.h5"
-        left = _MOST_BYTES
-        with archive.open(name) as packed, own.open("wb") as file:
-            while piece := packed.read(1 << 20):
-                left -= len(piece)
-                if left < 0:
-                    raise ValueError(f"{name} is larger than {_MOST_BYTES >> 30} GiB")
-                file.write(piece)
+        unpack_h5(archive, name, own)
         check_storage(str(own))
         with h5py.File(own, "r") as opened:
             yield opened

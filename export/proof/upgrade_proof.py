@@ -138,8 +138,11 @@ def _run(
         if _mostly_refused(upgrade) and _free_memory() >= _FREE_FOR_TWO and (keras_python or TF_KERAS.is_whole):
             early = pool.submit(_in_old_keras, upgrade, sides["early"], keras_python, lambda text: None)
         progress("Keras computes, in a process of its own")
+        if keras_python:  # that one computes it; here it is only asked whether it can be loaded
+            old["tasks"] = []
         reply = run_worker(KERAS_WORKER, {"jobs": [new, old]}, time_limit=_TIME_LIMIT)
-        refused = reply["results"][1][0].get("refused")
+        asked = reply["results"][1]
+        refused = asked[0].get("refused") if asked else None
         refusal = _said(refused, upgrade.old) if refused else None
         if refusal is None and keras_python is None:
             return None, {"old file": reply["versions"], "new file": reply["versions"]}, sides["old"]
@@ -184,9 +187,8 @@ def _is_half(source: KerasGraph) -> bool:
 
 
 def _job(upgrade: Upgrade, folder: Path, side: str) -> dict[str, Any]:
-    """What one side is asked: its answers in float32, every layer in float64, and the weights that it loaded."""
+    """What one side is asked: its answers in float32 and every layer in float64; of the new file, what it loaded."""
     is_old = side == "old"
-    compared = upgrade.translated.compared
     layers = upgrade.source.layers
     fed_by = {
         "/".join(path): None if feeding is None or layers[feeding].class_name == "InputLayer" else feeding
@@ -203,17 +205,24 @@ def _job(upgrade: Upgrade, folder: Path, side: str) -> dict[str, Any]:
             "task": "layers",
             "inputs": str(folder / "exact.npy"),
             "folder": str(folder / "layers"),
-            "names": list(compared) if is_old else list(dict.fromkeys(compared.values())),
+            "names": _names(upgrade, side),
             "fed_by": fed_by if is_old else {},
             "images": str(folder / "images.npy"),
             "scale": 1.0,
             "answers": str(folder / "answers_float64.npy"),
         },
-        {"task": "weights", "outputs": str(folder / "weights.npz")},
     ]
+    if not is_old:  # they are compared with what was read from the old file
+        tasks.append({"task": "weights", "outputs": str(folder / "weights.npz")})
     model = upgrade.old if is_old else upgrade.new
     # the old file's own losses may be its author's
     return {"model": os.path.realpath(model), "tasks": [predict, *tasks], "compile": not is_old}
+
+
+def _names(upgrade: Upgrade, side: str) -> list[str]:
+    """The compared layers as that side's file calls them, in the order in which their outputs are stored."""
+    compared = upgrade.translated.compared
+    return list(compared) if side == "old" else list(dict.fromkeys(compared.values()))
 
 
 @dataclass(frozen=True)
@@ -224,8 +233,7 @@ class _Answers:
 
 
 def _answers(folder: Path, upgrade: Upgrade, side: str) -> _Answers:
-    compared = upgrade.translated.compared
-    names = list(compared) if side == "old" else list(dict.fromkeys(compared.values()))
+    names = _names(upgrade, side)
     layers = {name: np.load(folder / "layers" / f"{index}.npy", allow_pickle=False) for index, name in enumerate(names)}
     single, double = (np.load(folder / name, allow_pickle=False) for name in ("answers.npy", "answers_float64.npy"))
     return _Answers(single, double, layers)
