@@ -23,7 +23,7 @@ from export.graph.network import describe_nodes
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import KerasGraph, read_keras_graph
 from export.keras_file.flat_layers import DAMAGED
-from export.keras_file.layers import same_padding
+from export.keras_file.keras_layer import same_padding
 from export.keras_file.read import KerasFile, read_keras_file
 from export.torch_to_keras import trace_network
 from models.bad_input import BadInput

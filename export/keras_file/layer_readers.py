@@ -16,7 +16,7 @@ import numpy as np
 
 from export.graph.nodes import Node
 from export.keras_file.flat_layers import DAMAGED, FlatLayer, Tensor
-from export.keras_file.layers import same_padding
+from export.keras_file.keras_layer import same_padding
 from export.worker.keras_worker import AUGMENTATION
 from models.bad_input import BadInput
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from export.graph.nodes import Graph
 from export.keras_file.architecture import WITHOUT_EFFECT, KerasGraph
-from export.keras_file.layers import KerasLayer, in_keras_order, keras_layers
+from export.keras_file.keras_layer import KerasLayer
+from export.keras_file.layers import in_keras_order, keras_layers
 
 _WITH_ACTIVATION = ("Dense", "Conv2D", "DepthwiseConv2D", "Conv2DTranspose")
 # Those that mean the same inside such a layer, in every Keras.

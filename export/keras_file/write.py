@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from export.keras_file.golden import Golden, write_golden
-from export.keras_file.layers import KerasLayer
+from export.keras_file.keras_layer import KerasLayer
 from export.keras_file.read import DETAILS_ATTRIBUTE, KERAS_VERSION, file_contents
 from export.worker.keras_worker import read_golden
 from models.atomic_write import replacing

@@ -11,7 +11,8 @@ import numpy as np
 
 from export.checkpoint import Checkpoint
 from export.keras_file.golden import golden_images
-from export.keras_file.layers import KerasLayer, keras_layers
+from export.keras_file.keras_layer import KerasLayer
+from export.keras_file.layers import keras_layers
 from export.keras_file.read import DETAILS_ATTRIBUTE, OWN_MARKS, KerasFile
 from export.keras_file.write import model_config, training_config
 from export.proof.checks import PROBABILITY_THRESHOLD, same_bits

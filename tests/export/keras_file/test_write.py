@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from export.checkpoint import read_checkpoint
-from export.keras_file.layers import keras_layers, same_padding
+from export.keras_file.keras_layer import same_padding
+from export.keras_file.layers import keras_layers
 from export.keras_file.read import read_keras_h5
 from export.torch_to_keras import trace_checkpoint, write_twin
 from models.bad_input import BadInput

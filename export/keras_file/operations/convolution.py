@@ -1,0 +1,109 @@
+"""Convolutions and dense layers, with the padding that belongs to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from export.graph.nodes import Graph, Node
+from export.keras_file.keras_layer import (
+    Emit,
+    KerasLayer,
+    same_padding,
+    zero_padding,
+)
+
+
+def _conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    kernel = graph.tensors[node.weights["kernel"]]
+    out_channels, in_per_group, rows, columns = kernel.shape
+    in_channels, height, width = graph.node(node.inputs[0]).shape
+    strides, dilation, groups = node.attributes["strides"], node.attributes["dilation"], node.attributes["groups"]
+    top, bottom, left, right = node.attributes["padding"]
+    same = (
+        *same_padding(height, rows, strides[0], dilation[0]),
+        *same_padding(width, columns, strides[1], dilation[1]),
+    )
+    config: dict[str, Any] = {
+        "kernel_size": [rows, columns],
+        "strides": list(strides),
+        "padding": "valid",
+        "dilation_rate": list(dilation),
+        "use_bias": "bias" in node.weights,
+        "data_format": "channels_last",
+    }
+    if (top, bottom, left, right) == same and any(same):
+        config["padding"] = "same"
+    elif any((top, bottom, left, right)):
+        pad_name = _pad_name(node.name)
+        yield zero_padding(pad_name, (top, bottom, left, right), inputs)
+        inputs = (pad_name,)
+    bias = [("bias", node.weights["bias"], graph.tensors[node.weights["bias"]])] if "bias" in node.weights else []
+    if groups == in_channels and in_per_group == 1 and groups > 1:
+        # torch (C * multiplier, 1, kh, kw) -> Keras (kh, kw, C, multiplier)
+        multiplier = out_channels // in_channels
+        if multiplier > 1:
+            config["depth_multiplier"] = multiplier
+        array = kernel.reshape(in_channels, multiplier, rows, columns).transpose(2, 3, 0, 1)
+        weight = ("depthwise_kernel", node.weights["kernel"], array)
+        yield KerasLayer("DepthwiseConv2D", node.name, config, inputs, (weight, *bias))
+        return
+    config["filters"] = out_channels
+    if groups != 1:
+        config["groups"] = groups
+    # torch (out, in, kh, kw) -> Keras (kh, kw, in, out)
+    weight = ("kernel", node.weights["kernel"], kernel.transpose(2, 3, 1, 0))
+    yield KerasLayer("Conv2D", node.name, config, inputs, (weight, *bias))
+
+
+def _conv2d_transpose(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    kernel = graph.tensors[node.weights["kernel"]]
+    config = {
+        "filters": kernel.shape[1],
+        "kernel_size": list(kernel.shape[2:]),
+        "strides": list(node.attributes["strides"]),
+        "padding": "same" if node.attributes["same"] else "valid",
+        "use_bias": "bias" in node.weights,
+        "data_format": "channels_last",
+    }
+    # torch (in, out, kh, kw) -> Keras (kh, kw, out, in)
+    weights = [("kernel", node.weights["kernel"], kernel.transpose(2, 3, 1, 0))]
+    if "bias" in node.weights:
+        weights.append(("bias", node.weights["bias"], graph.tensors[node.weights["bias"]]))
+    yield KerasLayer("Conv2DTranspose", node.name, config, inputs, tuple(weights))
+
+
+def _pad_name(conv_name: str) -> str:
+    """Name a padding as keras.applications does: that of block_1_depthwise is block_1_pad."""
+    return conv_name.removesuffix("_depthwise") + "_pad"
+
+
+def _dense(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    kernel = graph.tensors[node.weights["kernel"]]
+    weights = [("kernel", node.weights["kernel"], kernel.T)]  # torch (out, in) -> Keras (in, out)
+    if "bias" in node.weights:
+        weights.append(("bias", node.weights["bias"], graph.tensors[node.weights["bias"]]))
+    config = {"units": kernel.shape[0], "activation": "linear", "use_bias": "bias" in node.weights}
+    yield KerasLayer("Dense", node.name, config, inputs, tuple(weights))
+
+
+def _channel_scale(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """A trained factor for each channel: the only built-in layer that can apply one is a 1x1 depthwise convolution."""
+    scale = graph.tensors[node.weights["scale"]].reshape(1, 1, -1, 1)
+    config = {"kernel_size": [1, 1], "padding": "valid", "use_bias": False, "data_format": "channels_last"}
+    yield KerasLayer(
+        "DepthwiseConv2D", node.name, config, inputs, (("depthwise_kernel", node.weights["scale"], scale),)
+    )
+
+
+def _pad(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    yield zero_padding(node.name, node.attributes["padding"], inputs)
+
+
+LAYERS: dict[str, Emit] = {
+    "channel_scale": _channel_scale,
+    "conv2d": _conv2d,
+    "conv2d_transpose": _conv2d_transpose,
+    "pad": _pad,
+    "dense": _dense,
+}
