@@ -33,6 +33,7 @@ from datamodule.layout import (
 from datamodule.near_duplicates import group_near_duplicates
 from datamodule.photo_order import EpochShuffle, OwnShare, ResumableLoader, even_batch_size, mix_seed
 from datamodule.photo_store import BadPhoto, PhotoStore
+from datamodule.photo_table import PhotoTable, TableSet
 from datamodule.split import (
     LabelledFiles,
     find_class_names,
@@ -158,6 +159,13 @@ class ProductPhotos(L.LightningDataModule):
             and a root that has sets where classes belong is refused; `keras`: all that Keras lists.
         on_copies: what happens if more than a tenth of the validation photos are training photos, too, byte for byte:
             `stop`, or `warn`, as is done where they are fewer.
+        table: a .csv, .tsv, .parquet or .jsonl with the labels, in place of `root`. Its rows that cannot be used are
+            what `on_bad_photo` decides about, too.
+        photos: folder that the table's file names are relative to; without it the table's own, or one beside it.
+        file_column: the table's column of files, whose endings may be missing; without it the one that names photos.
+        label_column: the table's column of labels; without it the only one that can be.
+        set_column: the table's column of sets (train, validation, test); without it the one that says nothing else.
+            "" for none: then the table is split as folders are.
 
     Attributes:
         class_names: sorted names of the class folders.
@@ -194,6 +202,11 @@ class ProductPhotos(L.LightningDataModule):
         epoch_photos: int | None = None,
         listing: Listing = "checked",
         on_copies: Literal["stop", "warn"] = "stop",
+        table: str | None = None,
+        photos: str | None = None,
+        file_column: str | None = None,
+        label_column: str | None = None,
+        set_column: str | None = None,
     ) -> None:
         super().__init__()
         self.image_size = parse_image_size(image_size)
@@ -213,19 +226,14 @@ class ProductPhotos(L.LightningDataModule):
                 f"store_ram_share: expected a share of the memory from 0 to 1; received {store_ram_share}. "
                 "0 keeps all decoded photos in a file."
             )
-        if kaggle is not None and (root is not None or demo):
+        check_sources(root, table, kaggle, demo)
+        if table is None and (alone := [photos, file_column, label_column, set_column]) != [None] * 4:
             raise BadInput(
-                f"kaggle: expected one source of photos; received kaggle {kaggle} and "
-                f"{f'root {root}' if root is not None else 'demo'}. Leave one out."
+                f"photos, file_column, label_column, set_column: expected with a table; received "
+                f"{next(each for each in alone if each is not None)!r} without one. Give it with --data.table FILE."
             )
         if kaggle is not None:
             root = str(download_photos(kaggle))
-        if root is None and not demo:
-            raise BadInput(
-                "root: expected a folder with one folder of photos per class; received nothing. "
-                "Give it with --data.root PHOTOS, or try --data.demo true for a drawn catalogue."
-            )
-        self.root = Path(root) if root is not None else DEMO_ROOT
         self.val_root, self.test_root, self.predict_root = (
             None if folder is None else Path(folder) for folder in (val_root, test_root, predict_root)
         )
@@ -243,7 +251,21 @@ class ProductPhotos(L.LightningDataModule):
         self.listing = listing
         self.on_copies = on_copies
 
-        self.class_names = list(DEMO_CLASSES) if demo else read_class_names("root", self.root, listing)
+        self.table: PhotoTable | None = None
+        if table is not None:
+            fewest = 1 if val_root is not None else int(np.ceil(1 / validation_split))
+            columns = file_column, label_column, set_column
+            folder = None if photos is None else Path(photos)
+            self.table = PhotoTable(Path(table), folder, *columns, on_bad_photo=on_bad_photo, fewest=fewest)
+            check_sets(self.table, val_root, test_root)
+            for sentence in self.table.said:
+                rank_zero_info(sentence)
+        self.root = Path(root) if root is not None else DEMO_ROOT if self.table is None else self.table.base
+        self.class_names = (
+            list(DEMO_CLASSES) if demo
+            else self.table.class_names if self.table is not None
+            else read_class_names("root", self.root, listing)
+        )  # fmt: skip
         for setting, folder in (("val_root", self.val_root), ("test_root", self.test_root)):
             if folder is not None and (names := read_class_names(setting, folder, listing)) != self.class_names:
                 raise BadInput(
@@ -264,6 +286,16 @@ class ProductPhotos(L.LightningDataModule):
         self._groups: list[int] = []
         self._drawn: dict[SetName, tuple[int, TransformParameters]] = {}
         self._order: EpochShuffle | None = None
+
+    @property
+    def has_validation_photos(self) -> bool:
+        """Whether there are photos of their own for validation; otherwise a share of the training photos is."""
+        return self.val_root is not None or (self.table is not None and "val" in self.table.classes)
+
+    @property
+    def has_test_photos(self) -> bool:
+        """Whether there are photos of their own for testing; otherwise the validation photos are tested."""
+        return self.test_root is not None or (self.table is not None and "test" in self.table.classes)
 
     @property
     def train_files(self) -> list[Path]:
@@ -325,14 +357,14 @@ class ProductPhotos(L.LightningDataModule):
         # Lightning's advice to use more workers does not fit here: no process could be faster than memory.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         wanted = SETS_OF_STAGE[stage]
-        if stage == "fit" and self.test_root is not None:
+        if stage == "fit" and self.has_test_photos:
             # a fit ends with the test: what is wrong with its photos must not wait till then
             wanted = (*wanted, "test")
         elif stage not in ("fit", None) and "train" in self._sets:
             # A fit's sets stay until the next fit: files may have gone by now, or come, and a split of those that are
             # left would measure photos that were trained on.
-            own_root = {"test": self.test_root, "predict": self.predict_root}
-            self._sets |= {name: self._sets["val"] for name in wanted if name in own_root and not own_root[name]}
+            own = {"test": self.has_test_photos, "predict": self.predict_root is not None}
+            self._sets |= {name: self._sets["val"] for name in wanted if name in own and not own[name]}
             wanted = tuple(name for name in wanted if name not in self._sets)
             if not wanted:
                 return
@@ -350,16 +382,16 @@ class ProductPhotos(L.LightningDataModule):
 
     def _list_sets(self, wanted: Iterable[SetName]) -> dict[SetName, LabelledFiles]:
         sets: dict[SetName, LabelledFiles] = {}
-        if self.val_root is None:
+        if not self.has_validation_photos:
             training, validation = self._split_root()
         else:
-            training = label_all(self._list_classes("root", self.root)) if "train" in wanted else LabelledFiles([], [])
-            validation = label_all(self._list_classes("val_root", self.val_root))
+            training = label_all(self._classes_of("train")) if "train" in wanted else LabelledFiles([], [])
+            validation = label_all(self._classes_of("val"))
         for name in wanted:
             if name == "train":
                 sets[name] = training
-            elif name == "test" and self.test_root is not None:
-                sets[name] = label_all(self._list_classes("test_root", self.test_root))
+            elif name == "test" and self.has_test_photos:
+                sets[name] = label_all(self._classes_of("test"))
             elif name == "predict" and self.predict_root is not None:
                 files = self._photos_in(self.predict_root, Counter())
                 if not files:
@@ -372,6 +404,16 @@ class ProductPhotos(L.LightningDataModule):
             else:
                 sets[name] = validation
         return sets
+
+    def _classes_of(self, name: TableSet) -> list[list[Path]]:
+        """List the photos of a set per class."""
+        setting, root = {
+            "train": ("root", self.root), "val": ("val_root", self.val_root), "test": ("test_root", self.test_root),
+        }[name]  # fmt: skip
+        if self.table is not None and name in self.table.classes:
+            return self.table.classes[name]
+        assert root is not None
+        return self._list_classes(setting, root)
 
     def _list_classes(self, setting: str, root: Path) -> list[list[Path]]:
         """List the photos per class; every class must have some."""
@@ -403,7 +445,7 @@ class ProductPhotos(L.LightningDataModule):
         return without_junk(files, folder, junk) if self.listing == "checked" else files
 
     def _split_root(self) -> tuple[LabelledFiles, LabelledFiles]:
-        classes = self._list_classes("root", self.root)
+        classes = self._classes_of("train")
         too_small = [
             f"{name} ({len(files)})"
             for name, files in zip(self.class_names, classes, strict=True)
@@ -616,7 +658,9 @@ class ProductPhotos(L.LightningDataModule):
         roots = {"val": self.val_root, "test": self.test_root or self.val_root, "predict": self.predict_root}
         root = roots.get(name) or self.root
         digest = hashlib.sha256()
-        for file in self._set(name).files:
+        for file, label in zip(*self._set(name), strict=True):
+            if self.table is not None and label >= 0:  # of a folder the name says it
+                digest.update(self.class_names[label].encode() + b"\0")
             relative = file.relative_to(root) if file.is_relative_to(root) else file
             digest.update(os.fsencode(relative.as_posix()) + b"\0" + self.store.digest_of(file))
         return digest.hexdigest()
@@ -656,6 +700,42 @@ def parse_image_size(image_size: int | list[int] | tuple[int, int] | str) -> tup
             f"image_size: expected one number of pixels, or height and width as [h, w] or h,w; received {image_size!r}."
         ) from None
     return height, width
+
+
+def check_sources(root: str | None, table: str | None, kaggle: str | None, demo: bool) -> None:
+    """Make sure that there is one source of photos.
+
+    Raises:
+        BadInput: there is none, or more than one.
+    """
+    given = [
+        *([f"root {root}"] if root is not None else []),
+        *([f"table {table}"] if table is not None else []),
+        *([f"kaggle {kaggle}"] if kaggle is not None else []),
+        *(["demo"] if demo and (kaggle is not None or table is not None) else []),
+    ]
+    if len(given) > 1:
+        raise BadInput(f"expected one source of photos; received {' and '.join(given)}. Leave one out.")
+    if not given and not demo:
+        raise BadInput(
+            "root: expected a folder with one folder of photos per class; received nothing. Give it with "
+            "--data.root PHOTOS, or a table of labels with --data.table FILE, or try --data.demo true for a drawn "
+            "catalogue."
+        )
+
+
+def check_sets(table: PhotoTable, val_root: str | None, test_root: str | None) -> None:
+    """Make sure that no set is given twice.
+
+    Raises:
+        BadInput: the table has validation or test photos, and a folder is given, too.
+    """
+    for setting, folder, name in (("val_root", val_root, "val"), ("test_root", test_root, "test")):
+        if folder is not None and name in table.classes:
+            raise BadInput(
+                f"{setting}: expected none, as {table.file} has photos of that set; received {folder}. Leave it out, "
+                'or the table\'s sets with --data.set_column "".'
+            )
 
 
 def check_folder(setting: str, folder: Path) -> None:

@@ -183,8 +183,8 @@ def grouped_split(
         chosen = choose_closest([sizes[group] for group in movable], wanted, len(files) - 1)
         if chosen is None:
             raise BadInput(
-                f"split: expected, with `grouped`, photos in {files[0].parent} that differ enough to hold some out; "
-                f"received {len(files)} that are all near-duplicates of each other or of photos in other classes. "
+                f"split: expected, with `grouped`, photos in the class of {files[0]} that differ enough to hold some "
+                f"out; received {len(files)} that are all near-duplicates of each other or of photos in other classes. "
                 "Remove copies, give val_root, or use --data.split stratified."
             )
         held_out = {movable[row] for row in chosen}

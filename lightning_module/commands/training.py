@@ -377,9 +377,9 @@ class TrainingCLI(LightningCLI):
 
     def before_test(self) -> None:
         """Print a note if there are no test photos and the validation photos are measured."""
-        if self.datamodule.test_root is None:
+        if not self.datamodule.has_test_photos:
             self.trainer.print(
-                "No --data.test_root: measuring the validation photos, by which a fit may have chosen the checkpoint."
+                "No test photos of their own: measuring the validation photos, by which a fit may have chosen the checkpoint."
             )
 
     def after_test(self) -> None:
@@ -397,7 +397,7 @@ class TrainingCLI(LightningCLI):
         best = best_checkpoint_of(self.trainer)
         try:
             self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
-            if self.datamodule.test_root is not None:
+            if self.datamodule.has_test_photos:
                 self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             report_fit(self.trainer, self._get(self.config_init, "journal"), self._get(self.config_init, "logits"))
             self.hand_over.export_twin(self.trainer, self.model)
