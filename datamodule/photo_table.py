@@ -6,7 +6,7 @@
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -199,6 +199,7 @@ class PhotoTable:
         table = TableFile(file)
         columns = find_columns(table, photos, file_column, label_column, set_column, endings)
         self.base = columns.base
+        self._table, self._columns = table, columns
         self.said: list[str] = []
         unusable = Unusable(table.number_of)
         labelled = self._read(table, columns, unusable)
@@ -210,6 +211,25 @@ class PhotoTable:
                 f"table: expected two or more classes in the column {columns.label!r} of {file}; received "
                 f"{quoted(self.class_names)}. Name another with --data.label_column, or add photos of a second class."
             )
+
+    def write_corrected(self, target: Path, new_label: Callable[[Path], str | None]) -> int:
+        """Write a copy of the table without some photos, and with other labels of some; return how many rows differ.
+
+        Args:
+            target: a file; its names are relative to `base`, too.
+            new_label: takes a photo and returns its label, "" for the one it has, None to leave it out. Rows that
+                name no photo stay.
+
+        Raises:
+            BadInput: it cannot be written.
+        """
+
+        def of_cell(cell: str) -> str | None:
+            path, why = self._columns.finder.find(cell)
+            return "" if why else new_label(Path(path))
+
+        assert self._columns.label is not None
+        return self._table.write_copy(target, self._columns.file, self._columns.label, of_cell)
 
     def _read(self, table: TableFile, columns: Columns, unusable: Unusable) -> dict[TableSet, dict[str, list[str]]]:
         """Return set -> label -> paths, in the table's order."""
@@ -333,6 +353,28 @@ def label_of(cell: Cell) -> tuple[str, str]:
     if len(label) > LONGEST_LABEL or any(unicodedata.category(each) == "Cc" for each in label):
         return "", f"labels longer than {LONGEST_LABEL} characters, or with line ends and the like"
     return label, ""
+
+
+def each_photo_of(
+    file: Path, photos: Path | None = None, file_column: str | None = None, endings: tuple[str, ...] = LISTED_ENDINGS
+) -> Iterator[tuple[str, str]]:
+    """Yield for each row of a table without regard to labels: the photo's path and "", or its name and why it is none.
+
+    Args:
+        file: a table.
+        photos: as `PhotoTable` has it; likewise the next two.
+        file_column: likewise.
+        endings: likewise.
+
+    Raises:
+        BadInput: the table cannot be read, or has no column of photos.
+    """
+    table = TableFile(file)
+    columns = find_columns(table, photos, file_column, None, "", endings, wants_label=False)
+    for (names,) in table.pieces([columns.file]):
+        for name in names:
+            path, why = columns.finder.find(name or "")
+            yield (name or "", why) if why else (path, "")
 
 
 def find_columns(

@@ -6,11 +6,12 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+from models.atomic_write import replacing
 from models.bad_input import BadInput, quoted, some_of
 
 TABLE_ENDINGS = (".csv", ".tsv", ".parquet", ".jsonl")
@@ -99,6 +100,26 @@ class TableFile:
         self.crooked, self.crooked_count, self._crooked_rows = [], 0, []
         yield from self._reader.pieces(columns, self._note_crooked)
 
+    def write_copy(self, target: Path, file: str, label: str, new_label: Callable[[str], str | None]) -> int:
+        """Write a copy of the same kind, without some rows and with other labels.
+
+        Rows that have other cells than the header are left out.
+
+        Args:
+            target: where it is written, completely or not at all.
+            file: the column of files.
+            label: the column of labels.
+            new_label: takes a cell of `file` and returns the row's label, "" for the one it has, None for no row.
+
+        Returns:
+            How many rows differ.
+
+        Raises:
+            BadInput: it cannot be written, or a label does not fit the column's type.
+        """
+        with replacing(target) as temporary:
+            return self._reader.write_copy(temporary, file, label, new_label)
+
     def head(self, rows: int = 1000) -> dict[str, list[Cell]]:
         """Return the first cells of every column, up to `rows` of each."""
         for piece in self.pieces(self.columns):
@@ -140,8 +161,8 @@ class _Text:
         text = codecs.getincrementaldecoder(self.encoding)("replace").decode(start)
         if len(start) == SNIFFED_BYTES:
             text = text[: text.rfind("\n") + 1] or text
-        self.separator, header = find_separator(text)
-        self.columns = [name.strip() for name in header]
+        self.separator, self.header = find_separator(text)
+        self.columns = [name.strip() for name in self.header]
         if not any(self.columns):
             raise BadInput(f"{path}: expected the columns' names in the first row, received an empty one. Add them.")
         # nameless columns, such as pandas's index, cannot be asked for
@@ -184,6 +205,20 @@ class _Text:
             if "straddling" in reason or "block" in reason:
                 reason = f"a row longer than {LONGEST_ROW >> 20} MiB: is a quotation mark left open?"
             raise BadInput(f"{self.path}: expected rows of a table, received: {reason[:200]}. Mend it.") from error
+
+    def write_copy(self, target: Path, file: str, label: str, new_label: Callable[[str], str | None]) -> int:
+        places = self.columns.index(file), self.columns.index(label)
+        changed = 0
+        with target.open("w", encoding=self.encoding, newline="") as text:
+            writer = csv.writer(text, delimiter=self.separator, lineterminator="\n")
+            writer.writerow(self.header)
+            for piece in self.pieces(self.columns, lambda *_: None):
+                for row in zip(*piece, strict=True):
+                    new = new_label(row[places[0]] or "")
+                    changed += new != ""
+                    if new is not None:
+                        writer.writerow([new if new and place == places[1] else cell for place, cell in enumerate(row)])
+        return changed
 
 
 class _Parquet:
@@ -230,6 +265,28 @@ class _Parquet:
                 f"{self.path}: expected a whole .parquet file, received a damaged one: "
                 f"{str(error).splitlines()[0][:200]}. Write it again."
             ) from error
+
+    def write_copy(self, target: Path, file: str, label: str, new_label: Callable[[str], str | None]) -> int:
+        import pyarrow
+        from pyarrow import parquet
+
+        place, changed = self.file.schema_arrow.names.index(label), 0
+        field = self.file.schema_arrow.field(place)
+        with parquet.ParquetWriter(target, self.file.schema_arrow) as writer:
+            for batch in self.file.iter_batches(ROWS_AT_ONCE):
+                given = [new_label(cell or "") for cell in _as_texts(batch.column(file))]
+                changed += sum(new != "" for new in given)
+                cells = [new or cell for new, cell in zip(given, _as_texts(batch.column(label)), strict=True)]
+                try:
+                    labels = pyarrow.array(cells, pyarrow.string()).cast(field.type)
+                except pyarrow.ArrowException as error:
+                    raise BadInput(
+                        f"{self.path}: expected labels that its column {label!r} can hold, {field.type}; received: "
+                        f"{error}. Write the column as text."
+                    ) from error
+                table = pyarrow.Table.from_batches([batch]).set_column(place, field, labels)
+                writer.write_table(table.filter(pyarrow.array([new is not None for new in given])))
+        return changed
 
     def check_plain(self, name: str) -> None:
         """Refuse a column of something else than text, numbers or truth values, such as photos themselves."""
@@ -325,6 +382,19 @@ class _JsonLines:
                 cells = [[] for _ in columns]
         if cells[0]:
             yield cells
+
+    def write_copy(self, target: Path, file: str, label: str, new_label: Callable[[str], str | None]) -> int:
+        changed = 0
+        with target.open("w", encoding="utf-8") as text:
+            for row in self._rows():
+                new = new_label(_as_text(row.get(file)) or "")
+                changed += new != ""
+                if new:
+                    number = isinstance(row.get(label), int | float) and not isinstance(row.get(label), bool)
+                    row[label] = json.loads(new) if number and re.fullmatch(r"-?\d+", new) else new
+                if new is not None:
+                    text.write(json.dumps(row, ensure_ascii=False) + "\n")
+        return changed
 
 
 def _lines(file: IO[bytes], path: Path) -> Iterator[bytes]:

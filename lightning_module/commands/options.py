@@ -71,16 +71,20 @@ def _names_in_lines(text: str) -> list[str]:
 
 
 def list_photo_files(folder: Path) -> list[Path]:
-    """Return the photos in a folder, at any depth, sorted.
+    """Return the photos in a folder, at any depth, sorted; or those that a table names, each once.
 
     Raises:
-        BadInput: there is no such folder, or it has no photos.
+        BadInput: there is no such folder or table, it has no photos, or the table names some that are not there.
     """
+    from datamodule.table_file import is_table
+
+    if folder.is_file() and is_table(folder):
+        return _photos_of_table(folder)
     from datamodule.layout import what_else, without_junk
     from datamodule.split import list_photos
 
     if not folder.is_dir():
-        raise BadInput(f"--photos: expected a folder, received {folder}, which is not one. Check the path.")
+        raise BadInput(f"--photos: expected a folder or a table, received {folder}, which is neither. Check the path.")
     files = without_junk(list_photos(folder), folder, Counter())
     if not files:
         raise BadInput(
@@ -88,6 +92,18 @@ def list_photo_files(folder: Path) -> list[Path]:
             "Name the folder that has them, or convert photos with other endings."
         )
     return files
+
+
+def _photos_of_table(file: Path) -> list[Path]:
+    from datamodule.photo_table import each_photo_of
+
+    found = list(each_photo_of(file))
+    if missing := [f"{name!r}: {why}" for name, why in found if why]:
+        raise BadInput(
+            f"--photos: expected photos that are there in {file}, received {len(missing)} that are not:\n"
+            f"{some_lines_of(missing)}\nMend the table."
+        )
+    return [Path(path) for path in dict.fromkeys(path for path, _ in found)]
 
 
 def chosen(option: str, text: str, known: Iterable[str]) -> list[str]:

@@ -53,7 +53,7 @@ GROUPS = (
         ("photos", "null", "folder that its file names are relative to; null looks for it"),
         ("file_column", "null", "its column of files, whose endings may be missing; null looks for it"),
         ("label_column", "null", "its column of labels; null where only one can be"),
-        ("set_column", "null", "its column of sets (train, validation, test); null looks for it, '' for none"),
+        ("set_column", "null", "its column of sets; null looks for it, '' for none"),
         ("kaggle", "null", "owner/dataset on Kaggle, in place of root"),
         ("demo", "false", "draw a small catalogue and use that"),
     )),

@@ -379,7 +379,8 @@ class TrainingCLI(LightningCLI):
         """Print a note if there are no test photos and the validation photos are measured."""
         if not self.datamodule.has_test_photos:
             self.trainer.print(
-                "No test photos of their own: measuring the validation photos, by which a fit may have chosen the checkpoint."
+                "No test photos of their own (--data.test_root): measuring the validation photos, by which a fit may "
+                "have chosen the checkpoint."
             )
 
     def after_test(self) -> None:
