@@ -171,6 +171,8 @@ class PhotoTable:
             one. "" for none.
         on_bad_photo: `stop` with the rows that cannot be used, or `skip` them and say how many.
         fewest: photos that a class needs where the table has no validation photos.
+        foreign_classes: `stop` at validation and test photos of classes that have no training photos, or `skip` them.
+        endings: those that photos are listed by.
 
     Attributes:
         file: as given.
@@ -193,6 +195,7 @@ class PhotoTable:
         set_column: str | None = None,
         on_bad_photo: Literal["stop", "skip"] = "stop",
         fewest: int = 1,
+        foreign_classes: Literal["stop", "skip"] = "stop",
         endings: tuple[str, ...] = LISTED_ENDINGS,
     ) -> None:
         self.file = file
@@ -203,7 +206,7 @@ class PhotoTable:
         self.said: list[str] = []
         unusable = Unusable(table.number_of)
         labelled = self._read(table, columns, unusable)
-        self.class_names, self.classes = self._sort(labelled, unusable, fewest)
+        self.class_names, self.classes = self._sort(labelled, unusable, fewest, foreign_classes)
         self._say(table, columns)
         self._refuse(unusable, on_bad_photo)
         if len(self.class_names) < 2:
@@ -279,14 +282,16 @@ class PhotoTable:
         if repeated:
             self.said.append(f"{repeated} rows say again what others say, and count once.")
         labelled: dict[TableSet, dict[str, list[str]]] = {}
+        # what is named twice is in none of these
         paths_of = [labelled.setdefault(set_name, {}).setdefault(label, []) for set_name, label in kinds]
         for path, kind in kind_of.items():
             if kind != _CONTRADICTED:
                 paths_of[kind].append(path)
-        return labelled
+        found = {name: {label: paths for label, paths in each.items() if paths} for name, each in labelled.items()}
+        return {name: each for name, each in found.items() if each}
 
     def _sort(
-        self, labelled: dict[TableSet, dict[str, list[str]]], unusable: Unusable, fewest: int
+        self, labelled: dict[TableSet, dict[str, list[str]]], unusable: Unusable, fewest: int, foreign_classes: str
     ) -> tuple[list[str], dict[TableSet, list[list[Path]]]]:
         """Return the class names, and for each set the photos of each class in Keras's order."""
         needed = 1 if "val" in labelled else fewest
@@ -297,11 +302,26 @@ class PhotoTable:
             unusable.add(kind, f"{name} ({len(training[name])})")
         class_names = sorted(training.keys() - {*small})
         for set_name, by_label in labelled.items():
-            for name in sorted(by_label.keys() - training.keys()):
-                unusable.add(f"{set_name} photos of classes without training photos", name, count=len(by_label[name]))
+            foreign = sorted(by_label.keys() - training.keys())
+            if foreign and foreign_classes == "skip":
+                self.said.append(
+                    f"{set_name} photos of classes that are not trained on are left out: {quoted(foreign)}."
+                )
+                continue
+            for name in foreign:
+                kind = f"{set_name} photos of classes without training photos (--data.foreign_classes skip allows them)"
+                unusable.add(kind, name, count=len(by_label[name]))
         classes: dict[TableSet, list[list[Path]]] = {}
         for set_name, by_label in labelled.items():
             classes[set_name] = [_in_keras_order(by_label.pop(name, [])) for name in class_names]
+            if not any(classes[set_name]):
+                del classes[set_name]
+                continue
+            lacking = [name for name, files in zip(class_names, classes[set_name], strict=True) if not files]
+            if lacking and set_name != "train":
+                self.said.append(
+                    f"{set_name} photos lack the classes {quoted(lacking)}, and are measured over the others."
+                )
         return class_names, classes
 
     def _say(self, table: TableFile, columns: Columns) -> None:

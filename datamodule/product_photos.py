@@ -22,11 +22,8 @@ from datamodule.demo_photos import DEMO_CLASSES, draw_catalogue
 from datamodule.kaggle_photos import download_photos
 from datamodule.layout import (
     Listing,
-    check_classes,
-    clean_class_names,
     count_in_junk_folders,
     describe_junk,
-    innermost,
     what_else,
     without_junk,
 )
@@ -34,18 +31,25 @@ from datamodule.near_duplicates import group_near_duplicates
 from datamodule.photo_order import EpochShuffle, OwnShare, ResumableLoader, even_batch_size, mix_seed
 from datamodule.photo_store import BadPhoto, PhotoStore
 from datamodule.photo_table import PhotoTable, TableSet
+from datamodule.sources import (
+    ForeignClasses,
+    check_class_names,
+    check_folder,
+    check_sets,
+    check_sources,
+    find_roots,
+    read_class_names,
+)
 from datamodule.split import (
     LabelledFiles,
-    find_class_names,
     grouped_split,
-    is_junk_folder,
     keras_split,
     label_all,
     list_photos,
     stratified_split,
     unlisted,
 )
-from models.bad_input import BadInput, other_names, quoted, some_lines_of, some_of
+from models.bad_input import BadInput, some_lines_of, some_of
 from models.choices import INTERPOLATIONS, Interpolation
 
 DEMO_ROOT = Path("runs/demo_photos")
@@ -128,7 +132,8 @@ class ProductPhotos(L.LightningDataModule):
     for predicting as (images, indices into `predict_files`). NCHW is held channels-last in memory.
 
     Args:
-        root: folder with one folder of photos per class. It names the classes, so every command needs it.
+        root: folder with one folder of photos per class; or one with sets (train beside valid or test) that each have
+            the classes inside, which are then taken as they are. It names the classes, so every command needs it.
         val_root: folder with the same class folders for validation; without it `validation_split` of `root` is held
             out.
         test_root: likewise for testing; without it the validation photos are tested.
@@ -166,6 +171,8 @@ class ProductPhotos(L.LightningDataModule):
         label_column: the table's column of labels; without it the only one that can be.
         set_column: the table's column of sets (train, validation, test); without it the one that says nothing else.
             "" for none: then the table is split as folders are.
+        foreign_classes: what is done about validation and test photos of classes that are not trained on: `stop`, or
+            `skip` them. They may lack classes.
 
     Attributes:
         class_names: sorted names of the class folders.
@@ -207,6 +214,7 @@ class ProductPhotos(L.LightningDataModule):
         file_column: str | None = None,
         label_column: str | None = None,
         set_column: str | None = None,
+        foreign_classes: ForeignClasses = "stop",
     ) -> None:
         super().__init__()
         self.image_size = parse_image_size(image_size)
@@ -256,23 +264,24 @@ class ProductPhotos(L.LightningDataModule):
             fewest = 1 if val_root is not None else int(np.ceil(1 / validation_split))
             columns = file_column, label_column, set_column
             folder = None if photos is None else Path(photos)
-            self.table = PhotoTable(Path(table), folder, *columns, on_bad_photo=on_bad_photo, fewest=fewest)
+            self.table = PhotoTable(Path(table), folder, *columns, on_bad_photo, fewest, foreign_classes)
             check_sets(self.table, val_root, test_root)
-            for sentence in self.table.said:
-                rank_zero_info(sentence)
-        self.root = Path(root) if root is not None else DEMO_ROOT if self.table is None else self.table.base
+            self.root = self.table.base
+            said = self.table.said
+        else:
+            given = Path(root) if root is not None else DEMO_ROOT
+            self.root, self.val_root, self.test_root, found = find_roots(given, self.val_root, self.test_root, listing)
+            said = [found]
         self.class_names = (
             list(DEMO_CLASSES) if demo
             else self.table.class_names if self.table is not None
             else read_class_names("root", self.root, listing)
         )  # fmt: skip
         for setting, folder in (("val_root", self.val_root), ("test_root", self.test_root)):
-            if folder is not None and (names := read_class_names(setting, folder, listing)) != self.class_names:
-                raise BadInput(
-                    f"{setting}: expected the classes of root, {quoted(self.class_names)}; received {quoted(names)} "
-                    f"in {folder} ({other_names(self.class_names, names)}). Rename or move folders so that both have "
-                    "the same ones."
-                )
+            if folder is not None:
+                said.append(check_class_names(setting, folder, listing, self.class_names, foreign_classes))
+        for sentence in filter(None, said):
+            rank_zero_info(sentence)
         if self.predict_root is not None:
             check_folder("predict_root", self.predict_root)
         self.val_sets: list[SetName] = ["val", "val_clean"] if augment_validation else ["val"]
@@ -416,12 +425,12 @@ class ProductPhotos(L.LightningDataModule):
         return self._list_classes(setting, root)
 
     def _list_classes(self, setting: str, root: Path) -> list[list[Path]]:
-        """List the photos per class; every class must have some."""
+        """List the photos per class; every class must have some, but to validate and test any class has enough."""
         check_folder(setting, root)
         junk = count_in_junk_folders(root) if self.listing == "checked" else Counter[str]()
         classes = [self._photos_in(root / name, junk) for name in self.class_names]
         empty = [name for name, files in zip(self.class_names, classes, strict=True) if not files]
-        if empty:
+        if empty and (setting == "root" or len(empty) == len(classes)):
             found = [f"{name}{what_else(root / name)}" if place < 20 else name for place, name in enumerate(empty)]
             raise BadInput(
                 f"{setting}: expected photos (.jpg, .png, .bmp, .ppm, .tif) in every class folder of {root}; "
@@ -700,76 +709,6 @@ def parse_image_size(image_size: int | list[int] | tuple[int, int] | str) -> tup
             f"image_size: expected one number of pixels, or height and width as [h, w] or h,w; received {image_size!r}."
         ) from None
     return height, width
-
-
-def check_sources(root: str | None, table: str | None, kaggle: str | None, demo: bool) -> None:
-    """Make sure that there is one source of photos.
-
-    Raises:
-        BadInput: there is none, or more than one.
-    """
-    given = [
-        *([f"root {root}"] if root is not None else []),
-        *([f"table {table}"] if table is not None else []),
-        *([f"kaggle {kaggle}"] if kaggle is not None else []),
-        *(["demo"] if demo and (kaggle is not None or table is not None) else []),
-    ]
-    if len(given) > 1:
-        raise BadInput(f"expected one source of photos; received {' and '.join(given)}. Leave one out.")
-    if not given and not demo:
-        raise BadInput(
-            "root: expected a folder with one folder of photos per class; received nothing. Give it with "
-            "--data.root PHOTOS, or a table of labels with --data.table FILE, or try --data.demo true for a drawn "
-            "catalogue."
-        )
-
-
-def check_sets(table: PhotoTable, val_root: str | None, test_root: str | None) -> None:
-    """Make sure that no set is given twice.
-
-    Raises:
-        BadInput: the table has validation or test photos, and a folder is given, too.
-    """
-    for setting, folder, name in (("val_root", val_root, "val"), ("test_root", test_root, "test")):
-        if folder is not None and name in table.classes:
-            raise BadInput(
-                f"{setting}: expected none, as {table.file} has photos of that set; received {folder}. Leave it out, "
-                'or the table\'s sets with --data.set_column "".'
-            )
-
-
-def check_folder(setting: str, folder: Path) -> None:
-    """Make sure that a folder is there.
-
-    Raises:
-        BadInput: it is not, or is a file.
-    """
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise BadInput(f"{setting}: expected a folder; received {folder}, which {what}. Check the path.")
-
-
-def read_class_names(setting: str, root: Path, listing: Listing = "checked") -> list[str]:
-    """Return the sorted names of the class folders in `root`, at least two.
-
-    Raises:
-        BadInput: the folder is missing or not laid out as one folder per class.
-    """
-    check_folder(setting, root)
-    names = [name for name in find_class_names(root) if listing == "keras" or not is_junk_folder(name)]
-    if not names:
-        raise BadInput(
-            f"{setting}: expected one folder of photos per class in {root}; received no folders there. "
-            "Sort the photos into folders named as their classes."
-        )
-    if len(names) == 1:
-        inner = innermost(root / names[0])
-        several = len(clean_class_names(inner)) > 1
-        remedy = f" Did you mean {inner}?" if several else " Add a folder for a second class."
-        raise BadInput(f"{setting}: expected two or more class folders in {root}; received one, {names[0]!r}.{remedy}")
-    if listing == "checked":
-        check_classes(setting, root, names)
-    return names
 
 
 def show_progress(description: str) -> Callable[[Iterable, int], Iterable]:

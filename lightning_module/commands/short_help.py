@@ -45,6 +45,7 @@ GROUPS = (
         ("augment_validation", "false", "change the validation photos, too, as the old generator did"),
         ("listing", "checked", "checked, or keras: hidden folders and the like are classes, too"),
         ("on_bad_photo", "stop", "stop, or skip: photos that cannot be read"),
+        ("foreign_classes", "stop", "stop, or skip: validation and test photos of classes that are not trained on"),
         ("on_copies", "stop", "stop, or warn: many validation photos are training photos, too"),
         ("num_workers", "0", "processes that put batches together; 0 is best"),
         ("store_ram_share", "0.5", "share of the memory for decoded photos; more go to a file"),

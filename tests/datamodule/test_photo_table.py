@@ -183,7 +183,13 @@ def test_a_class_too_small(flat):
 
 def test_a_class_without_training_photos(flat):
     rows = [f"{row},{'test' if row.endswith('tv') or number % 2 else 'train'}" for number, row in enumerate(rows_of())]
-    refused("10 test photos of classes without training photos: tv", write(flat, rows, "file,label,set"))
+    table = write(flat, rows, "file,label,set")
+    refused(r"10 test photos of classes without training photos \(--data.foreign_classes skip.*: tv", table)
+    photos = ProductPhotos(table=str(table), foreign_classes="skip", image_size=12)
+    photos.setup()
+    assert photos.class_names == ["hat", "jeans"]
+    assert photos.test_labels == [0] * 5 + [1] * 5
+    assert "test photos of classes that are not trained on are left out: ['tv']." in photos.table.said
 
 
 @pytest.mark.parametrize("name", ["10", "true", "None", "1e3", "a/b", "..", "x" * 200, "Hüte 👒", "=1+1"])
@@ -256,7 +262,7 @@ def test_validation_folder_beside_a_table(flat):
     photos = ProductPhotos(table=str(write(flat, rows_of())), val_root=str(root), image_size=12)
     photos.setup("fit")
     assert (len(photos.train_files), len(photos.val_files)) == (30, 30)
-    shutil.rmtree(root / "tv")
+    (root / "tv").rename(root / "radio")
     refused("val_root: expected the classes of", flat / "labels.csv", val_root=str(root))
 
 
