@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from datamodule.layout import clean_class_names, role_of
-from datamodule.split import LISTED_ENDINGS
+from datamodule.split import is_listed
 from datamodule.table_file import Cell, TableFile, shown_columns
 from models.bad_input import BadInput, quoted, some_of
+from models.choices import FORMAT_ENDINGS, Formats
 
 TableSet = Literal["train", "val", "test"]
 SET_OF_ROLE: dict[str, TableSet] = {"root": "train", "val_root": "val", "test_root": "test"}
@@ -40,18 +41,18 @@ class PhotoFinder:
 
     Args:
         bases: folders that names may be relative to, in order.
-        endings: those that photos are listed by; a name may lack its own.
+        formats: which files are photos; a name may lack its own.
         read: another finder's folders, which need not be read again.
     """
 
     def __init__(
         self,
         bases: Sequence[Path],
-        endings: tuple[str, ...] = LISTED_ENDINGS,
+        formats: Formats = "keras",
         read: "dict[str, _Folder] | None" = None,
     ) -> None:
         self.bases = [str(base) for base in bases]
-        self.endings = endings
+        self.formats = formats
         self._folders: dict[str, list[_Folder]] = {}  # what stands before a name -> where that may be
         self.read: dict[str, _Folder] = {} if read is None else read
 
@@ -66,15 +67,15 @@ class PhotoFinder:
         if folders is None:
             paths = [os.path.abspath(os.path.join(base, before + slash)) for base in self.bases]
             folders = [
-                self.read.setdefault(path, _Folder(path, self.endings)) for path in dict.fromkeys(paths)
+                self.read.setdefault(path, _Folder(path, self.formats)) for path in dict.fromkeys(paths)
             ]  # fmt: skip
             self._folders[before + slash] = folders
         why = "photos that are not there"
         for folder in folders:
             if last in folder.names:
-                if last.lower().endswith(self.endings):
+                if is_listed(folder.start, last, self.formats):
                     return folder.start + last, ""
-                why = "files whose ending is not read"
+                why = "files that are not listed as photos (see formats)"
             elif whole := folder.stems.get(last):
                 if isinstance(whole, str):
                     return folder.start + whole, ""
@@ -85,9 +86,9 @@ class PhotoFinder:
 class _Folder:
     """What is in a folder, read when it is first asked for."""
 
-    def __init__(self, path: str, endings: tuple[str, ...]) -> None:
+    def __init__(self, path: str, formats: Formats) -> None:
         self.start = path if path.endswith(os.sep) else path + os.sep
-        self.endings = endings
+        self.formats = formats
 
     @cached_property
     def names(self) -> frozenset[str]:
@@ -103,7 +104,7 @@ class _Folder:
         """Its photos' names without their endings -> the names; True for several."""
         stems: dict[str, str | bool] = {}
         for name in self.names:
-            if name.lower().endswith(self.endings):
+            if name.lower().endswith(FORMAT_ENDINGS[self.formats]):
                 stem = name.rpartition(".")[0]
                 stems[stem] = True if stem in stems else name
         return stems
@@ -172,7 +173,7 @@ class PhotoTable:
         on_bad_photo: `stop` with the rows that cannot be used, or `skip` them and say how many.
         fewest: photos that a class needs where the table has no validation photos.
         foreign_classes: `stop` at validation and test photos of classes that have no training photos, or `skip` them.
-        endings: those that photos are listed by.
+        formats: which files are photos.
 
     Attributes:
         file: as given.
@@ -196,11 +197,11 @@ class PhotoTable:
         on_bad_photo: Literal["stop", "skip"] = "stop",
         fewest: int = 1,
         foreign_classes: Literal["stop", "skip"] = "stop",
-        endings: tuple[str, ...] = LISTED_ENDINGS,
+        formats: Formats = "keras",
     ) -> None:
         self.file = file
         table = TableFile(file)
-        columns = find_columns(table, photos, file_column, label_column, set_column, endings)
+        columns = find_columns(table, photos, file_column, label_column, set_column, formats)
         self.base = columns.base
         self._table, self._columns = table, columns
         self.said: list[str] = []
@@ -376,7 +377,7 @@ def label_of(cell: Cell) -> tuple[str, str]:
 
 
 def each_photo_of(
-    file: Path, photos: Path | None = None, file_column: str | None = None, endings: tuple[str, ...] = LISTED_ENDINGS
+    file: Path, photos: Path | None = None, file_column: str | None = None, formats: Formats = "keras"
 ) -> Iterator[tuple[str, str]]:
     """Yield for each row of a table without regard to labels: the photo's path and "", or its name and why it is none.
 
@@ -384,13 +385,13 @@ def each_photo_of(
         file: a table.
         photos: as `PhotoTable` has it; likewise the next two.
         file_column: likewise.
-        endings: likewise.
+        formats: likewise.
 
     Raises:
         BadInput: the table cannot be read, or has no column of photos.
     """
     table = TableFile(file)
-    columns = find_columns(table, photos, file_column, None, "", endings, wants_label=False)
+    columns = find_columns(table, photos, file_column, None, "", formats, wants_label=False)
     for (names,) in table.pieces([columns.file]):
         for name in names:
             path, why = columns.finder.find(name or "")
@@ -403,7 +404,7 @@ def find_columns(
     file_column: str | None,
     label_column: str | None,
     set_column: str | None,
-    endings: tuple[str, ...] = LISTED_ENDINGS,
+    formats: Formats = "keras",
     wants_label: bool = True,
 ) -> Columns:
     """Find out which columns name files, labels and sets, by what is in them.
@@ -414,7 +415,7 @@ def find_columns(
         file_column: its name, or None to look for it; likewise the next two.
         label_column: likewise.
         set_column: likewise; "" for none.
-        endings: those that photos are listed by.
+        formats: which files are photos.
         wants_label: whether there has to be a column of labels.
 
     Raises:
@@ -431,9 +432,9 @@ def find_columns(
         for option, name in (("file", file_column), ("label", label_column), ("set", set_column))
         if name
     }
-    finder = PhotoFinder([], endings)
+    finder = PhotoFinder([], formats)
     file, base = _find_files(table, head, photos, named.get("file"), {*named.values()}, finder)
-    finder = PhotoFinder([base, table.path.parent], endings, finder.read)
+    finder = PhotoFinder([base, table.path.parent], formats, finder.read)
     label = named.get("label")
     in_set = named.get("set") or (None if set_column == "" else _find_sets(head, {file, label}))
     if label is None and wants_label:
@@ -454,7 +455,7 @@ def _find_files(
     best: tuple[int, str, Path] = (0, "", here)
     candidates = [named] if named else [name for name in head if name not in taken]
     for base in [here, *beside] if photos is None else [photos]:
-        finder = PhotoFinder([base], reader.endings, reader.read)
+        finder = PhotoFinder([base], reader.formats, reader.read)
         if found := [name for name in candidates if finder.find(name)[0]]:
             raise BadInput(
                 f"{table.path}: expected the columns' names in the first row, received a photo's, {found[0]!r}. Add a "

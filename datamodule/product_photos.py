@@ -50,7 +50,7 @@ from datamodule.split import (
     unlisted,
 )
 from models.bad_input import BadInput, some_lines_of, some_of
-from models.choices import INTERPOLATIONS, Interpolation
+from models.choices import FORMAT_ENDINGS, INTERPOLATIONS, Formats, Interpolation
 
 DEMO_ROOT = Path("runs/demo_photos")
 MOST_NAMED = 50
@@ -173,6 +173,8 @@ class ProductPhotos(L.LightningDataModule):
             "" for none: then the table is split as folders are.
         foreign_classes: what is done about validation and test photos of classes that are not trained on: `stop`, or
             `skip` them. They may lack classes.
+        formats: which files are photos: `keras`: what Keras lists; `web`: WebP, AVIF, GIF and JFIF as well; `all`: all
+            formats that are read. But for `keras`, files without an ending are looked at.
 
     Attributes:
         class_names: sorted names of the class folders.
@@ -215,6 +217,7 @@ class ProductPhotos(L.LightningDataModule):
         label_column: str | None = None,
         set_column: str | None = None,
         foreign_classes: ForeignClasses = "stop",
+        formats: Formats = "keras",
     ) -> None:
         super().__init__()
         self.image_size = parse_image_size(image_size)
@@ -258,13 +261,14 @@ class ProductPhotos(L.LightningDataModule):
         self.demo = demo
         self.listing = listing
         self.on_copies = on_copies
+        self.formats = formats
 
         self.table: PhotoTable | None = None
         if table is not None:
             fewest = 1 if val_root is not None else int(np.ceil(1 / validation_split))
             columns = file_column, label_column, set_column
             folder = None if photos is None else Path(photos)
-            self.table = PhotoTable(Path(table), folder, *columns, on_bad_photo, fewest, foreign_classes)
+            self.table = PhotoTable(Path(table), folder, *columns, on_bad_photo, fewest, foreign_classes, formats)
             check_sets(self.table, val_root, test_root)
             self.root = self.table.base
             said = self.table.said
@@ -406,8 +410,8 @@ class ProductPhotos(L.LightningDataModule):
                 if not files:
                     raise BadInput(
                         f"predict_root: expected photos; received {self.predict_root}, which has none that ends in "
-                        f".jpg, .png, .bmp, .ppm or .tif{what_else(self.predict_root)}. Point it at the folder that "
-                        "has them, or convert photos with other endings."
+                        f"{self._endings()}{what_else(self.predict_root, self.formats)}. Point it at the folder that "
+                        f"has them, {self._other_formats()}or convert photos with other endings."
                     )
                 sets[name] = LabelledFiles(files, [-1] * len(files))
             else:
@@ -427,30 +431,44 @@ class ProductPhotos(L.LightningDataModule):
     def _list_classes(self, setting: str, root: Path) -> list[list[Path]]:
         """List the photos per class; every class must have some, but to validate and test any class has enough."""
         check_folder(setting, root)
-        junk = count_in_junk_folders(root) if self.listing == "checked" else Counter[str]()
+        junk = count_in_junk_folders(root, self.formats) if self.listing == "checked" else Counter[str]()
         classes = [self._photos_in(root / name, junk) for name in self.class_names]
         empty = [name for name, files in zip(self.class_names, classes, strict=True) if not files]
         if empty and (setting == "root" or len(empty) == len(classes)):
-            found = [f"{name}{what_else(root / name)}" if place < 20 else name for place, name in enumerate(empty)]
+            found = [
+                f"{name}{what_else(root / name, self.formats)}" if place < 20 else name
+                for place, name in enumerate(empty)
+            ]
             raise BadInput(
-                f"{setting}: expected photos (.jpg, .png, .bmp, .ppm, .tif) in every class folder of {root}; "
+                f"{setting}: expected photos ({self._endings()}) in every class folder of {root}; "
                 f"received none in {some_of(found)}. "
-                "Put photos there, convert those with other endings, or remove the folder"
+                f"Put photos there, {self._other_formats()}convert those with other endings, or remove the folder"
                 f"{' (some are hidden)' if any(name.startswith('.') for name in empty) else ''}."
             )
         left_out = []
         if junk:
             left_out.append(f"{describe_junk(junk)} (--data.listing keras takes them)")
-        if others := unlisted(root):
-            left_out.append(f"files that Keras does not list as photos either: {others}")
+        if others := unlisted(root, formats=self.formats):
+            left_out.append(f"{self._not_listed()}: {others}")
         if left_out and (said := f"{root}: left out {'; and '.join(left_out)}") not in self._said:
             self._said.add(said)  # the photos are listed again for every stage
             rank_zero_warn(said)
         return classes
 
+    def _endings(self) -> str:
+        names = FORMAT_ENDINGS[self.formats]
+        return ", ".join(f".{name}" for name in names if name not in ("jpeg", "tiff"))
+
+    def _not_listed(self) -> str:
+        who = "Keras does not list as photos either" if self.formats == "keras" else "are not listed as photos"
+        return f"files that {who}"
+
+    def _other_formats(self) -> str:
+        return "give --data.formats web if they are WebP and the like, " if self.formats == "keras" else ""
+
     def _photos_in(self, folder: Path, junk: Counter[str]) -> list[Path]:
         """List a folder's photos, and count in `junk` what is left out."""
-        files = list_photos(folder)
+        files = list_photos(folder, self.formats)
         return without_junk(files, folder, junk) if self.listing == "checked" else files
 
     def _split_root(self) -> tuple[LabelledFiles, LabelledFiles]:

@@ -20,6 +20,19 @@ PHOTO_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "PPM", "TIFF", "GIF", "WEBP", "AVI
 """Pillow's names of the formats that a photo may have, whatever its name says. Left to itself, Pillow opens any format
 that it knows, and for PostScript it starts another program. (Its JPEG reader reads MPO too, a JPEG of two pictures.)"""
 
+Formats = Literal["keras", "web", "all"]
+"""Which files are listed as photos."""
+
+_KERAS = ("png", "jpg", "jpeg", "bmp", "ppm", "tif", "tiff")
+_WEB = (*_KERAS, "webp", "avif", "gif", "jfif")
+FORMAT_ENDINGS: dict[Formats, tuple[str, ...]] = {
+    "keras": _KERAS,
+    "web": _WEB,
+    "all": (*_WEB, "jpe", "apng", "dib", "pbm", "pgm", "pnm"),
+}
+"""How their names end: without a dot, as in Keras, so a file named "scan-png" is listed, too. `keras` is Keras's list,
+which has neither WebP nor GIF; `all` are the usual names of `PHOTO_FORMATS`."""
+
 MOST_PIXELS = 64_000_000
 """Upper limit for height times width of a photo and of the network's input. A larger size is taken as a sign of a
 damaged file and refused before any memory is allocated."""

@@ -26,6 +26,7 @@ from datamodule.photo_store import BadPhoto
 from datamodule.photo_table import PhotoTable
 from datamodule.split import find_class_names, is_junk_folder, keras_split, list_photos
 from models.bad_input import BadInput, some_of
+from models.choices import Formats
 
 Features = Callable[[Sequence[Inspection]], np.ndarray]
 
@@ -58,6 +59,7 @@ def survey(
     progress: Callable[[Iterable, int], Iterable],
     listing: Listing = "checked",
     table: PhotoTable | None = None,
+    formats: Formats = "keras",
 ) -> Survey:
     """Audit a folder, or the photos of a table.
 
@@ -70,6 +72,7 @@ def survey(
         progress: wraps an iteration to show progress; called with it and its length.
         listing: as `ProductPhotos` has it; `keras` leaves out no hidden folders, nor what programs leave.
         table: says which photos there are, and their labels, in place of folders.
+        formats: which files are photos.
 
     Raises:
         BadInput: there are no classes or no photos.
@@ -78,12 +81,16 @@ def survey(
     if table is not None:
         class_names, classes = table.class_names, table.classes["train"]
     else:
-        class_names, classes = _list_folder(root, listing, junk)
+        class_names, classes = _list_folder(root, listing, junk, formats)
     files = [file for each in classes for file in each]
     if not files:
         raise BadInput(
             f"expected a folder with one folder of photos per class (PHOTOS/<class>/*.jpg), received {root}, "
-            + ("which is not a folder." if not root.is_dir() else f"which has no photos in folders{what_else(root)}.")
+            + (
+                "which is not a folder."
+                if not root.is_dir()
+                else f"which has no photos in folders{what_else(root, formats)}."
+            )
         )
     label_of = {file: label for label, each in enumerate(classes) for file in each}
     validation = set(keras_split(classes, validation_split)[1].files)
@@ -120,16 +127,18 @@ def survey(
     return Survey(root, class_names, len(photos), in_order(findings), notes)
 
 
-def _list_folder(root: Path, listing: Listing, junk: Counter[str]) -> tuple[list[str], list[list[Path]]]:
+def _list_folder(
+    root: Path, listing: Listing, junk: Counter[str], formats: Formats
+) -> tuple[list[str], list[list[Path]]]:
     """Return the classes in a folder and the photos of each; count in `junk` what is left out."""
     if not root.is_dir():
         return [], []
     if listing == "keras":
         class_names = find_class_names(root)
-        return class_names, [list_photos(root / name) for name in class_names]
+        return class_names, [list_photos(root / name, formats) for name in class_names]
     class_names = clean_class_names(root)
-    junk.update(count_in_junk_folders(root))
-    return class_names, [without_junk(list_photos(root / name), root / name, junk) for name in class_names]
+    junk.update(count_in_junk_folders(root, formats))
+    return class_names, [without_junk(list_photos(root / name, formats), root / name, junk) for name in class_names]
 
 
 def _notes_on_folders(root: Path, class_names: Sequence[str], classes: Sequence[Sequence[Path]]) -> list[str]:

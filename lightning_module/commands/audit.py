@@ -18,7 +18,7 @@ from rich.table import Table
 from lightning_module.commands.cli import EXIT_BAD_INPUT, parse_for, underscored
 from models.atomic_write import write_text
 from models.bad_input import BadInput, some_of
-from models.choices import Interpolation
+from models.choices import Formats, Interpolation
 
 if TYPE_CHECKING:
     from datamodule.audit.quarantine import Outcome
@@ -65,6 +65,7 @@ def audit(
     photo_folder: Path | None = None,
     file_column: str | None = None,
     label_column: str | None = None,
+    formats: Formats = "keras",
 ) -> None:
     """Find the photos that should not be trained on. Nothing is ever deleted.
 
@@ -90,12 +91,13 @@ def audit(
         photo_folder: folder that a table's file names are relative to, as `fit --data.photos`.
         file_column: a table's column of files, as `fit --data.file_column`.
         label_column: a table's column of labels, as `fit --data.label_column`.
+        formats: which files are photos, as `fit --data.formats`.
     """
     if apply and undo:
         raise BadInput("expected --apply or --undo, received both. Run one, then the other.")
     table = None
     if photos.is_file():
-        table = _read_table(photos, photo_folder, file_column, label_column)
+        table = _read_table(photos, photo_folder, file_column, label_column, formats)
         if out.resolve() == photos.resolve().parent:
             raise BadInput(f"--out: expected another folder than the table's, received {out}. Name one for the audit.")
     if any(folder.resolve().is_relative_to(photos.resolve()) for folder in (out, out / QUARANTINE)):
@@ -126,15 +128,17 @@ def audit(
         except OSError as error:
             raise BadInput(f"--out: expected a folder that can be made, received {out}: {error}.") from error
         features = _features(architecture, weights, checkpoint, image_size, interpolation, out / FEATURES)
-        _audit(photos, out, features, validation_split, seed, listing, table)
+        _audit(photos, out, features, validation_split, seed, listing, table, formats)
 
 
-def _read_table(file: Path, folder: Path | None, file_column: str | None, label_column: str | None) -> "PhotoTable":
+def _read_table(
+    file: Path, folder: Path | None, file_column: str | None, label_column: str | None, formats: Formats
+) -> "PhotoTable":
     from datamodule.photo_table import PhotoTable
 
     try:
         # all sets are looked at; rows without a photo are for `fit` to refuse
-        return PhotoTable(file, folder, file_column, label_column, set_column="", on_bad_photo="skip")
+        return PhotoTable(file, folder, file_column, label_column, "", "skip", formats=formats)
     except BadInput as error:
         message = str(error).replace("--data.photos", "--photo_folder").replace("--data.", "--")
         raise BadInput(message) from error
@@ -213,6 +217,7 @@ def _audit(
     seed: int,
     listing: "Listing",
     photo_table: "PhotoTable | None",
+    formats: Formats,
 ) -> None:
     from datamodule.audit.audited_folder import write_record
     from datamodule.audit.findings import KINDS, displayable, folder_of, keep_decisions, read_actions, write_findings
@@ -235,7 +240,15 @@ def _audit(
         known = {file.relative_to(root).as_posix(): name for name, files in named for file in files}
         class_of = lambda file: known.get(file, "")  # noqa: E731
     found = survey(
-        root, lambda each: features.of(each, computing), size, validation_split, seed, looking, listing, photo_table
+        root,
+        lambda each: features.of(each, computing),
+        size,
+        validation_split,
+        seed,
+        looking,
+        listing,
+        photo_table,
+        formats,
     )
     findings = keep_decisions(found.findings, decided, root, class_of)
     counts = Counter(each.kind for each in findings if each.kind != "group")

@@ -85,11 +85,11 @@ def list_photo_files(folder: Path) -> list[Path]:
 
     if not folder.is_dir():
         raise BadInput(f"--photos: expected a folder or a table, received {folder}, which is neither. Check the path.")
-    files = without_junk(list_photos(folder), folder, Counter())
+    files = without_junk(list_photos(folder, "web"), folder, Counter())
     if not files:
         raise BadInput(
-            f"--photos: expected photos (.jpg, .png, .bmp, .ppm, .tif) in {folder}, received none{what_else(folder)}. "
-            "Name the folder that has them, or convert photos with other endings."
+            f"--photos: expected photos (.jpg, .png, .webp, .tif, ...) in {folder}, received none"
+            f"{what_else(folder, 'web')}. Name the folder that has them, or convert photos with other endings."
         )
     return files
 
@@ -97,7 +97,7 @@ def list_photo_files(folder: Path) -> list[Path]:
 def _photos_of_table(file: Path) -> list[Path]:
     from datamodule.photo_table import each_photo_of
 
-    found = list(each_photo_of(file))
+    found = list(each_photo_of(file, formats="web"))
     if missing := [f"{name!r}: {why}" for name, why in found if why]:
         raise BadInput(
             f"--photos: expected photos that are there in {file}, received {len(missing)} that are not:\n"

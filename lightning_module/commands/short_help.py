@@ -44,6 +44,7 @@ GROUPS = (
         ("epoch_photos", "null", "photos of an epoch at least: a small catalogue is gone through again"),
         ("augment_validation", "false", "change the validation photos, too, as the old generator did"),
         ("listing", "checked", "checked, or keras: hidden folders and the like are classes, too"),
+        ("formats", "keras", "keras, web (WebP, AVIF, GIF, JFIF as well), or all: which files are photos"),
         ("on_bad_photo", "stop", "stop, or skip: photos that cannot be read"),
         ("foreign_classes", "stop", "stop, or skip: validation and test photos of classes that are not trained on"),
         ("on_copies", "stop", "stop, or warn: many validation photos are training photos, too"),

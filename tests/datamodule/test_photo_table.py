@@ -134,7 +134,7 @@ def test_every_row_that_cannot_be_used_is_named_at_once(flat):
         "3 rows without a label: row 36: '', row 37: 'NaN', row 38: ' '",
         f"1 labels longer than 200 characters, or with line ends and the like: row 39: '{'x' * 57}...'",
         "1 photos of which there are several with different endings: row 40: '07'",
-        "1 files whose ending is not read: row 41: 'note.txt'",
+        "1 files that are not listed as photos (see formats): row 41: 'note.txt'",
         "1 rows with other cells than the header: row 44: 3 cells, the header has 2: 'a,b,c'",
     ):
         assert kind in message
