@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from PIL import ImageColor
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -50,7 +51,7 @@ from datamodule.split import (
     unlisted,
 )
 from models.bad_input import BadInput, some_lines_of, some_of
-from models.choices import FORMAT_ENDINGS, INTERPOLATIONS, Formats, Interpolation
+from models.choices import FORMAT_ENDINGS, INTERPOLATIONS, DeepGrey, Formats, Interpolation, Loading
 
 DEMO_ROOT = Path("runs/demo_photos")
 MOST_NAMED = 50
@@ -175,6 +176,9 @@ class ProductPhotos(L.LightningDataModule):
             `skip` them. They may lack classes.
         formats: which files are photos: `keras`: what Keras lists; `web`: WebP, AVIF, GIF and JFIF as well; `all`: all
             formats that are read. But for `keras`, files without an ending are looked at.
+        background: colour that transparent photos are composed on, such as white or "#f0f0f0"; by default what is
+            hidden under the transparency shows, often black, as in Keras.
+        deep_grey: grey photos of 16 bits: `clip`, as Pillow and Keras do, or `scale` them to 8 bits.
 
     Attributes:
         class_names: sorted names of the class folders.
@@ -218,6 +222,8 @@ class ProductPhotos(L.LightningDataModule):
         set_column: str | None = None,
         foreign_classes: ForeignClasses = "stop",
         formats: Formats = "keras",
+        background: str | None = None,
+        deep_grey: DeepGrey = "clip",
     ) -> None:
         super().__init__()
         self.image_size = parse_image_size(image_size)
@@ -237,6 +243,8 @@ class ProductPhotos(L.LightningDataModule):
                 f"store_ram_share: expected a share of the memory from 0 to 1; received {store_ram_share}. "
                 "0 keeps all decoded photos in a file."
             )
+        self.loading = parse_loading(background, deep_grey)
+        self.background, self.deep_grey = self.loading
         check_sources(root, table, kaggle, demo)
         if table is None and (alone := [photos, file_column, label_column, set_column]) != [None] * 4:
             raise BadInput(
@@ -290,7 +298,11 @@ class ProductPhotos(L.LightningDataModule):
             check_folder("predict_root", self.predict_root)
         self.val_sets: list[SetName] = ["val", "val_clean"] if augment_validation else ["val"]
         self.store = PhotoStore(
-            self.image_size, interpolation, store_ram_share, None if store_dir is None else Path(store_dir)
+            self.image_size,
+            interpolation,
+            store_ram_share,
+            None if store_dir is None else Path(store_dir),
+            self.loading,
         )
         self._sets: dict[SetName, LabelledFiles] = {}
         self._said: set[str] = set()
@@ -727,6 +739,23 @@ def parse_image_size(image_size: int | list[int] | tuple[int, int] | str) -> tup
             f"image_size: expected one number of pixels, or height and width as [h, w] or h,w; received {image_size!r}."
         ) from None
     return height, width
+
+
+def parse_loading(background: str | None, deep_grey: DeepGrey) -> Loading:
+    """Read the name or the number of a colour.
+
+    Raises:
+        BadInput: there is no such colour.
+    """
+    if background is None:
+        return Loading(None, deep_grey)
+    try:
+        red, green, blue = ImageColor.getrgb(background)[:3]
+    except ValueError:
+        raise BadInput(
+            f"background: expected a colour such as white or '#f0f0f0'; received {background[:40]!r}. Name another."
+        ) from None
+    return Loading(f"#{red:02x}{green:02x}{blue:02x}", deep_grey)
 
 
 def show_progress(description: str) -> Callable[[Iterable, int], Iterable]:

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from models.atomic_write import replacing
 from models.bad_input import BadInput
-from models.choices import BATCH_NORM_POLICIES, INTERPOLATIONS, MOST_PIXELS, TRAINABLE
+from models.choices import AS_KERAS, BATCH_NORM_POLICIES, INTERPOLATIONS, MOST_PIXELS, TRAINABLE, Loading
 from models.digests import file_digest
 from models.graph_network import build_classifier
 from models.timm_mobilenetv2 import ARCHITECTURE, TimmClassifier
@@ -45,6 +45,7 @@ class Checkpoint:
         imported_from: SHA-256 of the Keras file if ``lightning import`` made the checkpoint, otherwise None.
         imported_range: the input range of that file: ``unit``, ``raw`` or ``tf``.
         imported_output: what that file gives: ``softmax``, ``sigmoid`` or ``logits``.
+        loading: how a photo's colours become RGB.
     """
 
     path: Path
@@ -60,6 +61,7 @@ class Checkpoint:
     imported_from: str | None = None
     imported_range: str | None = None
     imported_output: str | None = None
+    loading: Loading = AS_KERAS
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -95,6 +97,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
         imported_from=_text(imported.get("sha256")),
         imported_range=_text(imported.get("input_range")),
         imported_output=_text(imported.get("output")),
+        loading=_loading(path, settings),
     )
 
 
@@ -255,6 +258,16 @@ def _schedule(path: Path, settings: dict[str, Any]) -> tuple[str, float]:
             f"above 0, got {batch_norm!r} and {factor!r}. The file is damaged or was edited."
         )
     return batch_norm, float(factor)
+
+
+def _loading(path: Path, settings: dict[str, Any]) -> Loading:
+    """How photos become RGB; old checkpoints do not state it."""
+    try:
+        return Loading.stated(settings)
+    except ValueError as error:
+        raise BadInput(
+            f"{path}: expected settings that photos can be loaded with, got {error}. The file is damaged or was edited."
+        ) from error
 
 
 def _network(path: Path, settings: dict[str, Any]) -> TimmClassifier:

@@ -78,7 +78,7 @@ def export(
         files, source = list_photo_files(photos), read_checkpoint(ckpt)
         numbers = {name: number for number, name in enumerate(source.class_names)}
         labels = [numbers.get(file.relative_to(photos).parts[0], -1) for file in files]
-        pixels = pixels_of(files, source.image_size, source.interpolation)
+        pixels = pixels_of(files, source.image_size, source.interpolation, source.loading)
         judges = Photos(pixels, [str(file) for file in files], labels)
     made, versions = write_formats(ckpt, out, formats, input_range, judges, fuse_batchnorm)
     print_formats(made, versions)

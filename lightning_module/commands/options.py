@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_module.commands.cli import parse_for, underscored
 from models.bad_input import BadInput, some_lines_of
+from models.choices import AS_KERAS, Loading
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +18,9 @@ _FLAGS = ("--fuse_batchnorm",)
 """Options that need no value."""
 
 
-def pixels_of(files: list[Path], image_size: tuple[int, int], interpolation: str) -> "np.ndarray":
+def pixels_of(
+    files: list[Path], image_size: tuple[int, int], interpolation: str, loading: Loading = AS_KERAS
+) -> "np.ndarray":
     """Return the pixels of all photos, uint8 (N, H, W, 3).
 
     Raises:
@@ -25,7 +28,7 @@ def pixels_of(files: list[Path], image_size: tuple[int, int], interpolation: str
     """
     from datamodule.photo_store import PhotoStore
 
-    store = PhotoStore(image_size, interpolation)
+    store = PhotoStore(image_size, interpolation, loading=loading)
     bad = store.add(files)
     if bad:
         raise BadInput(

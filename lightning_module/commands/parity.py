@@ -79,7 +79,7 @@ def parity(
         from export.checkpoint import read_checkpoint
 
         source = read_checkpoint(ckpt)
-        pixels = pixels_of(files, source.image_size, source.interpolation)
+        pixels = pixels_of(files, source.image_size, source.interpolation, source.loading)
     pair = Pair(ckpt, model, pixels, [str(file) for file in files], files, load_photo)
     reports: list[Report] = []
     failures: list[tuple[str, BadInput | KerasFailed]] = []

@@ -96,7 +96,7 @@ def predict(
         named: list[BadPhoto] = []
         listed = each_photo(photos, formats) if photos.is_dir() else iter([photos])
         files = (each for each in listed if not kind_of_junk(each, photos)) if photos.is_dir() else listed
-        for batch, bad in decoded(files, batch_size, labeller.image_size, labeller.interpolation):
+        for batch, bad in decoded(files, batch_size, labeller):
             if batch:
                 rows.write(label(labeller, [file for file, _ in batch], np.stack([pixels for _, pixels in batch])))
             bad_rows.write([as_text(str(each.path)), as_text(each.reason)] for each in bad)
@@ -146,7 +146,7 @@ def label(labeller: Labeller, files: Sequence[Path], photos: np.ndarray) -> Iter
 
 
 def decoded(
-    files: Iterator[Path], batch_size: int, image_size: tuple[int, int], interpolation: str
+    files: Iterator[Path], batch_size: int, labeller: Labeller
 ) -> Iterator[tuple[list[tuple[Path, np.ndarray]], list[BadPhoto]]]:
     """Decode photos batch by batch, only one batch ahead.
 
@@ -157,7 +157,8 @@ def decoded(
 
         def begin() -> list[tuple[Path, Future[np.ndarray]]]:
             return [
-                (each, pool.submit(load_photo, each, image_size, interpolation)) for each in islice(files, batch_size)
+                (each, pool.submit(load_photo, each, labeller.image_size, labeller.interpolation, labeller.loading))
+                for each in islice(files, batch_size)
             ]
 
         ahead = begin()

@@ -37,6 +37,8 @@ GROUPS = (
         ("test_root", "null", "the same for testing"),
         ("image_size", "244", "pixels: one number, or h,w; the aspect ratio is not kept"),
         ("interpolation", "nearest", "nearest, bilinear, bicubic, hamming, box, lanczos"),
+        ("background", "null", "colour that transparent photos are composed on; null shows what is hidden"),
+        ("deep_grey", "clip", "grey photos of 16 bits: clip, as Keras does, or scale"),
         ("batch_size", "32", "photos per step and process"),
         ("validation_split", "0.2", "share of every class that is held out"),
         ("split", "keras", "keras (first files of a class), stratified, grouped (copies together)"),

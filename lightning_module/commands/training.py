@@ -58,7 +58,9 @@ DEFAULT_RUN = "runs/latest"
 CONFIG_OPTIONS = ("--config", "-c")
 
 
-LINKED = ("class_names", "image_size", "interpolation")
+LOADING = ("image_size", "interpolation", "background", "deep_grey", "formats")
+"""Settings of the data that say how photos are loaded; a checkpoint has them."""
+LINKED = ("class_names", *LOADING)
 """Settings that the model takes from the data."""
 
 
@@ -231,7 +233,7 @@ class TrainingCLI(LightningCLI):
             return  # Lightning finds these itself
         saved = read_hyper_parameters(Path(given))
         bound = {name: value for name, value in saved.items() if name not in LINKED}
-        photos = {name: saved[name] for name in ("image_size", "interpolation")}
+        photos = {name: saved[name] for name in LOADING if name in saved}  # older ones have but two
         if subcommand == "fit":
             own = self.config[subcommand]
             check_optimizer_settings(Path(given), saved, own.model)

@@ -1,5 +1,6 @@
 """Which files are photos: Keras's list, the web's formats, or all that are read."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -39,14 +40,14 @@ def endings_of(photos: ProductPhotos) -> set[str]:
 def test_what_each_choice_lists(tmp_path):
     root = draw(tmp_path, ("jpg", *WEB, "", "jpe", "pgm"))
     (root / "hat" / "notes").write_text("no photo")
-    with pytest.warns(UserWarning, match=r"files that Keras does not list as photos either: .* \.webp"):
-        assert endings_of(ProductPhotos(str(root), image_size=12, on_copies="warn")) == {"jpg"}
-    with pytest.warns(UserWarning, match=r"files that are not listed as photos: 10 \.jpe, 10 \.pgm, 1 without ending"):
-        web = ProductPhotos(str(root), image_size=12, on_copies="warn", formats="web")
-        assert endings_of(web) == {"jpg", *WEB, ""}
-    with pytest.warns(UserWarning, match="photos: 1 without ending"):
-        every = ProductPhotos(str(root), image_size=12, on_copies="warn", formats="all")
-        assert endings_of(every) == {"jpg", *WEB, "", "jpe", "pgm"}
+    for formats, endings, said in (
+        ("keras", {"jpg"}, r"files that Keras does not list as photos either: .* \.webp"),
+        ("web", {"jpg", *WEB, ""}, r"files that are not listed as photos: 10 \.jpe, 10 \.pgm, 1 without ending"),
+        ("all", {"jpg", *WEB, "", "jpe", "pgm"}, "photos: 1 without ending"),
+    ):
+        photos = ProductPhotos(str(root), image_size=12, on_copies="warn", formats=formats)
+        with pytest.warns(UserWarning, match=said):
+            assert endings_of(photos) == endings
 
 
 def test_a_catalogue_of_webp_alone_says_what_to_do(tmp_path):
@@ -97,7 +98,5 @@ def test_first_frame_of_an_animation(tmp_path):
 
 
 def test_a_pipe_without_ending_is_left_alone(tmp_path):
-    import os
-
     os.mkfifo(tmp_path / "pipe")
     assert list_photos(tmp_path, "web") == []
