@@ -18,6 +18,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from datamodule.addresses import fetch, is_address
 from datamodule.augment import Augmentation, TransformParameters
 from datamodule.demo_photos import DEMO_CLASSES, draw_catalogue
 from datamodule.kaggle_photos import download_photos
@@ -25,12 +26,13 @@ from datamodule.layout import (
     Listing,
     count_in_junk_folders,
     describe_junk,
+    innermost,
     what_else,
     without_junk,
 )
 from datamodule.near_duplicates import group_near_duplicates
 from datamodule.photo_order import EpochShuffle, OwnShare, ResumableLoader, even_batch_size, mix_seed
-from datamodule.photo_store import BadPhoto, PhotoStore
+from datamodule.photo_store import BadPhoto, PhotoStore, default_store_dir
 from datamodule.photo_table import PhotoTable, TableSet
 from datamodule.sources import (
     ForeignClasses,
@@ -135,6 +137,7 @@ class ProductPhotos(L.LightningDataModule):
     Args:
         root: folder with one folder of photos per class; or one with sets (train beside valid or test) that each have
             the classes inside, which are then taken as they are. It names the classes, so every command needs it.
+            As the other folders and the table it may be an address (s3://, gs://, hf://, zip://), fetched once.
         val_root: folder with the same class folders for validation; without it `validation_split` of `root` is held
             out.
         test_root: likewise for testing; without it the validation photos are tested.
@@ -253,6 +256,13 @@ class ProductPhotos(L.LightningDataModule):
             )
         if kaggle is not None:
             root = str(download_photos(kaggle))
+        cache = Path(store_dir) if store_dir is not None else default_store_dir()
+        root, val_root, test_root, table, photos = (
+            fetched(setting, place, cache)
+            for setting, place in (
+                ("root", root), ("val_root", val_root), ("test_root", test_root), ("table", table), ("photos", photos),
+            )
+        )  # fmt: skip
         self.val_root, self.test_root, self.predict_root = (
             None if folder is None else Path(folder) for folder in (val_root, test_root, predict_root)
         )
@@ -756,6 +766,19 @@ def parse_loading(background: str | None, deep_grey: DeepGrey) -> Loading:
             f"background: expected a colour such as white or '#f0f0f0'; received {background[:40]!r}. Name another."
         ) from None
     return Loading(f"#{red:02x}{green:02x}{blue:02x}", deep_grey)
+
+
+def fetched(setting: str, place: str | None, cache: Path) -> str | None:
+    """Return where the photos or the table of an address are on this machine; any other path as it is.
+
+    Raises:
+        BadInput: it is an address that cannot be read.
+    """
+    if place is None or not is_address(place):
+        return place
+    here = fetch(setting, place, cache / "addresses", show_progress(f"fetching {place}"))
+    # archives often have one folder around all
+    return str(innermost(here) if setting.endswith("root") else here)
 
 
 def show_progress(description: str) -> Callable[[Iterable, int], Iterable]:
