@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.checkpoint import Checkpoint, read_checkpoint
+from export.checkpoint import Checkpoint, OwnCheckpoint, read_checkpoint
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import WITHOUT_EFFECT
 from export.keras_file.read import KerasFile, read_keras_file
@@ -88,7 +88,7 @@ class _Comparison:
     """
 
     given: Import
-    source: Checkpoint
+    source: OwnCheckpoint
     classifier: KerasClassifier
     facts: Check
     compared: dict[str, str]
@@ -297,7 +297,7 @@ def _alone(node: Node) -> Node:
     return Node(node.name, node.op, (), node.shape, node.attributes, {}, node.source)
 
 
-def _unrounded(source: Checkpoint, classifier: KerasClassifier) -> torch.nn.Module:
+def _unrounded(source: OwnCheckpoint, classifier: KerasClassifier) -> torch.nn.Module:
     network = copy.deepcopy(source.network).double()
     scale, offset = (torch.from_numpy(each).reshape(1, 3, 1, 1) for each in classifier.constants)
     network.normalise.scale, network.normalise.offset = scale, offset

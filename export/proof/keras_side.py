@@ -129,7 +129,7 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
             "copy": str(folder / "training.h5"),
             "outputs": str(folder / "trained.npz"),
         }
-    if (load_photo := comparison.pair.load_photo) is not None:
+    if (load_photo := comparison.pair.load_photo) is not None and comparison.source.network.channels == 3:
         files = [path.resolve() for path in [*write_probe_files(probes), *_chosen(comparison.pair.photo_files)]]
         ours = [load_photo(path, comparison.source.image_size, comparison.source.interpolation) for path in files]
         np.save(folder / "expected_pixels.npy", np.stack(ours))

@@ -951,7 +951,8 @@ def same_labels(expected: np.ndarray, gave: np.ndarray, tie: float) -> np.ndarra
     """For each image, whether both sides put the same class first, or one that is equally likely; bool, (N,).
 
     If two classes are equally likely, as for an image of a single colour, rounding decides which comes first. So
-    another label counts as the same if its expected probability is within `tie` of the largest.
+    another label counts as the same if its expected probability is within `tie` of the largest. Of a single
+    probability, the label is whether it is above a half.
 
     Args:
         expected: torch's probabilities, (N, C).
@@ -960,6 +961,8 @@ def same_labels(expected: np.ndarray, gave: np.ndarray, tie: float) -> np.ndarra
     """
     if expected.shape != gave.shape:
         return np.zeros(len(expected), bool)
+    if expected.shape[1] == 1:  # a yes or no: its label is that of the likelier of the two
+        expected, gave = (np.concatenate([1 - each, each], axis=1) for each in (expected, gave))
     exact = expected.astype(np.float64)
     of_label = np.take_along_axis(exact, gave.argmax(axis=1)[:, None], axis=1)[:, 0]
     # a row with NaN has no label
