@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from export.checkpoint import Checkpoint, NotOurs, read_checkpoint
 from export.graph.record import NotTraced
 from models.bad_input import BadInput, some_of
-from models.choices import MOST_PIXELS
-from models.classifier import OUTPUTS
+from models.choices import MOST_PIXELS, OUTPUTS
 from models.foreign.checkpoint_file import ForeignFile, is_ours, read_foreign_file
 from models.foreign.fitting import Fitted, check_fit, classes_in, find_own
 from models.foreign.networks import Data, Factory, ForeignClassifier, arguments_in, find_factory

@@ -1,12 +1,8 @@
 """What every classifier here has in common: what it takes, what it gives, and how it is built again."""
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
-
-Output = Literal["logits", "softmax", "log_softmax", "sigmoid"]
-OUTPUTS: tuple[str, ...] = get_args(Output)
-"""What a network's forward may give; stated by whoever has the network, never guessed."""
 
 
 class Classifier(nn.Module):

@@ -59,7 +59,7 @@ def trace_graph(recording: Recording, layer_names: LayerNames | None = None, out
     Args:
         recording: from `record`.
         layer_names: module paths -> layer names; a layer that it does not name is named by its module path.
-        output: what the network gives, one of `models.classifier.OUTPUTS`.
+        output: what the network gives, one of `models.choices.OUTPUTS`.
 
     Raises:
         NoKerasCounterpart: Keras's built-in layers do not have an operation, or a weight of the network is not used

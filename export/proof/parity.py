@@ -67,7 +67,7 @@ def check_parity(
         KerasFailed: the Keras process crashed or ran out of time.
     """
     source = as_checkpoint(pair.checkpoint)
-    if isinstance(pair.checkpoint, Path) and is_import(source, pair.h5):
+    if not source.foreign and is_import(source, pair.h5):
         if opinions:
             raise BadInput(
                 f"second opinions: expected a .h5 that `lightning export` wrote, got {pair.h5}, which was there before "

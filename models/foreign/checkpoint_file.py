@@ -155,6 +155,11 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> BadInput:
+    if path.read_bytes()[:4] == b"\x89HDF":
+        return BadInput(
+            f"expected a file with a torch network's weights, got {path}, which is a Keras file. `lightning import "
+            "MODEL.h5 OUT.ckpt` makes a checkpoint of it."
+        )
     return BadInput(
         f"expected a file with a network's weights (.pth, .pt, .ckpt or .safetensors), got {path}, which cannot be "
         f"read as one ({type(error).__name__}). {_COPY_AGAIN}"

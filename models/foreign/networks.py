@@ -34,7 +34,7 @@ class ForeignClassifier(Classifier):
     Args:
         network: takes normalised images, gives `output`.
         name: what it is called.
-        output: what it gives, one of `models.classifier.OUTPUTS`.
+        output: what it gives, one of `models.choices.OUTPUTS`.
         mean: per channel, for pixels of 0 to 1; None: it takes the pixels as they are.
         std: per channel, above zero; None with `mean`.
         channels: of the images.

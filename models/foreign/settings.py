@@ -20,7 +20,7 @@ class ForeignSettings:
         image_size: (height, width) in pixels.
         mean: subtracted from pixels of 0 to 1, one number or one for each channel; empty: nothing is.
         std: divides what is left; empty: nothing does.
-        output: what the network's forward gives, one of `models.classifier.OUTPUTS`.
+        output: what the network's forward gives, one of `models.choices.OUTPUTS`.
         use_ema: take the averaged weights.
         prefix: what the names of the network's tensors begin with in the file.
         model_args: further arguments of the network's factory.
