@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint, NotOurs, read_checkpoint
+from export.foreign_notes import network_notes, numbers_text, weights_notes
 from export.graph.record import NotTraced
 from models.bad_input import BadInput, some_of
 from models.choices import MOST_PIXELS, OUTPUTS
@@ -90,8 +91,8 @@ def read_foreign_checkpoint(path: Path, settings: ForeignSettings) -> Checkpoint
         trainable="all",
         learning_rate=LEARNING_RATE,
     )
-    said = [*_said_of_weights(file, fitted), *_said_of_network(checkpoint, settings, data)]
-    return replace(checkpoint, notes=tuple(said))
+    notes = [*weights_notes(file, fitted), *network_notes(checkpoint, settings, data)]
+    return replace(checkpoint, notes=tuple(notes))
 
 
 def checkpoint_of_module(
@@ -201,7 +202,7 @@ def _normalisation(
         return None, None
     wanted = "one number or one for each channel, for pixels of 0 to 1"
     if not mean or not std or (len(mean) not in (1, channels)) or len(std) not in (1, channels):
-        received = f"mean {_shown(mean)} and std {_shown(std)}"
+        received = f"mean {numbers_text(mean)} and std {numbers_text(std)}"
         raise BadInput(
             f"--mean and --std: expected what the pixels that {name} was trained on were normalised with, {wanted}, "
             f"{channels} here, received {received}. Give for example --mean 0.5 --std 0.5, or --mean none if the "
@@ -210,14 +211,10 @@ def _normalisation(
     mean, std = (value * channels if len(value) == 1 else value for value in (tuple(mean), tuple(std)))
     if not all(map(math.isfinite, (*mean, *std))) or min(std) <= 0:
         raise BadInput(
-            f"--mean and --std: expected finite numbers, std above zero, received {_shown(mean)} and {_shown(std)}. "
-            "Std divides the pixels."
+            f"--mean and --std: expected finite numbers, std above zero, received {numbers_text(mean)} and "
+            f"{numbers_text(std)}. Std divides the pixels."
         )
     return mean, std
-
-
-def _shown(numbers: Numbers | None) -> str:
-    return "none" if not numbers else ",".join(f"{each:g}" for each in numbers)
 
 
 def _class_names(names: Sequence[str] | None, count: int, output: str) -> tuple[str, ...]:
@@ -245,48 +242,3 @@ def _digest_of(network: nn.Module) -> str:
         digest.update(f"{name} {array.dtype} {tuple(array.shape)}".encode())
         digest.update(array.view(-1).view(torch.uint8).numpy().tobytes() if array.numel() else b"")
     return digest.hexdigest()
-
-
-# For the owner --------------------------------------------------------------------------------------------------------
-
-
-def _said_of_weights(file: ForeignFile, fitted: Fitted) -> list[str]:
-    """What was read from the file, and what was not."""
-    stripped = [f"{each}." for each in fitted.wrappers] + [fitted.prefix] * bool(fitted.prefix)
-    under = f", their names without {' and '.join(stripped)}" if stripped else ""
-    said = [f"{file.path}: {file.kind}; {len(fitted.tensors)} tensors read{under}"]
-    if fitted.outside:
-        said.append(f"Not read, as they are not the network's: {some_of(fitted.outside, 5)}")
-    if file.averaged:
-        said.append("The file has averaged weights, too: --use_ema takes those.")
-    return said
-
-
-def _said_of_network(checkpoint: Checkpoint, settings: ForeignSettings, data: Data) -> list[str]:
-    """What the Keras file will take and give, and from where that is known."""
-    network = checkpoint.network
-    assert isinstance(network, ForeignClassifier)
-    height, width = checkpoint.image_size
-    count = len(checkpoint.class_names)
-    stated = {
-        "size": settings.image_size,
-        "mean": settings.mean,
-        "std": settings.std,
-        "interpolation": settings.interpolation,
-    }
-    found = [name for name, value in stated.items() if value is None]
-    known = f" ({', '.join(found)}: {data.said_by})" if found and data.said_by else ""
-    colours = "" if network.channels == 3 else f" x {network.channels} channels"
-    normalised = (
-        "pixels go in as they are, 0 to 1"
-        if network.mean is None
-        else f"mean {_shown(network.mean)}, std {_shown(network.std)}"
-    )
-    names = "as stated" if settings.class_names else f"numbers, {checkpoint.class_names[0]} to {count - 1}"
-    if count == 1:
-        names = "as stated" if settings.class_names else "none"
-    return [
-        f"{network.backbone_name}: {height} x {width} pixels{colours}, {checkpoint.interpolation}; {normalised}{known}",
-        f"It gives {count} {network.output if count > 1 else 'number, ' + network.output}; "
-        f"the Keras file gives a {checkpoint.gives}; class names: {names}",
-    ]

@@ -34,7 +34,7 @@ def run_parity(argv: list[str]) -> None:
 
 def parity(
     file: Path,
-    model: Path,
+    h5: Path,
     photos: Path | None = None,
     json: Path | None = None,
     html: Path | None = None,
@@ -46,7 +46,7 @@ def parity(
 
     Args:
         file: RUN/best.ckpt of `lightning fit`; or weights from elsewhere, with the options that it was exported with.
-        model: the .h5 that should be its twin.
+        h5: the .h5 that should be its twin.
         photos: folder with photos, at any depth, that go through both; without it only synthetic images do.
         json: file for the whole report.
         html: file for the report as one page.
@@ -75,7 +75,7 @@ def parity(
         raise BadInput(f"--json and --html: expected two files, received {json} twice. Name another.")
     for option, place in (("--json", json), ("--html", html)):
         if place:
-            check_report_place(option, place, file, model)
+            check_report_place(option, place, file, h5)
     opinions = chosen("--second_opinions", second_opinions, OPINIONS)
     files = list_photo_files(photos) if photos else []
     source = read_any_checkpoint(file, (foreign or ForeignOptions()).settings())
@@ -86,7 +86,7 @@ def parity(
             f"{source.network.channels}. Leave it out."
         )
     pixels = pixels_of(files, source.image_size, source.interpolation) if files else None
-    pair = Pair(source, model, pixels, [str(each) for each in files], files, load_photo)
+    pair = Pair(source, h5, pixels, [str(each) for each in files], files, load_photo)
     reports: list[Report] = []
     failures: list[tuple[str, BadInput | KerasFailed]] = []
     interpreters: list[Path | None] = [*keras_python] if keras_python else [None]

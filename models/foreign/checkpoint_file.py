@@ -185,15 +185,19 @@ def _not_plain(path: Path, error: Exception) -> BadInput:
     return BadInput(
         f"expected weights and plain data, got {path}, which holds objects besides ({some_of(foreign, 3)}): reading "
         "them runs code. Where their classes can be imported, and if you trust who made it, take the weights out of it "
-        f"with\n{_lines(path, _PICKLE, 'state_dict')}"
+        f"with\n{_lines(path, _PICKLE, whole=False)}"
     )
 
 
-def _lines(path: Path, loaded: str, key: str = "") -> str:
+def _lines(path: Path, loading: str, whole: bool = True) -> str:
     """The two lines of Python that write a file's weights as a state dict beside it."""
-    weights = f"[{key!r}]" if key else ".state_dict()"
-    new = str(path.with_name(f"{path.stem}_state_dict.pth"))
-    return f"    import torch\n    torch.save({loaded.format(path=str(path))}{weights}, {new!r})\nand give that file."
+    loaded, new = loading.format(path=str(path)), repr(str(path.with_name(f"{path.stem}_state_dict.pth")))
+    if whole:
+        lines = "import torch", f"torch.save({loaded}.state_dict(), {new})"
+    else:
+        weights = "loaded['state_dict'] if isinstance(loaded, dict) else loaded.state_dict()"
+        lines = f"import torch; loaded = {loaded}", f"torch.save({weights}, {new})"
+    return f"    {lines[0]}\n    {lines[1]}\nand give that file."
 
 
 def _state_dict(path: Path, content: Any, use_ema: bool) -> tuple[str, dict[str, Tensor], bool]:
