@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def prove_module(
         KerasFailed: the Keras process crashed or ran out of time.
     """
     details = read_keras_h5(Path(h5)).details
-    stated = details.get("architecture")
+    stated = details.get("network")
     if not isinstance(stated, dict) or not {"mean", "std", "output", "channels"} <= stated.keys():
         raise BadInput(
             f"expected a .h5 that export_module wrote, got {h5}, which does not say what its network takes. Export it "
@@ -94,6 +95,8 @@ def prove_module(
         raise BadInput(
             f"expected a .h5 as export_module wrote it, got {h5}, whose facts are damaged. Export it."
         ) from error
+    # in memory there is no file to be the origin; the weights themselves are compared, and the layer is named
+    source = replace(source, digest=str(details.get("checkpoint_sha256")))
     return check_parity(Pair(source, Path(h5), photos), Path(keras_python) if keras_python else None)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from export.checkpoint import Checkpoint, as_checkpoint
 from export.graph.fold import fold_batch_norms
@@ -111,11 +112,19 @@ def _traced(checkpoint: Checkpoint) -> _Traced:
         return _kept[checkpoint.digest]
     network = checkpoint.network
     images = nchw(golden_images(checkpoint.image_size, network.channels).astype("float32") * RESCALE)
-    recording = record(network, checkpoint.image_size, images)
-    graph = trace_graph(recording, _layer_names(network, checkpoint.backbone), network.output)
+    if isinstance(network, GraphClassifier):  # it computes its description; torch's operations say less
+        graph = graph_of(network, checkpoint.image_size)
+        with torch.inference_mode():
+            answers = network(images)
+    else:
+        recording = record(network, checkpoint.image_size, images)
+        graph, answers = (
+            trace_graph(recording, _layer_names(network, checkpoint.backbone), network.output),
+            recording.output,
+        )
     # copies: the network's owner may change its weights, and the file's are these
     tensors = {name: array.copy() for name, array in graph.tensors.items()}
-    traced = _Traced(Graph(graph.nodes, tensors), probabilities_of(recording.output, network.output).numpy())
+    traced = _Traced(Graph(graph.nodes, tensors), probabilities_of(answers, network.output).numpy())
     if not checkpoint.foreign:
         if len(_kept) == _MOST_KEPT:
             _kept.clear()
@@ -157,7 +166,8 @@ def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool
         "backbone": checkpoint.backbone,
         "checkpoint_sha256": checkpoint.digest,
         # not visible in the layers: Keras's BatchNorm has no counter, and at odd sizes both paddings are the same
-        "architecture": checkpoint.network.architecture,
+        # of ours, all that builds it again; what others call their networks is no settings of ours
+        "network" if checkpoint.foreign else "architecture": checkpoint.network.architecture,
         "batches_tracked": _batches_tracked(checkpoint.network),
         "shelftwin_version": own_version(),
     }

@@ -27,6 +27,7 @@ from export.keras_to_torch import (
     INPUT_RANGES,
     ImportSettings,
     KerasClassifier,
+    names_stated,
     probabilities_of,
     read_keras_classifier,
 )
@@ -210,11 +211,11 @@ def _run_checks(comparison: _Comparison, folder: Path) -> tuple[list[Check], lis
 
 def _check_facts(source: Checkpoint, classifier: KerasClassifier) -> Check:
     """Whether the checkpoint was made from this very file and describes the same network, classes and images."""
-    stated = classifier.file.details
+    stated, names = classifier.file.details, names_stated(classifier.file, bool(classifier.doubled))
     pairs: dict[str, tuple[Any, Any]] = {
         "imported_from": (source.imported_from, file_digest(classifier.path)),
         "architecture": (source.network.architecture, classifier.network.architecture),
-        "class_names": (list(source.class_names), stated.get("class_names", list(source.class_names))),
+        "class_names": (list(source.class_names), names if names is not None else list(source.class_names)),
         "image_size": (list(source.image_size), stated.get("image_size", list(classifier.image_size))),
         "interpolation": (source.interpolation, stated.get("interpolation", source.interpolation)),
     }

@@ -149,8 +149,6 @@ def _imported(file: Path, foreign: ForeignOptions, place: Path) -> "Checkpoint":
     given = ImportSettings(settings.class_names, settings.image_size, settings.interpolation, None, foreign.output)
     classifier = read_keras_classifier(file, given)
     print(*classifier.notes, sep="\n", end="\n" * bool(classifier.notes))
-    if classifier.doubled:
-        print(f"The one output of {file} becomes two classes, of which it is the second.")
     try:
         report = write_import(classifier, place)
     except ImportDiffers as differs:
