@@ -84,7 +84,7 @@ def read(table: Path) -> dict[str, float | str]:
     """List and split a table."""
     from pyarrow import csv, parquet  # noqa: F401 - not to be measured
 
-    from datamodule.photo_table import PhotoTable
+    from datamodule.sources.photo_table import PhotoTable
     from datamodule.split import stratified_split
     from models.bad_input import BadInput
 

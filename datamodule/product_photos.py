@@ -18,10 +18,8 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from datamodule.addresses import fetch, is_address
 from datamodule.augment import Augmentation, TransformParameters
 from datamodule.demo_photos import DEMO_CLASSES, draw_catalogue
-from datamodule.kaggle_photos import download_photos
 from datamodule.layout import (
     Listing,
     count_in_junk_folders,
@@ -33,8 +31,10 @@ from datamodule.layout import (
 from datamodule.near_duplicates import group_near_duplicates
 from datamodule.photo_order import EpochShuffle, OwnShare, ResumableLoader, even_batch_size, mix_seed
 from datamodule.photo_store import BadPhoto, PhotoStore, default_store_dir
-from datamodule.photo_table import PhotoTable, TableSet
-from datamodule.sources import (
+from datamodule.sources.addresses import fetch, is_address
+from datamodule.sources.kaggle_photos import download_photos
+from datamodule.sources.photo_table import PhotoTable, TableSet
+from datamodule.sources.roots import (
     ForeignClasses,
     check_class_names,
     check_folder,

@@ -23,7 +23,7 @@ from datamodule.layout import (
     without_junk,
 )
 from datamodule.photo_store import BadPhoto
-from datamodule.photo_table import PhotoTable
+from datamodule.sources.photo_table import PhotoTable
 from datamodule.split import find_class_names, is_junk_folder, keras_split, list_photos
 from models.bad_input import BadInput, some_of
 from models.choices import Formats

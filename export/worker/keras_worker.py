@@ -719,7 +719,7 @@ def load_photo(keras: Any, path: str, task: dict[str, Any]) -> Any:
         return keras.utils.load_img(path, target_size=task["image_size"], interpolation=task["interpolation"])
     from PIL import Image
 
-    with Image.open(path) as file:
+    with Image.open(path, formats=task["formats"]) as file:
         photo: Any = file
         if deep_grey == "scale" and photo.mode.startswith("I"):
             values = np.clip(np.asarray(photo).astype(np.int64), 0, 65535)

@@ -23,7 +23,7 @@ from models.choices import Formats, Interpolation
 if TYPE_CHECKING:
     from datamodule.audit.quarantine import Outcome
     from datamodule.layout import Listing
-    from datamodule.photo_table import PhotoTable
+    from datamodule.sources.photo_table import PhotoTable
     from lightning_module.photo_features import PhotoFeatures
 
 EXTRA = {"cleanlab": "cleanlab", "imagehash": "imagehash", "scipy": "scipy", "sklearn": "scikit-learn"}
@@ -134,7 +134,7 @@ def audit(
 def _read_table(
     file: Path, folder: Path | None, file_column: str | None, label_column: str | None, formats: Formats
 ) -> "PhotoTable":
-    from datamodule.photo_table import PhotoTable
+    from datamodule.sources.photo_table import PhotoTable
 
     try:
         # all sets are looked at; rows without a photo are for `fit` to refuse

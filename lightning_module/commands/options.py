@@ -81,7 +81,7 @@ def list_photo_files(folder: Path) -> list[Path]:
     Raises:
         BadInput: there is no such folder or table, it has no photos, or the table names some that are not there.
     """
-    from datamodule.table_file import is_table
+    from datamodule.sources.table_file import is_table
 
     if folder.is_file() and is_table(folder):
         return _photos_of_table(folder)
@@ -100,7 +100,7 @@ def list_photo_files(folder: Path) -> list[Path]:
 
 
 def _photos_of_table(file: Path) -> list[Path]:
-    from datamodule.photo_table import each_photo_of
+    from datamodule.sources.photo_table import each_photo_of
 
     found = list(each_photo_of(file, formats="web"))
     if missing := [f"{name!r}: {why}" for name, why in found if why]:

@@ -150,3 +150,8 @@ def test_a_file_that_says_otherwise_is_noticed(twins, odd, tmp_path):
     judged = {check.name: check.passed for check in report.checks}
     assert not judged["labels"]
     assert not judged["file_pixels"]
+
+
+def test_an_imported_file_keeps_it(twins, tmp_path):
+    assert lightning("import", twins[1], tmp_path / "back.ckpt", "--check", "false") == 0
+    assert read_checkpoint(tmp_path / "back.ckpt").loading == Loading("#ffffff", "scale")

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from datamodule.photo_store import READ_FORMATS
-from datamodule.photo_table import PhotoTable
 from datamodule.product_photos import ProductPhotos
+from datamodule.sources.photo_table import PhotoTable
 from datamodule.split import list_photos
 from models.bad_input import BadInput
 from models.choices import FORMAT_ENDINGS, PHOTO_FORMATS

@@ -11,8 +11,8 @@ import pytest
 from pyarrow import parquet
 
 from datamodule.audit.survey import survey
-from datamodule.photo_table import PhotoTable
-from datamodule.table_file import TableFile
+from datamodule.sources.photo_table import PhotoTable
+from datamodule.sources.table_file import TableFile
 from models.bad_input import BadInput
 from tests.datamodule.test_product_photos import draw_root
 

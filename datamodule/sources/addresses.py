@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from datamodule.table_file import TABLE_ENDINGS
+from datamodule.sources.table_file import TABLE_ENDINGS
 from models.atomic_write import replacing, write_text
 from models.bad_input import BadInput, some_of
 from models.choices import FORMAT_ENDINGS, MOST_PHOTO_BYTES

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from datamodule.layout import clean_class_names, role_of
+from datamodule.sources.table_file import Cell, TableFile, shown_columns
 from datamodule.split import is_listed
-from datamodule.table_file import Cell, TableFile, shown_columns
 from models.bad_input import BadInput, quoted, some_of
 from models.choices import FORMAT_ENDINGS, Formats
 

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 from pyarrow import fs, parquet
 
-from datamodule import addresses
-from datamodule.addresses import fetch, is_address
 from datamodule.product_photos import ProductPhotos
+from datamodule.sources import addresses
+from datamodule.sources.addresses import fetch, is_address
 from models.bad_input import BadInput
 from tests.datamodule.odd_photos import noise
 from tests.datamodule.test_product_photos import draw_root

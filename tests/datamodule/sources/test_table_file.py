@@ -7,8 +7,8 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
-from datamodule import table_file
-from datamodule.table_file import TableFile
+from datamodule.sources import table_file
+from datamodule.sources.table_file import TableFile
 from models.bad_input import BadInput
 
 COLUMNS = ["file", "label", "name, as sold"]

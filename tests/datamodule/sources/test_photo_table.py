@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodule.photo_table import PhotoFinder, PhotoTable, label_of
 from datamodule.product_photos import ProductPhotos
+from datamodule.sources.photo_table import PhotoFinder, PhotoTable, label_of
 from models.bad_input import BadInput
 from tests.datamodule.test_product_photos import draw_root
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from datamodule.layout import Listing, check_classes, clean_class_names, find_sets, innermost, role_of
-from datamodule.photo_table import PhotoTable
+from datamodule.sources.photo_table import PhotoTable
 from datamodule.split import find_class_names, is_junk_folder
 from models.bad_input import BadInput, quoted, some_of
 
