@@ -47,7 +47,8 @@ def parity(
     Args:
         file: RUN/best.ckpt of `lightning fit`; or weights from elsewhere, with the options that it was exported with.
         h5: the .h5 that should be its twin.
-        photos: folder with photos, at any depth, that go through both; without it only synthetic images do.
+        photos: folder with photos, at any depth, or a table that names them; they go through both. Without it only
+            synthetic images do.
         json: file for the whole report.
         html: file for the report as one page.
         keras_python: Python interpreter whose Keras is used; by default this environment's. May be given several times;
