@@ -1,11 +1,12 @@
 """Old Keras files, each upgraded as `lightning upgrade` does it and compared with what its own Keras gave.
 
-    PYTHON benchmarks/keras_files.py FOLDER [FOLDER ...] [--write docs/from_keras.md]
+    PYTHON benchmarks/keras_files.py FOLDER [FOLDER ...] [--write docs/from_keras.md] [--read_only]
 
-Each folder holds files of one Keras (its name is the folder's) and for each a CASE.npz with `images` and `answer`, as
-`benchmarks/make_keras_files.py` writes them. Prints a table, and puts it between the marks in a page.
+Each folder holds files of one Keras (its name is the folder's) and for each a CASE.npz with `images` and the `answer`
+that its own Keras gave for them. Prints a table, and puts it between the marks in a page.
 
-Keras's processes are forks of one that has imported TensorFlow: the seconds are without that import.
+Keras's processes are forks of one that has imported TensorFlow: the seconds are without that import. With `--read_only`
+no Keras is started: the file is read as `upgrade` reads it, and what was read is computed in torch.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from unittest.mock import patch
@@ -50,30 +51,64 @@ class Outcome:
     def row(self, path: Path) -> str:
         """One line of the table."""
         figures = " | ".join("" if each is None else f"{each:.1e}" for each in (self.difference, self.allowed))
-        return f"| {path.name} | {path.parent.name} | {self.verdict} | {figures} | {self.seconds:.0f} |\n"
+        return f"| {path.name} | {path.parent.name} | {self.verdict} | {figures} | {self.seconds:.1f} |\n"
+
+
+def given_and_answered(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The images that the file's own Keras was given, (N, H, W, C), and its answers."""
+    with np.load(path.with_suffix(".npz"), allow_pickle=False) as given:
+        return given["images"], given["answer"]
+
+
+def refused(error: BadInput, start: float) -> Outcome:
+    """Of a file that is not read: the first sentence that says why."""
+    return Outcome(f"refused: {str(error).partition('. ')[0].replace('|', '/')}", time.perf_counter() - start)
+
+
+def read(path: Path) -> Outcome:
+    """Read one file and compute in torch what was read."""
+    start = time.perf_counter()
+    images, answer = given_and_answered(path)
+    try:
+        source = read_keras_graph(read_keras_file(path), (images.shape[1], images.shape[2]))
+    except BadInput as error:
+        return refused(error, start)
+    network = graph_network(source.graph)
+    photos = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    with torch.inference_mode():
+        ours = network(photos).numpy()
+        exact = network.double()(photos.double()).numpy()
+    half = any("half precision" in note for note in source.notes)
+    # no Keras has shown the layers to be the same; if they are not, the answers are far off
+    layers = Check("layers_float64", True, 0, 0, "", "")
+    return outcome(layers, (answer, ours, exact), half, time.perf_counter() - start)
+
+
+def outcome(layers: Check, answers: tuple[np.ndarray, np.ndarray, np.ndarray], half: bool, seconds: float) -> Outcome:
+    """From the answers of the old file, ours, and ours in float64."""
+    difference, allowed = compared(layers, *answers)
+    good = "same" if difference <= allowed else "half precision" if half else "DIFFERS"
+    return Outcome(good, seconds, difference, None if half else allowed)
 
 
 def upgrade(path: Path) -> Outcome:
     """Upgrade one file, with the proof, and ask this environment's Keras for the new file's answers."""
     start = time.perf_counter()
-    with np.load(path.with_suffix(".npz"), allow_pickle=False) as given:
-        images, answer = given["images"], given["answer"]
+    images, answer = given_and_answered(path)
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as name:
         new = Path(name, "new.h5")
         try:
             upgraded = write_upgrade(path, new)
         except BadInput as error:
-            return Outcome(f"refused: {str(error).partition('. ')[0].replace('|', '/')}", time.perf_counter() - start)
+            return refused(error, start)
         except UpgradeDiffers as differs:
             return Outcome(f"DIFFERS: {differs}", time.perf_counter() - start)
         seconds = time.perf_counter() - start
         ours = answers_of(new, images)
         exact = exact_answers(new, images)
     layers = next(check for check in upgraded.proof.report.checks if check.name == "layers_float64")
-    difference, allowed = compared(layers, answer, ours, exact)
     half = any("half precision" in note for note in upgraded.notes)
-    good = "same" if difference <= allowed else "same in float32" if half else "DIFFERS from its own Keras"
-    return Outcome(good, seconds, difference, None if half else allowed)
+    return outcome(layers, (answer, ours, exact), half, seconds)
 
 
 def answers_of(h5: Path, images: np.ndarray) -> np.ndarray:
@@ -133,12 +168,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--write", type=Path, help="a page with the marks of the table")
+    parser.add_argument("--read_only", action="store_true", help="start no Keras")
     options = parser.parse_args()
     print(HEAD, end="")
     rows = ""
-    with forked_kerases():
+    with nullcontext() if options.read_only else forked_kerases():
         for path in (path for folder in options.folders for path in files_in(folder)):
-            row = upgrade(path).row(path)
+            row = (read if options.read_only else upgrade)(path).row(path)
             print(row, end="", flush=True)
             rows += row
     if options.write:

@@ -6,6 +6,7 @@ After this file there is one form.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,10 +94,13 @@ class _Flattener:
     def __init__(self) -> None:
         self.layers: dict[str, FlatLayer] = {}
         self.fed_by: dict[tuple[str, ...], str | None] = {}
+        self.build_shape: Any = None  # of the outermost Sequential, which Keras 2 may state nowhere else
 
     def add_model(self, config: Any, path: tuple[str, ...], fed: str | None, class_name: str, trainable: bool) -> str:
         """Add a model's layers and return the key of its output; `fed` is the key of its input, None if outermost."""
         given = config if isinstance(config, list) else config["layers"]  # Keras before 2.3 wrote a Sequential's list
+        if not path and isinstance(config, dict):
+            self.build_shape = config.get("build_input_shape")
         trainable = trainable and (isinstance(config, list) or config.get("trainable") is not False)
         if len(path) > _DEEPEST_NESTING or len(given) + len(self.layers) > _MOST_LAYERS:
             raise BadInput(f"{'/'.join(path)}: expected a classifier, got models nested or layers too many to be one.")
@@ -179,7 +183,11 @@ class _Flattener:
         named = dict(zip(call.options or {}, options, strict=True))
         if kind != "InputLayer" and not inputs:
             # a Sequential without an InputLayer: its first layer states the shape
-            shape = config.get("batch_input_shape") or (layer.get("build_config") or {}).get("input_shape")
+            shape = (
+                config.get("batch_input_shape")
+                or (layer.get("build_config") or {}).get("input_shape")
+                or self.build_shape
+            )
             source = FlatLayer((*path[:-1], f"{path[-1]}_input"), "InputLayer", {"batch_input_shape": shape}, ())
             self.layers[source.key] = source
             inputs, arguments = [source.key], [Tensor(source.key)]
@@ -320,6 +328,8 @@ def weights_by_layer(file: KerasFile, layers: dict[str, FlatLayer]) -> dict[str,
             if role.startswith(_STATE):
                 continue
             key = group if group in layers else _nested_key(layers, group, parts)
+            if key is None:  # TensorFlow 1 numbers a name that was in use, as where a model is made again in a notebook
+                key = _nested_key(layers, group, [re.sub(r"_\d+$", "", part) for part in parts])
             role = {"depthwise_kernel": "kernel"}.get(role, role)
             if key is not None and layers[key].class_name == "SeparableConv2D" and parts[-1] == "depthwise_kernel":
                 role = parts[-1]
@@ -338,9 +348,7 @@ _STATE = ("seed_generator_state", "StateVar", "rng_state")
 
 def _nested_key(layers: dict[str, FlatLayer], group: str, parts: list[str]) -> str | None:
     owner = f"/{'/'.join(parts[:-1])}"
-    inside = [
-        key for key, layer in layers.items() if layer.path[0] == group and owner.endswith(f"/{layer.path[-1]}")
-    ]
+    inside = [key for key, layer in layers.items() if layer.path[0] == group and owner.endswith(f"/{layer.path[-1]}")]
     # a layer's name may have slashes itself, and end in another's: Conv/BatchNorm and BatchNorm
     longest = max((len(layers[key].path[-1]) for key in inside), default=0)
     inside = [key for key in inside if len(layers[key].path[-1]) == longest]
