@@ -66,7 +66,8 @@ KNOWN_LAYERS = frozenset(
     Add Subtract Multiply Concatenate Average Maximum GlobalAveragePooling2D GlobalMaxPooling2D AveragePooling2D
     MaxPooling2D Dropout SpatialDropout2D GaussianDropout AlphaDropout ActivityRegularization Flatten Reshape Permute
     Conv2DTranspose ELU ThresholdedReLU Minimum Resizing CenterCrop
-    TFOpLambda SlicingOpLambda GetItem TrueDivide Divide Negative Cast Identity Relu Relu6 Sigmoid Silu Tanh
+    TFOpLambda SlicingOpLambda GetItem TrueDivide Divide Negative Cast Identity Relu Relu6 Sigmoid Silu Tanh Elu
+    Mean Max Stack SpatialDropout1D RandomHeight RandomWidth CustomScaleLayer Custom>CustomScaleLayer
     """.split()  # noqa: SIM905
 )
 # Layers that change photos in training and do nothing in inference. None changes the size, as RandomCrop does.
@@ -81,7 +82,7 @@ KNOWN_SETTINGS = frozenset(
     GlorotUniform GlorotNormal HeNormal HeUniform LecunNormal LecunUniform Zeros Ones Constant RandomNormal
     RandomUniform TruncatedNormal VarianceScaling Orthogonal Identity L1 L2 L1L2 MaxNorm NonNeg UnitNorm MinMaxNorm
     DTypePolicy Policy
-    FloatDTypePolicy __keras_tensor__ __tuple__ __numpy__ TensorShape function
+    FloatDTypePolicy __keras_tensor__ __tuple__ __numpy__ __tensor__ __ellipsis__ __slice__ TensorShape function
     Adam Custom>Adam AdamW Custom>AdamW SGD Custom>SGD RMSprop Custom>RMSprop Nadam Adagrad Adadelta Adamax Ftrl
     ExponentialDecay CosineDecay CosineDecayRestarts PiecewiseConstantDecay PolynomialDecay InverseTimeDecay
     CategoricalCrossentropy SparseCategoricalCrossentropy BinaryCrossentropy MeanSquaredError KLDivergence
@@ -109,7 +110,8 @@ KNOWN_OPERATIONS = frozenset(
     """
     math.truediv math.divide math.subtract math.multiply math.add math.negative __operators__.add
     __operators__.getitem strided_slice nn.bias_add nn.relu nn.relu6 nn.sigmoid nn.softmax nn.tanh nn.elu nn.selu
-    nn.gelu nn.silu cast identity
+    nn.gelu nn.silu nn.swish nn.softplus math.sigmoid math.tanh cast identity reshape concat math.reduce_mean
+    math.reduce_max image.resize
     """.split()  # noqa: SIM905
 )
 # Where a file names one by itself, not as a `class_name`.
@@ -509,12 +511,45 @@ def load(keras: Any, path: str, compiled: bool = True) -> Any:
     check_layers(path, compiled)
     try:
         with no_more_weights(keras, path):
-            return keras.models.load_model(path) if compiled else keras.models.load_model(path, compile=False)
+            own = bare_operations(keras, path)
+            return keras.models.load_model(path, **own, **({} if compiled else {"compile": False}))
     except Refused:
         raise
     except Exception as error:  # layers can raise anything, and Keras passes it on
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refused("model", f"Keras {_version(keras)} cannot load {path}: {first_line}") from error
+
+
+def bare_operations(keras: Any, path: str) -> dict[str, Any]:
+    """Keras 3's classes of the operations, such as ``x / 127.5``, that an `.h5` holds; empty for every other file.
+
+    Keras 3 writes them into an `.h5` without their module, and does not find them again when it loads the file.
+    """
+    if int(_version(keras).split(".")[0]) < 3 or zipfile.is_zipfile(path):
+        return {}
+    names = {each["class_name"] for each in layer_configs(read_architecture(path)) if is_bare_operation(each)}
+    found: dict[str, Any] = {}
+    for place in ("numpy", "nn", "core", "math") if names else ():
+        module = import_module(f"keras.src.ops.{place}")
+        found = {**{name: getattr(module, name) for name in names if hasattr(module, name)}, **found}
+    custom = {name: _by_settings(each, getattr(keras.layers, name, each)) for name, each in found.items()}
+    return {"custom_objects": custom} if custom else {}
+
+
+def is_bare_operation(layer: dict[str, Any]) -> bool:
+    """Whether it is an operation of Keras 3's, and not the layer of the same name, such as Add."""
+    if "module" in layer or layer["class_name"] == "InputLayer":
+        return ".ops." in str(layer.get("module"))
+    return "trainable" not in layer["config"]
+
+
+def _by_settings(operation: Any, layer: Any) -> Any:
+    """A class to deserialise by: makes the layer where the settings are a layer's, and otherwise the operation."""
+
+    def from_config(cls: Any, config: dict[str, Any]) -> Any:
+        return (layer if "trainable" in config else operation).from_config(config)
+
+    return type(operation.__name__, (), {"from_config": classmethod(from_config)})
 
 
 def images(path: str, scale: float, precision: str = "float32") -> tuple[int, Callable[[int, int], np.ndarray]]:
@@ -825,11 +860,11 @@ def in_float64(
             # Keras 2 cannot build some of them in float64. What they do to a photo is compared in float32.
             kept = {name: layer["config"][name] for name in ("name", "batch_input_shape") if name in layer["config"]}
             layer.update(class_name="Activation", config={**kept, "activation": "linear"})
-        if ".ops." not in str(layer.get("module")):  # a bare operation has no type of its own
+        if not is_bare_operation(layer) or "trainable" in layer["config"]:  # it has no type of its own
             layer["config"]["dtype"] = dtype
         change(layer)
     copy = _with_architecture(path, copy, config)
-    twin = keras.models.load_model(str(copy), compile=compiled)
+    twin = keras.models.load_model(str(copy), compile=compiled, **bare_operations(keras, path))
     for _, layer in leaves(twin):
         if type(layer).__name__ == "Rescaling":
             # as Python numbers they would be rounded to float32 before they are cast to float64
