@@ -100,7 +100,7 @@ def trace_checkpoint(checkpoint: Checkpoint) -> Graph:
         graph = trace_graph(recording, _layer_names(checkpoint.backbone))
         # copies: the network's owner may change its weights, and the file's are these
         tensors = {name: array.copy() for name, array in graph.tensors.items()}
-        _traced[checkpoint.digest] = Graph(graph.nodes, tensors), recording.output.softmax(dim=1).numpy()
+        _traced[checkpoint.digest] = Graph(graph.nodes, tensors, graph.computed), recording.output.softmax(dim=1).numpy()
     return _traced[checkpoint.digest][0]
 
 
@@ -141,8 +141,15 @@ def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool
         # not visible in the layers: Keras's BatchNorm has no counter, and at odd sizes both paddings are the same
         "architecture": checkpoint.network.architecture,
         "batches_tracked": _batches_tracked(checkpoint.network),
+        **_computed_weights(trace_checkpoint(checkpoint)),
         "shelftwin_version": own_version(),
     }
+
+
+def _computed_weights(graph: Graph) -> dict[str, Any]:
+    """Which arrays of the file the checkpoint does not have, and from which of its tensors each was computed."""
+    sources = {name: list(origin.sources) for name, origin in graph.computed.items()}
+    return {"computed_weights": sources} if sources else {}
 
 
 def _layer_names(backbone: str) -> LayerNames:

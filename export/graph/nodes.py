@@ -95,16 +95,31 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Computed:
+    """An array that is not in the state dict: what the network computes from its weights alone, once for all images.
+
+    Attributes:
+        sources: the tensors of the state dict that it is computed from.
+        trace_name: the recorded operation that computes it; empty for the copy of a weight that is used again.
+    """
+
+    sources: tuple[str, ...]
+    trace_name: str = ""
+
+
+@dataclass(frozen=True)
 class Graph:
     """A network with one input and one output.
 
     Attributes:
         nodes: in the order of computation; the first is the input, the last the output.
-        tensors: the network's arrays, as stored in the torch state dict and by the same names.
+        tensors: the network's arrays, as stored in the torch state dict and by the same names; and the computed ones.
+        computed: names of those that the state dict does not have -> where they come from.
     """
 
     nodes: tuple[Node, ...]
     tensors: dict[str, np.ndarray]
+    computed: dict[str, Computed] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         seen: set[str] = set()

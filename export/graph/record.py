@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +71,11 @@ class Recording:
 
 
 def record(
-    network: nn.Module, image_size: tuple[int, int], images: Tensor | None = None, keep: Collection[str] = ()
+    network: nn.Module,
+    image_size: tuple[int, int],
+    images: Tensor | None = None,
+    keep: Collection[str] = (),
+    given: Mapping[str, Tensor] | None = None,
 ) -> Recording:
     """Run a network once in inference mode and record what it computes.
 
@@ -81,6 +85,7 @@ def record(
         images: what it is run on, (B, 3, H, W), B at least 2, in the network's own type; zeros if not given. A batch of
             one would not show whether images are mixed.
         keep: names of operations whose values are wanted.
+        given: names of operations on weights alone -> what the network goes on with in place of their results.
 
     Raises:
         NotTraced: the network raised an exception, or it does something that no graph of operations can state: a
@@ -90,7 +95,7 @@ def record(
         parameter = next(network.parameters(), torch.zeros(()))
         images = torch.zeros((2, 3, *image_size), dtype=parameter.dtype, device=parameter.device)
     network.eval()
-    recorder = _Recorder(network, keep)
+    recorder = _Recorder(network, keep, given or {})
     try:
         with torch.inference_mode():
             # an inference tensor even where the images are not: only of such are composite operations left whole
@@ -115,9 +120,9 @@ _READ_BY_PYTHON = ("aten.resolve_conj", "aten.resolve_neg")
 class _Recorder(TorchDispatchMode):
     """Knows for each living tensor which node of the graph computes it."""
 
-    def __init__(self, network: nn.Module, keep: Collection[str]) -> None:
+    def __init__(self, network: nn.Module, keep: Collection[str], given: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.graph, self.keep = fx.Graph(), frozenset(keep)
+        self.graph, self.keep, self.given = fx.Graph(), frozenset(keep), given
         self.values: dict[str, Tensor] = {}
         self.state = network.state_dict(keep_vars=True)  # the tensors themselves, not copies that are other objects
         self.name_of = {id(tensor): name for name, tensor in reversed(self.state.items())}
@@ -208,8 +213,11 @@ class _Recorder(TorchDispatchMode):
         node = self.graph.create_node("call_function", func, node_args, node_kwargs, name=name.rpartition(".")[2])
         node.meta = self._meta(results[0] if results else changed[0], computed)
         if changed:
+            if node.name in self.given:
+                changed[0].copy_(self.given[node.name])
             return self._after_change(node, changed, aliases, result)
         if isinstance(result, Tensor):
+            result = self.given.get(node.name, result)
             # Inference's dropout gives its input back. Other readers of the input must not read the dropout.
             node.meta["unchanged"] = any(result is each for each in given)
             result = torch.ops.aten.alias.default(result) if node.meta["unchanged"] else result
@@ -223,6 +231,7 @@ class _Recorder(TorchDispatchMode):
             if isinstance(part, Tensor):
                 taken = self.graph.call_function(operator.getitem, (node, index))
                 taken.meta = self._meta(part, computed)
+                part = self.given.get(taken.name, part)
                 part = torch.ops.aten.alias.default(part) if any(part is each for each in given) else part
                 self._set(part, taken)
             parts.append(part)

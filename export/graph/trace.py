@@ -7,10 +7,7 @@ it.
 
 from __future__ import annotations
 
-from collections import Counter
-
-import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from export.graph.nodes import Graph, Node
 from export.graph.operations import activation, arithmetic, convolution, normalisation, pooling, shape
@@ -22,7 +19,6 @@ from export.graph.tracer import (
     Tracer,
     arguments,
     name_of,
-    of_weights,
     shape_of,
 )
 from models.bad_input import BadInput
@@ -47,8 +43,7 @@ def trace_graph(recording: Recording, layer_names: LayerNames | None = None) -> 
         layer_names: module paths -> layer names; a layer that it does not name is named by its module path.
 
     Raises:
-        NoKerasCounterpart: Keras's built-in layers do not have an operation, or a weight of the network is not used
-            exactly once.
+        NoKerasCounterpart: Keras's built-in layers do not have an operation, or a weight of the network is not used.
     """
     tracer = Tracer(recording, layer_names)
     for node in recording.graph.nodes:
@@ -62,19 +57,16 @@ def trace_graph(recording: Recording, layer_names: LayerNames | None = None) -> 
             (logits,) = node.all_input_nodes
             last = tracer.nodes[tracer.node_of[logits.name]]
             tracer.append(Node("probabilities", "softmax", (last.name,), last.shape), "")
-    tensors = {
-        name: array.detach().cpu().numpy()
-        for name, array in recording.state.items()
-        if not name.endswith("num_batches_tracked")  # a counter that only training uses
-    }
     nodes = tuple(tracer.nodes.values())
-    _check_use(nodes, tensors)
-    return Graph(nodes, tensors)
+    used = {tensor for node in nodes for tensor in node.weights.values()}
+    computed = {name: origin for name, origin in tracer.computed.items() if name in used}
+    _check_use(recording.state, used | {source for origin in computed.values() for source in origin.sources})
+    return Graph(nodes, {name: tracer.tensor(name) for name in (*recording.state, *computed) if name in used}, computed)
 
 
 def unknown_operations(recording: Recording) -> list[str]:
     """Names of the recorded operations that have no converter, such as ``aten.fft_rfft2``."""
-    operations = [node for node in recording.graph.nodes if node.op == "call_function"]
+    operations = [node for node in recording.graph.nodes if node.op == "call_function" and node.meta["computed"]]
     return sorted({name_of(each) for each in operations if not _converter(each)})
 
 
@@ -83,10 +75,11 @@ def _convert(tracer: Tracer, operation: fx.Node) -> None:
     if operation.target is view_of_changed_value:
         why = "two values share memory, and one is read after the other was changed in place"
         raise NoKerasCounterpart(name_of(operation.args[0]), module_path(operation), why)  # type: ignore[arg-type]
+    if not operation.meta["computed"] and converter not in shape.SAME_WEIGHT:
+        tracer.of_weights[operation.name] = operation  # computed if a layer has it as its weight
+        return
     if converter is None:
         raise NoKerasCounterpart(name_of(operation), module_path(operation))
-    if not operation.meta["computed"] and converter not in shape.SAME_WEIGHT:
-        raise of_weights(operation)
     if (
         operation.meta["computed"]
         and operation.meta["shape"][:1] != (tracer.batch,)
@@ -109,11 +102,11 @@ def _converter(operation: fx.Node) -> Converter | None:
     return known or (shape.same_value if operation.meta.get("unchanged") else None)
 
 
-def _check_use(nodes: tuple[Node, ...], tensors: dict[str, np.ndarray]) -> None:
-    """Every tensor must be used exactly once: Keras trains and compares each array in the one layer that has it."""
-    used = Counter(tensor for node in nodes for tensor in node.weights.values())
-    for tensor in tensors:
-        if used[tensor] != 1:
-            why = "is used in more than one place" if used[tensor] else "has no part in what is computed"
-            module, _, name = tensor.rpartition(".")
-            raise NoKerasCounterpart(f"weight {name}", module, f"it {why}")
+def _check_use(state: dict[str, Tensor], used: set[str]) -> None:
+    """Every tensor must have a part in what is computed: otherwise something would be missing in Keras."""
+    in_use = {id(state[name]) for name in used if name in state}  # one that two modules share has two names
+    for name, tensor in state.items():
+        # a counter that only training uses
+        if id(tensor) not in in_use and not name.endswith("num_batches_tracked"):
+            module, _, short = name.rpartition(".")
+            raise NoKerasCounterpart(f"weight {short}", module, "it has no part in what is computed")

@@ -10,8 +10,9 @@ import numpy as np
 from torch import fx
 
 from export.graph.layer_names import plain_layer_name
-from export.graph.nodes import Node
+from export.graph.nodes import Computed, Node
 from export.graph.record import Recording, module_path, operation_name
+from export.graph.weights import computed_weight
 from models.bad_input import BadInput
 
 LayerNames = Callable[[Iterable[str]], dict[str, str]]
@@ -40,7 +41,11 @@ class Tracer:
         self.nodes: dict[str, Node] = {}
         self.node_of: dict[str, str] = {}  # recorded name -> node name
         self.channels_last: set[str] = set()  # recorded names of values that torch has permuted to (H, W, C)
-        self.tensor_of: dict[str, str] = {}  # recorded name -> name in the state dict
+        self.tensor_of: dict[str, str] = {}  # recorded name -> name in the state dict, or of a computed one
+        self.of_weights: dict[str, fx.Node] = {}  # recorded names of operations on weights alone
+        self.computed: dict[str, Computed] = {}
+        self.computed_tensors: dict[str, np.ndarray] = {}
+        self._used: set[str] = set()
         (self.batch,) = (node.meta["shape"][0] for node in recording.graph.nodes if node.op == "placeholder")
 
     def emit(
@@ -63,13 +68,15 @@ class Tracer:
             shape: (C, H, W) or (C,); the operation's own where it is not given.
 
         Raises:
-            NoKerasCounterpart: an input is a weight or constant, a weight is computed, or the layouts are mixed.
+            NoKerasCounterpart: an input is a weight or constant, a weight depends on the image, or the layouts are
+                mixed.
         """
         inputs = list(inputs)
         if not all(isinstance(value, fx.Node) and value.name in self.node_of for value in inputs):
             raise of_weights(operation)
-        for role, value in (weights or {}).items():
-            if value is not None and value.name not in self.tensor_of:
+        names = {role: self.weight_name(value) for role, value in (weights or {}).items() if value is not None}
+        for role, name in names.items():
+            if name is None:
                 raise NoKerasCounterpart(name_of(operation), module_path(operation), f"its {role} is not a weight")
         layouts = {value.name in self.channels_last for value in inputs if len(shape_of(value)) == 3}
         if len(layouts) > 1:
@@ -82,7 +89,7 @@ class Tracer:
             inputs=tuple(self.input_name(value) for value in inputs),
             shape=shape or channels_first(shape_of(operation), channels_last and len(shape_of(operation)) == 3),
             attributes=attributes or {},
-            weights={role: self.tensor_of[value.name] for role, value in (weights or {}).items() if value is not None},
+            weights={role: self._for_one_node(name) for role, name in names.items() if name},
             source=path,
             trace_name=operation.name,
             trace_channels_last=channels_last,
@@ -111,8 +118,40 @@ class Tracer:
         self.node_of[operation.name] = node.name
 
     def weight_name(self, value: Any) -> str | None:
-        """Name of the trained tensor that a traced value stands for; None for everything else."""
-        return self.tensor_of.get(value.name) if isinstance(value, fx.Node) else None
+        """Name of the tensor of weights, trained or computed from such, that a traced value stands for; None for others.
+
+        What is computed from weights is computed here, when something asks for it.
+        """
+        if not isinstance(value, fx.Node):
+            return None
+        if value.name in self.of_weights and value.name not in self.tensor_of:
+            tensor, sources = computed_weight(self.recording, self.of_weights[value.name])
+            name = self._add_computed(tensor.float().cpu().numpy(), Computed(sources, value.name))
+            self.tensor_of[value.name] = name
+        return self.tensor_of.get(value.name)
+
+    def tensor(self, name: str) -> np.ndarray:
+        """The array of a `weight_name`."""
+        if name in self.computed_tensors:
+            return self.computed_tensors[name]
+        return self.recording.state[name].detach().cpu().numpy()
+
+    def _for_one_node(self, name: str) -> str:
+        """The name of a tensor; for each node after the first that uses it, that of a copy."""
+        if name in self._used:
+            sources = self.computed[name].sources if name in self.computed else (name,)
+            trace_name = self.computed[name].trace_name if name in self.computed else ""
+            name = self._add_computed(self.tensor(name), Computed(sources, trace_name))
+        self._used.add(name)
+        return name
+
+    def _add_computed(self, array: np.ndarray, origin: Computed) -> str:
+        start = f"{origin.sources[0]}.{'computed' if origin.trace_name else 'again'}"
+        name, number = start, 1
+        while name in self.computed:
+            name, number = f"{start}_{number}", number + 1
+        self.computed[name], self.computed_tensors[name] = origin, array
+        return name
 
     def constant(self, value: Any) -> np.ndarray | None:
         """The constant that a value stands for (a tensor outside the state dict, or number); None if it is computed."""

@@ -39,7 +39,13 @@ def torch_layers(
         recorded = outputs_of(exact.eval(), nchw(images))
         return {node.name: _keras_layout(node, recorded[node.name]) for node in graph.nodes[1:]}
     nodes = {node.trace_name: node for node in graph.nodes[1:] if node.trace_name}
-    recording = record(exact, (images.shape[1], images.shape[2]), nchw(images), keep=nodes)
+    arrays = {**graph.tensors, **(state or {})}
+    given = {  # as the file has them, rounded; computed anew in float64 they would be others
+        origin.trace_name: torch.from_numpy(arrays[name]).double()
+        for name, origin in graph.computed.items()
+        if origin.trace_name
+    }
+    recording = record(exact, (images.shape[1], images.shape[2]), nchw(images), keep=nodes, given=given)
     missing = [node.name for name, node in nodes.items() if name not in recording.values]
     if missing:
         raise BadInput(
