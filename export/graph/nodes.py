@@ -18,13 +18,22 @@ import numpy as np
 OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "input": ((), ()),
     "affine": (("scale", "offset"), ()),  # one constant per channel: x * scale + offset
-    "channel_scale": ((), ("scale",)),  # one trained weight per channel: x * scale
+    # one trained weight per channel, or for all together, or for each place of each channel: x * scale, x + offset
+    "channel_scale": ((), ("scale",)),
+    "channel_shift": ((), ("offset",)),
+    "channel_affine": ((), ("scale", "offset")),
     "conv2d": (("strides", "padding", "dilation", "groups"), ("kernel", "bias")),  # padding: top, bottom, left, right
     # kernel (in, out, kh, kw); crop: top, bottom, left, right of the whole result, negative where zeros are added;
     # same: whether that is what SAME crops
     "conv2d_transpose": (("strides", "crop", "same"), ("kernel", "bias")),
     "batch_norm": (("epsilon", "momentum"), ("gamma", "beta", "moving_mean", "moving_variance")),
     "layer_norm": (("epsilon",), ("gamma", "beta")),  # over the channels
+    "map_norm": (("epsilon",), ("gamma", "beta")),  # over the whole map
+    "group_norm": (("groups", "epsilon"), ("gamma", "beta")),
+    "rms_norm": (("epsilon",), ("gamma",)),  # over the channels
+    # over the channels, 1 / sqrt(f * mean(x ** 2) + epsilon), of x minus its mean where it is centred; as one channel
+    "inverse_rms": (("centred", "factor", "epsilon"), ()),
+    "divide_by_rms": (("centred", "factor", "epsilon"), ()),  # the first value by that of the second
     "relu": (("max_value",), ()),  # max_value None: no ceiling
     "leaky_relu": (("negative_slope",), ()),  # 0 to 1
     "prelu": ((), ("alpha",)),  # where negative, x * alpha: (C,), (C, 1, 1) or (C, H, W)
@@ -33,6 +42,15 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "activation": (("function",), ()),  # silu, sigmoid, tanh, gelu (exact), elu, selu, softplus, softsign, exponential
     "hard_sigmoid": ((), ()),  # relu6(x + 3) / 6
     "hard_swish": ((), ()),  # x * relu6(x + 3) / 6
+    "gelu_tanh": ((), ()),  # x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3)))
+    "softplus": (("beta",), ()),  # log(1 + exp(beta * x)) / beta
+    "log_sigmoid": ((), ()),
+    "absolute": ((), ()),
+    "cube": ((), ()),
+    "clip": (("low", "high"), ()),  # None: not on that side
+    "hard_shrink": (("threshold",), ()),  # 0 where |x| is not above the threshold
+    "soft_shrink": (("threshold",), ()),  # that, and nearer to 0 by the threshold
+    "glu": ((), ()),  # the first half of the channels, times the sigmoid of the second
     "mish": ((), ()),  # x * tanh(log(1 + exp(x)))
     "upsample": (("factors",), ()),  # each pixel repeated, (rows, columns) times
     "upsample_bilinear": (("factors",), ()),  # half-pixel centres
@@ -40,6 +58,11 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "crop": (("cropping",), ()),  # top, bottom, left, right
     "slice_channels": (("start", "stop"), ()),
     "pad": (("padding",), ()),  # with zeros: top, bottom, left, right
+    "pad_constant": (("padding", "value"), ()),  # with another number
+    # along the rows, along the columns, from channels to channels: a matrix (result, size), row by row, or None
+    "map_places": (("rows", "columns"), ()),
+    "map_channels": (("matrix",), ()),
+    "channel_max": ((), ()),  # the largest channel, as the only one
     "max_pool": (("kernel", "strides", "padding"), ()),
     "average_pool": (("kernel", "strides", "padding", "count_padding"), ()),
     "global_average_pool": (("keep_dimensions",), ()),
@@ -52,10 +75,11 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "minimum": ((), ()),
     "concatenate": ((), ()),  # of channels
     "flatten": ((), ()),  # to (C * H * W,), place by place with all of its channels, as Keras has them
+    "flatten_channels": ((), ()),  # to (C * H * W,), channel by channel with all of its places, as torch has them
     "reshape": ((), ()),  # to (C, H, W), in the same order
     "dropout": (("rate",), ()),
     "dense": ((), ("kernel", "bias")),  # over the channels, at every position
-    "softmax": ((), ()),
+    "softmax": ((), ()),  # over the channels
 }
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from export.graph.nodes import Graph, Node
-from export.graph.operations import activation, arithmetic, convolution, normalisation, pooling, shape
+from export.graph.operations import activation, arithmetic, convolution, normalisation, places, pooling, shape
 from export.graph.record import Recording, module_path, view_of_changed_value
 from export.graph.tracer import (
     Converter,
@@ -31,6 +31,7 @@ CONVERTERS: dict[str, Converter] = {
     **activation.CONVERTERS,
     **arithmetic.CONVERTERS,
     **pooling.CONVERTERS,
+    **places.CONVERTERS,
     **shape.CONVERTERS,
 }
 
@@ -57,7 +58,7 @@ def trace_graph(recording: Recording, layer_names: LayerNames | None = None) -> 
             (logits,) = node.all_input_nodes
             last = tracer.nodes[tracer.node_of[logits.name]]
             tracer.append(Node("probabilities", "softmax", (last.name,), last.shape), "")
-    nodes = tuple(tracer.nodes.values())
+    nodes = _read_by_others(tuple(tracer.nodes.values()))
     used = {tensor for node in nodes for tensor in node.weights.values()}
     computed = {name: origin for name, origin in tracer.computed.items() if name in used}
     _check_use(recording.state, used | {source for origin in computed.values() for source in origin.sources})
@@ -100,6 +101,15 @@ def _converter(operation: fx.Node) -> Converter | None:
     """The converter of an operation; one without a row that gave its input back, as ``x.float()`` does, is no more."""
     known = CONVERTERS.get(name_of(operation).rstrip("_"))
     return known or (shape.same_value if operation.meta.get("unchanged") else None)
+
+
+def _read_by_others(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The nodes that the last one depends on: of some operations a part is all that is needed."""
+    needed = {nodes[0].name, nodes[-1].name}
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    return tuple(node for node in nodes if node.name in needed)
 
 
 def _check_use(state: dict[str, Tensor], used: set[str]) -> None:

@@ -46,6 +46,10 @@ class Tracer:
         self.computed: dict[str, Computed] = {}
         self.computed_tensors: dict[str, np.ndarray] = {}
         self._used: set[str] = set()
+        # Recorded names of means of squares over the channels, and of their roots, which become part of what reads
+        # them -> what is squared, and the attributes of an ``inverse_rms``.
+        self.mean_squares: dict[str, tuple[fx.Node, dict[str, Any]]] = {}
+        self.roots: dict[str, tuple[fx.Node, dict[str, Any]]] = {}
         (self.batch,) = (node.meta["shape"][0] for node in recording.graph.nodes if node.op == "placeholder")
 
     def emit(
@@ -129,6 +133,15 @@ class Tracer:
             name = self._add_computed(tensor.float().cpu().numpy(), Computed(sources, value.name))
             self.tensor_of[value.name] = name
         return self.tensor_of.get(value.name)
+
+    def is_weight(self, value: Any) -> bool:
+        """Whether `weight_name` would give a name; nothing is computed."""
+        return isinstance(value, fx.Node) and (value.name in self.tensor_of or value.name in self.of_weights)
+
+    def add_epsilon(self, operation: fx.Node, value: fx.Node, epsilon: float) -> None:
+        """Note that `operation` is a mean of squares and a number."""
+        source, attributes = self.mean_squares[value.name]
+        self.mean_squares[operation.name] = (source, {**attributes, "epsilon": attributes["epsilon"] + epsilon})
 
     def tensor(self, name: str) -> np.ndarray:
         """The array of a `weight_name`."""

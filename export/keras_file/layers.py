@@ -6,9 +6,9 @@ kernels (in, out).
 
 from __future__ import annotations
 
-from export.graph.nodes import Graph
-from export.keras_file.keras_layer import Emit, KerasLayer
-from export.keras_file.operations import activation, arithmetic, convolution, normalisation, pooling, shape
+from export.graph.nodes import Graph, Node
+from export.keras_file.keras_layer import Emit, KerasLayer, NoKerasLayer
+from export.keras_file.operations import activation, arithmetic, convolution, normalisation, places, pooling, shape
 from models.bad_input import BadInput
 
 _LAYERS: dict[str, Emit] = {
@@ -17,6 +17,7 @@ _LAYERS: dict[str, Emit] = {
     **activation.LAYERS,
     **arithmetic.LAYERS,
     **pooling.LAYERS,
+    **places.LAYERS,
     **shape.LAYERS,
 }
 
@@ -43,9 +44,18 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
         raise BadInput(f"expected input_range 'unit' ([0, 1]) or 'raw' (0..255), got {input_range!r}. Name one.")
     for node in graph.nodes[1:]:
         inputs = tuple(renamed[name] for name in node.inputs)
-        layers.extend(_LAYERS[node.op](graph, node, inputs))
+        layers.extend(_layers_of(graph, node, inputs))
         renamed[node.name] = node.name
     return in_keras_order(layers)
+
+
+def _layers_of(graph: Graph, node: Node, inputs: tuple[str, ...]) -> list[KerasLayer]:
+    try:
+        return list(_LAYERS[node.op](graph, node, inputs))
+    except BadInput:
+        raise
+    except Exception as error:  # a shape, or a weight's, that the writer of the operation does not expect
+        raise NoKerasLayer(node, f"in this form ({type(error).__name__}: {error})") from error
 
 
 def in_keras_order(layers: list[KerasLayer]) -> list[KerasLayer]:

@@ -87,7 +87,7 @@ def model_config(layers: list[KerasLayer], model_name: str, frozen: frozenset[st
         "class_name": "Functional",
         "config": {
             "name": model_name,
-            "layers": [_layer_config(layer, layer.name not in frozen) for layer in layers],
+            "layers": [_layer_config(layer, layer.name not in frozen and not layer.fixed) for layer in layers],
             # the nested form: the flat one fails in Keras 3.0 to 3.3
             "input_layers": [[layers[0].name, 0, 0]],
             "output_layers": [[layers[-1].name, 0, 0]],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import fx
@@ -97,11 +98,19 @@ def _view(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 def _flatten(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     before = tracer.nodes[tracer.input_name(given["self"])]
-    if shape_of(operation) != before.shape[:1] or before.shape[1:] not in ((), (1, 1)):
-        # CHW and HWC flatten in different orders, so without pooling first the dense weights would have to be permuted
-        raise NoKerasCounterpart(name_of(operation), module_path(operation), f"of unpooled shape {before.shape}")
-    if len(before.shape) == 1:
-        tracer.alias(operation, given["self"], channels_last=False)
+    source = given["self"]
+    count = math.prod(before.shape)
+    if shape_of(operation) == (before.shape[0], 1, 1) and len(before.shape) == 1:
+        tracer.emit(operation, "reshape", [source])
+    elif shape_of(operation) == shape_of(source):
+        tracer.alias(operation, source)
+    elif shape_of(operation) != (count,) or len(before.shape) not in (1, 3):
+        why = f"from {list(shape_of(source))} to {list(shape_of(operation))}"
+        raise NoKerasCounterpart(name_of(operation), module_path(operation), why)
+    elif len(before.shape) == 1:
+        tracer.alias(operation, source, channels_last=False)
+    elif count > before.shape[0] and not tracer.is_channels_last(source):
+        tracer.emit(operation, "flatten_channels", [source])
     else:
         tracer.emit(operation, "flatten", [given["self"]])
         tracer.channels_last.discard(operation.name)
