@@ -143,8 +143,15 @@ def _pad_constant(
     tracer: Tracer, operation: fx.Node, source: fx.Node, cut: Sequence[int], added: Sequence[int], value: float
 ) -> None:
     if any(cut) and any(added):
-        raise NoKerasCounterpart("aten.pad", module_path(operation), "that cuts off and adds at once")
-    if any(cut):
+        if value:
+            raise NoKerasCounterpart("aten.pad", module_path(operation), f"with {value}, that cuts off as well")
+
+        def along(axis: int) -> Along:
+            ends = added[2 * axis] - cut[2 * axis], added[2 * axis + 1] - cut[2 * axis + 1]
+            return lambda value: functional.pad(value, (0, 0, *ends))
+
+        emit_map(tracer, operation, source, along(0), along(1))
+    elif any(cut):
         tracer.emit(operation, "crop", [source], {"cropping": tuple(cut)})
     elif any(added):
         named = ("pad_constant", {"value": value}) if value else ("pad", {})
