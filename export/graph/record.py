@@ -113,6 +113,40 @@ def view_of_changed_value(changed: Any) -> Any:
     raise NotImplementedError
 
 
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` in operations that a graph has: torch's own are one for each processor.
+
+    Args:
+        query: (..., N, d).
+        key: (..., M, d).
+        value: (..., M, d').
+        attn_mask: added to the (..., N, M) products, or true where one counts.
+        dropout_p: it is not done in inference.
+        is_causal: whether a token attends to those before it alone.
+        scale: of the products; d ** -0.5 if not given.
+        enable_gqa: refused.
+    """
+    if enable_gqa or dropout_p:
+        raise NotRecorded("attention with dropout, or with fewer heads for keys than for queries")
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, -torch.inf)
+    if attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(-1) @ value
+
+
 # They have a result, or none, only so that Python can read the memory: `numpy`, `tolist`.
 _READ_BY_PYTHON = ("aten.resolve_conj", "aten.resolve_neg")
 
@@ -184,6 +218,9 @@ class _Recorder(TorchDispatchMode):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = operation_name(func)
+        if name == "aten.scaled_dot_product_attention":
+            with self:
+                return attention(*args, **kwargs)
         leaves = tree_leaves((args, kwargs))
         if any(isinstance(each, torch.UntypedStorage) for each in leaves):
             raise NotRecorded(f"{name} works on the memory of a tensor")

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from export.graph.nodes import Graph, Node
-from export.graph.operations import activation, arithmetic, convolution, normalisation, pooling, shape
+from export.graph.operations import activation, arithmetic, convolution, normalisation, pooling, shape, tokens
 from export.graph.record import Recording, module_path, view_of_changed_value
 from export.graph.tracer import (
     Converter,
@@ -33,6 +33,8 @@ CONVERTERS: dict[str, Converter] = {
     **pooling.CONVERTERS,
     **shape.CONVERTERS,
 }
+# These know values of any layout; they leave to the others what is a map or a vector.
+CONVERTERS |= tokens.converters(CONVERTERS)
 
 
 def trace_graph(recording: Recording, layer_names: LayerNames | None = None) -> Graph:
@@ -57,7 +59,7 @@ def trace_graph(recording: Recording, layer_names: LayerNames | None = None) -> 
             (logits,) = node.all_input_nodes
             last = tracer.nodes[tracer.node_of[logits.name]]
             tracer.append(Node("probabilities", "softmax", (last.name,), last.shape), "")
-    nodes = tuple(tracer.nodes.values())
+    nodes = _read_nodes(tracer)
     used = {tensor for node in nodes for tensor in node.weights.values()}
     computed = {name: origin for name, origin in tracer.computed.items() if name in used}
     _check_use(recording.state, used | {source for origin in computed.values() for source in origin.sources})
@@ -84,6 +86,8 @@ def _convert(tracer: Tracer, operation: fx.Node) -> None:
         operation.meta["computed"]
         and operation.meta["shape"][:1] != (tracer.batch,)
         and "results" not in operation.meta
+        and name_of(operation).rstrip("_") not in tokens.ANY_LAYOUT
+        and not any(value.name in tracer.layout_of for value in operation.all_input_nodes)
     ):
         why = f"of shape {operation.meta['shape']}, which is not that of one value for each image"
         raise NoKerasCounterpart(name_of(operation), module_path(operation), why)
@@ -100,6 +104,16 @@ def _converter(operation: fx.Node) -> Converter | None:
     """The converter of an operation; one without a row that gave its input back, as ``x.float()`` does, is no more."""
     known = CONVERTERS.get(name_of(operation).rstrip("_"))
     return known or (shape.same_value if operation.meta.get("unchanged") else None)
+
+
+def _read_nodes(tracer: Tracer) -> tuple[Node, ...]:
+    """The nodes that the output needs: a permutation or reshape may have been merged into the one behind it."""
+    nodes = list(tracer.nodes.values())
+    needed = {nodes[0].name, nodes[-1].name}
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    return tuple(node for node in nodes if node.name in needed)
 
 
 def _check_use(state: dict[str, Tensor], used: set[str]) -> None:

@@ -6,9 +6,11 @@ kernels (in, out).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from export.graph.nodes import Graph
 from export.keras_file.keras_layer import Emit, KerasLayer
-from export.keras_file.operations import activation, arithmetic, convolution, normalisation, pooling, shape
+from export.keras_file.operations import activation, arithmetic, convolution, normalisation, pooling, shape, tokens
 from models.bad_input import BadInput
 
 _LAYERS: dict[str, Emit] = {
@@ -18,6 +20,7 @@ _LAYERS: dict[str, Emit] = {
     **arithmetic.LAYERS,
     **pooling.LAYERS,
     **shape.LAYERS,
+    **tokens.LAYERS,
 }
 
 
@@ -43,7 +46,7 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
         raise BadInput(f"expected input_range 'unit' ([0, 1]) or 'raw' (0..255), got {input_range!r}. Name one.")
     for node in graph.nodes[1:]:
         inputs = tuple(renamed[name] for name in node.inputs)
-        layers.extend(_LAYERS[node.op](graph, node, inputs))
+        layers.extend(replace(layer, node=node.name) for layer in _LAYERS[node.op](graph, node, inputs))
         renamed[node.name] = node.name
     return in_keras_order(layers)
 
