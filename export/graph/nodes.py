@@ -4,7 +4,7 @@
 Wherever the defaults of the two frameworks differ (padding, epsilon, momentum, the ceiling of a ReLU), the value is
 stated in a node's attributes; nothing relies on a default.
 
-Layout is torch's: activations NCHW, convolution kernels (out, in/groups, kh, kw), dense kernels (out, in).
+Layout is that of torch's convolutions: activations NCHW, convolution kernels (out, in/groups, kh, kw), dense kernels (out, in).
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from export.graph.layouts import Layout
 
 # Operation -> (the attributes that its nodes must state, the roles of the weights that they may have).
 OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -80,6 +82,25 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "dropout": (("rate",), ()),
     "dense": ((), ("kernel", "bias")),  # over the channels, at every position
     "softmax": ((), ()),  # over the channels
+    # Of values with any number of axes. Axes are counted as Keras has them, without the batch and with the channels
+    # last; a node's shape is theirs with the channels first.
+    "regroup": ((), ()),  # the same numbers in the same order, in another shape
+    "transpose": (("axes",), ()),  # result axis -> axis
+    "cut": (("axis", "start", "stop"), ()),  # a part of one axis, which is left out of the result if one is left of it
+    "join": (("axis",), ()),  # of values one after the other along an axis
+    "roll": (("axes", "shifts"), ()),  # as `torch.roll`
+    "mean": (("axes",), ()),  # over neighbouring axes
+    "sum": (("axes",), ()),
+    "stack": (("axis",), ()),  # of values side by side along a new axis
+    "conv1d": (("strides", "padding", "dilation", "groups"), ("kernel", "bias")),  # of (L, C); kernel (out, in, k)
+    # An array that is the same for all images: a weight, or the numbers in `constant`. It has the given shape, and for
+    # each of its axes `order` has that of the value.
+    "add_array": (("shape", "order", "constant"), ("array",)),
+    "multiply_array": (("shape", "order", "constant"), ("array",)),
+    "array": (("shape", "order", "constant"), ("array",)),  # itself; the value gives only the number of images
+    # (N, heads, K) with (M, heads, K), or with (K, heads, M) if `last` is false: (N, heads, M), for each head
+    "matmul": (("last",), ()),
+    "matmul_windows": ((), ()),  # (windows, N, K) with (windows, M, K): (windows, N, M), for each window
 }
 
 
@@ -91,12 +112,13 @@ class Node:
         name: unique in the graph; becomes the Keras layer's name.
         op: a key of `OPERATIONS`.
         inputs: names of the nodes that it reads, in order.
-        shape: output shape without the batch: (C, H, W) or (C,).
+        shape: output shape without the batch, channels first: (C, H, W) or (C,); (C, N) for tokens, (d, heads, N).
         attributes: what `OPERATIONS` lists for the op.
         weights: role (``kernel``, ``gamma``, ...) -> name of the tensor in `Graph.tensors`.
         source: path of the torch module that computed it; empty for nodes that do not exist in torch.
         trace_name: name of the operation in the traced torch program, used to find its output there.
         trace_channels_last: whether torch holds that output as (H, W, C).
+        trace_layout: how torch holds it, if it is neither that nor (C, H, W) nor (C,).
     """
 
     name: str
@@ -108,6 +130,7 @@ class Node:
     source: str = ""
     trace_name: str = ""
     trace_channels_last: bool = False
+    trace_layout: Layout | None = None
 
     def __post_init__(self) -> None:
         stated, roles = OPERATIONS[self.op]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import traceback
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,6 +113,70 @@ def view_of_changed_value(changed: Any) -> Any:
     raise NotImplementedError
 
 
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` in operations that a graph has: torch's own are one for each processor.
+
+    Args:
+        query: (..., N, d).
+        key: (..., M, d).
+        value: (..., M, d').
+        attn_mask: added to the (..., N, M) products, or true where one counts.
+        dropout_p: it is not done in inference.
+        is_causal: whether a token attends to those before it alone.
+        scale: of the products; d ** -0.5 if not given.
+        enable_gqa: refused.
+    """
+    if enable_gqa or dropout_p:
+        raise NotRecorded("attention with dropout, or with fewer heads for keys than for queries")
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, -torch.inf)
+    if attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(-1) @ value
+
+
+def pixel_shuffle(value: Tensor, upscale_factor: int) -> Tensor:
+    """`torch.pixel_shuffle`: (B, C * r * r, H, W) to (B, C, H * r, W * r)."""
+    batch, channels, rows, columns = value.shape
+    factor = upscale_factor
+    apart = value.reshape(batch, channels // factor**2, factor, factor, rows, columns)
+    return apart.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // factor**2, rows * factor, columns * factor)
+
+
+def pixel_unshuffle(value: Tensor, downscale_factor: int) -> Tensor:
+    """`torch.pixel_unshuffle`: (B, C, H * r, W * r) to (B, C * r * r, H, W)."""
+    batch, channels, rows, columns = value.shape
+    factor = downscale_factor
+    apart = value.reshape(batch, channels, rows // factor, factor, columns // factor, factor)
+    return apart.permute(0, 1, 3, 5, 2, 4).reshape(batch, channels * factor**2, rows // factor, columns // factor)
+
+
+def channel_shuffle(value: Tensor, groups: int) -> Tensor:
+    """`torch.channel_shuffle`: of (B, C, ...), the first channel of each group, then the second of each, ..."""
+    apart = value.reshape(len(value), groups, value.shape[1] // groups, *value.shape[2:])
+    return apart.transpose(1, 2).reshape(value.shape)
+
+
+_IN_SIMPLER_OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "aten.scaled_dot_product_attention": attention,
+    "aten.pixel_shuffle": pixel_shuffle,
+    "aten.pixel_unshuffle": pixel_unshuffle,
+    "aten.channel_shuffle": channel_shuffle,
+    "aten.native_channel_shuffle": channel_shuffle,
+}
+
 # They have a result, or none, only so that Python can read the memory: `numpy`, `tolist`.
 _READ_BY_PYTHON = ("aten.resolve_conj", "aten.resolve_neg")
 
@@ -184,6 +248,9 @@ class _Recorder(TorchDispatchMode):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = operation_name(func)
+        if name in _IN_SIMPLER_OPERATIONS:
+            with self:
+                return _IN_SIMPLER_OPERATIONS[name](*args, **kwargs)
         leaves = tree_leaves((args, kwargs))
         if any(isinstance(each, torch.UntypedStorage) for each in leaves):
             raise NotRecorded(f"{name} works on the memory of a tensor")

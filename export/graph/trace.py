@@ -10,7 +10,16 @@ from __future__ import annotations
 from torch import Tensor, fx
 
 from export.graph.nodes import Graph, Node
-from export.graph.operations import activation, arithmetic, convolution, normalisation, places, pooling, shape
+from export.graph.operations import (
+    activation,
+    arithmetic,
+    convolution,
+    normalisation,
+    places,
+    pooling,
+    shape,
+    tokens,
+)
 from export.graph.record import Recording, module_path, view_of_changed_value
 from export.graph.tracer import (
     Converter,
@@ -34,6 +43,8 @@ CONVERTERS: dict[str, Converter] = {
     **places.CONVERTERS,
     **shape.CONVERTERS,
 }
+# These know values of any layout; they leave to the others what is a map or a vector.
+CONVERTERS |= tokens.converters(CONVERTERS)
 
 
 def trace_graph(recording: Recording, layer_names: LayerNames | None = None) -> Graph:
@@ -76,8 +87,8 @@ def _convert(tracer: Tracer, operation: fx.Node) -> None:
     if operation.target is view_of_changed_value:
         why = "two values share memory, and one is read after the other was changed in place"
         raise NoKerasCounterpart(name_of(operation.args[0]), module_path(operation), why)  # type: ignore[arg-type]
-    if not operation.meta["computed"] and converter not in shape.SAME_WEIGHT:
-        tracer.of_weights[operation.name] = operation  # computed if a layer has it as its weight
+    if not operation.meta["computed"]:
+        _of_weights(tracer, operation)
         return
     if converter is None:
         raise NoKerasCounterpart(name_of(operation), module_path(operation))
@@ -85,6 +96,8 @@ def _convert(tracer: Tracer, operation: fx.Node) -> None:
         operation.meta["computed"]
         and operation.meta["shape"][:1] != (tracer.batch,)
         and "results" not in operation.meta
+        and name_of(operation).rstrip("_") not in tokens.ANY_LAYOUT
+        and not any(value.name in tracer.layout_of for value in operation.all_input_nodes)
     ):
         why = f"of shape {operation.meta['shape']}, which is not that of one value for each image"
         raise NoKerasCounterpart(name_of(operation), module_path(operation), why)
@@ -95,6 +108,16 @@ def _convert(tracer: Tracer, operation: fx.Node) -> None:
     except Exception as error:  # an overload, or a shape, that the converter does not expect
         why = f"in this form ({type(error).__name__}: {error})"
         raise NoKerasCounterpart(name_of(operation), module_path(operation), why) from error
+
+
+def _of_weights(tracer: Tracer, operation: fx.Node) -> None:
+    """A weight seen in another shape is the same weight; anything else is computed when a layer has it as its weight."""
+    source = operation.args[0] if operation.args else None
+    seen = name_of(operation) in shape.SAME_NUMBERS or operation.meta.get("unchanged")
+    if seen and isinstance(source, fx.Node) and source.name in tracer.tensor_of:
+        tracer.tensor_of[operation.name] = tracer.tensor_of[source.name]
+    else:
+        tracer.of_weights[operation.name] = operation
 
 
 def _converter(operation: fx.Node) -> Converter | None:

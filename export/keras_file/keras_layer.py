@@ -33,6 +33,7 @@ class KerasLayer:
         weights: (Keras weight name, tensor name in the torch state dict, array in Keras layout), in Keras's order; the
             tensor's name is empty for a constant.
         fixed: its weights are constants, so Keras must not train them.
+        node: name of the graph's node that it is a part of.
     """
 
     class_name: str
@@ -41,6 +42,7 @@ class KerasLayer:
     inputs: tuple[str, ...]
     weights: tuple[tuple[str, str, np.ndarray], ...] = ()
     fixed: bool = False
+    node: str = ""
 
 
 class NoKerasLayer(BadInput):

@@ -6,9 +6,20 @@ kernels (in, out).
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from export.graph.nodes import Graph, Node
 from export.keras_file.keras_layer import Emit, KerasLayer, NoKerasLayer
-from export.keras_file.operations import activation, arithmetic, convolution, normalisation, places, pooling, shape
+from export.keras_file.operations import (
+    activation,
+    arithmetic,
+    convolution,
+    normalisation,
+    places,
+    pooling,
+    shape,
+    tokens,
+)
 from models.bad_input import BadInput
 
 _LAYERS: dict[str, Emit] = {
@@ -19,6 +30,7 @@ _LAYERS: dict[str, Emit] = {
     **pooling.LAYERS,
     **places.LAYERS,
     **shape.LAYERS,
+    **tokens.LAYERS,
 }
 
 
@@ -44,7 +56,7 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
         raise BadInput(f"expected input_range 'unit' ([0, 1]) or 'raw' (0..255), got {input_range!r}. Name one.")
     for node in graph.nodes[1:]:
         inputs = tuple(renamed[name] for name in node.inputs)
-        layers.extend(_layers_of(graph, node, inputs))
+        layers.extend(replace(layer, node=node.name) for layer in _layers_of(graph, node, inputs))
         renamed[node.name] = node.name
     return in_keras_order(layers)
 

@@ -37,22 +37,22 @@ def torch_layers(
     exact = _in_float64(network, state)
     if isinstance(exact, GraphClassifier):
         recorded = outputs_of(exact.eval(), nchw(images))
-        return {node.name: _keras_layout(node, recorded[node.name]) for node in graph.nodes[1:]}
-    nodes = {node.trace_name: node for node in graph.nodes[1:] if node.trace_name}
+        return {node.name: _keras_layout(node, recorded[node.name], len(images)) for node in graph.nodes[1:]}
+    nodes = [node for node in graph.nodes[1:] if node.trace_name]
     arrays = {**graph.tensors, **(state or {})}
     given = {  # as the file has them, rounded; computed anew in float64 they would be others
         origin.trace_name: torch.from_numpy(arrays[name]).double()
         for name, origin in graph.computed.items()
         if origin.trace_name
     }
-    recording = record(exact, (images.shape[1], images.shape[2]), nchw(images), keep=nodes, given=given)
-    missing = [node.name for name, node in nodes.items() if name not in recording.values]
+    recording = record(exact, (images.shape[1], images.shape[2]), nchw(images), keep={node.trace_name for node in nodes}, given=given)
+    missing = [node.name for node in nodes if node.trace_name not in recording.values]
     if missing:
         raise BadInput(
             f"expected a network that computes the same operations in float64 as in its own type, and {missing[0]} is "
             "not among them. Take out of its forward what depends on the type."
         )
-    values = {node.name: _keras_layout(node, recording.values[name]) for name, node in nodes.items()}
+    values = {node.name: _keras_layout(node, recording.values[node.trace_name], len(images)) for node in nodes}
     values[graph.output.name] = recording.output.softmax(dim=1).numpy()  # the only node that does not exist in torch
     return values
 
@@ -79,7 +79,9 @@ def _in_float64(network: nn.Module, state: State | None) -> nn.Module:
     return exact
 
 
-def _keras_layout(node: Node, value: Tensor) -> np.ndarray:
+def _keras_layout(node: Node, value: Tensor, batch: int) -> np.ndarray:
+    if node.trace_layout is not None:
+        return node.trace_layout.to_keras(value, batch).reshape(batch, *node.shape[1:], node.shape[0]).numpy()
     if len(node.shape) == 1:
         return value.reshape(len(value), -1).numpy()
     return (value if node.trace_channels_last else value.permute(0, 2, 3, 1)).numpy()

@@ -82,7 +82,12 @@ def _add(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 
 def _affine(tracer: Tracer, operation: fx.Node, value: fx.Node, scale: Any, offset: Any = 0.0) -> None:
-    scale, offset = (_per_channel(tracer, operation, value, np.asarray(each, np.float64)) for each in (scale, offset))
+    scale, offset = (np.asarray(each, np.float64) for each in (scale, offset))
+    if isinstance(value, fx.Node) and value.name in tracer.layout_of and scale.size == offset.size == 1:
+        numbers = {"scale": (float(scale.reshape(())),), "offset": (float(offset.reshape(())),)}
+        tracer.add(operation, "affine", [tracer.input_name(value)], tracer.layout(value), numbers)
+        return
+    scale, offset = (_per_channel(tracer, operation, value, each) for each in (scale, offset))
     tracer.emit(operation, "affine", [value], {"scale": scale, "offset": offset})
 
 
@@ -230,9 +235,10 @@ def _expand(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     source = given["self"]
     if all(name_of(user) in _BROADCASTS for user in operation.users) or shape_of(source) == shape_of(operation):
         tracer.alias(operation, source)
+        tracer.repeated[operation.name] = tracer.repeated.get(source.name, source)
         return
     before, after = shape_of(source), shape_of(operation)
-    if len(before) != 3 or len(after) != 3 or before[0] != after[0] or tracer.is_channels_last(source):
+    if source.name in tracer.layout_of or len(before) != 3 or len(after) != 3 or before[0] != after[0] or tracer.is_channels_last(source):
         raise NoKerasCounterpart(name_of(operation), module_path(operation), f"from {before} to {after}")
     factors = (after[1] // before[1], after[2] // before[2])
     tracer.emit(operation, "upsample", [source], {"factors": factors})

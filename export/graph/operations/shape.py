@@ -79,21 +79,8 @@ def _permute(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 
 def same_value(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """The operation's result is its input, be it a weight or a value."""
-    source = operation.args[0]
-    assert isinstance(source, fx.Node)
-    if tracer.weight_name(source) is not None:
-        tracer.tensor_of[operation.name] = tracer.tensor_of[source.name]
-    else:
-        tracer.alias(operation, source)
-
-
-def _view(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """A weight seen in another shape is the same weight; a pooled value may lose its dimensions of size 1."""
-    if operation.meta["computed"]:
-        _flatten(tracer, operation, {"self": operation.args[0]})
-    else:
-        same_value(tracer, operation, given)
+    """The operation's result is its input."""
+    tracer.alias(operation, operation.args[0])  # type: ignore[arg-type]
 
 
 def _flatten(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -135,8 +122,10 @@ CONVERTERS: dict[str, Converter] = {
     "aten.cat": _concatenate,
     "aten.permute": _permute,
     "aten.flatten": _flatten,
-    "aten.view": _view,
-    "aten.reshape": _view,
+    "aten.view": _flatten,
+    "aten.reshape": _flatten,
+    "aten.reshape_as": _flatten,
+    "aten.view_as": _flatten,
     "aten.alias": same_value,
     "aten.detach": same_value,
     "aten.contiguous": same_value,
@@ -144,5 +133,10 @@ CONVERTERS: dict[str, Converter] = {
     "aten.dropout": _dropout,
 }
 
-# A weight seen in another shape is still that weight; nothing else may be computed from weights alone.
-SAME_WEIGHT = (_view, same_value)
+# Their result has the numbers of their input in the same order.
+SAME_NUMBERS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "alias clone contiguous detach flatten reshape reshape_as squeeze unflatten unsqueeze view view_as _unsafe_view"
+    ).split()
+)

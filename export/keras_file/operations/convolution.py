@@ -14,7 +14,7 @@ from export.keras_file.keras_layer import (
 )
 
 
-def _conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+def conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     kernel = graph.tensors[node.weights["kernel"]]
     out_channels, in_per_group, rows, columns = kernel.shape
     in_channels, height, width = graph.node(node.inputs[0]).shape
@@ -103,7 +103,7 @@ def _pad(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLay
 
 
 LAYERS: dict[str, Emit] = {
-    "conv2d": _conv2d,
+    "conv2d": conv2d,
     "conv2d_transpose": _conv2d_transpose,
     "pad": _pad,
     "dense": _dense,
