@@ -256,10 +256,13 @@ class Tracer:
         """Name of the tensor of weights, trained or computed from such, that a traced value stands for; None for others.
 
         What is computed from weights is computed here, when something asks for it. With `in_its_shape`, so is a weight
-        that the network sees in another shape than it has.
+        that the network sees in another shape than it has, and a constant counts as computed, from nothing.
         """
         if not isinstance(value, fx.Node):
             return None
+        if "constant" in value.meta and value.name not in self.tensor_of and in_its_shape:
+            array = value.meta["constant"].detach().float().cpu().numpy()
+            self.tensor_of[value.name] = self._add_computed(array, Computed(()))
         seen = self.tensor_of.get(value.name)
         if in_its_shape and seen and value.name not in self.of_weights:
             if self.tensor(seen).shape != value.meta["shape"]:
@@ -296,9 +299,9 @@ class Tracer:
         return name
 
     def _add_computed(self, array: np.ndarray, origin: Computed) -> str:
-        start = f"{origin.sources[0]}.{'computed' if origin.trace_name else 'again'}"
+        start = f"{origin.sources[0]}.{'computed' if origin.trace_name else 'again'}" if origin.sources else "constant"
         name, number = start, 1
-        while name in self.computed:
+        while name in self.computed or name in self.recording.state:
             name, number = f"{start}_{number}", number + 1
         self.computed[name], self.computed_tensors[name] = origin, array
         return name

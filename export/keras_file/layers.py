@@ -54,9 +54,12 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
         renamed[image.name] = "rescale_raw"
     elif input_range != "unit":
         raise BadInput(f"expected input_range 'unit' ([0, 1]) or 'raw' (0..255), got {input_range!r}. Name one.")
+    constants = {name for name, origin in graph.computed.items() if not origin.sources}
     for node in graph.nodes[1:]:
         inputs = tuple(renamed[name] for name in node.inputs)
-        layers.extend(replace(layer, node=node.name) for layer in _layers_of(graph, node, inputs))
+        for layer in _layers_of(graph, node, inputs):
+            fixed = layer.fixed or any(tensor in constants for _, tensor, _ in layer.weights)
+            layers.append(replace(layer, node=node.name, fixed=fixed))
         renamed[node.name] = node.name
     return in_keras_order(layers)
 
