@@ -52,6 +52,7 @@ def _adaptive_pool(op: str) -> Converter:
 def _reduced(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> tuple[int, ...]:
     """Which axes of (C, H, W) an operation reduces: 0, 1, 2; as torch may hold them in another order."""
     source = given["self"]
+    tracer.as_map(source)
     rank = len(shape_of(source))
     dims = given["dim"] if isinstance(given["dim"], list | tuple) else [given["dim"]]
     axes = sorted(axis % (rank + 1) - 1 for axis in dims if axis is not None)
