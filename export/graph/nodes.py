@@ -86,7 +86,9 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     # last; a node's shape is theirs with the channels first.
     "regroup": ((), ()),  # the same numbers in the same order, in another shape
     "transpose": (("axes",), ()),  # result axis -> axis
-    "cut": (("axis", "start", "stop"), ()),  # a part of one axis, which is left out of the result if one is left of it
+    "unit_norm": (("least",), ()),  # divided by the length of the channels' vector, which counts as `least` or more
+    "pad_axis": (("axis", "before", "after", "value"), ()),
+    "cut": (("axis", "start", "stop", "step"), ()),  # a part of one axis, which is left out of the result if one is left of it
     "join": (("axis",), ()),  # of values one after the other along an axis
     "roll": (("axes", "shifts"), ()),  # as `torch.roll`
     "mean": (("axes",), ()),  # over neighbouring axes

@@ -94,7 +94,7 @@ def record(
     if images is None:
         parameter = next(network.parameters(), torch.zeros(()))
         images = torch.zeros((2, 3, *image_size), dtype=parameter.dtype, device=parameter.device)
-    network.eval()
+    network.train().eval()  # leaving training mode, LeViT and its like forget what they have computed from weights
     recorder = _Recorder(network, keep, given or {})
     try:
         with torch.inference_mode():

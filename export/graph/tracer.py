@@ -68,6 +68,8 @@ class Tracer:
         # Recorded names of means of squares over the channels, and of their roots, which become part of what reads
         # them -> what is squared, and the attributes of an ``inverse_rms``.
         self.mean_squares: dict[str, tuple[fx.Node, dict[str, Any]]] = {}
+        # Recorded names of the lengths of vectors -> the vectors, along which axis, and the least that they may be.
+        self.norms: dict[str, tuple[fx.Node, int, float]] = {}
         # Recorded names of values that torch has repeated for those that they are joined with -> what was repeated.
         self.repeated: dict[str, fx.Node] = {}
         self.roots: dict[str, tuple[fx.Node, dict[str, Any]]] = {}

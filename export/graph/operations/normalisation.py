@@ -56,7 +56,7 @@ def _emit_group_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any], 
     tracer.as_map(source)
     if (given["weight"] is None) != (given["bias"] is None):
         raise NoKerasCounterpart(name_of(operation), module_path(operation), "with a weight or a bias alone")
-    if tracer.is_channels_last(source) or len(shape_of(source)) not in (1, 3):
+    if len(shape_of(source)) not in (1, 3):
         raise NoKerasCounterpart(name_of(operation), module_path(operation), f"of shape {shape_of(source)}")
     attributes = {"groups": groups, "epsilon": float(given["eps"])}
     tracer.emit(operation, "group_norm", [source], attributes, {"gamma": given["weight"], "beta": given["bias"]})

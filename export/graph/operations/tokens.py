@@ -12,11 +12,9 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from export.graph.layouts import MAP, Layout, moved_batch, reshaped
+from export.graph.layouts import Layout, moved_batch, reshaped
 from export.graph.record import module_path
 from export.graph.tracer import Converter, NoKerasCounterpart, Tracer, arguments, name_of, of_weights
-
-_VECTOR = Layout((0,))
 
 
 def converters(known: dict[str, Converter]) -> dict[str, Converter]:
@@ -29,14 +27,18 @@ def _after(first: Converter | None, convert: Converter) -> Converter:
         usual = operation.meta["shape"][:1] == (tracer.batch,) and not any(
             value.name in tracer.layout_of for value in operation.all_input_nodes
         )
-        if first is not None and (usual or not operation.meta["computed"]):
+        if first is not None and usual:
             try:
                 first(tracer, operation, given)
                 return
+            except Exception as error:  # a shape that it does not expect
+                refused = error
+            try:
+                convert(tracer, operation, given)
             except NoKerasCounterpart:
-                if not operation.meta["computed"]:
-                    raise
-        convert(tracer, operation, given)
+                raise (refused if isinstance(refused, NoKerasCounterpart) else _refused(operation, "")) from refused
+        else:
+            convert(tracer, operation, given)
 
     return either
 
@@ -152,9 +154,7 @@ def _slice(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         tracer.alias(operation, source)
         return
     start, stop, step = slice(given["start"], given["end"], given["step"]).indices(source.meta["shape"][dim])
-    if step != 1:
-        raise _refused(operation, f"of every {step}th")
-    _cut(tracer, operation, source, dim, start, stop)
+    _cut(tracer, operation, source, dim, start, stop, step)
 
 
 def _select(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -163,10 +163,12 @@ def _select(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     _cut(tracer, operation, source, dim, index, index + 1)
 
 
-def _cut(tracer: Tracer, operation: fx.Node, source: fx.Node, dim: int, start: int, stop: int) -> None:
+def _cut(
+    tracer: Tracer, operation: fx.Node, source: fx.Node, dim: int, start: int, stop: int, step: int = 1
+) -> None:
     """Take a part of one axis; `operation` says by its shape whether an axis of one is left out."""
     axis, layout, rank = _axis(tracer, operation, source, dim), tracer.layout(source), len(source.meta["shape"])
-    attributes = {"axis": layout.order[axis], "start": start, "stop": stop}
+    attributes = {"axis": layout.order[axis], "start": start, "stop": stop, "step": step}
     node = tracer.input_name(source)
     if len(operation.meta["shape"]) < rank:
         layout = _without(layout, [dim], rank)
@@ -231,16 +233,49 @@ def _pad(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     if not any(amounts):
         tracer.alias(operation, value)
         return
-    last = tracer.layout(value) == Layout((0, 1, 2)) and amounts[:2] == (0, 0) and len(amounts) in (4, 6)
-    if not last or given["mode"] != "constant" or given["value"] not in (None, 0, 0.0) or min(amounts) < 0:
-        raise _refused(operation, "only zeros around a map")
-    left, right, top, bottom = (*amounts[2:], 0, 0)[:4]
-    tracer.add(
-        operation, "pad", [tracer.input_name(value)], tracer.layout(value), {"padding": (top, bottom, left, right)}
-    )
+    layout, node = tracer.layout(value), tracer.input_name(value)
+    sides = {-1 - dim: amounts[2 * dim : 2 * dim + 2] for dim in range(len(amounts) // 2) if any(amounts[2 * dim :][:2])}
+    if given["mode"] != "constant" or min(amounts) < 0:
+        raise _refused(operation, f"of mode {given['mode']}, or with negative numbers")
+    number = float(given["value"] or 0.0)
+    if len(sides) == 1:
+        ((dim, (before, after)),) = sides.items()
+        axis = layout.order[_axis(tracer, operation, value, dim)]
+        attributes = {"axis": axis, "before": before, "after": after, "value": number}
+        tracer.add(operation, "pad_axis", [node], layout, attributes)
+    elif layout == Layout((0, 1, 2)) and sides.keys() <= {-2, -3} and number == 0:
+        (left, right), (top, bottom) = sides.get(-2, (0, 0)), sides.get(-3, (0, 0))
+        tracer.add(operation, "pad", [node], layout, {"padding": (top, bottom, left, right)})
+    else:
+        raise _refused(operation, f"of several axes, {list(amounts)}")
 
 
 # What works along an axis ---------------------------------------------------------------------------------------------
+
+
+def _norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """The length of vectors: nothing but a division of these very vectors may read it, see `_divide_by_norm`."""
+    dims = _several_of(given["dim"])
+    if float(given["ord"]) != 2 or len(dims) != 1 or not given["keepdim"]:
+        raise _refused(operation, f"of order {given['ord']} over {given['dim']}")
+    tracer.norms[operation.name] = (given["self"], _axis(tracer, operation, given["self"], dims[0]), 0.0)
+
+
+def _of_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """A norm that is not let become 0, or that is repeated for each number."""
+    source = operation.args[0]
+    if not isinstance(source, fx.Node) or source.name not in tracer.norms:
+        raise _refused(operation, "")
+    vectors, axis, least = tracer.norms[source.name]
+    tracer.norms[operation.name] = (vectors, axis, max(least, float(given.get("min") or 0.0)))
+
+
+def _divide_by_norm(tracer: Tracer, operation: fx.Node, value: fx.Node, norm: fx.Node) -> None:
+    vectors, axis, least = tracer.norms[norm.name]
+    if tracer.input_name(vectors) != tracer.input_name(value) or tracer.layout(vectors) != tracer.layout(value):
+        raise _refused(operation, "of a value by another's norm")
+    node, layout = _with_last(tracer, value, axis)
+    tracer.add(operation, "unit_norm", [node], layout, {"least": least})
 
 
 def _linear(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -256,6 +291,15 @@ def _layer_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> No
     node, layout = _with_last(tracer, value, _axis(tracer, operation, value, -1))
     weights = _weights(tracer, operation, given, gamma="weight", beta="bias")
     tracer.add(operation, "layer_norm", [node], layout, {"epsilon": float(given["eps"])}, weights)
+
+
+def _rms_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    value = given["input"]
+    if len(given["normalized_shape"]) != 1 or given["eps"] is None:  # without one it is the type's own
+        raise _refused(operation, "over several axes, or without an epsilon")
+    node, layout = _with_last(tracer, value, _axis(tracer, operation, value, -1))
+    weights = _weights(tracer, operation, given, gamma="weight")
+    tracer.add(operation, "rms_norm", [node], layout, {"epsilon": float(given["eps"])}, weights)
 
 
 def _batch_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -350,11 +394,12 @@ def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     in_front = layout.batch_axis < len(left.meta["shape"]) - 2
     if (
         not in_front
-        or one[:-2] != two[:-2]
+        or rank != len(two)
+        or two[:-2] not in (one[:-2], (1,) * (rank - 2))  # all heads may share their keys
         or (layout.batch_axis, layout.merged) != (other.batch_axis, other.merged)
     ):
         raise _refused(operation, f"of shapes {list(left.meta['shape'])} and {list(right.meta['shape'])}")
-    windows, keys = math.prod(one[:-2]), two[-1]
+    windows, keys = math.prod(two[:-2]), two[-1]
     front = tuple(range(rank - 2))
     if windows > 1 and keys < _KEYS_PER_WINDOW * windows:
         order = (*front, rank - 2, rank - 1)
@@ -385,6 +430,9 @@ def _arithmetic(op: str) -> Converter:
         if not (isinstance(value, fx.Node) and value.meta["computed"]):
             raise _refused(operation, "of a number or weight by a value")
         if isinstance(other, fx.Node) and other.meta["computed"]:
+            if op == "divide" and other.name in tracer.norms:
+                _divide_by_norm(tracer, operation, value, other)
+                return
             if op == "divide":
                 raise _refused(operation, "of one value by another")
             tracer.emit(operation, op, [value, other])
@@ -445,16 +493,6 @@ def _of_one_image(operation: fx.Node, array: np.ndarray, merged: int) -> np.ndar
     return first
 
 
-def _array_operation(op: str) -> Converter:
-    """For what `arithmetic.py` knows of maps and vectors alone, see `_after`: a number's place is the first axis."""
-    convert = _arithmetic(op)
-
-    def either(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-        convert(tracer, operation, given)
-
-    return either
-
-
 _SEVERAL = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unbind", "aten.tensor_split")
 
 _ANY_LAYOUT: dict[str, Converter] = {
@@ -481,7 +519,10 @@ _ANY_LAYOUT: dict[str, Converter] = {
     "aten.pad": _pad,
     "aten.linear": _linear,
     "aten.layer_norm": _layer_norm,
+    "aten.rms_norm": _rms_norm,
     "aten.batch_norm": _batch_norm,
+    "aten.linalg_vector_norm": _norm,
+    **dict.fromkeys(("aten.clamp_min", "aten.expand", "aten.expand_as"), _of_norm),
     "aten.softmax": _softmax,
     "aten._softmax": _softmax,
     "aten.mean": _reduced("mean"),

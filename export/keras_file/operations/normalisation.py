@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from math import sqrt
@@ -86,15 +87,15 @@ def _map_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Ker
     yield reshape(node.name, (*node.shape[1:], node.shape[0]), (f"{node.name}_norm",))
 
 
-def _rms_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+def rms_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     """The mean of [x, -x] is 0, and its variance the mean of squares; the first half is kept."""
     name, channels = node.name, node.shape[0]
-    places = node.shape[1:] or (1, 1)
+    places = (math.prod(node.shape[1:]), 1)  # whatever they are: each is by itself
     yield reshape(f"{name}_map", (*places, channels), inputs)
     yield KerasLayer("Rescaling", f"{name}_negative", {"scale": -1.0, "offset": 0.0}, (f"{name}_map",))
     yield KerasLayer("Concatenate", f"{name}_both", {"axis": -1}, (f"{name}_map", f"{name}_negative"))
     yield _alone(f"{name}_divided", node.attributes["epsilon"], (f"{name}_both",))
-    last = name if node.shape[1:] and "gamma" not in node.weights else f"{name}_kept"
+    last = f"{name}_kept"
     yield permute(f"{name}_turned", (1, 3, 2), (f"{name}_divided",))
     crop = {"cropping": [[0, 0], [0, channels]], "data_format": "channels_last"}
     yield KerasLayer("Cropping2D", f"{name}_half", crop, (f"{name}_turned",))
@@ -102,12 +103,11 @@ def _rms_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Ker
     if "gamma" in node.weights:
         gamma = graph.tensors[node.weights["gamma"]].reshape(1, 1, -1, 1)
         config = {"kernel_size": [1, 1], "padding": "valid", "use_bias": False, "data_format": "channels_last"}
-        scaled = name if node.shape[1:] else f"{name}_scaled"
+        scaled = f"{name}_scaled"
         weights = (("depthwise_kernel", node.weights["gamma"], gamma),)
         yield KerasLayer("DepthwiseConv2D", scaled, config, (last,), weights)
         last = scaled
-    if last != name:
-        yield reshape(name, (channels,), (last,))
+    yield reshape(name, (*node.shape[1:], channels), (last,))
 
 
 def _inverse_rms(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
@@ -150,7 +150,7 @@ LAYERS: dict[str, Emit] = {
     "layer_norm": _layer_norm,
     "map_norm": _map_norm,
     "group_norm": _group_norm,
-    "rms_norm": _rms_norm,
+    "rms_norm": rms_norm,
     "inverse_rms": _inverse_rms,
     "divide_by_rms": _divide_by_rms,
 }

@@ -13,8 +13,9 @@ from dataclasses import replace
 import numpy as np
 
 from export.graph.nodes import Graph, Node
-from export.keras_file.keras_layer import Emit, KerasLayer, NoKerasLayer, permute, reshape
+from export.keras_file.keras_layer import Emit, KerasLayer, NoKerasLayer, permute, reshape, zero_padding
 from export.keras_file.operations.convolution import conv2d
+from export.keras_file.operations.normalisation import rms_norm
 
 
 def _shape(node: Node) -> tuple[int, ...]:
@@ -45,8 +46,28 @@ def _cut(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLay
     before, along, after = _around(_shape(graph.node(node.inputs[0])), node.attributes["axis"])
     yield reshape(f"{node.name}_rows", (before, along, after), inputs)
     start, left = node.attributes["start"], along - node.attributes["stop"]
-    yield _crop(f"{node.name}_cropped", (f"{node.name}_rows",), start, left)
-    yield reshape(node.name, _shape(node), (f"{node.name}_cropped",))
+    name, step = f"{node.name}_cropped", node.attributes["step"]
+    yield _crop(name, (f"{node.name}_rows",), start, left)
+    if step > 1:  # the largest of one number is that number
+        config = {"pool_size": [1, 1], "strides": [1, step], "padding": "valid", "data_format": "channels_last"}
+        yield KerasLayer("MaxPooling2D", f"{node.name}_taken", config, (name,))
+        name = f"{node.name}_taken"
+    yield reshape(node.name, _shape(node), (name,))
+
+
+def _pad_axis(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """One number at the ends of an axis: zeros, to which the number is added in their places alone."""
+    before, along, after = _around(_shape(graph.node(node.inputs[0])), node.attributes["axis"])
+    first, last, number = (node.attributes[name] for name in ("before", "after", "value"))
+    yield reshape(f"{node.name}_rows", (before, along, after), inputs)
+    yield zero_padding(f"{node.name}_padded", (0, 0, first, last), (f"{node.name}_rows",))
+    name = f"{node.name}_padded"
+    if number:
+        offset = np.full((1, along + first + last, 1), number)
+        offset[:, first : first + along] = 0.0
+        yield KerasLayer("Rescaling", f"{node.name}_filled", {"scale": 1.0, "offset": offset.tolist()}, (name,))
+        name = f"{node.name}_filled"
+    yield reshape(node.name, _shape(node), (name,))
 
 
 def _stack(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
@@ -124,6 +145,15 @@ def _mean(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLa
     yield reshape(node.name, _shape(node), (f"{node.name}_pool",))
 
 
+def _unit_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """A vector divided by its root mean square is longer by the root of its numbers' count."""
+    count, least = node.shape[0], node.attributes["least"]
+    attributes = {"epsilon": max(least, 1e-12) ** 2 / count}
+    inner = Node(f"{node.name}_rms", "rms_norm", node.inputs, node.shape, attributes)
+    yield from rms_norm(graph, inner, inputs)
+    yield KerasLayer("Rescaling", node.name, {"scale": count**-0.5, "offset": 0.0}, (inner.name,))
+
+
 # Arrays that are the same for all images ------------------------------------------------------------------------------
 
 
@@ -180,10 +210,11 @@ def _matmul(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Keras
     """
     left, right = (_shape(graph.node(name)) for name in node.inputs)
     last = node.attributes["last"]
-    heads = math.prod(left[1:-1])
+    heads = math.prod(right[1:-1])
     rows, columns = right[0], right[-1]
     names = [f"{node.name}_{part}" for part in ("left", "right", "heads", "apart", "blocks", "right_blocks", "dot")]
-    yield reshape(names[0], (left[0], heads * left[-1]), inputs[:1])
+    # keys that all heads share are one matrix, and so are all queries
+    yield reshape(names[0], (math.prod(left) // (heads * left[-1]), heads * left[-1]), inputs[:1])
     if heads == 1:
         yield reshape(names[5], (rows, columns), inputs[1:])
     else:
@@ -217,6 +248,8 @@ LAYERS: dict[str, Emit] = {
     "regroup": _regroup,
     "transpose": _transpose,
     "cut": _cut,
+    "pad_axis": _pad_axis,
+    "unit_norm": _unit_norm,
     "join": _join,
     "roll": _roll,
     "mean": _mean,
