@@ -235,12 +235,13 @@ class Tracer:
 
     def as_map(self, value: Any) -> None:
         """Bring a map that torch has moved, as in a pixel shuffle, into the order of all maps; others stay."""
-        if not isinstance(value, fx.Node) or value.name not in self.layout_of:
+        if not isinstance(value, fx.Node) or value.name not in self.node_of:
             return
-        layout = self.layout_of[value.name]
+        layout = self.layout(value)
         if len(layout.order) == 3 and replace(layout, order=MAP.order) == MAP:
             self.node_of[value.name] = self.in_order(value, MAP.order)
-            del self.layout_of[value.name]
+            self.layout_of.pop(value.name, None)
+            self.channels_last.discard(value.name)
 
     def alias(self, operation: fx.Node, of: fx.Node, channels_last: bool | None = None) -> None:
         """Make `operation` the same value as `of`, in the same layout unless `channels_last` is given."""

@@ -61,16 +61,15 @@ def test_new_operations_become_nodes():
 @pytest.mark.parametrize(
     ("operation", "named"),
     [
-        (lambda x: x[:, :, ::2], "aten.slice"),
         (lambda x: nn.functional.leaky_relu(x, 2.0), "negative slope 2.0"),
-        (lambda x: x / (x.abs() + 2), "aten.div: of one value by another"),
+        (lambda x: x / (x.abs() + 2), "aten.div: by a computed value"),
         (lambda x: x.abs().sqrt(), "aten.sqrt: of something other than a mean of squares"),
-        (lambda x: nn.functional.pad(x, (1, 1), value=torch.inf), "aten.pad"),
+        (lambda x: nn.functional.pad(x, (1, 1), value=torch.inf), "aten.pad: with inf"),
         (lambda x: nn.functional.max_pool2d(x, 3, dilation=2), "with dilation"),
         (lambda x: nn.functional.rms_norm(x.permute(0, 2, 3, 1), (4,)).permute(0, 3, 1, 2), "aten.rms_norm"),
         (lambda x: x.flatten(0, 1).reshape(x.shape).sum(0, keepdim=True) + x, "aten.sum: along the images"),
     ],
-    ids=["every other row", "steep", "division", "root", "infinite padding", "dilated", "no epsilon", "over images"],
+    ids=["steep", "division", "root", "infinite padding", "dilated", "no epsilon", "over images"],
 )
 def test_what_would_not_be_the_same_is_refused(operation, named):
     class Odd(nn.Module):
@@ -213,7 +212,7 @@ BRANCHES = {
     "blur": Apply(blurred),
     "squeezed": Apply(lambda x: (x.unsqueeze(1) * 2).squeeze(1)),
     "part_of_rows": Apply(lambda x: x.split(5, dim=2)[1] * 2),
-    "columns": Apply(lambda x: nn.functional.conv1d(x.mean(2), torch.ones(C, C, 1, dtype=x.dtype) / 3).mean(2)),
+    "columns": Apply(lambda x: nn.functional.conv1d(x.mean(2), torch.ones(C, C, 1, dtype=x.dtype) / 4).mean(2)),
     "flatten": nn.Sequential(nn.Flatten(), nn.Linear(C * 12 * 10, C)),
 }  # fmt: skip
 
@@ -245,7 +244,7 @@ def off_by_a_little(layer):
         array = array.copy()
         array.reshape(-1)[0] += 1e-3
         return replace(layer, weights=((role, tensor, array), *others))
-    if layer.class_name == "Rescaling":
+    if layer.class_name == "Rescaling" and np.any(config["scale"]):
         return replace(layer, config={**config, "scale": (np.array(config["scale"]) * (1 + 1e-6)).tolist()})
     if layer.class_name == "LayerNormalization":
         return replace(layer, config={**config, "epsilon": config["epsilon"] * 2})
