@@ -100,7 +100,10 @@ def trace_checkpoint(checkpoint: Checkpoint) -> Graph:
         graph = trace_graph(recording, _layer_names(checkpoint.backbone))
         # copies: the network's owner may change its weights, and the file's are these
         tensors = {name: array.copy() for name, array in graph.tensors.items()}
-        _traced[checkpoint.digest] = Graph(graph.nodes, tensors, graph.computed), recording.output.softmax(dim=1).numpy()
+        _traced[checkpoint.digest] = (
+            Graph(graph.nodes, tensors, graph.computed),
+            recording.output.softmax(dim=1).numpy(),
+        )
     return _traced[checkpoint.digest][0]
 
 

@@ -88,7 +88,10 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "transpose": (("axes",), ()),  # result axis -> axis
     "unit_norm": (("least",), ()),  # divided by the length of the channels' vector, which counts as `least` or more
     "pad_axis": (("axis", "before", "after", "value"), ()),
-    "cut": (("axis", "start", "stop", "step"), ()),  # a part of one axis, which is left out of the result if one is left of it
+    "cut": (
+        ("axis", "start", "stop", "step"),
+        (),
+    ),  # a part of one axis, which is left out of the result if one is left of it
     "join": (("axis",), ()),  # of values one after the other along an axis
     "roll": (("axes", "shifts"), ()),  # as `torch.roll`
     "mean": (("axes",), ()),  # over neighbouring axes

@@ -242,7 +242,13 @@ def _expand(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         tracer.repeated[operation.name] = tracer.repeated.get(source.name, source)
         return
     before, after = shape_of(source), shape_of(operation)
-    if source.name in tracer.layout_of or len(before) != 3 or len(after) != 3 or before[0] != after[0] or tracer.is_channels_last(source):
+    if (
+        source.name in tracer.layout_of
+        or len(before) != 3
+        or len(after) != 3
+        or before[0] != after[0]
+        or tracer.is_channels_last(source)
+    ):
         raise NoKerasCounterpart(name_of(operation), module_path(operation), f"from {before} to {after}")
     factors = (after[1] // before[1], after[2] // before[2])
     tracer.emit(operation, "upsample", [source], {"factors": factors})

@@ -39,9 +39,7 @@ def matrix_along(size: int, operation: Along) -> tuple[tuple[float, ...], ...] |
     return tuple(tuple(row) for row in result[0, :, :, 0].T.tolist())
 
 
-def emit_map(
-    tracer: Tracer, operation: fx.Node, source: fx.Node, rows: Along | None, columns: Along | None
-) -> None:
+def emit_map(tracer: Tracer, operation: fx.Node, source: fx.Node, rows: Along | None, columns: Along | None) -> None:
     """Add the node of an operation that is linear along rows and along columns; nothing if it changes neither.
 
     Args:

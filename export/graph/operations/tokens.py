@@ -163,9 +163,7 @@ def _select(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     _cut(tracer, operation, source, dim, index, index + 1)
 
 
-def _cut(
-    tracer: Tracer, operation: fx.Node, source: fx.Node, dim: int, start: int, stop: int, step: int = 1
-) -> None:
+def _cut(tracer: Tracer, operation: fx.Node, source: fx.Node, dim: int, start: int, stop: int, step: int = 1) -> None:
     """Take a part of one axis; `operation` says by its shape whether an axis of one is left out."""
     axis, layout, rank = _axis(tracer, operation, source, dim), tracer.layout(source), len(source.meta["shape"])
     attributes = {"axis": layout.order[axis], "start": start, "stop": stop, "step": step}
@@ -205,9 +203,7 @@ def _array(tracer: Tracer, operation: fx.Node, value: fx.Node, beside: fx.Node) 
     if name is None or math.prod(weight.meta["shape"]) != math.prod(of_image) or value.op != "call_function":
         raise of_weights(operation)
     attributes = {"shape": of_image, "order": layout.order, "constant": None}
-    return tracer.add(
-        operation, "array", [tracer.input_name(beside)], layout, attributes, {"array": name}, value=value
-    )
+    return tracer.add(operation, "array", [tracer.input_name(beside)], layout, attributes, {"array": name}, value=value)
 
 
 def _same_for_all(value: fx.Node) -> fx.Node:
@@ -234,7 +230,9 @@ def _pad(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         tracer.alias(operation, value)
         return
     layout, node = tracer.layout(value), tracer.input_name(value)
-    sides = {-1 - dim: amounts[2 * dim : 2 * dim + 2] for dim in range(len(amounts) // 2) if any(amounts[2 * dim :][:2])}
+    sides = {
+        -1 - dim: amounts[2 * dim : 2 * dim + 2] for dim in range(len(amounts) // 2) if any(amounts[2 * dim :][:2])
+    }
     if given["mode"] != "constant" or min(amounts) < 0:
         raise _refused(operation, f"of mode {given['mode']}, or with negative numbers")
     number = float(given["value"] or 0.0)
@@ -364,6 +362,8 @@ def _reduced(op: str) -> Converter:
 
 def _mean(tracer: Tracer, operation: fx.Node, given: dict[str, Any], op: str) -> None:
     value, rank = given["self"], len(given["self"].meta["shape"])
+    if given.get("dim") in (None, []):
+        raise _refused(operation, "over everything, all images included")
     dims = [dim % rank for dim in _several_of(given["dim"])]
     axes = [_axis(tracer, operation, value, dim) for dim in dims]
     layout = tracer.layout(value)
