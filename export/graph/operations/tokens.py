@@ -378,10 +378,10 @@ def _mean(tracer: Tracer, operation: fx.Node, given: dict[str, Any], op: str) ->
 
 # Products of two values -----------------------------------------------------------------------------------------------
 
-# Up to so many keys for each of the windows or heads, every product is computed by itself: for N queries of K numbers
-# it takes N * M * K numbers for each window. Otherwise one matrix product computes all heads: it takes as many
-# multiplications more as there are heads.
-_KEYS_PER_WINDOW = 2
+# Small matrices for many windows are multiplied number by number: (N, K) by (K, M) takes N * K * M numbers for each.
+# Large ones for few heads are multiplied in one matrix product for all heads, which takes as many multiplications more
+# as there are heads. A matrix is small if it has fewer than so many rows or columns for each window.
+_SMALL = 2
 
 
 def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -399,9 +399,9 @@ def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         or (layout.batch_axis, layout.merged) != (other.batch_axis, other.merged)
     ):
         raise _refused(operation, f"of shapes {list(left.meta['shape'])} and {list(right.meta['shape'])}")
-    windows, keys = math.prod(two[:-2]), two[-1]
+    windows = math.prod(two[:-2])
     front = tuple(range(rank - 2))
-    if windows > 1 and keys < _KEYS_PER_WINDOW * windows:
+    if windows > 1 and max(two[-2:]) < _SMALL * windows:
         order = (*front, rank - 2, rank - 1)
         nodes = [tracer.in_order(left, order), tracer.in_order(right, (*front, rank - 1, rank - 2))]
         tracer.add(operation, "matmul_windows", nodes, replace(layout, order=order))
