@@ -90,9 +90,7 @@ def reshaped(order: Sequence[int], before: Sequence[int], after: Sequence[int]) 
     Returns:
         The order after it; None if Keras's value has to be brought into torch's order first.
     """
-    sources, targets = (
-        [axis for axis, size in enumerate(shape) if size != 1] for shape in (before, after)
-    )
+    sources, targets = ([axis for axis, size in enumerate(shape) if size != 1] for shape in (before, after))
     keras = sorted(sources, key=lambda axis: order[axis])
     groups: list[tuple[int, list[int]]] = []  # place in Keras of the first source axis, target axes
     start = stop = 0

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from export.graph.layouts import Layout, moved_batch, reshaped
+from export.graph.layouts import MAP, Layout, moved_batch, reshaped
 from export.graph.record import module_path
 from export.graph.tracer import Converter, NoKerasCounterpart, Tracer, arguments, name_of, of_weights
 
 
 def converters(known: dict[str, Converter]) -> dict[str, Converter]:
     """Converters for values of any layout, which leave maps and vectors to those that are known for them."""
-    return {name: _after(known.get(name), convert) for name, convert in _ANY_LAYOUT.items()}
+    return {
+        **{name: _after(known.get(name), convert) for name, convert in _ANY_LAYOUT.items()},
+        "getitem": _part_by(known["getitem"]),
+    }
 
 
 def _after(first: Converter | None, convert: Converter) -> Converter:
@@ -136,10 +139,24 @@ def _parts(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     """Nothing: each part that is used becomes a node where it is taken, see `_part`."""
 
 
+def _part_by(of_channels: Converter) -> Converter:
+    """Parts of a map's channels, and the results of other operations, are taken as ever."""
+
+    def convert(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+        several = given["several"]
+        source, dim = several.args[0], arguments(several).get("dim")
+        in_parts = name_of(several) in _SEVERAL and several.name not in tracer.node_of
+        is_map = in_parts and name_of(several) != "aten.unbind" and tracer.layout(source) in (MAP, Layout((0, 1, 2)))
+        if not in_parts or (is_map and dim % 4 == (3 if tracer.is_channels_last(source) else 1)):
+            of_channels(tracer, operation, given)
+        else:
+            _part(tracer, operation, given)
+
+    return convert
+
+
 def _part(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     several, index = given["several"], given["index"]
-    if several.name in tracer.node_of or name_of(several) not in _SEVERAL:
-        raise _refused(several, "more than its first result")
     source, dim = several.args[0], arguments(several).get("dim", 0)
     if name_of(several) == "aten.unbind":
         _cut(tracer, operation, source, dim, index, index + 1)
@@ -163,9 +180,7 @@ def _select(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     _cut(tracer, operation, source, dim, index, index + 1)
 
 
-def _cut(
-    tracer: Tracer, operation: fx.Node, source: fx.Node, dim: int, start: int, stop: int, step: int = 1
-) -> None:
+def _cut(tracer: Tracer, operation: fx.Node, source: fx.Node, dim: int, start: int, stop: int, step: int = 1) -> None:
     """Take a part of one axis; `operation` says by its shape whether an axis of one is left out."""
     axis, layout, rank = _axis(tracer, operation, source, dim), tracer.layout(source), len(source.meta["shape"])
     attributes = {"axis": layout.order[axis], "start": start, "stop": stop, "step": step}
@@ -205,9 +220,7 @@ def _array(tracer: Tracer, operation: fx.Node, value: fx.Node, beside: fx.Node) 
     if name is None or math.prod(weight.meta["shape"]) != math.prod(of_image) or value.op != "call_function":
         raise of_weights(operation)
     attributes = {"shape": of_image, "order": layout.order, "constant": None}
-    return tracer.add(
-        operation, "array", [tracer.input_name(beside)], layout, attributes, {"array": name}, value=value
-    )
+    return tracer.add(operation, "array", [tracer.input_name(beside)], layout, attributes, {"array": name}, value=value)
 
 
 def _same_for_all(value: fx.Node) -> fx.Node:
@@ -234,7 +247,9 @@ def _pad(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         tracer.alias(operation, value)
         return
     layout, node = tracer.layout(value), tracer.input_name(value)
-    sides = {-1 - dim: amounts[2 * dim : 2 * dim + 2] for dim in range(len(amounts) // 2) if any(amounts[2 * dim :][:2])}
+    sides = {
+        -1 - dim: amounts[2 * dim : 2 * dim + 2] for dim in range(len(amounts) // 2) if any(amounts[2 * dim :][:2])
+    }
     if given["mode"] != "constant" or min(amounts) < 0:
         raise _refused(operation, f"of mode {given['mode']}, or with negative numbers")
     number = float(given["value"] or 0.0)
@@ -511,7 +526,6 @@ _ANY_LAYOUT: dict[str, Converter] = {
         _transpose,
     ),
     **dict.fromkeys(_SEVERAL, _parts),
-    "getitem": _part,
     "aten.slice": _slice,
     "aten.select": _select,
     "aten.cat": _join,
@@ -537,4 +551,4 @@ _ANY_LAYOUT: dict[str, Converter] = {
     "aten.div": _arithmetic("divide"),
 }  # fmt: skip
 # Names of the operations that may move the batch, and look after it.
-ANY_LAYOUT = frozenset(_ANY_LAYOUT)
+ANY_LAYOUT = frozenset({*_ANY_LAYOUT, "getitem"})
