@@ -148,7 +148,7 @@ class Computed:
     """An array that is not in the state dict: what the network computes from its weights alone, once for all images.
 
     Attributes:
-        sources: the tensors of the state dict that it is computed from.
+        sources: the tensors of the state dict that it is computed from; none of a constant, such as a blur's kernel.
         trace_name: the recorded operation that computes it; empty for the copy of a weight that is used again.
     """
 

@@ -233,6 +233,16 @@ class Tracer:
             self._moved[name, axes] = self.add(value, "transpose", [name], moved, {"axes": axes}, value=value)
         return self._moved[name, axes]
 
+    def as_map(self, value: Any) -> None:
+        """Bring a map that torch has moved, as in a pixel shuffle, into the order of all maps; others stay."""
+        if not isinstance(value, fx.Node) or value.name not in self.node_of:
+            return
+        layout = self.layout(value)
+        if len(layout.order) == 3 and replace(layout, order=MAP.order) == MAP:
+            self.node_of[value.name] = self.in_order(value, MAP.order)
+            self.layout_of.pop(value.name, None)
+            self.channels_last.discard(value.name)
+
     def alias(self, operation: fx.Node, of: fx.Node, channels_last: bool | None = None) -> None:
         """Make `operation` the same value as `of`, in the same layout unless `channels_last` is given."""
         self.node_of[operation.name] = self.input_name(of)
@@ -258,10 +268,13 @@ class Tracer:
         """Name of the tensor of weights, trained or computed from such, that a traced value stands for; None for others.
 
         What is computed from weights is computed here, when something asks for it. With `in_its_shape`, so is a weight
-        that the network sees in another shape than it has.
+        that the network sees in another shape than it has, and a constant counts as computed, from nothing.
         """
         if not isinstance(value, fx.Node):
             return None
+        if "constant" in value.meta and value.name not in self.tensor_of and in_its_shape:
+            array = value.meta["constant"].detach().float().cpu().numpy()
+            self.tensor_of[value.name] = self._add_computed(array, Computed(()))
         seen = self.tensor_of.get(value.name)
         if in_its_shape and seen and value.name not in self.of_weights:
             if self.tensor(seen).shape != value.meta["shape"]:
@@ -298,9 +311,9 @@ class Tracer:
         return name
 
     def _add_computed(self, array: np.ndarray, origin: Computed) -> str:
-        start = f"{origin.sources[0]}.{'computed' if origin.trace_name else 'again'}"
+        start = f"{origin.sources[0]}.{'computed' if origin.trace_name else 'again'}" if origin.sources else "constant"
         name, number = start, 1
-        while name in self.computed:
+        while name in self.computed or name in self.recording.state:
             name, number = f"{start}_{number}", number + 1
         self.computed[name], self.computed_tensors[name] = origin, array
         return name

@@ -91,6 +91,8 @@ def _threshold(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> Non
 
 
 def _glu(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    if given["self"].name in tracer.layout_of:
+        tracer.as_map(given["self"])
     source, rank = given["self"], len(shape_of(given["self"]))
     channels = rank if tracer.is_channels_last(source) else 1
     if given["dim"] % (rank + 1) != channels:

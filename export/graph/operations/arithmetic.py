@@ -200,6 +200,8 @@ def _clamp(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 def _weight(tracer: Tracer, operation: fx.Node, value: fx.Node, weight: fx.Node) -> fx.Node:
     """A weight that a value is joined with: one number, one for each channel, or one for each place and channel."""
+    if value.name in tracer.layout_of:
+        tracer.as_map(value)
     name = tracer.weight_name(weight)
     shape = tracer.tensor(name).shape if name else ()
     # torch aligns shapes at their ends; a view of the weight is known by its own shape
@@ -216,6 +218,8 @@ def _weight(tracer: Tracer, operation: fx.Node, value: fx.Node, weight: fx.Node)
 
 def _per_channel(tracer: Tracer, operation: fx.Node, value: fx.Node, constant: np.ndarray) -> tuple[float, ...]:
     """A constant of shape (1, C, 1, 1), (C, 1, 1) or () as C floats, without rounding."""
+    if value.name in tracer.layout_of:
+        tracer.as_map(value)
     shape = shape_of(operation)
     full = (1,) * (len(shape) + 1 - constant.ndim) + constant.shape
     last = tracer.is_channels_last(value) and len(full) == 4

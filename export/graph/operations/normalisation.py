@@ -53,6 +53,7 @@ def _group_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> No
 
 def _emit_group_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any], groups: int) -> None:
     source = given["input"]
+    tracer.as_map(source)
     if (given["weight"] is None) != (given["bias"] is None):
         raise NoKerasCounterpart(name_of(operation), module_path(operation), "with a weight or a bias alone")
     if len(shape_of(source)) not in (1, 3):

@@ -51,6 +51,7 @@ def emit_map(
         rows: what it does to the rows; None: nothing.
         columns: the same for the columns, which it is given as rows.
     """
+    tracer.as_map(source)
     if len(shape_of(source)) != 3 or tracer.is_channels_last(source):
         raise NoKerasCounterpart(name_of(operation), module_path(operation), f"of shape {shape_of(source)}")
     sizes = shape_of(source)[1:]

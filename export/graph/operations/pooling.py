@@ -52,12 +52,19 @@ def _adaptive_pool(op: str) -> Converter:
 def _reduced(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> tuple[int, ...]:
     """Which axes of (C, H, W) an operation reduces: 0, 1, 2; as torch may hold them in another order."""
     source = given["self"]
+    if source.name in tracer.layout_of:
+        tracer.as_map(source)
     rank = len(shape_of(source))
     dims = given["dim"] if isinstance(given["dim"], list | tuple) else [given["dim"]]
     axes = sorted(axis % (rank + 1) - 1 for axis in dims if axis is not None)
     if rank != 3 or not axes or -1 in axes:
         raise NoKerasCounterpart(name_of(operation), module_path(operation), f"over dimensions {given['dim']}")
-    return tuple(sorted((axis + 1) % 3 for axis in axes)) if tracer.is_channels_last(source) else tuple(axes)
+    if tracer.is_channels_last(source):
+        in_keras = tuple(sorted((axis + 1) % 3 for axis in axes))
+        if in_keras in ((0,), (1,), (2,), (1, 2)):
+            return in_keras
+        tracer.as_map(source)
+    return tuple(axes)
 
 
 def _mean(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from export.graph.tracer import (
     Converter,
     NoKerasCounterpart,
     Tracer,
+    arguments,
     name_of,
     shape_of,
 )
@@ -36,6 +37,9 @@ def _part(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         return
     source, sizes = several.args[0], several.meta["results"]
     channels = 3 if tracer.is_channels_last(source) else 1
+    if name_of(several) == "aten.unbind":
+        raise NoKerasCounterpart(name_of(several), module_path(several), "not of channels")
+    _several(tracer, several, arguments(several))  # says what is wrong with another dimension
     start = sum(size[channels] for size in sizes[:index])
     _take_channels(tracer, operation, source, start, start + sizes[index][channels])
 

@@ -253,6 +253,8 @@ def _pad(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     if given["mode"] != "constant" or min(amounts) < 0:
         raise _refused(operation, f"of mode {given['mode']}, or with negative numbers")
     number = float(given["value"] or 0.0)
+    if math.isinf(number):
+        raise _refused(operation, f"with {number}, and no maximum follows")
     if len(sides) == 1:
         ((dim, (before, after)),) = sides.items()
         axis = layout.order[_axis(tracer, operation, value, dim)]
