@@ -281,10 +281,10 @@ class _Recorder(TorchDispatchMode):
         node.meta = self._meta(results[0] if results else changed[0], computed)
         if changed:
             if node.name in self.given:
-                changed[0].copy_(self.given[node.name])
+                changed[0].copy_(self._given(node, changed[0]))
             return self._after_change(node, changed, aliases, result)
         if isinstance(result, Tensor):
-            result = self.given.get(node.name, result)
+            result = self._given(node, result)
             # Inference's dropout gives its input back. Other readers of the input must not read the dropout.
             node.meta["unchanged"] = any(result is each for each in given)
             result = torch.ops.aten.alias.default(result) if node.meta["unchanged"] else result
@@ -298,11 +298,18 @@ class _Recorder(TorchDispatchMode):
             if isinstance(part, Tensor):
                 taken = self.graph.call_function(operator.getitem, (node, index))
                 taken.meta = self._meta(part, computed)
-                part = self.given.get(taken.name, part)
+                part = self._given(taken, part)
                 part = torch.ops.aten.alias.default(part) if any(part is each for each in given) else part
                 self._set(part, taken)
             parts.append(part)
         return type(result)(parts) if type(result) in (list, tuple) else result
+
+    def _given(self, node: fx.Node, result: Tensor) -> Tensor:
+        """What the network goes on with; one image's part is given where the result has one for each image."""
+        given = self.given.get(node.name, result)
+        if given.shape != result.shape and given.shape[1:] == result.shape[1:]:
+            given = given.repeat(len(result) // len(given), *(1,) * (given.dim() - 1))
+        return given
 
     def read(self, tensor: Tensor) -> fx.Node:
         """The node of a tensor; one that no operation has made is a weight or a constant."""

@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 from torch import fx
 
-from export.graph.layouts import Layout, moved_batch, reshaped
+from export.graph.layouts import MAP, Layout, moved_batch, reshaped
 from export.graph.record import module_path
 from export.graph.tracer import Converter, NoKerasCounterpart, Tracer, arguments, name_of, of_weights
 
 
 def converters(known: dict[str, Converter]) -> dict[str, Converter]:
     """Converters for values of any layout, which leave maps and vectors to those that are known for them."""
-    return {name: _after(known.get(name), convert) for name, convert in _ANY_LAYOUT.items()}
+    return {
+        **{name: _after(known.get(name), convert) for name, convert in _ANY_LAYOUT.items()},
+        "getitem": _part_by(known["getitem"]),
+    }
 
 
 def _after(first: Converter | None, convert: Converter) -> Converter:
@@ -136,10 +139,24 @@ def _parts(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     """Nothing: each part that is used becomes a node where it is taken, see `_part`."""
 
 
+def _part_by(of_channels: Converter) -> Converter:
+    """Parts of a map's channels, and the results of other operations, are taken as ever."""
+
+    def convert(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+        several = given["several"]
+        source, dim = several.args[0], arguments(several).get("dim")
+        in_parts = name_of(several) in _SEVERAL and several.name not in tracer.node_of
+        is_map = in_parts and name_of(several) != "aten.unbind" and tracer.layout(source) in (MAP, Layout((0, 1, 2)))
+        if not in_parts or (is_map and dim % 4 == (3 if tracer.is_channels_last(source) else 1)):
+            of_channels(tracer, operation, given)
+        else:
+            _part(tracer, operation, given)
+
+    return convert
+
+
 def _part(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     several, index = given["several"], given["index"]
-    if several.name in tracer.node_of or name_of(several) not in _SEVERAL:
-        raise _refused(several, "more than its first result")
     source, dim = several.args[0], arguments(several).get("dim", 0)
     if name_of(several) == "aten.unbind":
         _cut(tracer, operation, source, dim, index, index + 1)
@@ -380,10 +397,10 @@ def _mean(tracer: Tracer, operation: fx.Node, given: dict[str, Any], op: str) ->
 
 # Products of two values -----------------------------------------------------------------------------------------------
 
-# Up to so many keys for each of the windows or heads, every product is computed by itself: for N queries of K numbers
-# it takes N * M * K numbers for each window. Otherwise one matrix product computes all heads: it takes as many
-# multiplications more as there are heads.
-_KEYS_PER_WINDOW = 2
+# Small matrices for many windows are multiplied number by number: (N, K) by (K, M) takes N * K * M numbers for each.
+# Large ones for few heads are multiplied in one matrix product for all heads, which takes as many multiplications more
+# as there are heads. A matrix is small if it has fewer than so many rows or columns for each window.
+_SMALL = 2
 
 
 def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -401,9 +418,9 @@ def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         or (layout.batch_axis, layout.merged) != (other.batch_axis, other.merged)
     ):
         raise _refused(operation, f"of shapes {list(left.meta['shape'])} and {list(right.meta['shape'])}")
-    windows, keys = math.prod(two[:-2]), two[-1]
+    windows = math.prod(two[:-2])
     front = tuple(range(rank - 2))
-    if windows > 1 and keys < _KEYS_PER_WINDOW * windows:
+    if windows > 1 and max(two[-2:]) < _SMALL * windows:
         order = (*front, rank - 2, rank - 1)
         nodes = [tracer.in_order(left, order), tracer.in_order(right, (*front, rank - 1, rank - 2))]
         tracer.add(operation, "matmul_windows", nodes, replace(layout, order=order))
@@ -513,7 +530,6 @@ _ANY_LAYOUT: dict[str, Converter] = {
         _transpose,
     ),
     **dict.fromkeys(_SEVERAL, _parts),
-    "getitem": _part,
     "aten.slice": _slice,
     "aten.select": _select,
     "aten.cat": _join,
@@ -539,4 +555,4 @@ _ANY_LAYOUT: dict[str, Converter] = {
     "aten.div": _arithmetic("divide"),
 }  # fmt: skip
 # Names of the operations that may move the batch, and look after it.
-ANY_LAYOUT = frozenset(_ANY_LAYOUT)
+ANY_LAYOUT = frozenset({*_ANY_LAYOUT, "getitem"})

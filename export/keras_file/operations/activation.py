@@ -67,7 +67,7 @@ def _clip(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLa
 
 
 def _gelu_tanh(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    """x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)): (1 + tanh(z)) / 2 is the sigmoid of 2 * z."""
+    """X * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 * x ** 3)): (1 + tanh(z)) / 2 is the sigmoid of 2 * z."""
     name, factor = node.name, 2 * sqrt(2 / pi)
     yield KerasLayer("Multiply", f"{name}_square", {}, inputs * 2)
     yield _rescaled(f"{name}_factor", 0.044715 * factor, factor, f"{name}_square")
