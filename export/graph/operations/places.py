@@ -80,7 +80,7 @@ def _resize(name: str) -> Converter:
                 options |= {"antialias": True} if name.endswith("_aa") else {}
                 # with a scale, torch finds its places by that and not by the sizes
                 size = {"scale_factor": (factors[axis], 1.0), "recompute_scale_factor": False}
-                size = size if factors[axis] else {"size": (after[axis], value.shape[3])}  # type: ignore[dict-item]
+                size = size if factors[axis] else {"size": (after[axis], value.shape[3])}
                 return functional.interpolate(value, mode=name.removesuffix("_aa"), **size, **options)  # type: ignore[arg-type]
 
             return one
