@@ -4,7 +4,8 @@
 Wherever the defaults of the two frameworks differ (padding, epsilon, momentum, the ceiling of a ReLU), the value is
 stated in a node's attributes; nothing relies on a default.
 
-Layout is that of torch's convolutions: activations NCHW, convolution kernels (out, in/groups, kh, kw), dense kernels (out, in).
+Layout is that of torch's convolutions: activations NCHW, convolution kernels (out, in/groups, kh, kw), dense kernels
+(out, in).
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "transpose": (("axes",), ()),  # result axis -> axis
     "unit_norm": (("least",), ()),  # divided by the length of the channels' vector, which counts as `least` or more
     "pad_axis": (("axis", "before", "after", "value"), ()),
-    "cut": (("axis", "start", "stop", "step"), ()),  # a part of one axis, which is left out of the result if one is left of it
+    # a part of one axis; where torch takes one of it and has no axis left, nor has the result
+    "cut": (("axis", "start", "stop", "step"), ()),
     "join": (("axis",), ()),  # of values one after the other along an axis
     "roll": (("axes", "shifts"), ()),  # as `torch.roll`
     "mean": (("axes",), ()),  # over neighbouring axes

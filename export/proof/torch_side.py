@@ -45,7 +45,8 @@ def torch_layers(
         for name, origin in graph.computed.items()
         if origin.trace_name
     }
-    recording = record(exact, (images.shape[1], images.shape[2]), nchw(images), keep={node.trace_name for node in nodes}, given=given)
+    keep = {node.trace_name for node in nodes}
+    recording = record(exact, (images.shape[1], images.shape[2]), nchw(images), keep=keep, given=given)
     missing = [node.name for node in nodes if node.trace_name not in recording.values]
     if missing:
         raise BadInput(

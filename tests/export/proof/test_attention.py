@@ -17,8 +17,11 @@ from export.graph.trace import NoKerasCounterpart, trace_graph
 from export.keras_file.layers import keras_layers
 from export.keras_file.write import training_config, write_keras_h5
 from export.proof.checks import check_layers
+from export.proof.parity import Pair, check_parity
 from export.proof.torch_side import torch_layers
+from export.torch_to_keras import write_twin
 from export.worker.keras_process import run_keras
+from tests.conftest import photos_of, random_classifier, save_checkpoint
 
 SIZE = (16, 16)
 WIDTH, HEADS, CLASSES = 12, 3, 4
@@ -240,6 +243,17 @@ def test_constants_are_not_trained(networks):
     fixed = [layer for layer in layers if layer.fixed]
     assert fixed
     assert all(tensor == "" for layer in fixed for _, tensor, _ in layer.weights)
+
+
+@pytest.mark.keras
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["test_vit", "test_coatnet"])
+def test_the_whole_ladder(tmp_path, backbone):
+    network = random_classifier(0, backbone=backbone, mean=0.45, std=0.25)
+    checkpoint = save_checkpoint(tmp_path / "a.ckpt", network, (160, 160))
+    twin = write_twin(checkpoint, tmp_path / "a.h5")
+    report = check_parity(Pair(checkpoint, twin.path, photos_of((160, 160))))
+    assert report.verdict == "PASS", report.failed
 
 
 class Refused(nn.Module):
