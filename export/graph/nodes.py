@@ -73,6 +73,7 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "add": ((), ()),
     "subtract": ((), ()),
     "multiply": ((), ()),
+    "divide": ((), ()),  # by numbers that are not 0
     "average": ((), ()),
     "maximum": ((), ()),
     "minimum": ((), ()),
