@@ -116,7 +116,7 @@ def torch_train(
     exact = _in_float64(network, state).eval()
     for module in exact.modules():
         for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(not isinstance(module, nn.BatchNorm2d))
+            parameter.requires_grad_(not isinstance(module, nn.modules.batchnorm._BatchNorm))
     if trainable == "head":
         exact.requires_grad_(False)
         exact.get_submodule("head").requires_grad_(True)

@@ -250,10 +250,12 @@ def test_constants_are_not_trained(networks):
 
 @pytest.mark.keras
 @pytest.mark.slow
-@pytest.mark.parametrize("backbone", ["test_vit", "test_coatnet"])
-def test_the_whole_ladder(tmp_path, backbone):
+@pytest.mark.parametrize(
+    ("backbone", "trainable"), [("test_vit", "head"), ("test_vit", "all"), ("test_coatnet", "head")]
+)
+def test_the_whole_ladder(tmp_path, backbone, trainable):
     network = random_classifier(0, backbone=backbone, mean=0.45, std=0.25)
-    checkpoint = save_checkpoint(tmp_path / "a.ckpt", network, (160, 160))
+    checkpoint = save_checkpoint(tmp_path / "a.ckpt", network, (160, 160), trainable=trainable)
     twin = write_twin(checkpoint, tmp_path / "a.h5")
     report = check_parity(Pair(checkpoint, twin.path, photos_of((160, 160))))
     assert report.verdict == "PASS", report.failed
