@@ -145,7 +145,9 @@ def frozen_layers(checkpoint: Checkpoint, graph: Graph) -> frozenset[str]:
     if checkpoint.trainable != "head" and checkpoint.batch_norm != "frozen":
         return frozenset()
     operations = {node.op for node in graph.nodes} if checkpoint.trainable == "head" else {"batch_norm"}
-    return frozenset(node.name for node in graph.nodes if node.op in operations and node.source.startswith(_BACKBONE))
+    # a class token belongs to the backbone itself, not to a module of it
+    backbone = [node for node in graph.nodes if f"{node.source}.".startswith(_BACKBONE)]
+    return frozenset(node.name for node in backbone if node.op in operations)
 
 
 def trace_network(network: TimmClassifier, backbone: str, image_size: tuple[int, int]) -> Graph:

@@ -75,6 +75,7 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "add": ((), ()),
     "subtract": ((), ()),
     "multiply": ((), ()),
+    "divide": ((), ()),  # by numbers that are not 0
     "average": ((), ()),
     "maximum": ((), ()),
     "minimum": ((), ()),
@@ -91,10 +92,8 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "transpose": (("axes",), ()),  # result axis -> axis
     "unit_norm": (("least",), ()),  # divided by the length of the channels' vector, which counts as `least` or more
     "pad_axis": (("axis", "before", "after", "value"), ()),
-    "cut": (
-        ("axis", "start", "stop", "step"),
-        (),
-    ),  # a part of one axis, which is left out of the result if one is left of it
+    # a part of one axis; where torch takes one of it and has no axis left, nor has the result
+    "cut": (("axis", "start", "stop", "step"), ()),
     "join": (("axis",), ()),  # of values one after the other along an axis
     "roll": (("axes", "shifts"), ()),  # as `torch.roll`
     "mean": (("axes",), ()),  # over neighbouring axes

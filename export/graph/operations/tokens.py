@@ -435,6 +435,20 @@ def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     tracer.add(operation, "matmul", nodes, replace(layout, order=order), {"last": last})
 
 
+def _addcmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """One factor and one number to add for each number of the last axis, as ResMLP has them in place of a norm."""
+    offset, scale, value = given["self"], given["tensor1"], given["tensor2"]
+    if scale.meta["computed"]:
+        scale, value = value, scale
+    node, layout = _with_last(tracer, value, _axis(tracer, operation, value, -1))
+    count = value.meta["shape"][-1]
+    sizes = {tuple(each.meta["shape"][-1:]) + (math.prod(each.meta["shape"]),) for each in (offset, scale)}
+    if given["value"] != 1 or sizes != {(count, count)}:
+        raise _refused(operation, "of other than a value and two weights of its last axis")
+    weights = _weights(tracer, operation, {"scale": scale, "offset": offset}, scale="scale", offset="offset")
+    tracer.add(operation, "channel_affine", [node], layout, {}, weights)
+
+
 # With numbers, weights and constants ----------------------------------------------------------------------------------
 
 
@@ -452,8 +466,6 @@ def _arithmetic(op: str) -> Converter:
             if op == "divide" and other.name in tracer.norms:
                 _divide_by_norm(tracer, operation, value, other)
                 return
-            if op == "divide":
-                raise _refused(operation, "of one value by another")
             tracer.emit(operation, op, [value, other])
             return
         constant = tracer.constant(other)
@@ -547,6 +559,7 @@ _ANY_LAYOUT: dict[str, Converter] = {
     "aten.sum": _reduced("sum"),
     "aten.stack": _stack,
     "aten.conv1d": _conv1d,
+    "aten.addcmul": _addcmul,
     "aten.matmul": _matmul,
     "aten.bmm": _matmul,
     "aten.add": _arithmetic("add"),

@@ -23,7 +23,7 @@ def _per_place(graph: Graph, node: Node, role: str) -> tuple[np.ndarray, tuple[i
     shape = graph.node(node.inputs[0]).shape
     channels, places = shape[0], int(np.prod(shape[1:], dtype=int))
     if array.size == channels and (len(shape) == 3 or array.size != 1):
-        return array.reshape(-1), None if len(shape) == 3 else (1, 1, channels)
+        return array.reshape(-1), None if len(shape) == 3 else (1, places, channels)
     if array.size == 1:
         return array.reshape(1), (places, channels, 1)
     # torch (C, H, W) -> Keras (H, W, C)

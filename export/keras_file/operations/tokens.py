@@ -154,6 +154,34 @@ def _unit_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Ke
     yield KerasLayer("Rescaling", node.name, {"scale": count**-0.5, "offset": 0.0}, (inner.name,))
 
 
+# So small that its square is nothing beside that of what is divided by, and not so small that float32 has no square.
+_LITTLE = 2.0**-40
+
+
+def _divide(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """a / b as a * b * (1 / |b|) ** 2: a LayerNormalization of [b, -b, c, -c] divides c by the root of b ** 2 + c ** 2.
+
+    No built-in layer of Keras 2 divides.
+    """
+    name, shape = node.name, _shape(graph.node(node.inputs[1]))
+    yield reshape(f"{name}_numbers", (math.prod(shape), 1), inputs[1:])
+    kernel, bias = np.zeros((1, 4), np.float32), np.zeros(4, np.float32)
+    kernel[0, :2], bias[2:] = (1.0, -1.0), (_LITTLE, -_LITTLE)
+    config = {"units": 4, "activation": "linear", "use_bias": True}
+    weights = (("kernel", "", kernel), ("bias", "", bias))
+    yield KerasLayer("Dense", f"{name}_both", config, (f"{name}_numbers",), weights, fixed=True)
+    alone = {"axis": [-1], "epsilon": 0.0, "center": False, "scale": False}
+    yield KerasLayer("LayerNormalization", f"{name}_divided", alone, (f"{name}_both",))
+    yield reshape(f"{name}_columns", (math.prod(shape), 4, 1), (f"{name}_divided",))
+    yield _crop(f"{name}_third", (f"{name}_columns",), 2, 1)
+    yield reshape(f"{name}_seen", shape, (f"{name}_third",))
+    config = {"scale": 1 / (_LITTLE * 2**0.5), "offset": 0.0}
+    yield KerasLayer("Rescaling", f"{name}_inverse", config, (f"{name}_seen",))
+    yield KerasLayer("Multiply", f"{name}_sign", {}, (inputs[1], f"{name}_inverse"))
+    yield KerasLayer("Multiply", f"{name}_reciprocal", {}, (f"{name}_sign", f"{name}_inverse"))
+    yield KerasLayer("Multiply", name, {}, (inputs[0], f"{name}_reciprocal"))
+
+
 # Arrays that are the same for all images ------------------------------------------------------------------------------
 
 
@@ -250,6 +278,7 @@ LAYERS: dict[str, Emit] = {
     "cut": _cut,
     "pad_axis": _pad_axis,
     "unit_norm": _unit_norm,
+    "divide": _divide,
     "join": _join,
     "roll": _roll,
     "mean": _mean,
