@@ -22,8 +22,8 @@ LayerNames = Callable[[Iterable[str]], dict[str, str]]
 # They do the same to each number, wherever it is.
 ELEMENTWISE = frozenset(
     """
-    relu leaky_relu elu threshold activation hard_sigmoid hard_swish mish dropout add subtract multiply divide average maximum
-    minimum clip gelu_tanh softplus log_sigmoid absolute cube hard_shrink soft_shrink
+    relu leaky_relu elu threshold activation hard_sigmoid hard_swish mish dropout add subtract multiply divide average
+    maximum minimum clip gelu_tanh softplus log_sigmoid absolute cube hard_shrink soft_shrink
     """.split()  # noqa: SIM905
 )
 # In torch the channels of what they are given are dimension 1, whatever it was before.

@@ -442,7 +442,7 @@ def _addcmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         scale, value = value, scale
     node, layout = _with_last(tracer, value, _axis(tracer, operation, value, -1))
     count = value.meta["shape"][-1]
-    sizes = {tuple(each.meta["shape"][-1:]) + (math.prod(each.meta["shape"]),) for each in (offset, scale)}
+    sizes = {(*each.meta["shape"][-1:], math.prod(each.meta["shape"])) for each in (offset, scale)}
     if given["value"] != 1 or sizes != {(count, count)}:
         raise _refused(operation, "of other than a value and two weights of its last axis")
     weights = _weights(tracer, operation, {"scale": scale, "offset": offset}, scale="scale", offset="offset")

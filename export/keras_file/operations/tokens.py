@@ -159,9 +159,10 @@ _LITTLE = 2.0**-40
 
 
 def _divide(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    """a / b as a * b * (1 / |b|) ** 2: a LayerNormalization of [b, -b, c, -c] divides c by the root of b ** 2 + c ** 2.
+    """A quotient a / b as a * b * (1 / |b|) ** 2.
 
-    No built-in layer of Keras 2 divides.
+    A LayerNormalization of [b, -b, c, -c] divides c by the root of b ** 2 + c ** 2. No built-in layer of Keras 2
+    divides.
     """
     name, shape = node.name, _shape(graph.node(node.inputs[1]))
     yield reshape(f"{name}_numbers", (math.prod(shape), 1), inputs[1:])
