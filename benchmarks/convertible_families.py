@@ -270,7 +270,9 @@ def main() -> int:
 
     def keep() -> None:
         store.write_text(json.dumps(results, indent=1))
-        PAGE.write_text(page(results, datetime.date.today().isoformat()))
+        # what convertible_names.py has written stays
+        rest = PAGE.read_text().partition("## Every name\n") if PAGE.is_file() else ("", "", "")
+        PAGE.write_text(page(results, datetime.date.today().isoformat()) + "\n" * bool(rest[1]) + "".join(rest[1:]))
 
     for family, names in families().items():
         if not names or family in results or (arguments.only and family not in arguments.only):

@@ -124,7 +124,7 @@ def _traced(checkpoint: Checkpoint) -> _Traced:
         )
     # copies: the network's owner may change its weights, and the file's are these
     tensors = {name: array.copy() for name, array in graph.tensors.items()}
-    traced = _Traced(Graph(graph.nodes, tensors), probabilities_of(answers, network.output).numpy())
+    traced = _Traced(Graph(graph.nodes, tensors, graph.computed), probabilities_of(answers, network.output).numpy())
     if not checkpoint.foreign:
         if len(_kept) == _MOST_KEPT:
             _kept.clear()
@@ -145,7 +145,9 @@ def frozen_layers(checkpoint: Checkpoint, graph: Graph) -> frozenset[str]:
     if checkpoint.trainable != "head" and checkpoint.batch_norm != "frozen":
         return frozenset()
     operations = {node.op for node in graph.nodes} if checkpoint.trainable == "head" else {"batch_norm"}
-    return frozenset(node.name for node in graph.nodes if node.op in operations and node.source.startswith(_BACKBONE))
+    # a class token belongs to the backbone itself, not to a module of it
+    backbone = [node for node in graph.nodes if f"{node.source}.".startswith(_BACKBONE)]
+    return frozenset(node.name for node in backbone if node.op in operations)
 
 
 def trace_network(network: TimmClassifier, backbone: str, image_size: tuple[int, int]) -> Graph:
@@ -171,9 +173,16 @@ def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool
         # of ours, all that builds it again; what others call their networks is no settings of ours
         "network" if checkpoint.foreign else "architecture": checkpoint.network.architecture,
         "batches_tracked": _batches_tracked(checkpoint.network),
+        **_computed_weights(trace_checkpoint(checkpoint)),
         "shelftwin_version": own_version(),
     }
     return {**facts, "output": checkpoint.gives} if checkpoint.foreign else facts
+
+
+def _computed_weights(graph: Graph) -> dict[str, Any]:
+    """Which arrays of the file the checkpoint does not have, and from which of its tensors each was computed."""
+    sources = {name: list(origin.sources) for name, origin in graph.computed.items()}
+    return {"computed_weights": sources} if sources else {}
 
 
 def _layer_names(network: Classifier, backbone: str) -> LayerNames:

@@ -324,12 +324,17 @@ def _resize(node: Mapping[str, Any], value: Tensor) -> Tensor:
 
 
 def _flatten(node: Mapping[str, Any], value: Tensor) -> Tensor:
-    return (value.movedim(1, -1) if value.ndim == 4 else value).reshape(len(value), -1)
+    return value.movedim(1, -1).reshape(len(value), -1)
 
 
 def _reshape(node: Mapping[str, Any], value: Tensor) -> Tensor:
     channels, *size = node["shape"]
     return _flatten(node, value).reshape(len(value), *size, channels).movedim(-1, 1)
+
+
+def _transpose(node: Mapping[str, Any], value: Tensor) -> Tensor:
+    """The axes are Keras's, channels last."""
+    return value.movedim(1, -1).permute(0, *(axis + 1 for axis in node["attributes"]["axes"])).movedim(-1, 1)
 
 
 def _folded(operation: Callable[[Tensor, Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -364,6 +369,8 @@ _FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "slice_channels": lambda node, value: value[:, node["attributes"]["start"] : node["attributes"]["stop"]],
     "flatten": _flatten,
     "reshape": _reshape,
+    "regroup": _reshape,
+    "transpose": _transpose,
     "add": _folded(torch.add),
     "subtract": _folded(torch.sub),
     "multiply": _folded(torch.mul),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 import traceback
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,7 +71,11 @@ class Recording:
 
 
 def record(
-    network: nn.Module, image_size: tuple[int, int], images: Tensor | None = None, keep: Collection[str] = ()
+    network: nn.Module,
+    image_size: tuple[int, int],
+    images: Tensor | None = None,
+    keep: Collection[str] = (),
+    given: Mapping[str, Tensor] | None = None,
 ) -> Recording:
     """Run a network once in inference mode and record what it computes.
 
@@ -81,6 +85,7 @@ def record(
         images: what it is run on, (B, 3, H, W), B at least 2, in the network's own type; zeros if not given. A batch of
             one would not show whether images are mixed.
         keep: names of operations whose values are wanted.
+        given: names of operations on weights alone -> what the network goes on with in place of their results.
 
     Raises:
         NotTraced: the network raised an exception, or it does something that no graph of operations can state: a
@@ -89,8 +94,8 @@ def record(
     if images is None:
         parameter = next(network.parameters(), torch.zeros(()))
         images = torch.zeros((2, 3, *image_size), dtype=parameter.dtype, device=parameter.device)
-    network.eval()
-    recorder = _Recorder(network, keep)
+    network.train().eval()  # leaving training mode, LeViT and its like forget what they have computed from weights
+    recorder = _Recorder(network, keep, given or {})
     try:
         with torch.inference_mode():
             # an inference tensor even where the images are not: only of such are composite operations left whole
@@ -108,6 +113,70 @@ def view_of_changed_value(changed: Any) -> Any:
     raise NotImplementedError
 
 
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """`scaled_dot_product_attention` in operations that a graph has: torch's own are one for each processor.
+
+    Args:
+        query: (..., N, d).
+        key: (..., M, d).
+        value: (..., M, d').
+        attn_mask: added to the (..., N, M) products, or true where one counts.
+        dropout_p: it is not done in inference.
+        is_causal: whether a token attends to those before it alone.
+        scale: of the products; d ** -0.5 if not given.
+        enable_gqa: refused.
+    """
+    if enable_gqa or dropout_p:
+        raise NotRecorded("attention with dropout, or with fewer heads for keys than for queries")
+    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, -torch.inf)
+    if attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(-1) @ value
+
+
+def pixel_shuffle(value: Tensor, upscale_factor: int) -> Tensor:
+    """`torch.pixel_shuffle`: (B, C * r * r, H, W) to (B, C, H * r, W * r)."""
+    batch, channels, rows, columns = value.shape
+    factor = upscale_factor
+    apart = value.reshape(batch, channels // factor**2, factor, factor, rows, columns)
+    return apart.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // factor**2, rows * factor, columns * factor)
+
+
+def pixel_unshuffle(value: Tensor, downscale_factor: int) -> Tensor:
+    """`torch.pixel_unshuffle`: (B, C, H * r, W * r) to (B, C * r * r, H, W)."""
+    batch, channels, rows, columns = value.shape
+    factor = downscale_factor
+    apart = value.reshape(batch, channels, rows // factor, factor, columns // factor, factor)
+    return apart.permute(0, 1, 3, 5, 2, 4).reshape(batch, channels * factor**2, rows // factor, columns // factor)
+
+
+def channel_shuffle(value: Tensor, groups: int) -> Tensor:
+    """`torch.channel_shuffle`: of (B, C, ...), the first channel of each group, then the second of each, ..."""
+    apart = value.reshape(len(value), groups, value.shape[1] // groups, *value.shape[2:])
+    return apart.transpose(1, 2).reshape(value.shape)
+
+
+_IN_SIMPLER_OPERATIONS: dict[str, Callable[..., Tensor]] = {
+    "aten.scaled_dot_product_attention": attention,
+    "aten.pixel_shuffle": pixel_shuffle,
+    "aten.pixel_unshuffle": pixel_unshuffle,
+    "aten.channel_shuffle": channel_shuffle,
+    "aten.native_channel_shuffle": channel_shuffle,
+}
+
 # They have a result, or none, only so that Python can read the memory: `numpy`, `tolist`.
 _READ_BY_PYTHON = ("aten.resolve_conj", "aten.resolve_neg")
 
@@ -115,9 +184,9 @@ _READ_BY_PYTHON = ("aten.resolve_conj", "aten.resolve_neg")
 class _Recorder(TorchDispatchMode):
     """Knows for each living tensor which node of the graph computes it."""
 
-    def __init__(self, network: nn.Module, keep: Collection[str]) -> None:
+    def __init__(self, network: nn.Module, keep: Collection[str], given: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.graph, self.keep = fx.Graph(), frozenset(keep)
+        self.graph, self.keep, self.given = fx.Graph(), frozenset(keep), given
         self.values: dict[str, Tensor] = {}
         self.state = network.state_dict(keep_vars=True)  # the tensors themselves, not copies that are other objects
         self.name_of = {id(tensor): name for name, tensor in reversed(self.state.items())}
@@ -179,6 +248,9 @@ class _Recorder(TorchDispatchMode):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = operation_name(func)
+        if name in _IN_SIMPLER_OPERATIONS:
+            with self:
+                return _IN_SIMPLER_OPERATIONS[name](*args, **kwargs)
         leaves = tree_leaves((args, kwargs))
         if any(isinstance(each, torch.UntypedStorage) for each in leaves):
             raise NotRecorded(f"{name} works on the memory of a tensor")
@@ -208,8 +280,11 @@ class _Recorder(TorchDispatchMode):
         node = self.graph.create_node("call_function", func, node_args, node_kwargs, name=name.rpartition(".")[2])
         node.meta = self._meta(results[0] if results else changed[0], computed)
         if changed:
+            if node.name in self.given:
+                changed[0].copy_(self._given(node, changed[0]))
             return self._after_change(node, changed, aliases, result)
         if isinstance(result, Tensor):
+            result = self._given(node, result)
             # Inference's dropout gives its input back. Other readers of the input must not read the dropout.
             node.meta["unchanged"] = any(result is each for each in given)
             result = torch.ops.aten.alias.default(result) if node.meta["unchanged"] else result
@@ -223,10 +298,18 @@ class _Recorder(TorchDispatchMode):
             if isinstance(part, Tensor):
                 taken = self.graph.call_function(operator.getitem, (node, index))
                 taken.meta = self._meta(part, computed)
+                part = self._given(taken, part)
                 part = torch.ops.aten.alias.default(part) if any(part is each for each in given) else part
                 self._set(part, taken)
             parts.append(part)
         return type(result)(parts) if type(result) in (list, tuple) else result
+
+    def _given(self, node: fx.Node, result: Tensor) -> Tensor:
+        """What the network goes on with; one image's part is given where the result has one for each image."""
+        given = self.given.get(node.name, result)
+        if given.shape != result.shape and given.shape[1:] == result.shape[1:]:
+            given = given.repeat(len(result) // len(given), *(1,) * (given.dim() - 1))
+        return given
 
     def read(self, tensor: Tensor) -> fx.Node:
         """The node of a tensor; one that no operation has made is a weight or a constant."""

@@ -7,13 +7,19 @@ it.
 
 from __future__ import annotations
 
-from collections import Counter
-
-import numpy as np
-from torch import fx
+from torch import Tensor, fx
 
 from export.graph.nodes import Graph, Node
-from export.graph.operations import activation, arithmetic, convolution, normalisation, pooling, shape
+from export.graph.operations import (
+    activation,
+    arithmetic,
+    convolution,
+    normalisation,
+    places,
+    pooling,
+    shape,
+    tokens,
+)
 from export.graph.record import Recording, module_path, view_of_changed_value
 from export.graph.tracer import (
     Converter,
@@ -22,7 +28,6 @@ from export.graph.tracer import (
     Tracer,
     arguments,
     name_of,
-    of_weights,
     shape_of,
 )
 from models.bad_input import BadInput
@@ -36,8 +41,11 @@ CONVERTERS: dict[str, Converter] = {
     **activation.CONVERTERS,
     **arithmetic.CONVERTERS,
     **pooling.CONVERTERS,
+    **places.CONVERTERS,
     **shape.CONVERTERS,
 }
+# These know values of any layout; they leave to the others what is a map or a vector.
+CONVERTERS |= tokens.converters(CONVERTERS)
 
 
 # What a network may end in, so that it does not give logits: ATen operation -> the name of what it gives.
@@ -62,8 +70,7 @@ def trace_graph(recording: Recording, layer_names: LayerNames | None = None, out
         output: what the network gives, one of `models.choices.OUTPUTS`.
 
     Raises:
-        NoKerasCounterpart: Keras's built-in layers do not have an operation, or a weight of the network is not used
-            exactly once.
+        NoKerasCounterpart: Keras's built-in layers do not have an operation, or a weight of the network is not used.
         BadInput: the network does not end in what it is said to give.
     """
     tracer = Tracer(recording, layer_names)
@@ -84,14 +91,11 @@ def trace_graph(recording: Recording, layer_names: LayerNames | None = None, out
             op, attributes = ("activation", {"function": "sigmoid"}) if sigmoid else ("softmax", {})
             path = module_path(ending) if ending else ""
             tracer.append(Node("probabilities", op, (last.name,), last.shape, attributes, {}, path), "")
-    tensors = {
-        name: array.detach().cpu().numpy()
-        for name, array in recording.state.items()
-        if not name.endswith("num_batches_tracked")  # a counter that only training uses
-    }
-    nodes = tuple(tracer.nodes.values())
-    _check_use(nodes, tensors)
-    return Graph(nodes, tensors)
+    nodes = _read_by_others(tuple(tracer.nodes.values()))
+    used = {tensor for node in nodes for tensor in node.weights.values()}
+    computed = {name: origin for name, origin in tracer.computed.items() if name in used}
+    _check_use(recording.state, used | {source for origin in computed.values() for source in origin.sources})
+    return Graph(nodes, {name: tracer.tensor(name) for name in (*recording.state, *computed) if name in used}, computed)
 
 
 def _stated_ending(recording: Recording, output: str) -> fx.Node | None:
@@ -130,7 +134,7 @@ def _is_same_value(operation: fx.Node) -> bool:
 
 def unknown_operations(recording: Recording) -> list[str]:
     """Names of the recorded operations that have no converter, such as ``aten.fft_rfft2``."""
-    operations = [node for node in recording.graph.nodes if node.op == "call_function"]
+    operations = [node for node in recording.graph.nodes if node.op == "call_function" and node.meta["computed"]]
     return sorted({name_of(each) for each in operations if not _converter(each)})
 
 
@@ -139,14 +143,17 @@ def _convert(tracer: Tracer, operation: fx.Node) -> None:
     if operation.target is view_of_changed_value:
         why = "two values share memory, and one is read after the other was changed in place"
         raise NoKerasCounterpart(name_of(operation.args[0]), module_path(operation), why)  # type: ignore[arg-type]
+    if not operation.meta["computed"]:
+        _of_weights(tracer, operation)
+        return
     if converter is None:
         raise NoKerasCounterpart(name_of(operation), module_path(operation))
-    if not operation.meta["computed"] and converter not in shape.SAME_WEIGHT:
-        raise of_weights(operation)
     if (
         operation.meta["computed"]
         and operation.meta["shape"][:1] != (tracer.batch,)
         and "results" not in operation.meta
+        and name_of(operation).rstrip("_") not in tokens.ANY_LAYOUT
+        and not any(value.name in tracer.layout_of for value in operation.all_input_nodes)
     ):
         why = f"of shape {operation.meta['shape']}, which is not that of one value for each image"
         raise NoKerasCounterpart(name_of(operation), module_path(operation), why)
@@ -159,17 +166,36 @@ def _convert(tracer: Tracer, operation: fx.Node) -> None:
         raise NoKerasCounterpart(name_of(operation), module_path(operation), why) from error
 
 
+def _of_weights(tracer: Tracer, operation: fx.Node) -> None:
+    """A weight seen in another shape is that weight; anything else is computed when a layer has it as its weight."""
+    source = operation.args[0] if operation.args else None
+    seen = name_of(operation) in shape.SAME_NUMBERS or operation.meta.get("unchanged")
+    if seen and isinstance(source, fx.Node) and source.name in tracer.tensor_of:
+        tracer.tensor_of[operation.name] = tracer.tensor_of[source.name]
+    else:
+        tracer.of_weights[operation.name] = operation
+
+
 def _converter(operation: fx.Node) -> Converter | None:
     """The converter of an operation; one without a row that gave its input back, as ``x.float()`` does, is no more."""
     known = CONVERTERS.get(name_of(operation).rstrip("_"))
     return known or (shape.same_value if operation.meta.get("unchanged") else None)
 
 
-def _check_use(nodes: tuple[Node, ...], tensors: dict[str, np.ndarray]) -> None:
-    """Every tensor must be used exactly once: Keras trains and compares each array in the one layer that has it."""
-    used = Counter(tensor for node in nodes for tensor in node.weights.values())
-    for tensor in tensors:
-        if used[tensor] != 1:
-            why = "is used in more than one place" if used[tensor] else "has no part in what is computed"
-            module, _, name = tensor.rpartition(".")
-            raise NoKerasCounterpart(f"weight {name}", module, f"it {why}")
+def _read_by_others(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """The nodes that the last one depends on: of some operations a part is all that is needed."""
+    needed = {nodes[0].name, nodes[-1].name}
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+    return tuple(node for node in nodes if node.name in needed)
+
+
+def _check_use(state: dict[str, Tensor], used: set[str]) -> None:
+    """Every tensor must have a part in what is computed: otherwise something would be missing in Keras."""
+    in_use = {id(state[name]) for name in used if name in state}  # one that two modules share has two names
+    for name, tensor in state.items():
+        # a counter that only training uses
+        if id(tensor) not in in_use and not name.endswith("num_batches_tracked"):
+            module, _, short = name.rpartition(".")
+            raise NoKerasCounterpart(f"weight {short}", module, "it has no part in what is computed")

@@ -30,7 +30,10 @@ class KerasLayer:
         name: the layer's.
         config: its constructor's arguments, without ``name``, ``trainable`` and ``dtype``.
         inputs: names of the layers that it reads.
-        weights: (Keras weight name, tensor name in the torch state dict, array in Keras layout), in Keras's order.
+        weights: (Keras weight name, tensor name in the torch state dict, array in Keras layout), in Keras's order; the
+            tensor's name is empty for a constant.
+        fixed: its weights are constants, so Keras must not train them.
+        node: name of the graph's node that it is a part of.
     """
 
     class_name: str
@@ -38,6 +41,8 @@ class KerasLayer:
     config: dict[str, Any]
     inputs: tuple[str, ...]
     weights: tuple[tuple[str, str, np.ndarray], ...] = ()
+    fixed: bool = False
+    node: str = ""
 
 
 class NoKerasLayer(BadInput):
@@ -62,6 +67,16 @@ def plain(class_name: str, config_of: Callable[[Node], dict[str, Any]] = lambda 
         yield KerasLayer(class_name, node.name, config_of(node), inputs)
 
     return emit
+
+
+def permute(name: str, dims: tuple[int, ...], inputs: tuple[str, ...]) -> KerasLayer:
+    """The axes without the batch, counted from 1, in another order."""
+    return KerasLayer("Permute", name, {"dims": list(dims)}, inputs)
+
+
+def reshape(name: str, shape: tuple[int, ...], inputs: tuple[str, ...]) -> KerasLayer:
+    """The same numbers in another shape, which is given without the batch."""
+    return KerasLayer("Reshape", name, {"target_shape": list(shape)}, inputs)
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:

@@ -162,7 +162,7 @@ KERAS_LAYERS_NOT_READ = frozenset(
     EinsumDense Embedding GRU GlobalAveragePooling1D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling3D
     GroupNormalization GroupQueryAttention HashedCrossing Hashing IntegerLookup LSTM LocallyConnected1D
     LocallyConnected2D Masking MaxPooling1D MaxPooling3D AveragePooling1D AveragePooling3D MelSpectrogram
-    MultiHeadAttention Permute RMSNormalization RNN RandomCrop RandomHeight RandomWidth RepeatVector SeparableConv1D
+    MultiHeadAttention RMSNormalization RNN RandomCrop RandomHeight RandomWidth RepeatVector SeparableConv1D
     SimpleRNN SpectralNormalization StringLookup TextVectorization TimeDistributed UnitNormalization UpSampling1D
     UpSampling3D ZeroPadding1D ZeroPadding3D RandomElasticTransform Pipeline
     """.split()  # noqa: SIM905
@@ -853,15 +853,24 @@ def _reshape(reader: LayerReader, layer: FlatLayer) -> None:
     target = [_whole(each, layer, "target_shape", -1) for each in layer.config["target_shape"]]
     known = int(np.prod([each for each in target if each != -1]))
     target = [count // known if each == -1 else each for each in target]
-    if int(np.prod(target)) != count or len(target) not in (1, 3):
-        raise BadInput(f"{layer.key}: expected a Reshape of {count} numbers to (C,) or (H, W, C), got {target}.")
+    if int(np.prod(target)) != count:
+        raise BadInput(f"{layer.key}: expected a Reshape of {count} numbers, got {target}.")
     shape = (target[-1], *target[:-1])
     if shape == before.shape:
         reader.same_as(layer, before)
     elif len(shape) == 1:
         reader.emit(layer, "flatten", shape)
     else:
-        reader.emit(layer, "reshape", shape)
+        reader.emit(layer, "reshape" if len(shape) == 3 else "regroup", shape)
+
+
+def _permute(reader: LayerReader, layer: FlatLayer) -> None:
+    (before,) = reader.before(layer)
+    own, dims = (*before.shape[1:], before.shape[0]), list(layer.config["dims"])
+    if sorted(dims) != list(range(1, len(own) + 1)):
+        raise BadInput(f"{layer.key}: expected dims 1 to {len(own)} in some order, got {dims}. {DAMAGED}")
+    moved = [own[dim - 1] for dim in dims]
+    reader.emit(layer, "transpose", (moved[-1], *moved[:-1]), {"axes": tuple(dim - 1 for dim in dims)})
 
 
 # Several inputs -------------------------------------------------------------------------------------------------------
@@ -981,6 +990,7 @@ READERS: dict[str, Callable[[LayerReader, FlatLayer], None]] = {
     "UpSampling2D": _upsampling,
     "Flatten": _flatten_layer,
     "Reshape": _reshape,
+    "Permute": _permute,
     "Add": _merge("add"),
     "Subtract": _merge("subtract"),
     "Multiply": _merge("multiply"),

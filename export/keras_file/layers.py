@@ -6,9 +6,20 @@ kernels (in, out).
 
 from __future__ import annotations
 
-from export.graph.nodes import Graph
-from export.keras_file.keras_layer import Emit, KerasLayer
-from export.keras_file.operations import activation, arithmetic, convolution, normalisation, pooling, shape
+from dataclasses import replace
+
+from export.graph.nodes import Graph, Node
+from export.keras_file.keras_layer import Emit, KerasLayer, NoKerasLayer
+from export.keras_file.operations import (
+    activation,
+    arithmetic,
+    convolution,
+    normalisation,
+    places,
+    pooling,
+    shape,
+    tokens,
+)
 from models.bad_input import BadInput
 
 _LAYERS: dict[str, Emit] = {
@@ -17,7 +28,9 @@ _LAYERS: dict[str, Emit] = {
     **activation.LAYERS,
     **arithmetic.LAYERS,
     **pooling.LAYERS,
+    **places.LAYERS,
     **shape.LAYERS,
+    **tokens.LAYERS,
 }
 
 
@@ -41,11 +54,39 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
         renamed[image.name] = "rescale_raw"
     elif input_range != "unit":
         raise BadInput(f"expected input_range 'unit' ([0, 1]) or 'raw' (0..255), got {input_range!r}. Name one.")
+    taken = {*(node.name for node in graph.nodes), *(layer.name for layer in layers)}
+    constants = {name for name, origin in graph.computed.items() if not origin.sources}
     for node in graph.nodes[1:]:
         inputs = tuple(renamed[name] for name in node.inputs)
-        layers.extend(_LAYERS[node.op](graph, node, inputs))
+        for layer in _unique(_layers_of(graph, node, inputs), node.name, taken):
+            fixed = layer.fixed or any(tensor in constants for _, tensor, _ in layer.weights)
+            layers.append(replace(layer, node=node.name, fixed=fixed))
         renamed[node.name] = node.name
     return in_keras_order(layers)
+
+
+def _unique(layers: list[KerasLayer], own: str, taken: set[str]) -> list[KerasLayer]:
+    """The layers of one node with names that no other layer has: those before its last may be called like a node."""
+    renamed: dict[str, str] = {}
+    unique = []
+    for layer in layers:
+        name, number = layer.name, 1
+        while name != own and name in taken:
+            name, number = f"{layer.name}_{number}", number + 1
+        inputs = tuple(renamed.get(each, each) for each in layer.inputs)
+        renamed[layer.name] = name
+        taken.add(name)
+        unique.append(replace(layer, name=name, inputs=inputs))
+    return unique
+
+
+def _layers_of(graph: Graph, node: Node, inputs: tuple[str, ...]) -> list[KerasLayer]:
+    try:
+        return list(_LAYERS[node.op](graph, node, inputs))
+    except BadInput:
+        raise
+    except Exception as error:  # a shape, or a weight's, that the writer of the operation does not expect
+        raise NoKerasLayer(node, f"in this form ({type(error).__name__}: {error})") from error
 
 
 def in_keras_order(layers: list[KerasLayer]) -> list[KerasLayer]:

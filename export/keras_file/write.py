@@ -57,7 +57,8 @@ def write_keras_h5(
         model_name: the Keras model's name.
         details: facts as plain JSON types, for the file's attribute ``shelftwin``.
         training: from `training_config`; None: the model loads without being compiled.
-        frozen: names of the layers that Keras must not train; if BatchNorm, it also runs in inference mode.
+        frozen: names of the layers, or of their nodes, that Keras must not train; if BatchNorm, it also runs in
+            inference mode.
         golden: images and torch's answers, with which ``keras_worker.py verify`` checks the file.
 
     Raises:
@@ -88,7 +89,10 @@ def model_config(layers: list[KerasLayer], model_name: str, frozen: frozenset[st
         "class_name": "Functional",
         "config": {
             "name": model_name,
-            "layers": [_layer_config(layer, layer.name not in frozen) for layer in layers],
+            "layers": [
+                _layer_config(layer, not layer.fixed and frozen.isdisjoint((layer.name, layer.node)))
+                for layer in layers
+            ],
             # the nested form: the flat one fails in Keras 3.0 to 3.3
             "input_layers": [[layers[0].name, 0, 0]],
             "output_layers": [[layers[-1].name, 0, 0]],

@@ -75,7 +75,11 @@ def check_weights(graph: Graph, twin: KerasFile, loaded: dict[str, np.ndarray]) 
     different += [
         f"{name} (not in the checkpoint)" for name in twin.weights.keys() - expected_layers if twin.weights[name]
     ]
-    detail = f"{compared} arrays, in the file and as loaded, against {len(graph.tensors)} tensors of the checkpoint"
+    sources = {source for origin in graph.computed.values() for source in origin.sources}
+    own = graph.tensors.keys() - graph.computed.keys()
+    detail = f"{compared} arrays, in the file and as loaded, against {len(own | sources)} tensors of the checkpoint"
+    if graph.computed:
+        detail += f"; {len(graph.computed)} arrays are computed from {len(sources)} of these"
     first = different[0] if different else None
     return Check("weights", not different, len(different), 0, "arrays differ", detail, first)
 

@@ -113,8 +113,9 @@ class Comparison:
         return self.graph_with(self.traced.tensors)
 
     def graph_with(self, tensors: dict[str, np.ndarray]) -> Graph:
-        """The same graph with other weights: name in the state dict -> array."""
-        graph = Graph(self.traced.nodes, {name: tensors[name] for name in self.traced.tensors})
+        """The same graph with other weights: name in the state dict -> array; those that are missing stay."""
+        with_others = {name: tensors.get(name, array) for name, array in self.traced.tensors.items()}
+        graph = Graph(self.traced.nodes, with_others, self.traced.computed)
         return fold_batch_norms(graph) if self.folded else graph
 
     @cached_property

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -38,16 +40,24 @@ def torch_layers(
     exact = _in_float64(network, state)
     if isinstance(exact, GraphClassifier):
         recorded = outputs_of(exact.eval(), nchw(images))
-        return {node.name: _keras_layout(node, recorded[node.name]) for node in graph.nodes[1:]}
-    nodes = {node.trace_name: node for node in graph.nodes[1:] if node.trace_name}
-    recording = record(exact, (images.shape[1], images.shape[2]), nchw(images), keep=nodes)
-    missing = [node.name for name, node in nodes.items() if name not in recording.values]
+        return {node.name: _keras_layout(node, recorded[node.name], len(images)) for node in graph.nodes[1:]}
+    nodes = [node for node in graph.nodes[1:] if node.trace_name]
+    arrays = {**graph.tensors, **(state or {})}
+    given = {  # as the file has them, rounded; computed anew in float64 they would be others
+        origin.trace_name: torch.from_numpy(arrays[name]).double()
+        for name, origin in graph.computed.items()
+        if origin.trace_name
+    }
+    with _float64_by_default():
+        keep = {node.trace_name for node in nodes}
+        recording = record(exact, (images.shape[1], images.shape[2]), nchw(images), keep=keep, given=given)
+    missing = [node.name for node in nodes if node.trace_name not in recording.values]
     if missing:
         raise BadInput(
             f"expected a network that computes the same operations in float64 as in its own type, and {missing[0]} is "
             "not among them. Take out of its forward what depends on the type."
         )
-    values = {node.name: _keras_layout(node, recording.values[name]) for name, node in nodes.items()}
+    values = {node.name: _keras_layout(node, recording.values[node.trace_name], len(images)) for node in nodes}
     # the only node that torch may not have, or have as something else
     values[graph.output.name] = probabilities_of(recording.output, output_of(network)).numpy()
     return values
@@ -61,10 +71,21 @@ def torch_exact(network: nn.Module, images: np.ndarray, state: State | None = No
         images: NHWC, in [0, 1].
         state: weights to compute with instead of the network's.
     """
-    with torch.inference_mode():
+    with torch.inference_mode(), _float64_by_default():
         answers = _in_float64(network, state).eval()(nchw(images.astype(np.float64)))
         probabilities: np.ndarray = probabilities_of(answers, output_of(network)).numpy()
     return probabilities
+
+
+@contextmanager
+def _float64_by_default() -> Iterator[None]:
+    """Constants that a network makes while it runs, such as `torch.ones(3)`, are float64 as well."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def _in_float64(network: nn.Module, state: State | None) -> nn.Module:
@@ -74,7 +95,9 @@ def _in_float64(network: nn.Module, state: State | None) -> nn.Module:
     return exact
 
 
-def _keras_layout(node: Node, value: Tensor) -> np.ndarray:
+def _keras_layout(node: Node, value: Tensor, batch: int) -> np.ndarray:
+    if node.trace_layout is not None:
+        return node.trace_layout.to_keras(value, batch).reshape(batch, *node.shape[1:], node.shape[0]).numpy()
     if len(node.shape) == 1:
         return value.reshape(len(value), -1).numpy()
     return (value if node.trace_channels_last else value.permute(0, 2, 3, 1)).numpy()

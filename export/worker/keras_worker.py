@@ -63,7 +63,7 @@ KNOWN_LAYERS = frozenset(
     """
     InputLayer Functional Model Sequential Rescaling Normalization Conv2D DepthwiseConv2D SeparableConv2D Dense
     ZeroPadding2D Cropping2D UpSampling2D BatchNormalization LayerNormalization ReLU LeakyReLU PReLU Softmax Activation
-    Add Subtract Multiply Concatenate Average Maximum GlobalAveragePooling2D GlobalMaxPooling2D AveragePooling2D
+    Add Subtract Multiply Dot Concatenate Average Maximum GlobalAveragePooling2D GlobalMaxPooling2D AveragePooling2D
     MaxPooling2D Dropout SpatialDropout2D GaussianDropout AlphaDropout ActivityRegularization Flatten Reshape Permute
     Conv2DTranspose ELU ThresholdedReLU Minimum Resizing CenterCrop
     TFOpLambda SlicingOpLambda GetItem TrueDivide Divide Negative Cast Identity Relu Relu6 Sigmoid Silu Tanh Elu

@@ -6,13 +6,12 @@ from typing import Any
 
 from torch import fx
 
+from export.graph.operations.places import padding_before
 from export.graph.record import module_path
 from export.graph.tracer import (
     Converter,
     NoKerasCounterpart,
     Tracer,
-    arguments,
-    name_of,
     pair,
     shape_of,
 )
@@ -22,8 +21,8 @@ def _conv2d(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     padding = _conv_padding(given)
     source = given["input"]
     # timm's pad_type="same" and any other explicit zero padding become part of the convolution, like TensorFlow's SAME
-    if source.op == "call_function" and name_of(source) == "aten.pad" and len(source.users) == 1:
-        before = _zero_padding(source)
+    before = padding_before(source, 0.0)
+    if before is not None:
         padding = [own + extra for own, extra in zip(padding, before, strict=True)]
         source = source.args[0]
     tracer.emit(
@@ -52,19 +51,21 @@ def _conv_padding(given: dict[str, Any]) -> list[int]:
     return [rows, rows, columns, columns]
 
 
-def _zero_padding(operation: fx.Node) -> tuple[int, int, int, int]:
-    """(top, bottom, left, right) of an `aten.pad`, whose own order is left, right, top, bottom."""
-    given = arguments(operation)
-    left, right, top, bottom = (*given["pad"], 0, 0, 0, 0)[:4]
-    if given["mode"] != "constant" or given["value"] not in (None, 0, 0.0) or min(given["pad"]) < 0:
-        raise NoKerasCounterpart("aten.pad", module_path(operation), "only padding with zeros")
-    return top, bottom, left, right
-
-
-def _pad(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    readers = [name_of(user) for user in operation.users]
-    if readers != ["aten.conv2d"]:  # a convolution that is its only reader includes it, see `_conv2d`
-        tracer.emit(operation, "pad", [given["self"]], {"padding": _zero_padding(operation)})
+def _conv_transpose2d(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    if int(given["groups"]) != 1 or pair(given["dilation"]) != (1, 1):
+        why = f"of {given['groups']} groups, with dilation {given['dilation']}"
+        raise NoKerasCounterpart("aten.conv_transpose2d", module_path(operation), why)
+    source, padding, strides = given["input"], pair(given["padding"]), pair(given["stride"])
+    before, after, kernel = shape_of(source)[1:], shape_of(operation)[1:], shape_of(given["weight"])[-2:]
+    crop: list[int] = []
+    for axis in (0, 1):
+        whole = (before[axis] - 1) * strides[axis] + kernel[axis]
+        crop += [padding[axis], whole - padding[axis] - after[axis]]
+    if min(crop) < 0:
+        raise NoKerasCounterpart("aten.conv_transpose2d", module_path(operation), "padded by more than it crops")
+    attributes = {"strides": strides, "crop": tuple(crop), "same": False}
+    weights = {"kernel": given["weight"], "bias": given["bias"]}
+    tracer.emit(operation, "conv2d_transpose", [source], attributes, weights)
 
 
 def _linear(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -76,6 +77,6 @@ def _linear(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 CONVERTERS: dict[str, Converter] = {
     "aten.conv2d": _conv2d,
-    "aten.pad": _pad,
+    "aten.conv_transpose2d": _conv_transpose2d,
     "aten.linear": _linear,
 }

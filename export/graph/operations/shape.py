@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from torch import fx
@@ -11,6 +12,7 @@ from export.graph.tracer import (
     Converter,
     NoKerasCounterpart,
     Tracer,
+    arguments,
     name_of,
     shape_of,
 )
@@ -35,6 +37,9 @@ def _part(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         return
     source, sizes = several.args[0], several.meta["results"]
     channels = 3 if tracer.is_channels_last(source) else 1
+    if name_of(several) == "aten.unbind":
+        raise NoKerasCounterpart(name_of(several), module_path(several), "not of channels")
+    _several(tracer, several, arguments(several))  # says what is wrong with another dimension
     start = sum(size[channels] for size in sizes[:index])
     _take_channels(tracer, operation, source, start, start + sizes[index][channels])
 
@@ -78,30 +83,25 @@ def _permute(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 
 def same_value(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """The operation's result is its input, be it a weight or a value."""
-    source = operation.args[0]
-    assert isinstance(source, fx.Node)
-    if tracer.weight_name(source) is not None:
-        tracer.tensor_of[operation.name] = tracer.tensor_of[source.name]
-    else:
-        tracer.alias(operation, source)
-
-
-def _view(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """A weight seen in another shape is the same weight; a pooled value may lose its dimensions of size 1."""
-    if operation.meta["computed"]:
-        _flatten(tracer, operation, {"self": operation.args[0]})
-    else:
-        same_value(tracer, operation, given)
+    """The operation's result is its input."""
+    tracer.alias(operation, operation.args[0])  # type: ignore[arg-type]
 
 
 def _flatten(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     before = tracer.nodes[tracer.input_name(given["self"])]
-    if shape_of(operation) != before.shape[:1] or before.shape[1:] not in ((), (1, 1)):
-        # CHW and HWC flatten in different orders, so without pooling first the dense weights would have to be permuted
-        raise NoKerasCounterpart(name_of(operation), module_path(operation), f"of unpooled shape {before.shape}")
-    if len(before.shape) == 1:
-        tracer.alias(operation, given["self"], channels_last=False)
+    source = given["self"]
+    count = math.prod(before.shape)
+    if shape_of(operation) == (before.shape[0], 1, 1) and len(before.shape) == 1:
+        tracer.emit(operation, "reshape", [source])
+    elif shape_of(operation) == shape_of(source):
+        tracer.alias(operation, source)
+    elif shape_of(operation) != (count,) or len(before.shape) not in (1, 3):
+        why = f"from {list(shape_of(source))} to {list(shape_of(operation))}"
+        raise NoKerasCounterpart(name_of(operation), module_path(operation), why)
+    elif len(before.shape) == 1:
+        tracer.alias(operation, source, channels_last=False)
+    elif count > before.shape[0] and not tracer.is_channels_last(source):
+        tracer.emit(operation, "flatten_channels", [source])
     else:
         tracer.emit(operation, "flatten", [given["self"]])
         tracer.channels_last.discard(operation.name)
@@ -126,8 +126,10 @@ CONVERTERS: dict[str, Converter] = {
     "aten.cat": _concatenate,
     "aten.permute": _permute,
     "aten.flatten": _flatten,
-    "aten.view": _view,
-    "aten.reshape": _view,
+    "aten.view": _flatten,
+    "aten.reshape": _flatten,
+    "aten.reshape_as": _flatten,
+    "aten.view_as": _flatten,
     "aten.alias": same_value,
     "aten.detach": same_value,
     "aten.contiguous": same_value,
@@ -135,5 +137,22 @@ CONVERTERS: dict[str, Converter] = {
     "aten.dropout": _dropout,
 }
 
-# A weight seen in another shape is still that weight; nothing else may be computed from weights alone.
-SAME_WEIGHT = (_view, same_value)
+# Their result has the numbers of their input in the same order.
+SAME_NUMBERS = frozenset(
+    f"aten.{name}"
+    for name in [
+        "alias",
+        "clone",
+        "contiguous",
+        "detach",
+        "flatten",
+        "reshape",
+        "reshape_as",
+        "squeeze",
+        "unflatten",
+        "unsqueeze",
+        "view",
+        "view_as",
+        "_unsafe_view",
+    ]
+)

@@ -14,7 +14,8 @@ from export.keras_file.keras_layer import (
 )
 
 
-def _conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+def conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """A convolution, after a ZeroPadding2D where its padding is neither none nor SAME; or a depthwise one."""
     kernel = graph.tensors[node.weights["kernel"]]
     out_channels, in_per_group, rows, columns = kernel.shape
     in_channels, height, width = graph.node(node.inputs[0]).shape
@@ -70,7 +71,18 @@ def _conv2d_transpose(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iter
     weights = [("kernel", node.weights["kernel"], kernel.transpose(2, 3, 1, 0))]
     if "bias" in node.weights:
         weights.append(("bias", node.weights["bias"], graph.tensors[node.weights["bias"]]))
-    yield KerasLayer("Conv2DTranspose", node.name, config, inputs, tuple(weights))
+    top, bottom, left, right = node.attributes["crop"]
+    # where the kernel is smaller than the stride, Keras adds zeros at the end
+    rows, columns = (
+        max(stride - size, 0) for stride, size in zip(node.attributes["strides"], kernel.shape[2:], strict=True)
+    )
+    cropping = [[top, bottom + rows], [left, right + columns]]
+    cropped = not node.attributes["same"] and cropping != [[0, 0], [0, 0]]
+    name = f"{node.name}_whole" if cropped else node.name
+    yield KerasLayer("Conv2DTranspose", name, config, inputs, tuple(weights))
+    if cropped:
+        config = {"cropping": cropping, "data_format": "channels_last"}
+        yield KerasLayer("Cropping2D", node.name, config, (name,))
 
 
 def _pad_name(conv_name: str) -> str:
@@ -87,22 +99,12 @@ def _dense(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasL
     yield KerasLayer("Dense", node.name, config, inputs, tuple(weights))
 
 
-def _channel_scale(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    """A trained factor for each channel: the only built-in layer that can apply one is a 1x1 depthwise convolution."""
-    scale = graph.tensors[node.weights["scale"]].reshape(1, 1, -1, 1)
-    config = {"kernel_size": [1, 1], "padding": "valid", "use_bias": False, "data_format": "channels_last"}
-    yield KerasLayer(
-        "DepthwiseConv2D", node.name, config, inputs, (("depthwise_kernel", node.weights["scale"], scale),)
-    )
-
-
 def _pad(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     yield zero_padding(node.name, node.attributes["padding"], inputs)
 
 
 LAYERS: dict[str, Emit] = {
-    "channel_scale": _channel_scale,
-    "conv2d": _conv2d,
+    "conv2d": conv2d,
     "conv2d_transpose": _conv2d_transpose,
     "pad": _pad,
     "dense": _dense,

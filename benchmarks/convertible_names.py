@@ -1,0 +1,178 @@
+"""Which of timm's names can be exported to a Keras `.h5`: every one below 150 million weights, at its own size.
+
+    nice python benchmarks/convertible_names.py               # about half an hour on one core; resumable
+    nice python benchmarks/convertible_names.py --seconds 150  # stop after that time; the next call continues
+    python benchmarks/convertible_names.py --only resnet50 --fresh  # some names, done anew
+
+Only shapes are computed (torch's meta device), so no name needs its weights or much memory: the network is recorded,
+traced and translated into Keras's layers. That the layers compute the same is proved elsewhere, by
+`convertible_families.py --certify` and the tests. Every result is a line of JSON in the cache folder. Writes the
+section "Every name" of docs/families.md.
+
+A name counts as attention if two computed values are multiplied as matrices, otherwise as a CNN if the windows of some
+convolution overlap, otherwise as a mixer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor
+
+from export.graph.record import NotTraced, Recording, operation_name, record
+from export.graph.trace import trace_graph
+from export.keras_file.layers import keras_layers
+from models.bad_input import BadInput
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
+MOST_WEIGHTS = 150e6
+MATRIX_PRODUCTS = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
+KINDS = ("CNN", "attention", "mixer")
+HEADING = "## Every name\n"
+
+
+def store() -> Path:
+    """The file of results, one in each line."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "shelftwin" / "families" / "names.jsonl"
+
+
+def kind(recording: Recording) -> str:
+    """What a network counts as; see the top of this file."""
+    overlap = False
+    for operation in recording.graph.nodes:
+        if operation.op != "call_function":
+            continue
+        name = operation_name(operation.target).removeprefix("aten.")
+        if name in MATRIX_PRODUCTS and sum(value.meta["computed"] for value in operation.all_input_nodes) > 1:
+            return "attention"
+        if name == "conv2d":
+            stride = operation.args[3][-1] if len(operation.args) > 3 else 1
+            overlap = overlap or operation.args[1].meta["shape"][-1] > max(stride, 1)
+    return "CNN" if overlap else "mixer"
+
+
+def with_zeros(recording: Recording) -> Recording:
+    """Give all weights and constants of the meta device a value; one zero in memory stands for all of a tensor."""
+    known: dict[int, Tensor] = {}
+
+    def zeros(tensor: Tensor) -> Tensor:
+        if id(tensor) not in known:  # two names of one tensor stay one tensor
+            known[id(tensor)] = torch.zeros((), dtype=tensor.dtype).expand(tensor.shape)
+        return known[id(tensor)] if tensor.is_meta else tensor
+
+    recording.state.update({name: zeros(tensor) for name, tensor in recording.state.items()})
+    for node in recording.graph.nodes:
+        if "constant" in node.meta:
+            node.meta["constant"] = zeros(node.meta["constant"])
+    return recording
+
+
+def convert(name: str) -> dict[str, Any]:
+    """Try one name: ``name``, ``weights``, ``kind``, ``size``, and ``layers`` if it converts, else ``reason``."""
+    result: dict[str, Any] = {"name": name, "kind": "?"}
+    try:
+        with torch.device("meta"):
+            network = timm.create_model(name, num_classes=4)
+        result["weights"] = sum(parameter.numel() for parameter in network.parameters())
+        if result["weights"] >= MOST_WEIGHTS:
+            return {**result, "kind": "large"}
+        height, width = network.default_cfg["input_size"][1:]
+        result["size"] = [height, width]
+        recording = record(network, (height, width))
+        result["kind"] = kind(recording)
+        result["layers"] = len(keras_layers(trace_graph(with_zeros(recording))))
+    except NotTraced as error:
+        result["reason"] = f"not recorded: {error.reason}"
+    except BadInput as error:
+        result["reason"] = getattr(error, "reason", str(error))
+    except Exception as error:  # timm's networks may raise anything on the meta device; the table shows it
+        result["reason"] = f"{type(error).__name__}: {error}"
+    return result
+
+
+def section(results: list[dict[str, Any]], names: list[str]) -> str:
+    """The section of the page."""
+    tried = [result for result in results if result["name"] in set(names)]
+    lines = [
+        HEADING,
+        f"\nWritten by `benchmarks/convertible_names.py`; not edited by hand. {datetime.date.today().isoformat()}, "
+        f"timm {timm.__version__}, torch {torch.__version__.split('+')[0]}.\n\n",
+        f"{len(tried)} of the {len(names)} names of `timm.list_models()` were tried, in an order of chance, each at its own size with random "
+        "weights: recorded, traced and translated into layers, without a Keras. Those of 150 million weights and more "
+        f"({sum(result['kind'] == 'large' for result in tried)}) are left out. Attention is what multiplies two "
+        "computed values as matrices; a CNN has a convolution whose windows overlap; the rest are mixers.\n\n",
+        "| kind | names | convert | share |\n|---|---|---|---|\n",
+    ]
+    for each in KINDS:
+        of_kind = [result for result in tried if result["kind"] == each]
+        converted = sum("layers" in result for result in of_kind)
+        share = f"{100 * converted / len(of_kind):.1f}%" if of_kind else "-"
+        lines.append(f"| {each} | {len(of_kind)} | {converted} | {share} |\n")
+    lines.append("\nWhat is refused, by operation:\n\n| kind | operation | names |\n|---|---|---|\n")
+    refused = [result for result in tried if "reason" in result]
+    for (of, why), _ in Counter((result["kind"], plain(result["reason"])) for result in refused).most_common():
+        those = [result["name"] for result in refused if (result["kind"], plain(result["reason"])) == (of, why)]
+        lines.append(f"| {of} | {why} | {', '.join(sorted(those))} |\n")
+    return "".join(lines)
+
+
+def plain(reason: str) -> str:
+    """A reason without the numbers in which one network differs from the next."""
+    return re.sub(r"\d+", "N", reason.splitlines()[0])[:120].replace("|", "/")
+
+
+def write(results: list[dict[str, Any]], names: list[str]) -> None:
+    """Put the section at the end of the page, in place of an older one."""
+    before = PAGE.read_text().partition(HEADING)[0].rstrip("\n")
+    PAGE.write_text(f"{before}\n\n{section(results, names)}")
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="names of timm's")
+    parser.add_argument("--refused", action="store_true", help="do those anew that were refused")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start nothing after so many")
+    parser.add_argument("--fresh", action="store_true", help="forget earlier results, of --only if given")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")  # from timm, for each model
+    end, file = time.monotonic() + arguments.seconds, store()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    names = timm.list_models()
+    results = {}
+    if file.is_file():
+        results = {each["name"]: each for each in map(json.loads, file.read_text().splitlines())}
+    for name in list(results):
+        again = arguments.fresh and name in (arguments.only or names)
+        if again or (arguments.refused and "reason" in results[name]):
+            del results[name]
+    with file.open("w") as lines:
+        lines.writelines(json.dumps(result) + "\n" for result in results.values())
+    # in an order of chance, so that a part of the run is a fair sample
+    for name in arguments.only or sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        if name in results or time.monotonic() > end:
+            continue
+        results[name] = convert(name)
+        with file.open("a") as lines:
+            lines.write(json.dumps(results[name]) + "\n")
+        print(name, results[name]["kind"], results[name].get("reason", "converts"), flush=True)
+    write(list(results.values()), names)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
