@@ -36,6 +36,8 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rms_norm": (("epsilon",), ("gamma",)),  # over the channels
     # over the channels, 1 / sqrt(f * mean(x ** 2) + epsilon), of x minus its mean where it is centred; as one channel
     "inverse_rms": (("centred", "factor", "epsilon"), ()),
+    "places_norm": ((), ()),  # the length of each channel's vector of places, as a map of one place
+    "divide_by_mean": (("epsilon",), ()),  # of (C, 1, 1), not negative: x / (mean(x) + epsilon)
     "divide_by_rms": (("centred", "factor", "epsilon"), ()),  # the first value by that of the second
     "relu": (("max_value",), ()),  # max_value None: no ceiling
     "leaky_relu": (("negative_slope",), ()),  # 0 to 1

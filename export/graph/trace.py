@@ -111,7 +111,7 @@ def _convert(tracer: Tracer, operation: fx.Node) -> None:
 
 
 def _of_weights(tracer: Tracer, operation: fx.Node) -> None:
-    """A weight seen in another shape is the same weight; anything else is computed when a layer has it as its weight."""
+    """A weight seen in another shape is that weight; anything else is computed when a layer has it as its weight."""
     source = operation.args[0] if operation.args else None
     seen = name_of(operation) in shape.SAME_NUMBERS or operation.meta.get("unchanged")
     if seen and isinstance(source, fx.Node) and source.name in tracer.tensor_of:

@@ -22,8 +22,8 @@ LayerNames = Callable[[Iterable[str]], dict[str, str]]
 # They do the same to each number, wherever it is.
 ELEMENTWISE = frozenset(
     """
-    relu leaky_relu elu threshold activation hard_sigmoid hard_swish mish dropout add subtract multiply divide average maximum
-    minimum clip gelu_tanh softplus log_sigmoid absolute cube hard_shrink soft_shrink
+    relu leaky_relu elu threshold activation hard_sigmoid hard_swish mish dropout add subtract multiply divide average
+    maximum minimum clip gelu_tanh softplus log_sigmoid absolute cube hard_shrink soft_shrink
     """.split()  # noqa: SIM905
 )
 # In torch the channels of what they are given are dimension 1, whatever it was before.
@@ -265,7 +265,7 @@ class Tracer:
         self.node_of[operation.name] = node.name
 
     def weight_name(self, value: Any, in_its_shape: bool = False) -> str | None:
-        """Name of the tensor of weights, trained or computed from such, that a traced value stands for; None for others.
+        """Name of the tensor of weights, trained or computed from such, that a value stands for; None for others.
 
         What is computed from weights is computed here, when something asks for it. With `in_its_shape`, so is a weight
         that the network sees in another shape than it has, and a constant counts as computed, from nothing.
@@ -276,10 +276,10 @@ class Tracer:
             array = value.meta["constant"].detach().float().cpu().numpy()
             self.tensor_of[value.name] = self._add_computed(array, Computed(()))
         seen = self.tensor_of.get(value.name)
-        if in_its_shape and seen and value.name not in self.of_weights:
-            if self.tensor(seen).shape != value.meta["shape"]:
-                del self.tensor_of[value.name]
-                self.of_weights[value.name] = value
+        own = value.name not in self.of_weights  # not computed, and so not in its own shape already
+        if in_its_shape and seen and own and self.tensor(seen).shape != value.meta["shape"]:
+            del self.tensor_of[value.name]
+            self.of_weights[value.name] = value
         if value.name in self.of_weights and value.name not in self.tensor_of:
             tensor, sources = computed_weight(self.recording, self.of_weights[value.name])
             name = self._add_computed(tensor.float().cpu().numpy(), Computed(sources, value.name))

@@ -56,8 +56,8 @@ def write_keras_h5(
         model_name: the Keras model's name.
         details: facts as plain JSON types, for the file's attribute ``shelftwin``.
         training: from `training_config`; None: the model loads without being compiled.
-        frozen: names of the layers, or of their nodes, that Keras must not train; if BatchNorm, it also runs in inference
-            mode.
+        frozen: names of the layers, or of their nodes, that Keras must not train; if BatchNorm, it also runs in
+            inference mode.
         golden: images and torch's answers, with which ``keras_worker.py verify`` checks the file.
 
     Raises:

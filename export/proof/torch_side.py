@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -45,8 +47,9 @@ def torch_layers(
         for name, origin in graph.computed.items()
         if origin.trace_name
     }
-    keep = {node.trace_name for node in nodes}
-    recording = record(exact, (images.shape[1], images.shape[2]), nchw(images), keep=keep, given=given)
+    with _float64_by_default():
+        keep = {node.trace_name for node in nodes}
+        recording = record(exact, (images.shape[1], images.shape[2]), nchw(images), keep=keep, given=given)
     missing = [node.name for node in nodes if node.trace_name not in recording.values]
     if missing:
         raise BadInput(
@@ -66,11 +69,22 @@ def torch_exact(network: nn.Module, images: np.ndarray, state: State | None = No
         images: NHWC, in [0, 1].
         state: weights to compute with instead of the network's.
     """
-    with torch.inference_mode():
+    with torch.inference_mode(), _float64_by_default():
         probabilities: np.ndarray = (
             _in_float64(network, state).eval()(nchw(images.astype(np.float64))).softmax(dim=1).numpy()
         )
     return probabilities
+
+
+@contextmanager
+def _float64_by_default() -> Iterator[None]:
+    """Constants that a network makes while it runs, such as `torch.ones(3)`, are float64 as well."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
 
 
 def _in_float64(network: nn.Module, state: State | None) -> nn.Module:

@@ -38,11 +38,10 @@ def _subtract(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None
     value, other, turned = given["self"], given["other"], name_of(operation) == "aten.rsub"
     constant = tracer.constant(other)
     if constant is not None:
-        scale, offset = (-1.0, constant) if turned else (1.0, -constant)
-        _affine(tracer, operation, value, scale, offset)
+        _affine(tracer, operation, value, *((-1.0, constant) if turned else (1.0, -constant)))
     elif tracer.constant(value) is not None:
-        scale, offset = (1.0, -tracer.constant(value)) if turned else (-1.0, tracer.constant(value))  # type: ignore[operator]
-        _affine(tracer, operation, other, scale, offset)
+        first = np.asarray(tracer.constant(value))
+        _affine(tracer, operation, other, *((1.0, -first) if turned else (-1.0, first)))
     else:
         tracer.emit(operation, "subtract", [other, value] if turned else [value, other])
 
@@ -114,10 +113,28 @@ def _divide(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     elif isinstance(other, fx.Node) and other.name in tracer.roots:
         of, attributes = tracer.roots[other.name]
         tracer.emit(operation, "divide_by_rms", [value, of], attributes)
+    elif (epsilon := _mean_and_epsilon(tracer, other, value)) is not None:
+        tracer.emit(operation, "divide_by_mean", [value], {"epsilon": epsilon})
     elif _is_one_and_absolute(tracer, other, value):
         tracer.emit(operation, "activation", [value], {"function": "softsign"})
     else:
         raise NoKerasCounterpart("aten.div", module_path(operation), "by a computed value")
+
+
+def _mean_and_epsilon(tracer: Tracer, value: Any, of: Any) -> float | None:
+    """The number that a value has more than the mean of the channels of a `places_norm`; None if it is something else.
+
+    A global response norm divides by it.
+    """
+    if not all(isinstance(each, fx.Node) and each.name in tracer.node_of for each in (value, of)):
+        return None
+    node, norm = tracer.nodes[tracer.input_name(value)], tracer.nodes[tracer.input_name(of)]
+    if node.op != "affine" or norm.op != "places_norm" or set(node.attributes["scale"]) != {1.0}:
+        return None
+    mean, channels = tracer.nodes[node.inputs[0]], norm.shape[0]
+    uniform = mean.op == "map_channels" and mean.attributes["matrix"] == ((1.0 / channels,) * channels,)
+    epsilon: float = node.attributes["offset"][0]
+    return epsilon if uniform and mean.inputs == (norm.name,) and epsilon > 0 else None
 
 
 def _is_one_and_absolute(tracer: Tracer, value: Any, of: Any) -> bool:
@@ -138,7 +155,8 @@ def _addcmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         value, scale = scale, value
     if given["value"] != 1 or not (tracer.is_weight(offset) and tracer.is_weight(scale)):
         raise NoKerasCounterpart("aten.addcmul", module_path(operation), "of other than a value and two weights")
-    weights = {"scale": _weight(tracer, operation, value, scale), "offset": _weight(tracer, operation, value, offset)}
+    weights: dict[str, fx.Node | None] = {}
+    weights |= {"scale": _weight(tracer, operation, value, scale), "offset": _weight(tracer, operation, value, offset)}
     tracer.emit(operation, "channel_affine", [value], {}, weights)
 
 
@@ -242,7 +260,13 @@ def _expand(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         tracer.repeated[operation.name] = tracer.repeated.get(source.name, source)
         return
     before, after = shape_of(source), shape_of(operation)
-    if source.name in tracer.layout_of or len(before) != 3 or len(after) != 3 or before[0] != after[0] or tracer.is_channels_last(source):
+    if (
+        source.name in tracer.layout_of
+        or len(before) != 3
+        or len(after) != 3
+        or before[0] != after[0]
+        or tracer.is_channels_last(source)
+    ):
         raise NoKerasCounterpart(name_of(operation), module_path(operation), f"from {before} to {after}")
     factors = (after[1] // before[1], after[2] // before[2])
     tracer.emit(operation, "upsample", [source], {"factors": factors})

@@ -54,8 +54,8 @@ def _group_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> No
 def _emit_group_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any], groups: int) -> None:
     source = given["input"]
     tracer.as_map(source)
-    if (given["weight"] is None) != (given["bias"] is None):
-        raise NoKerasCounterpart(name_of(operation), module_path(operation), "with a weight or a bias alone")
+    if given["weight"] is None and given["bias"] is not None:
+        raise NoKerasCounterpart(name_of(operation), module_path(operation), "with a bias alone")
     if len(shape_of(source)) not in (1, 3):
         raise NoKerasCounterpart(name_of(operation), module_path(operation), f"of shape {shape_of(source)}")
     attributes = {"groups": groups, "epsilon": float(given["eps"])}
@@ -79,10 +79,23 @@ def _rms_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None
     tracer.emit(operation, "rms_norm", [source], {"epsilon": float(given["eps"])}, {"gamma": given["weight"]})
 
 
+def _places_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """As in a global response norm; of other norms than that of all places, see `tokens.py`."""
+    source, rank = given["self"], len(shape_of(given["self"]))
+    places = [1, 2] if tracer.is_channels_last(source) else [2, 3]
+    dims = given["dim"] if isinstance(given["dim"], list | tuple) else [given["dim"]]
+    if rank != 3 or sorted(dim % 4 for dim in dims if dim is not None) != places or not given["keepdim"]:
+        raise NoKerasCounterpart(name_of(operation), module_path(operation), f"over dimensions {given['dim']}")
+    if float(given["ord"]) != 2:
+        raise NoKerasCounterpart(name_of(operation), module_path(operation), f"of order {given['ord']}")
+    tracer.emit(operation, "places_norm", [source])
+
+
 CONVERTERS: dict[str, Converter] = {
     "aten.batch_norm": _batch_norm,
     "aten.layer_norm": _layer_norm,
     "aten.group_norm": _group_norm,
     "aten.instance_norm": _instance_norm,
     "aten.rms_norm": _rms_norm,
+    "aten.linalg_vector_norm": _places_norm,
 }

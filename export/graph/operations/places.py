@@ -39,9 +39,7 @@ def matrix_along(size: int, operation: Along) -> tuple[tuple[float, ...], ...] |
     return tuple(tuple(row) for row in result[0, :, :, 0].T.tolist())
 
 
-def emit_map(
-    tracer: Tracer, operation: fx.Node, source: fx.Node, rows: Along | None, columns: Along | None
-) -> None:
+def emit_map(tracer: Tracer, operation: fx.Node, source: fx.Node, rows: Along | None, columns: Along | None) -> None:
     """Add the node of an operation that is linear along rows and along columns; nothing if it changes neither.
 
     Args:
@@ -82,7 +80,7 @@ def _resize(name: str) -> Converter:
                 options |= {"antialias": True} if name.endswith("_aa") else {}
                 # with a scale, torch finds its places by that and not by the sizes
                 size = {"scale_factor": (factors[axis], 1.0), "recompute_scale_factor": False}
-                size = size if factors[axis] else {"size": (after[axis], value.shape[3])}  # type: ignore[dict-item]
+                size = size if factors[axis] else {"size": (after[axis], value.shape[3])}
                 return functional.interpolate(value, mode=name.removesuffix("_aa"), **size, **options)  # type: ignore[arg-type]
 
             return one

@@ -42,9 +42,7 @@ def _adaptive_pool(op: str) -> Converter:
             raise NoKerasCounterpart(name_of(operation), module_path(operation), why)
         else:
             kernel = (places[0] // size[0], places[1] // size[1])
-            tracer.emit(
-                operation, "max_pool", [source], {"kernel": kernel, "strides": kernel, "padding": (0, 0, 0, 0)}
-            )
+            tracer.emit(operation, "max_pool", [source], {"kernel": kernel, "strides": kernel, "padding": (0, 0, 0, 0)})
 
     return convert
 
@@ -52,6 +50,8 @@ def _adaptive_pool(op: str) -> Converter:
 def _reduced(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> tuple[int, ...]:
     """Which axes of (C, H, W) an operation reduces: 0, 1, 2; as torch may hold them in another order."""
     source = given["self"]
+    if given.get("dim") in (None, []):
+        raise NoKerasCounterpart(name_of(operation), module_path(operation), "over everything, all images included")
     if source.name in tracer.layout_of:
         tracer.as_map(source)
     rank = len(shape_of(source))
@@ -111,8 +111,6 @@ def _largest(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     """`amax`, or `max` with a dimension."""
     if largest_of_two(tracer, operation, given):
         return
-    if given.get("dim") in (None, []):
-        raise NoKerasCounterpart(name_of(operation), module_path(operation), "of everything")
     axes, source = _reduced(tracer, operation, given), given["self"]
     node = tracer.nodes[tracer.input_name(source)]
     if axes == (1, 2):

@@ -140,5 +140,19 @@ CONVERTERS: dict[str, Converter] = {
 # Their result has the numbers of their input in the same order.
 SAME_NUMBERS = frozenset(
     f"aten.{name}"
-    for name in ["alias", "clone", "contiguous", "detach", "flatten", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze", "view", "view_as", "_unsafe_view"]
+    for name in [
+        "alias",
+        "clone",
+        "contiguous",
+        "detach",
+        "flatten",
+        "reshape",
+        "reshape_as",
+        "squeeze",
+        "unflatten",
+        "unsqueeze",
+        "view",
+        "view_as",
+        "_unsafe_view",
+    ]
 )

@@ -15,6 +15,7 @@ from export.keras_file.keras_layer import (
 
 
 def conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """A convolution, after a ZeroPadding2D where its padding is neither none nor SAME; or a depthwise one."""
     kernel = graph.tensors[node.weights["kernel"]]
     out_channels, in_per_group, rows, columns = kernel.shape
     in_channels, height, width = graph.node(node.inputs[0]).shape

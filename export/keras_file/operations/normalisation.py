@@ -139,6 +139,73 @@ def _inverse_rms(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[
     yield KerasLayer("Rescaling", name, {"scale": scale, "offset": 0.0}, (f"{name}_constant",))
 
 
+# So small that it changes nothing, and not so small that its root could not be divided by in float32.
+_NO_EPSILON = 1e-30
+
+
+def _places_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """The root of a mean of squares is the mean of x times (x divided by that root)."""
+    channels, *size = graph.node(node.inputs[0]).shape
+    name, places = node.name, int(np.prod(size))
+    yield reshape(f"{name}_places", (1, places, channels), inputs)
+    yield permute(f"{name}_turned", (1, 3, 2), (f"{name}_places",))
+    yield KerasLayer("Rescaling", f"{name}_negative", {"scale": -1.0, "offset": 0.0}, (f"{name}_turned",))
+    both = f"{name}_turned", f"{name}_negative"
+    yield KerasLayer("Concatenate", f"{name}_both", {"axis": -1}, both)
+    yield _alone(f"{name}_divided", _NO_EPSILON, (f"{name}_both",))
+    # of both halves the product with x or -x is the same
+    yield KerasLayer("Multiply", f"{name}_products", {}, (f"{name}_divided", f"{name}_both"))
+    pool = {
+        "pool_size": [1, 2 * places],
+        "strides": [1, 2 * places],
+        "padding": "valid",
+        "data_format": "channels_last",
+    }
+    yield reshape(f"{name}_rows", (channels, 2 * places, 1), (f"{name}_products",))
+    yield KerasLayer("AveragePooling2D", f"{name}_root", pool, (f"{name}_rows",))  # (C, 1, 1)
+    yield KerasLayer("Rescaling", f"{name}_length", {"scale": sqrt(places), "offset": 0.0}, (f"{name}_root",))
+    yield reshape(name, (1, 1, channels), (f"{name}_length",))
+
+
+def _divide_by_mean(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """C * x / (sum(x) + C * epsilon), of numbers that are not negative.
+
+    Divided by their root of the mean of squares, they and C * epsilon add up to `root(n)` to `n`, n being C + 1. So of
+    their sum as a share of `root(n)`, which is 1 or more, 1 - softsign(share - 1) is the inverse; one step of Newton's
+    makes up for what that loses in float32.
+    """
+    channels, name = node.shape[0], node.name
+    count = channels + 1
+    yield reshape(f"{name}_row", (1, channels, 1), inputs)
+    crop = {"cropping": [[0, 0], [0, channels - 1]], "data_format": "channels_last"}
+    yield KerasLayer("Cropping2D", f"{name}_first", crop, (f"{name}_row",))
+    epsilon = {"scale": 0.0, "offset": channels * node.attributes["epsilon"]}
+    yield KerasLayer("Rescaling", f"{name}_epsilon", epsilon, (f"{name}_first",))
+    yield reshape(f"{name}_place", (1, 1, channels), inputs)
+    yield KerasLayer("Concatenate", f"{name}_all", {"axis": -1}, (f"{name}_place", f"{name}_epsilon"))
+    yield KerasLayer("Rescaling", f"{name}_negative", {"scale": -1.0, "offset": 0.0}, (f"{name}_all",))
+    yield KerasLayer("Concatenate", f"{name}_both", {"axis": -1}, (f"{name}_all", f"{name}_negative"))
+    yield _alone(f"{name}_divided", _NO_EPSILON, (f"{name}_both",))
+    yield reshape(f"{name}_divided_row", (1, 2 * count, 1), (f"{name}_divided",))
+    crop = {"cropping": [[0, 0], [0, count]], "data_format": "channels_last"}
+    yield KerasLayer("Cropping2D", f"{name}_unit", crop, (f"{name}_divided_row",))
+    pool = {"pool_size": [1, count], "strides": [1, count], "padding": "valid", "data_format": "channels_last"}
+    yield KerasLayer("AveragePooling2D", f"{name}_mean", pool, (f"{name}_unit",))
+    root = sqrt(count)
+    yield KerasLayer("Rescaling", f"{name}_more", {"scale": root, "offset": -1.0}, (f"{name}_mean",))
+    yield KerasLayer("Activation", f"{name}_softsign", {"activation": "softsign"}, (f"{name}_more",))
+    yield KerasLayer("Rescaling", f"{name}_inverse", {"scale": -1.0, "offset": 1.0}, (f"{name}_softsign",))
+    # the inverse r of t, better: r * (2 - t * r)
+    yield KerasLayer("Multiply", f"{name}_near_one", {}, (f"{name}_mean", f"{name}_inverse"))
+    yield KerasLayer("Rescaling", f"{name}_step", {"scale": -root, "offset": 2.0}, (f"{name}_near_one",))
+    yield KerasLayer("Multiply", f"{name}_better", {}, (f"{name}_inverse", f"{name}_step"))
+    crop = {"cropping": [[0, 0], [0, 1]], "data_format": "channels_last"}
+    yield KerasLayer("Cropping2D", f"{name}_own", crop, (f"{name}_unit",))
+    yield KerasLayer("Multiply", f"{name}_share", {}, (f"{name}_own", f"{name}_better"))
+    yield KerasLayer("Rescaling", f"{name}_shares", {"scale": channels / root, "offset": 0.0}, (f"{name}_share",))
+    yield reshape(name, (1, 1, channels), (f"{name}_shares",))
+
+
 def _divide_by_rms(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     inverse = replace(node, name=f"{node.name}_inverse", op="inverse_rms", inputs=node.inputs[1:])
     yield from _inverse_rms(graph, inverse, inputs[1:])
@@ -153,4 +220,6 @@ LAYERS: dict[str, Emit] = {
     "rms_norm": rms_norm,
     "inverse_rms": _inverse_rms,
     "divide_by_rms": _divide_by_rms,
+    "places_norm": _places_norm,
+    "divide_by_mean": _divide_by_mean,
 }

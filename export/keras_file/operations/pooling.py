@@ -85,7 +85,7 @@ def _windows_of_same(
 def _windows_beyond_same(
     node: Node, class_name: str, sizes: tuple[int, ...], inputs: tuple[str, ...]
 ) -> Iterator[KerasLayer]:
-    """For a maximum the edge is repeated, which a window that overlaps it has in any case; an average is two matrices."""
+    """For a maximum the edge is repeated, which a window over it has in any case; an average is two matrices."""
     kernel, strides, padding = (node.attributes[name] for name in ("kernel", "strides", "padding"))
     matrices = []
     for axis in (0, 1):

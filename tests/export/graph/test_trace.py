@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 from export.checkpoint import read_checkpoint
-from export.graph.nodes import Graph, Node
+from export.graph.nodes import Computed, Graph, Node
 from export.graph.record import NotTraced, record
 from export.graph.trace import NoKerasCounterpart, trace_graph
+from export.keras_file.layers import keras_layers
 from export.torch_to_keras import trace_checkpoint
+from models.bad_input import BadInput
 from tests.conftest import lightning, random_classifier, save_checkpoint
 
 
@@ -106,8 +108,13 @@ class Deep(nn.Module):
 
 @pytest.mark.parametrize(
     ("operation", "named", "why"),
-    [(torch.erf, "aten.erf", ""), (lambda x: nn.functional.hardtanh(x, -1, 1), "aten.hardtanh", ": lower bound -1")],
-    ids=["erf", "hardtanh"],
+    [
+        (torch.erf, "aten.erf", ""),
+        (lambda x: nn.functional.leaky_relu(x, -1), "aten.leaky_relu", ": negative slope -1"),
+        (lambda x: x.sum((0, 1), keepdim=True) + x, "aten.sum", ": along the images"),
+        (lambda x: nn.functional.fractional_max_pool2d(x, 2, 3), "aten.rand", ""),
+    ],
+    ids=["erf", "leaky_relu", "over images", "by chance"],
 )
 def test_operation_without_counterpart_is_named_with_its_module_and_the_way_out(operation, named, why):
     with pytest.raises(
@@ -132,20 +139,27 @@ class Spare(Odd):
         self.spare = nn.Linear(2, 2)
 
 
-@pytest.mark.parametrize(
-    ("network", "said"),
-    [
-        (Twice, r"weight weight in module 'blocks\.1\.conv' has no counterpart .*: it is used in more than one place"),
-        (
-            Spare,
-            r"weight weight in module 'blocks\.1\.spare' has no counterpart .*: it has no part in what is computed",
-        ),
-    ],
-)
-def test_weight_that_is_used_twice_or_never_is_named_with_the_way_out(network, said):
+def test_weight_that_is_never_used_is_named_with_the_way_out():
+    said = r"weight weight in module 'blocks\.1\.spare' has no counterpart .*: it has no part in what is computed"
     with pytest.raises(NoKerasCounterpart, match=said) as caught:
-        trace(Deep(network()))
+        trace(Deep(Spare()))
     assert "onnx2tf" in str(caught.value)
+
+
+def test_weight_that_is_used_twice_is_there_twice_and_said():
+    network = Twice()
+    graph = trace(network)
+    first, second = (node.weights for node in graph.nodes if node.op == "conv2d")
+    assert first == {"kernel": "conv.weight", "bias": "conv.bias"}
+    assert second == {"kernel": "conv.weight.again", "bias": "conv.bias.again"}
+    assert graph.computed["conv.weight.again"] == Computed(("conv.weight",))
+    assert np.array_equal(graph.tensors["conv.weight.again"], network.conv.weight.detach().numpy())
+
+
+def test_module_that_is_there_under_two_names_is_one():
+    conv = nn.Conv2d(3, 3, 3, bias=False)
+    graph = trace(nn.Sequential(conv, nn.ReLU(), conv, nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    assert set(graph.tensors) == {"0.weight", "0.weight.again"}
 
 
 @pytest.mark.parametrize(
@@ -165,23 +179,38 @@ def test_network_that_torch_cannot_trace_is_named_with_its_module_and_the_way_ou
 @pytest.mark.parametrize(
     "standardise",
     [
+        lambda kernel: kernel.transpose(0, 1).contiguous().transpose(0, 1) * 1.5,
         lambda kernel: 0.5 * kernel,
         lambda kernel: kernel * kernel,
         lambda kernel: nn.functional.batch_norm(kernel.reshape(1, 4, -1), None, None, training=True).view_as(kernel),
         lambda kernel: torch.relu(kernel),
-        lambda kernel: kernel.flatten().reshape(4, 3, 3, 3),
+        lambda kernel: torch.cat([part.float() for part in kernel.chunk(2)]),
     ],
-    ids=["by a number", "by itself", "batch_norm", "relu", "flatten"],
+    ids=["transposed", "by a number", "by itself", "batch_norm", "relu", "parts"],
 )
-def test_weight_that_is_computed_with_is_refused(standardise):
+def test_weight_that_is_computed_with_is_computed_at_export(standardise):
     """As networks with standardised kernels do."""
 
     class Standardised(nn.Conv2d):
         def forward(self, x):
             return nn.functional.conv2d(x, standardise(self.weight), self.bias).mean((2, 3))
 
-    with pytest.raises(NoKerasCounterpart, match="weight"):
-        trace(Standardised(3, 4, 3))
+    network = Standardised(3, 4, 3)
+    graph = trace(network)
+    assert set(graph.tensors) == {"weight.computed", "bias"}
+    assert graph.computed["weight.computed"].sources == ("weight",)
+    exact = standardise(network.weight.detach().double()).float().numpy()
+    np.testing.assert_allclose(graph.tensors["weight.computed"], exact, rtol=1e-7)
+
+
+def test_weight_seen_in_another_shape_is_that_weight():
+    class Seen(nn.Conv2d):
+        def forward(self, x):
+            return nn.functional.conv2d(x, self.weight.flatten().reshape(self.weight.shape)).mean((2, 3))
+
+    graph = trace(Seen(3, 4, 3, bias=False))
+    assert set(graph.tensors) == {"weight"}
+    assert not graph.computed
 
 
 def test_network_that_cannot_be_traced_is_bad_input_of_the_command(tmp_path, capsys):
@@ -218,7 +247,7 @@ def test_concatenation_of_one_value_is_that_value():
     assert graph.node(graph.nodes[3].inputs[1]).op == "conv2d"
 
 
-def test_unpooled_flatten_is_refused_because_its_order_differs():
+def test_unpooled_flatten_states_its_order():
     class Flat(nn.Module):
         def __init__(self):
             super().__init__()
@@ -227,8 +256,9 @@ def test_unpooled_flatten_is_refused_because_its_order_differs():
         def forward(self, x):
             return self.conv(x).flatten(1)
 
-    with pytest.raises(NoKerasCounterpart, match="flatten"):
-        trace(Flat())
+    graph = trace(Flat())
+    assert graph.nodes[-2].op == "flatten_channels"  # channel by channel; Keras's own is place by place, "flatten"
+    assert graph.nodes[-2].shape == (4 * 46 * 38,)
 
 
 def test_graph_refuses_a_tensor_used_twice_or_never():
@@ -240,3 +270,42 @@ def test_graph_refuses_a_tensor_used_twice_or_never():
         Graph((image, first, second), {"w": kernel})
     with pytest.raises(ValueError, match=r"unused \['v'\]"):
         Graph((image, first), {"w": kernel, "v": kernel})
+
+
+def test_value_that_nothing_reads_is_left_out():
+    """As in DLA."""
+
+    class Unread(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            x = self.conv(x)
+            nn.functional.max_pool2d(x, 2)
+            torch.relu(x * 2).split(2, 1)
+            return x.mean((2, 3))
+
+    assert [node.op for node in trace(Unread()).nodes] == ["input", "conv2d", "global_average_pool", "softmax"]
+
+
+@pytest.mark.parametrize("size", [(6, 6), (7, 7)])
+def test_adaptive_pooling_to_the_size_that_is_there_is_nothing(size):
+    """As in torchvision's VGG."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d((6, 6)), nn.Flatten())
+    graph = trace(network, (size[0] + 2, size[1] + 2))
+    assert ("map_places" in {node.op for node in graph.nodes}) == (size == (7, 7))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_dropout_is_kept_in_place_as_well(inplace):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.3, inplace), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert next(node for node in trace(network).nodes if node.op == "dropout").attributes == {"rate": 0.3}
+
+
+def test_what_a_writer_does_not_expect_is_a_refusal_and_no_fault():
+    image, kernel = Node("image", "input", (), (3, 4, 4)), np.zeros((2, 3), np.float32)
+    attributes = dict.fromkeys(("strides", "padding", "dilation", "groups"), (1, 1))
+    odd = Node("odd", "conv2d", ("image",), (2, 4, 4), attributes, {"kernel": "w"}, "stem")
+    with pytest.raises(BadInput, match=r"conv2d in module 'stem' .*ValueError"):
+        keras_layers(Graph((image, odd), {"w": kernel}))

@@ -116,6 +116,12 @@ def standardised(x, kernel):
     return functional.conv2d(x, kernel, padding=1)
 
 
+def response_norm(x, weight, bias):
+    """As ConvNeXt V2 has it."""
+    length = x.norm(p=2, dim=(2, 3), keepdim=True)
+    return x + torch.addcmul(bias, weight, x * (length / (length.mean(1, keepdim=True) + 1e-6)))
+
+
 def by_hand(x):
     """A LayerNorm over the channels in single operations."""
     centred = x - x.mean(1, keepdim=True)
@@ -149,6 +155,7 @@ BRANCHES = {
     "norm_by_hand": Apply(by_hand),
     "simple_norm": Apply(lambda x: x * torch.rsqrt(torch.var(x, dim=1, keepdim=True) + 1e-5)),
     "root_of_squares": Apply(lambda x: x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-5)),
+    "response_norm": Apply(response_norm, (C, 1, 1), (1, C, 1, 1)),
     "standardised": Apply(standardised, (C, C, 3, 3)),
     "scale_of_all": Apply(lambda x, w: x * w, (1,)),
     "shift_of_all": Apply(lambda x, w: x + w, (1,)),
@@ -365,4 +372,5 @@ def test_folded_and_repeated_weights_are_named_with_their_sources():
     blur = next(node for node in graph.nodes if node.source == "branches.blur" and node.op == "conv2d")
     assert not graph.computed[blur.weights["kernel"]].sources
     fixed = {layer.node for layer in keras_layers(graph) if layer.fixed}
-    assert blur.name in fixed and not any(name.startswith("twice") for name in fixed)
+    assert blur.name in fixed
+    assert not any(name.startswith("twice") for name in fixed)
