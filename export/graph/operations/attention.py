@@ -136,7 +136,7 @@ _SMALL = 2
 
 
 def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    left, right = given["self"], given.get("other", given.get("mat2"))
+    left, right = given["self"], given["other" if "other" in given else "mat2"]
     layout, other = tracer.layout(left), tracer.layout(right)
     one, two = tracer.image_shape(left), tracer.image_shape(right)
     if not (left.meta["computed"] and right.meta["computed"]):

@@ -65,8 +65,7 @@ def _transpose(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> Non
         for place, dim in sorted(zip(places, moved, strict=True)):
             dims.insert(place, dim)
     else:
-        pair = [given.get(name, default) for name, default in (("dim0", -2), ("dim1", -1))]
-        one, other = (dim % rank for dim in pair)
+        one, other = (given.get(name, default) % rank for name, default in (("dim0", -2), ("dim1", -1)))
         dims = [{one: other, other: one}.get(dim, dim) for dim in range(rank)]
     layout = tracer.layout(value)
     axes = [layout.image_axis(dim) if dim != layout.batch_axis else _own_axis(layout) for dim in dims]
