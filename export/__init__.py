@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from export.modules import export_module, prove_module
     from export.proof.comparison import Pair
     from export.proof.parity import check_parity
     from export.torch_to_keras import write_twin
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 _PLACES = {
     "Pair": "export.proof.comparison",
     "check_parity": "export.proof.parity",
+    "export_module": "export.modules",
+    "prove_module": "export.modules",
     "write_twin": "export.torch_to_keras",
 }
 
-__all__ = ["Pair", "check_parity", "write_twin"]
+__all__ = ["Pair", "check_parity", "export_module", "prove_module", "write_twin"]
 
 
 def __getattr__(name: str) -> Any:

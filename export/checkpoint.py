@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import zipfile
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from models.atomic_write import replacing
 from models.bad_input import BadInput
 from models.choices import BATCH_NORM_POLICIES, INTERPOLATIONS, MOST_PIXELS, TRAINABLE
+from models.classifier import Classifier, gives_of
 from models.digests import file_digest
 from models.graph_network import build_classifier
+from models.state_dicts import Unfilled, check_undamaged, is_dense, misfits, rounded
 from models.timm_mobilenetv2 import ARCHITECTURE, TimmClassifier
 
 _PREFIX = "network."  # ProductClassifier.network
@@ -27,29 +28,34 @@ _IMPORTED = "shelftwin_import"
 _MOST_LAYERS = 100
 
 
+class NotOurs(BadInput):
+    """The file is none that `lightning fit` or `lightning import` wrote, which says nothing against it."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """A trained network and what it was trained to see.
 
     Attributes:
         path: the checkpoint file.
-        digest: SHA-256 of that file, hexadecimal.
+        digest: SHA-256 of that file, hexadecimal; of a network that is in no file, of its weights.
         network: in eval mode, on the CPU, float32.
         class_names: in the order of the network's outputs.
         image_size: (height, width) in pixels.
         interpolation: Pillow's filter for resizing, by Keras's name.
-        backbone: its name in timm.
+        backbone: its name in timm, or what the network is called.
         trainable: ``head`` if the backbone was frozen, ``all`` if not.
         learning_rate: Adam's, at the start of training; if everything was trained, the backbone's.
         batch_norm: ``frozen`` if further training leaves BatchNorm unchanged, ``train`` if not.
         imported_from: SHA-256 of the Keras file if ``lightning import`` made the checkpoint, otherwise None.
         imported_range: the input range of that file: ``unit``, ``raw`` or ``tf``.
         imported_output: what that file gives: ``softmax``, ``sigmoid`` or ``logits``.
+        notes: for the owner: what was found, taken and left out when the file was read.
     """
 
     path: Path
     digest: str
-    network: TimmClassifier
+    network: Classifier
     class_names: tuple[str, ...]
     image_size: tuple[int, int]
     interpolation: str
@@ -60,9 +66,42 @@ class Checkpoint:
     imported_from: str | None = None
     imported_range: str | None = None
     imported_output: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it was trained elsewhere: then the network is all that is known."""
+        return True
+
+    @property
+    def gives(self) -> str:
+        """What its Keras file gives: ``softmax`` or ``sigmoid``."""
+        return gives_of(self.network.output, len(self.class_names))
+
+    @property
+    def model_name(self) -> str:
+        """The Keras model's name."""
+        return re.sub(r"[^0-9A-Za-z_]+", "_", self.backbone.rpartition(":")[2]) if self.foreign else self.backbone
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
+@dataclass(frozen=True)
+class OwnCheckpoint(Checkpoint):
+    """A checkpoint of this project, which says all that itself."""
+
+    network: TimmClassifier
+
+    @property
+    def foreign(self) -> bool:
+        """No: it is ours."""
+        return False
+
+
+def as_checkpoint(given: Path | Checkpoint) -> Checkpoint:
+    """A checkpoint of this project that is in a file, or one that has been read already, from wherever it came."""
+    return given if isinstance(given, Checkpoint) else read_checkpoint(given)
+
+
+def read_checkpoint(path: Path) -> OwnCheckpoint:
     """Rebuild the network from a checkpoint's hyper-parameters and load its weights, without unpickling anything.
 
     Raises:
@@ -72,7 +111,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     content = read_content(path)
     settings = _hyper_parameters(path, content)
     state = _tensors(path, content["state_dict"])
-    with _Unfilled():  # every weight is loaded
+    with Unfilled():  # every weight is loaded
         with torch.device("meta"):  # the settings may claim a network of any size: allocate nothing
             _check_tensors(path, _network(path, settings), state)
         network = _network(path, settings)  # for real: what it computes from the settings is not in `state`
@@ -81,7 +120,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     batch_norm, backbone_factor = _schedule(path, settings)
     imported = content.get(_IMPORTED)
     imported = imported if isinstance(imported, dict) else {}
-    return Checkpoint(
+    return OwnCheckpoint(
         path=path,
         digest=file_digest(path),
         network=network.eval(),
@@ -96,22 +135,6 @@ def read_checkpoint(path: Path) -> Checkpoint:
         imported_range=_text(imported.get("input_range")),
         imported_output=_text(imported.get("output")),
     )
-
-
-class _Unfilled(TorchFunctionMode):
-    """Leaves a new network's weights as they are in place of filling them with random numbers.
-
-    On the meta device there is nothing to fill, and `normal_` would import torch's compiler to find that out.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in (
-            "normal_",
-            "uniform_",
-        ):
-            return args[0] if args else given["tensor"]
-        return func(*args, **given)
 
 
 def write_checkpoint(path: Path, network: TimmClassifier, facts: dict[str, Any], imported: dict[str, str]) -> None:
@@ -168,36 +191,13 @@ def read_content(path: Path) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged or foreign file can make the reader raise anything
         # torch's own message is left out: it recommends unpickling the file after all
-        raise BadInput(
+        raise NotOurs(
             f"expected a checkpoint written by `lightning fit`, got {path}, which cannot be read as one "
             f"({type(error).__name__}). Give RUN/best.ckpt."
         ) from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise BadInput(f"expected a Lightning checkpoint, got {path}, which is of another model: it has no state_dict.")
+        raise NotOurs(f"expected a Lightning checkpoint, got {path}, which is of another model: it has no state_dict.")
     return content
-
-
-def check_undamaged(path: Path) -> None:
-    """Compare a checkpoint with its own checksums: torch writes them, but does not look at them when it reads.
-
-    A file that is not one of torch's archives is left to whoever reads it.
-
-    Raises:
-        BadInput: the file is no longer what was written.
-    """
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # damage can make the reader raise anything
-        damaged = f"its table of contents ({type(error).__name__})"
-    if damaged:
-        raise BadInput(
-            f"expected a checkpoint as it was written, got {path}, which is damaged: the checksum of {damaged} does "
-            "not match. Give another checkpoint of the run (best.ckpt, last.ckpt, or one in its folder previous), or "
-            "train again, without --resume."
-        )
 
 
 # What a checkpoint must state besides ARCHITECTURE: name -> (what is expected, a test of whether the value is that).
@@ -237,7 +237,8 @@ def _hyper_parameters(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     ]
     if missing or wrong:
         said = [f"lack {', '.join(missing)}"] * bool(missing) + [f"have no usable {', '.join(wrong)}"] * bool(wrong)
-        raise BadInput(
+        kind = BadInput if {*_FACTS} <= found.keys() else NotOurs
+        raise kind(
             f"expected a checkpoint of this project's ProductClassifier, got {path}, which is of another model or was "
             f"edited: its hyper-parameters {' and '.join(said)}. Train one with `lightning fit`."
         )
@@ -277,7 +278,7 @@ def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         for name, tensor in state.items()
         if isinstance(tensor, torch.Tensor) and str(name).startswith(_PREFIX)
     }
-    wrong = [name for name, tensor in own.items() if not _is_dense(tensor)]
+    wrong = [name for name, tensor in own.items() if not is_dense(tensor)]
     if wrong:
         raise BadInput(
             f"{path}: expected plain dense tensors, got {len(wrong)} that are sparse, quantised, without numbers or "
@@ -287,22 +288,10 @@ def _tensors(path: Path, state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     return own
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
-    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
-    # with a stride of 0, a tensor of any size could be a single stored number
-    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
-
-
 def _check_tensors(path: Path, network: TimmClassifier, own: Mapping[str, torch.Tensor]) -> None:
     """Refuse weights of another network, and weights that it could hold only after rounding."""
     expected = network.state_dict()
-    wrong = [f"{name} is missing" for name in expected if name not in own]
-    wrong += [f"{name} is unknown" for name in own if name not in expected]
-    wrong += [
-        f"{name} is {tuple(own[name].shape)}, not {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in own and own[name].shape != tensor.shape
-    ]
+    wrong = misfits(expected, own)
     if wrong:
         raise BadInput(
             f"{path}: expected the weights of the network that its hyper-parameters describe, got {len(wrong)} that "
@@ -320,21 +309,10 @@ def _check_tensors(path: Path, network: TimmClassifier, own: Mapping[str, torch.
             f"{path}: expected the {needed} numbers of the network that its hyper-parameters describe, got "
             f"{sum(storages.values())}, some of them under several names. The file was edited."
         )
-    rounded = [
-        f"{name} ({own[name].dtype})" for name, tensor in expected.items() if not _holds(tensor.dtype, own[name])
-    ]
-    if rounded:
+    inexact = rounded(expected, own)
+    if inexact:
         raise BadInput(
-            f"{path}: expected weights that float32 holds exactly, since the twin has float32, got {len(rounded)} that "
-            f"it does not: {', '.join(rounded[:3])}{' ...' if len(rounded) > 3 else ''}. Train with "
+            f"{path}: expected weights that float32 holds exactly, since the twin has float32, got {len(inexact)} that "
+            f"it does not: {', '.join(inexact[:3])}{' ...' if len(inexact) > 3 else ''}. Train with "
             "--trainer.precision 32-true, or convert the weights and measure the network anew."
         )
-
-
-def _holds(kind: torch.dtype, tensor: torch.Tensor) -> bool:
-    """Whether every value of a tensor can be held as `kind` without rounding; NaN counts as equal to itself."""
-    if tensor.dtype == kind or (kind == torch.float32 and tensor.dtype in (torch.float16, torch.bfloat16)):
-        return True
-    if kind != torch.float32 or tensor.dtype != torch.float64:
-        return False
-    return bool(((tensor.float().double() == tensor) | tensor.isnan()).all())

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from export.checkpoint import Checkpoint, read_checkpoint
+from export.checkpoint import Checkpoint, as_checkpoint
 from export.proof.checks import PROBABILITY_THRESHOLD, check_labels, check_probabilities, check_top1
 from export.proof.comparison import image_sets
 from export.proof.image_sets import ImageSet
@@ -97,7 +97,7 @@ class WrittenFormat:
 
 
 def write_formats(
-    checkpoint: Path,
+    checkpoint: Path | Checkpoint,
     out: Path,
     formats: Sequence[str],
     input_range: str = "unit",
@@ -107,7 +107,7 @@ def write_formats(
     """Convert a checkpoint to other formats and prove each one; those that pass are put in place in one step each.
 
     Args:
-        checkpoint: written by ``lightning fit``.
+        checkpoint: written by ``lightning fit``; or one that has been read, from wherever it came.
         out: where the formats go, see `places_of`.
         formats: keys of `FORMATS`.
         input_range: ``unit``: the models take RGB in [0, 1], NHWC; ``raw``: they take 0..255.
@@ -122,7 +122,8 @@ def write_formats(
         KerasFailed: the process that makes them crashed or ran out of time.
     """
     places = places_of(out, formats)
-    _check_places(places, checkpoint)
+    source = as_checkpoint(checkpoint)
+    _check_places(places, source.path)
     quantised = [name for name in formats if FORMATS[name].quantised]
     if quantised and (photos is None or len(photos.names) < LEAST_PHOTOS):
         raise BadInput(
@@ -132,8 +133,7 @@ def write_formats(
     with working_folder(out) as temporary:
         folder = temporary.resolve()
         h5 = folder / "model.h5"
-        twin = write_twin(checkpoint, h5, input_range, fuse_batchnorm)
-        source = read_checkpoint(checkpoint)
+        twin = write_twin(source, h5, input_range, fuse_batchnorm)
         judges = _judges(source, photos)
         benches = {}
         if len(quantised) < len(formats):
@@ -190,7 +190,7 @@ def _check_places(places: dict[str, Path], checkpoint: Path) -> None:
     for name, path in places.items():
         if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
             raise BadInput(f"expected a folder that can be written for {path.name}, received {path.parent}. Make it.")
-        if path.exists() and path.samefile(checkpoint):
+        if path.exists() and checkpoint.exists() and path.samefile(checkpoint):
             raise BadInput(f"expected a place for {name}, received {path}, the checkpoint itself. Name another.")
         if name == "saved_model" and path.exists() and not (path / _SAVED_MODEL).is_file():
             raise BadInput(
@@ -223,7 +223,7 @@ def _judges(source: Checkpoint, photos: Photos | None) -> list[_Judge]:
     """The synthetic images, and the photos if there are any."""
     given = (photos.pixels, photos.names, photos.labels) if photos else (None, (), ())
     judges = []
-    for images in image_sets(source.image_size, *given[:2]):
+    for images in image_sets(source.image_size, given[0], given[1], source.network.channels):
         labels = np.asarray(given[2] if images.name == "photos" else [-1] * len(images.names))
         judges.append(_Judge(images, torch_probabilities(source.network, images.batches()), labels))
     return judges

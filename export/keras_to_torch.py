@@ -187,7 +187,7 @@ def read_keras_classifier(path: Path, given: ImportSettings | None = None) -> Ke
         input_range=input_range,
         output=output,
         doubled=doubled,
-        class_names=_class_names(file, given.class_names, body[-1].shape[0]),
+        class_names=_class_names(file, given.class_names, body[-1].shape[0], bool(doubled)),
         image_size=image_size,
         interpolation=_interpolation(file, given.interpolation),
         trainable=trainable,
@@ -600,8 +600,14 @@ def _interpolation(file: KerasFile, given: str | None) -> str:
     return str(name)
 
 
-def _class_names(file: KerasFile, given: Sequence[str] | None, count: int) -> tuple[str, ...]:
-    stated = _stated(file, "class_names", list)
+def names_stated(file: KerasFile, doubled: bool) -> list[Any] | None:
+    """The class names that a file states; the one of a single output, which becomes two classes, is the second's."""
+    names = _stated(file, "class_names", list)
+    return [f"not {names[0]}", names[0]] if names and doubled and len(names) == 1 else names
+
+
+def _class_names(file: KerasFile, given: Sequence[str] | None, count: int, doubled: bool) -> tuple[str, ...]:
+    stated = names_stated(file, doubled)
     names = list(given) if given is not None else stated
     if names is None:
         raise BadInput(

@@ -18,6 +18,7 @@ from timm.layers import Conv2dSame
 from torch import Tensor, nn
 
 from models.bad_input import BadInput
+from models.classifier import Classifier
 
 ARCHITECTURE = ("backbone", "hidden", "dropout", "pad_type", "bn_eps", "mean", "std")
 """All that is needed, besides the number of classes, to rebuild the network. These are names of constructor arguments
@@ -72,15 +73,15 @@ class Normalise(nn.Module):
         super().__init__()
         mean64, std64 = np.asarray(mean, np.float64), np.asarray(std, np.float64)
         scale, offset = (1.0 / std64).astype(np.float32), (-mean64 / std64).astype(np.float32)
-        self.register_buffer("scale", torch.from_numpy(scale).reshape(1, 3, 1, 1), persistent=False)
-        self.register_buffer("offset", torch.from_numpy(offset).reshape(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.from_numpy(scale).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("offset", torch.from_numpy(offset).reshape(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Normalise images, shape (B, 3, H, W), values 0 to 1."""
+        """Normalise images, shape (B, C, H, W), values 0 to 1."""
         return images * self.scale + self.offset
 
 
-class TimmClassifier(nn.Module):
+class TimmClassifier(Classifier):
     """Normalisation, a timm backbone with global average pooling, and a dense head.
 
     `None` for a setting means timm's own value for that backbone. The attributes of the same names hold the resolved

@@ -31,6 +31,7 @@ from export.graph.tracer import (
     shape_of,
 )
 from models.bad_input import BadInput
+from models.classifier import gives_of
 
 # ATen operation -> converter. An in-place variant (trailing underscore) is looked up without its underscore: in the
 # recording all later readers of the changed value already read the operation's result.
@@ -47,33 +48,88 @@ CONVERTERS: dict[str, Converter] = {
 CONVERTERS |= tokens.converters(CONVERTERS)
 
 
-def trace_graph(recording: Recording, layer_names: LayerNames | None = None) -> Graph:
-    """Turn a recorded forward pass into the neutral graph, with a softmax as its last node.
+# What a network may end in, so that it does not give logits: ATen operation -> the name of what it gives.
+_ENDINGS = {
+    "aten.softmax": "softmax",
+    "aten._softmax": "softmax",
+    "aten.log_softmax": "log_softmax",
+    "aten._log_softmax": "log_softmax",
+    "aten.sigmoid": "sigmoid",
+}
+
+
+def trace_graph(recording: Recording, layer_names: LayerNames | None = None, output: str = "logits") -> Graph:
+    """Turn a recorded forward pass into the neutral graph, with probabilities as its last node.
+
+    The last node is a softmax in place of the network's own softmax or log_softmax, or after its logits; a sigmoid
+    stays one, and a single logit gets one.
 
     Args:
         recording: from `record`.
         layer_names: module paths -> layer names; a layer that it does not name is named by its module path.
+        output: what the network gives, one of `models.choices.OUTPUTS`.
 
     Raises:
         NoKerasCounterpart: Keras's built-in layers do not have an operation, or a weight of the network is not used.
+        BadInput: the network does not end in what it is said to give.
     """
     tracer = Tracer(recording, layer_names)
+    ending = _stated_ending(recording, output)
     for node in recording.graph.nodes:
         if node.op == "placeholder":
             tracer.append(Node("image", "input", (), shape_of(node)), node.name)
         elif node.op == "get_attr" and "constant" not in node.meta:
             tracer.tensor_of[node.name] = str(node.target)
+        elif ending is not None and node is ending:  # the last node stands for it
+            tracer.alias(node, node.all_input_nodes[0])
         elif node.op == "call_function":
             _convert(tracer, node)
         elif node.op == "output":
-            (logits,) = node.all_input_nodes
-            last = tracer.nodes[tracer.node_of[logits.name]]
-            tracer.append(Node("probabilities", "softmax", (last.name,), last.shape), "")
+            (answers,) = node.all_input_nodes
+            last = tracer.nodes[tracer.node_of[answers.name]]
+            sigmoid = gives_of(output, last.shape[0]) == "sigmoid"
+            op, attributes = ("activation", {"function": "sigmoid"}) if sigmoid else ("softmax", {})
+            path = module_path(ending) if ending else ""
+            tracer.append(Node("probabilities", op, (last.name,), last.shape, attributes, {}, path), "")
     nodes = _read_by_others(tuple(tracer.nodes.values()))
     used = {tensor for node in nodes for tensor in node.weights.values()}
     computed = {name: origin for name, origin in tracer.computed.items() if name in used}
     _check_use(recording.state, used | {source for origin in computed.values() for source in origin.sources})
     return Graph(nodes, {name: tracer.tensor(name) for name in (*recording.state, *computed) if name in used}, computed)
+
+
+def _stated_ending(recording: Recording, output: str) -> fx.Node | None:
+    """The operation that makes the network's answers what it is said to give; None where they are logits.
+
+    Raises:
+        BadInput: the network ends in something else.
+    """
+    (last,) = next(node for node in recording.graph.nodes if node.op == "output").all_input_nodes
+    while _is_same_value(last) and len(last.users) == 1:
+        last = last.all_input_nodes[0]
+    found = _ENDINGS.get(name_of(last)) if last.op == "call_function" and len(last.users) == 1 else None
+    if found in ("softmax", "log_softmax") and arguments(last)["dim"] not in (1, -1):
+        found = None
+    shape, where = last.meta["shape"], f" in module {module_path(last) or '(root)'!r}"
+    if shape[1] == 1 and "softmax" in (found or output):
+        raise BadInput(
+            f"expected two numbers or more before a softmax, got one{where}: its softmax is always 1. If the network "
+            "gives the logit of a yes or no, leave its softmax out and state logits."
+        )
+    if (found or "logits") != output:
+        ends = f"ends in a {found}{where}" if found else f"ends in {name_of(last)}{where}"
+        raise BadInput(
+            f"expected a network that gives {output}, as stated, got one that {ends}. State what it gives: "
+            f'--output {found or "logits"} (in Python output="{found or "logits"}").'
+        )
+    return last if found else None
+
+
+def _is_same_value(operation: fx.Node) -> bool:
+    """Whether an operation gives its input back."""
+    if operation.op != "call_function":
+        return False
+    return bool(operation.meta.get("unchanged")) or CONVERTERS.get(name_of(operation)) is shape.same_value
 
 
 def unknown_operations(recording: Recording) -> list[str]:

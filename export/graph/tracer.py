@@ -40,6 +40,8 @@ class NoKerasCounterpart(BadInput):
 
     def __init__(self, operation: str, module_path: str, why: str = "") -> None:
         self.reason = f"{operation}{': ' + why if why else ''}"
+        # where a network from elsewhere is wrapped (`ForeignClassifier`), its owner knows its own paths alone
+        module_path = "" if module_path == "network" else module_path.removeprefix("network.")
         super().__init__(
             f"{operation} in module {module_path or '(root)'!r} has no counterpart here among Keras's built-in layers"
             f"{': ' + why if why else ''}. What can be converted is listed in export/graph/operations; for other "

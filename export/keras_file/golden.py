@@ -21,7 +21,7 @@ class Golden:
     """Inputs, and torch's answers to them.
 
     Attributes:
-        images: uint8, NHWC, RGB, (N, H, W, 3).
+        images: uint8, NHWC, (N, H, W, channels), RGB where there are three.
         probabilities: torch's for these images, float32, (N, C).
     """
 
@@ -29,7 +29,7 @@ class Golden:
     probabilities: np.ndarray
 
 
-def golden_images(image_size: tuple[int, int]) -> np.ndarray:
+def golden_images(image_size: tuple[int, int], channels: int = 3) -> np.ndarray:
     """Draw three images, always the same for a given size: noise, waves of colour, and noise at the bottom right only.
 
     Noise excites every channel, waves resemble photos, and the bottom-right corner is where TensorFlow's SAME and
@@ -37,15 +37,17 @@ def golden_images(image_size: tuple[int, int]) -> np.ndarray:
 
     Args:
         image_size: (height, width) in pixels.
+        channels: of the images, at most four.
 
     Returns:
-        uint8, NHWC, RGB, (3, H, W, 3).
+        uint8, NHWC, (3, H, W, channels).
     """
     height, width = image_size
-    noise = np.random.RandomState(0).randint(0, 256, (height, width, 3))  # the legacy generator's output is frozen
+    # the legacy generator's output is frozen
+    noise = np.random.RandomState(0).randint(0, 256, (height, width, channels))
     # Triangle waves in integers: the sine of another numpy version might be rounded differently.
     rows, columns = np.arange(height)[:, None, None] * 512 // height, np.arange(width)[None, :, None] * 512 // width
-    phase = (rows * [1, 2, 3] + columns * [3, 1, 2]) % 512
+    phase = (rows * [1, 2, 3, 4][:channels] + columns * [3, 1, 2, 4][:channels]) % 512
     waves = np.minimum(phase, 511 - phase)
     corner = np.zeros_like(noise)
     corner[-(height // 4 + 1) :, -(width // 4 + 1) :] = noise[-(height // 4 + 1) :, -(width // 4 + 1) :]

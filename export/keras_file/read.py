@@ -67,6 +67,16 @@ def read_keras_file(path: Path, architecture: dict[str, Any] | None = None) -> K
     return read_keras_h5(path, architecture)
 
 
+def is_keras_file(path: Path) -> bool:
+    """Whether a file is HDF5, or an archive that is named `.keras`; no other file of a network is."""
+    if path.suffix.lower() == ".keras" and zipfile.is_zipfile(path):
+        return True
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(8) == b"\x89HDF\r\n\x1a\n"
+
+
 def read_keras_h5(path: Path, architecture: dict[str, Any] | None = None) -> KerasFile:
     """Read a Keras `.h5` without Keras.
 

@@ -22,15 +22,16 @@ from export.worker.keras_worker import read_golden
 from models.atomic_write import replacing
 
 
-def training_config(learning_rate: float) -> dict[str, Any]:
+def training_config(learning_rate: float, gives: str = "softmax") -> dict[str, Any]:
     """Keras's ``training_config``: in both generations the model loads compiled and can be trained further.
 
     Args:
         learning_rate: Adam's.
+        gives: what the model gives, ``softmax`` or ``sigmoid``, from which the loss follows.
     """
     adam = {"name": "Adam", "learning_rate": learning_rate, "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}
     return {
-        "loss": "categorical_crossentropy",
+        "loss": "binary_crossentropy" if gives == "sigmoid" else "categorical_crossentropy",
         "metrics": ["accuracy"],
         "weighted_metrics": None,
         "loss_weights": None,

@@ -39,7 +39,7 @@ class Pair:
     """A checkpoint and the file that is claimed to be its twin.
 
     Attributes:
-        checkpoint: written by ``lightning fit``.
+        checkpoint: written by ``lightning fit``; or one that has been read, from wherever it came.
         h5: the Keras file.
         photos: uint8, NHWC, RGB, (N, H, W, 3) at the checkpoint's size; None or empty: synthetic images only.
         photo_names: N names, for the report; by default those of `photo_files`, where these are as many.
@@ -47,7 +47,7 @@ class Pair:
         load_photo: how our side loads them; None: loading is not compared.
     """
 
-    checkpoint: Path
+    checkpoint: Path | Checkpoint
     h5: Path
     photos: np.ndarray | None = None
     photo_names: Sequence[str] = ()
@@ -56,7 +56,8 @@ class Pair:
 
     def __post_init__(self) -> None:
         # A script has paths as text, Lightning's `best_model_path` above all.
-        object.__setattr__(self, "checkpoint", Path(self.checkpoint))
+        if not isinstance(self.checkpoint, Checkpoint):
+            object.__setattr__(self, "checkpoint", Path(self.checkpoint))
         object.__setattr__(self, "h5", Path(self.h5))
         if not self.photo_names and self.photos is not None and len(self.photos) == len(self.photo_files):
             object.__setattr__(self, "photo_names", [str(file) for file in self.photo_files])
@@ -167,30 +168,35 @@ def read_comparison(pair: Pair, known: dict[Path, Checkpoint] | None = None) -> 
     """
     twin = read_keras_h5(pair.h5)
     known = {} if known is None else known
-    if pair.checkpoint not in known:
-        known[pair.checkpoint] = read_checkpoint(pair.checkpoint)
-    source = known[pair.checkpoint]
+    if isinstance(pair.checkpoint, Checkpoint):
+        source = pair.checkpoint
+    elif pair.checkpoint in known:
+        source = known[pair.checkpoint]
+    else:
+        source = known[pair.checkpoint] = read_checkpoint(pair.checkpoint)
     input_range = twin.details.get("input_range", "unit")
     if input_range not in INPUT_RANGES:
         raise BadInput(f"{pair.h5}: expected input_range to be one of {', '.join(INPUT_RANGES)}, got {input_range!r}.")
     _check_input_shape(source, twin, pair.h5)
-    sets = image_sets(source.image_size, pair.photos, pair.photo_names)
+    sets = image_sets(source.image_size, pair.photos, pair.photo_names, source.network.channels)
     folded = twin.details.get("fused_batchnorm") is True
     return Comparison(pair, source, trace_checkpoint(source), twin, folded, input_range, sets)
 
 
-def image_sets(image_size: tuple[int, int], photos: np.ndarray | None, photo_names: Sequence[str]) -> list[ImageSet]:
+def image_sets(
+    image_size: tuple[int, int], photos: np.ndarray | None, photo_names: Sequence[str], channels: int = 3
+) -> list[ImageSet]:
     """The synthetic images, and the photos if there are any.
 
     Raises:
         BadInput: the photos have another type or size.
     """
-    sets = [ImageSet("synthetic", probe_images.synthetic_images(image_size), probe_images.NAMES)]
+    sets = [ImageSet("synthetic", probe_images.synthetic_images(image_size, channels=channels), probe_images.NAMES)]
     if photos is None or not len(photos):
         return sets
-    if photos.dtype != np.uint8 or photos.shape[1:] != (*image_size, 3):
+    if photos.dtype != np.uint8 or photos.shape[1:] != (*image_size, channels):
         raise BadInput(
-            f"expected photos as uint8 (N, {image_size[0]}, {image_size[1]}, 3), the checkpoint's size, "
+            f"expected photos as uint8 (N, {image_size[0]}, {image_size[1]}, {channels}), the checkpoint's size, "
             f"got {photos.dtype} {photos.shape}. Load them with datamodule.photo_store.load_photo."
         )
     names = list(photo_names) or [f"photo {number}" for number in range(len(photos))]
@@ -230,7 +236,7 @@ def _check_input_shape(source: Checkpoint, twin: KerasFile, h5: Path) -> None:
             raise BadInput(f"expected a model of one input and one output, got {h5} with others. {_AGAIN}")
     first = layers[0]["config"]
     shape = first.get("batch_input_shape", first.get("batch_shape"))
-    expected = [None, *source.image_size, 3]
+    expected = [None, *source.image_size, source.network.channels]
     if shape != expected:
         raise BadInput(
             f"expected a model whose input is {expected} (NHWC), the checkpoint's, got {h5} with input {shape}. "

@@ -55,8 +55,8 @@ def check_contents(comparison: Comparison) -> Check:
     # not compared here: `check_labels` compares the checkpoint's digest, and the version may be an older one
     own = ("checkpoint_sha256", "shelftwin_version")
     parts: dict[str, tuple[object, object]] = {
-        "model_config": (twin.config, model_config(layers, source.backbone, frozen_layers(source, graph))),
-        "training_config": (twin.training_config, training_config(source.learning_rate)),
+        "model_config": (twin.config, model_config(layers, source.model_name, frozen_layers(source, graph))),
+        "training_config": (twin.training_config, training_config(source.learning_rate, source.gives)),
         "layer order": (list(twin.weights), [layer.name for layer in layers]),
         "weight names": (
             twin.weight_names,
@@ -91,7 +91,7 @@ def _golden_of(h5: Path, twin: KerasFile, source: Checkpoint) -> dict[str, tuple
         golden = read_golden(str(h5))
     except Refused as refused:
         return {"golden images": (str(refused), None)}
-    images = golden_images(source.image_size)
+    images = golden_images(source.image_size, source.network.channels)
     expected = torch_probabilities(source.network, ImageSet("golden", images, ()).batches())
     return {
         **_digests_of(golden, twin),

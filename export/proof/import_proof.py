@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from export.checkpoint import Checkpoint, read_checkpoint
+from export.checkpoint import Checkpoint, OwnCheckpoint, read_checkpoint
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import WITHOUT_EFFECT
 from export.keras_file.read import KerasFile, read_keras_file
@@ -27,6 +27,7 @@ from export.keras_to_torch import (
     INPUT_RANGES,
     ImportSettings,
     KerasClassifier,
+    names_stated,
     probabilities_of,
     read_keras_classifier,
 )
@@ -88,7 +89,7 @@ class _Comparison:
     """
 
     given: Import
-    source: Checkpoint
+    source: OwnCheckpoint
     classifier: KerasClassifier
     facts: Check
     compared: dict[str, str]
@@ -210,11 +211,11 @@ def _run_checks(comparison: _Comparison, folder: Path) -> tuple[list[Check], lis
 
 def _check_facts(source: Checkpoint, classifier: KerasClassifier) -> Check:
     """Whether the checkpoint was made from this very file and describes the same network, classes and images."""
-    stated = classifier.file.details
+    stated, names = classifier.file.details, names_stated(classifier.file, bool(classifier.doubled))
     pairs: dict[str, tuple[Any, Any]] = {
         "imported_from": (source.imported_from, file_digest(classifier.path)),
         "architecture": (source.network.architecture, classifier.network.architecture),
-        "class_names": (list(source.class_names), stated.get("class_names", list(source.class_names))),
+        "class_names": (list(source.class_names), names if names is not None else list(source.class_names)),
         "image_size": (list(source.image_size), stated.get("image_size", list(classifier.image_size))),
         "interpolation": (source.interpolation, stated.get("interpolation", source.interpolation)),
     }
@@ -297,7 +298,7 @@ def _alone(node: Node) -> Node:
     return Node(node.name, node.op, (), node.shape, node.attributes, {}, node.source)
 
 
-def _unrounded(source: Checkpoint, classifier: KerasClassifier) -> torch.nn.Module:
+def _unrounded(source: OwnCheckpoint, classifier: KerasClassifier) -> torch.nn.Module:
     network = copy.deepcopy(source.network).double()
     scale, offset = (torch.from_numpy(each).reshape(1, 3, 1, 1) for each in classifier.constants)
     network.normalise.scale, network.normalise.offset = scale, offset

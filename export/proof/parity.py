@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from export.checkpoint import Checkpoint, read_checkpoint
+from export.checkpoint import Checkpoint, as_checkpoint
 from export.keras_file.read import read_keras_h5
 from export.proof.checks import (
     check_file_labels,
@@ -66,15 +66,15 @@ def check_parity(
         BadInput: a file is not what it should be, or that Keras cannot load the `.h5`.
         KerasFailed: the Keras process crashed or ran out of time.
     """
-    source = read_checkpoint(pair.checkpoint)
-    if is_import(source, pair.h5):
+    source = as_checkpoint(pair.checkpoint)
+    if not source.foreign and is_import(source, pair.h5):
         if opinions:
             raise BadInput(
                 f"second opinions: expected a .h5 that `lightning export` wrote, got {pair.h5}, which was there before "
                 "its checkpoint. Leave them out, or export the checkpoint and ask about that file."
             )
         sets = image_sets(source.image_size, pair.photos, pair.photo_names)
-        return check_imports([Import(pair.checkpoint, pair.h5, sets)], torch_versions(), keras_python, progress)[0]
+        return check_imports([Import(source.path, pair.h5, sets)], torch_versions(), keras_python, progress)[0]
     return check_pairs([pair], keras_python, progress, opinions)[0]
 
 
@@ -129,7 +129,7 @@ class _LayersOfLast:
     def of(self, comparison: Comparison) -> dict[str, np.ndarray]:
         """Node name -> output in float64 for the comparison's exact images, NHWC."""
         images = comparison.exact_images
-        key = (comparison.source.path, comparison.folded, images.shape, images.tobytes())
+        key = (comparison.source, comparison.folded, images.shape, images.tobytes())
         if key != self._key:
             network, graph, state = comparison.source.network, comparison.graph, comparison.exact_state
             self._key, self._layers = key, torch_layers(network, graph, images, state)
@@ -165,6 +165,9 @@ def _run_checks(
         report.checks.append(check_top1(images, from_torch, from_keras, tie=allowed.threshold))
     if keras_side.loaded is not None:
         report.checks += _check_files(comparison, keras_side.loaded)
+    elif comparison.pair.load_photo is not None and network.channels != 3:
+        reason = f"photos have three channels, the network takes {network.channels}"
+        report.skipped |= {"file_pixels": reason, "file_labels": reason}
     elif keras_side.loading_skipped:
         reason = f"this Keras cannot load photos: {keras_side.loading_skipped}"
         report.skipped |= {"file_pixels": reason, "file_labels": reason}

@@ -22,18 +22,19 @@ NAMES = (
 EXACT_NAMES = ("uniform noise", "saturated noise")
 
 
-def synthetic_images(image_size: tuple[int, int], seed: int = 0) -> np.ndarray:
+def synthetic_images(image_size: tuple[int, int], seed: int = 0, channels: int = 3) -> np.ndarray:
     """Draw the images listed in `NAMES`, in that order.
 
     Args:
         image_size: (height, width) in pixels.
         seed: for the noise.
+        channels: of the images.
 
     Returns:
-        float32, NHWC, (8, H, W, 3), in [0, 1].
+        float32, NHWC, (8, H, W, channels), in [0, 1].
     """
     random = np.random.default_rng(seed)
-    shape = (*image_size, 3)
+    shape = (*image_size, channels)
     noise = random.random(shape)
     white_pixel, black_pixel = np.zeros(shape), np.ones(shape)
     # at the bottom right, because TensorFlow's SAME and torch's symmetric padding treat that corner differently

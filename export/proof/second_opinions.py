@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
 from export.proof.checks import PROBABILITY_THRESHOLD, check_probabilities, check_top1
@@ -26,6 +26,7 @@ from export.proof.report import Check
 from export.worker.environments import ONNX2TF
 from export.worker.format_process import prediction_tasks, read_outputs, run_formats
 from export.worker.keras_process import KerasFailed
+from models.classifier import Classifier, probabilities_of
 
 
 @dataclass(frozen=True)
@@ -130,20 +131,32 @@ def _onnx2tf(source: Checkpoint, h5: Path, folder: Path) -> tuple[list[dict], st
 
 
 def write_torch_onnx(source: Checkpoint, path: Path) -> None:
-    """Write the checkpoint's network and its softmax as ONNX: ``image``, float32, (1, 3, H, W), in [0, 1].
+    """Write the checkpoint's network and its softmax as ONNX: ``image``, float32, (1, C, H, W), in [0, 1].
 
     The batch size is fixed at 1: onnx2tf folds it into reshapes, so with any other size it would compute something else
     or fail, and with a free batch size it fails for some of the families. The exporter is the older one, because the
     newer one needs a further package (onnxscript).
     """
-    network = nn.Sequential(source.network, nn.Softmax(dim=1)).eval()
-    image = torch.zeros(1, 3, *source.image_size)
+    network = _Probabilities(source.network).eval()
+    image = torch.zeros(1, source.network.channels, *source.image_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             network, (image,), path, dynamo=False, opset_version=17, input_names=["image"],
             output_names=["probabilities"],
         )  # fmt: skip
+
+
+class _Probabilities(nn.Module):
+    """A network, and what makes its answers probabilities."""
+
+    def __init__(self, network: Classifier) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [0, 1] to (B, classes)."""
+        return probabilities_of(self.network(images), self.network.output)
 
 
 OPINIONS = {

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from export.graph.network import outputs_of
 from export.graph.nodes import Graph, Node
 from export.graph.record import record
-from export.torch_answers import nchw
+from export.torch_answers import nchw, output_of
 from models.bad_input import BadInput
+from models.classifier import gives_of, probabilities_of
 from models.graph_network import GraphClassifier
 from models.keras_adam import KerasAdam
 
@@ -57,12 +58,13 @@ def torch_layers(
             "not among them. Take out of its forward what depends on the type."
         )
     values = {node.name: _keras_layout(node, recording.values[node.trace_name], len(images)) for node in nodes}
-    values[graph.output.name] = recording.output.softmax(dim=1).numpy()  # the only node that does not exist in torch
+    # the only node that torch may not have, or have as something else
+    values[graph.output.name] = probabilities_of(recording.output, output_of(network)).numpy()
     return values
 
 
 def torch_exact(network: nn.Module, images: np.ndarray, state: State | None = None) -> np.ndarray:
-    """Softmax of the network's logits in float64, (N, C).
+    """The network's probabilities in float64, (N, C).
 
     Args:
         network: takes NCHW in [0, 1]; it is not changed.
@@ -70,9 +72,8 @@ def torch_exact(network: nn.Module, images: np.ndarray, state: State | None = No
         state: weights to compute with instead of the network's.
     """
     with torch.inference_mode(), _float64_by_default():
-        probabilities: np.ndarray = (
-            _in_float64(network, state).eval()(nchw(images.astype(np.float64))).softmax(dim=1).numpy()
-        )
+        answers = _in_float64(network, state).eval()(nchw(images.astype(np.float64)))
+        probabilities: np.ndarray = probabilities_of(answers, output_of(network)).numpy()
     return probabilities
 
 
@@ -138,12 +139,21 @@ def torch_train(
     photos, wanted = nchw(images), torch.from_numpy(targets)
     made = 0
     while made < steps:
-        logits = exact(photos)
-        likely = (logits.detach().softmax(1) * wanted).sum(1)
+        answers = exact(photos)
+        likely = (probabilities_of(answers.detach(), output_of(network)) * wanted).sum(1)
         if made and not torch.minimum(likely, 1 - likely).min() >= uncertain:
             break
         adam.zero_grad()
-        nn.functional.cross_entropy(logits, wanted).backward()
+        _loss(answers, wanted, output_of(network)).backward()
         adam.step()
         made += 1
     return {name: tensor.detach().numpy() for name, tensor in exact.state_dict().items()}, made
+
+
+def _loss(answers: Tensor, wanted: Tensor, output: str) -> Tensor:
+    """The loss that the file's training configuration names: cross-entropy, of each number alone for a sigmoid."""
+    if gives_of(output, answers.shape[1]) == "sigmoid":
+        return nn.functional.binary_cross_entropy(probabilities_of(answers, output), wanted)
+    if output == "softmax":
+        answers = answers.log()
+    return nn.functional.cross_entropy(answers, wanted)

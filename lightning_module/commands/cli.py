@@ -4,6 +4,7 @@ import re
 import sys
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
@@ -58,8 +59,12 @@ COMMANDS = {
     "validate": Command("Measure a checkpoint on the validation photos.", "training:run"),
     "test": Command("Measure a checkpoint on the test photos.", "training:run"),
     "predict": Command("Label photos with a checkpoint or a Keras .h5; writes predictions.csv.", "predict:run"),
-    "export": Command("Write a checkpoint as a Keras .h5, or in other formats made of it.", "export:run_export"),
-    "parity": Command("Prove that a .h5 computes what its checkpoint computes.", "parity:run_parity"),
+    "export": Command(
+        "Write a checkpoint, or anybody's weights, as a Keras .h5 or in other formats.", "export:run_export"
+    ),
+    "parity": Command(
+        "Prove that a .h5 computes what its checkpoint, or anybody's weights, compute.", "parity:run_parity"
+    ),
     "import": Command(
         "Read a Keras .h5 into a checkpoint that fit goes on from, and prove it.", "import_keras:run_import"
     ),
@@ -193,14 +198,24 @@ def parse(command: str, parser: "ArgumentParser", arguments: list[str], options:
         for jargon, plain in _PLAIN.items():
             message = re.sub(jargon, plain, message)
         hint = ""
-        if unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
+        if unknown := re.search(r"unrecognized arguments: --([^\s=]+)|does not accept option '([^']+)'", message):
             known = [option for action in (options or parser)._actions for option in action.option_strings]
-            near = get_close_matches(unknown[1], known, n=1)
+            near = get_close_matches(f"--{unknown[1] or unknown[2]}", known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
+            if unknown[2]:  # in a configuration, where names have no dashes
+                from lightning_module.commands.configurations import that_set
+
+                where = ", ".join(that_set(unknown[2], arguments)) or "the configuration"
+                message = f"{where}: there is no setting {unknown[2]}"
+                hint = hint.replace("--", "")
+        elif inner := re.search(r"^(--\S+): .*Option '([^']+)' is not accepted", message, re.DOTALL):
+            message = f"{inner[1]}: it has no setting {inner[2]}"
         raise BadInput(f"{message.rstrip('.')}.{hint} See `lightning {command} --help`.") from error
 
 
-def parse_for(function: Callable, command: str, arguments: list[str], exit_codes: str = EXIT_CODES) -> dict[str, Any]:
+def parse_for(
+    function: Callable, command: str, arguments: list[str], exit_codes: str = EXIT_CODES, group: type | None = None
+) -> dict[str, Any]:
     """Parse the command line of a command that is a single function, whose arguments are the options.
 
     Every such command has `--num_threads` besides, which is done here.
@@ -210,6 +225,7 @@ def parse_for(function: Callable, command: str, arguments: list[str], exit_codes
         command: the command's name.
         arguments: the arguments to parse.
         exit_codes: text for the end of the help.
+        group: a dataclass whose fields are further options; the function takes one of it as `foreign`.
 
     Raises:
         BadInput: the arguments cannot be parsed.
@@ -219,10 +235,14 @@ def parse_for(function: Callable, command: str, arguments: list[str], exit_codes
 
     summary = COMMANDS[command].summary
     parser = ArgumentParser(prog=f"lightning {command}", description=summary, epilog=exit_codes, **PARSING)
-    parser.add_function_arguments(function, as_positional=True)
+    parser.add_function_arguments(function, as_positional=True, skip={"foreign"} if group else set())
+    if group:
+        parser.add_class_arguments(group, nested_key=None)
     parser.add_argument("--num_threads", type=PositiveInt | None, default=None, help=f"CPU threads; {BY_DEFAULT}.")
     settings: dict[str, Any] = parse(command, parser, arguments).as_dict()
     use_threads(settings.pop("num_threads"))
+    if group:
+        settings["foreign"] = group(**{each.name: settings.pop(each.name) for each in fields(group)})
     return settings
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from lightning_module.commands.cli import EXIT_MISMATCH
 from lightning_module.commands.options import (
     check_report_place,
+    height_and_width,
     list_photo_files,
     parse_options,
     pixels_of,
@@ -81,7 +82,7 @@ def import_(
         names = _folder_names(photos_root)
     interpolation = stated.get("interpolation") if interpolation is None else interpolation
     config = read_architecture(architecture) if architecture else None
-    size = _height_and_width(image_size)
+    size = height_and_width(image_size)
     classifier = read_keras_classifier(model, ImportSettings(names, size, interpolation, input_range, output, config))
     files = list_photo_files(photos_root) if photos_root and check else []
     pixels = pixels_of(files, classifier.image_size, classifier.interpolation) if files else None
@@ -119,16 +120,6 @@ def _folder_names(root: Path) -> list[str]:
     if not root.is_dir():
         raise BadInput(f"--photos_root: expected a folder with one folder per class, received {root}. Check the path.")
     return sorted(each.name for each in root.iterdir() if each.is_dir() and not each.name.startswith("."))
-
-
-def _height_and_width(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.strip("[]() ").split(",")
-    if len(parts) not in (1, 2) or not all(part.strip().isdigit() and int(part) for part in parts):
-        raise BadInput(f"--image_size: expected one number of pixels or h,w, received {text!r}. Give --image_size 224.")
-    sides = [int(part) for part in parts]
-    return sides[0], sides[-1]
 
 
 def run_upgrade(argv: list[str]) -> None:

@@ -2,18 +2,21 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_module.commands.cli import parse_for, underscored
 from models.bad_input import BadInput, some_lines_of
+from models.choices import Interpolation, Output
+from models.foreign.settings import ForeignSettings
 
 if TYPE_CHECKING:
     import numpy as np
 
 H5_ENDINGS = (".h5", ".hdf5")
-_FLAGS = ("--fuse_batchnorm",)
+_FLAGS = ("--fuse_batchnorm", "--use_ema")
 """Options that need no value."""
 
 
@@ -35,7 +38,7 @@ def pixels_of(files: list[Path], image_size: tuple[int, int], interpolation: str
     return store.photos_of(files)
 
 
-def read_labels(path: Path) -> dict[str, Any]:
+def read_labels(path: Path, option: str = "--labels") -> dict[str, Any]:
     """Return the content of a labels.json, with at least `class_names`; a plain list of names is accepted, too.
 
     So is a text file with a name in each line, as Teachable Machine writes it: `0 cardboard`.
@@ -50,12 +53,12 @@ def read_labels(path: Path) -> dict[str, Any]:
         content = loads(text) if path.suffix.lower() != ".txt" else _names_in_lines(text)
     except (OSError, ValueError) as error:
         raise BadInput(
-            f"--labels: expected a labels.json, received {path}, which cannot be read: {error}. Check the file."
+            f"{option}: expected a labels.json, received {path}, which cannot be read: {error}. Check the file."
         ) from error
     names = content.get("class_names") if isinstance(content, dict) else content
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise BadInput(
-            f"--labels: expected class_names in {path}, a list of names, received {str(names)[:80]}. Give the "
+            f"{option}: expected class_names in {path}, a list of names, received {str(names)[:80]}. Give the "
             "labels.json of a run, or --class_names."
         )
     return {**content, "class_names": names} if isinstance(content, dict) else {"class_names": names}
@@ -106,8 +109,10 @@ def chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
     return names
 
 
-def parse_options(name: str, function: Callable, argv: list[str], repeatable: Iterable[str] = ()) -> dict[str, Any]:
-    """Parse a function's arguments; options in `repeatable` may be given several times."""
+def parse_options(
+    name: str, function: Callable, argv: list[str], repeatable: Iterable[str] = (), group: type | None = None
+) -> dict[str, Any]:
+    """Parse a function's arguments; options in `repeatable` may be given several times; `group` as in `parse_for`."""
     spelled = [underscored(each) for each in argv[1:]]  # --keras-python is accepted for --keras_python
     given: list[str] = []
     for each in spelled:
@@ -119,7 +124,7 @@ def parse_options(name: str, function: Callable, argv: list[str], repeatable: It
         given.append(f"{option}+{equals}{value}" if option in repeatable else each)
     if given and given[-1] in _FLAGS:
         given[-1] += "=true"
-    return parse_for(function, name, given)
+    return parse_for(function, name, given, group=group)
 
 
 def check_report_place(option: str, place: Path, *inputs: Path) -> None:
@@ -132,3 +137,121 @@ def check_report_place(option: str, place: Path, *inputs: Path) -> None:
         raise BadInput(f"{option}: expected a place for the report, received {place}, which is an input. Name another.")
     if not place.parent.is_dir() or not os.access(place.parent, os.W_OK) or place.is_dir():
         raise BadInput(f"{option}: expected a file in a folder that can be written, received {place}. Name another.")
+
+
+@dataclass(frozen=True)
+class ForeignOptions:
+    """If it was trained elsewhere.
+
+    Args:
+        model: the network: timm's name, or package.module:factory, such as torchvision.models:resnet18 or net.py:Net.
+        num_classes: how many numbers it gives; else as many as its last layer in the file.
+        class_names: their names, a,b,... in order, or a file with them.
+        image_size: pixels, one number or h,w; else that of timm's or torchvision's own weights.
+        mean: subtracted from pixels of 0 to 1, one number or one for each channel; `none` if nothing is; else theirs.
+        std: divides what is left; else theirs.
+        output: what the network gives; logits if left out.
+        use_ema: take the averaged weights.
+        prefix: what its tensors' names begin with, if they are in the file more than once.
+        model_args: what it was built with, such as pad_type=same,bn_eps=0.001.
+        interpolation: how photos are resized.
+    """
+
+    model: str | None = None
+    num_classes: int | None = None
+    class_names: str | None = None
+    image_size: str | None = None
+    mean: str | None = None
+    std: str | None = None
+    output: Output | None = None
+    use_ema: bool = False
+    prefix: str | None = None
+    model_args: str | None = None
+    interpolation: Interpolation | None = None
+
+    def settings(self) -> ForeignSettings:
+        """The options, read.
+
+        Raises:
+            BadInput: one of them is not what it should be.
+        """
+        names: Sequence[str] | None = None
+        if self.class_names is not None:
+            file = Path(self.class_names)
+            names = (
+                read_labels(file, "--class_names")["class_names"]
+                if file.suffix.lower() in (".json", ".txt")
+                else [name.strip() for name in self.class_names.split(",")]
+            )
+        if self.num_classes is not None and self.num_classes < 1:
+            raise BadInput(f"--num_classes: expected at least 1, received {self.num_classes}. Leave it out.")
+        mean, std = _numbers("--mean", self.mean), _numbers("--std", self.std)
+        if () in (mean, std):
+            mean = std = ()
+        return ForeignSettings(
+            self.model, self.num_classes, names, height_and_width(self.image_size), mean, std, self.output or "logits",
+            self.use_ema, self.prefix, _arguments(self.model_args), self.interpolation,
+        )  # fmt: skip
+
+
+def given_options(options: ForeignOptions) -> list[str]:
+    """The options that differ from their defaults, as they are written on the command line."""
+    given = {each.name: getattr(options, each.name) for each in fields(options)}
+    told = {each.name: given[each.name] for each in fields(options) if given[each.name] != each.default}
+    return [text for name, value in told.items() for text in (f"--{name}", str(value).replace("True", "true"))]
+
+
+def height_and_width(text: str | None) -> tuple[int, int] | None:
+    """(height, width) of one number of pixels, or `h,w`.
+
+    Raises:
+        BadInput: the text is neither.
+    """
+    if text is None:
+        return None
+    parts = text.strip("[]() ").split(",")
+    if len(parts) not in (1, 2) or not all(part.strip().isdigit() and int(part) for part in parts):
+        raise BadInput(f"--image_size: expected one number of pixels or h,w, received {text!r}. Give --image_size 224.")
+    sides = [int(part) for part in parts]
+    return sides[0], sides[-1]
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    if text is None or text.strip().lower() == "none":
+        return None if text is None else ()
+    try:
+        return tuple(float(part) for part in text.strip("[]() ").split(","))
+    except ValueError as error:
+        raise BadInput(
+            f"{option}: expected one number, or one for each channel, or none, received {text!r}. Give for example "
+            f"{option} 0.5 or {option} 0.485,0.456,0.406."
+        ) from error
+
+
+def _arguments(text: str | None) -> dict[str, Any]:
+    """Arguments as name=value,... or as JSON; a value is a number, true, false or null, or else text."""
+    from json import loads
+
+    if text is None:
+        return {}
+    try:
+        if text.lstrip().startswith("{"):
+            return dict(loads(text))
+        pairs = [part.partition("=") for part in text.split(",")]
+        if not all(name.strip().isidentifier() and equals for name, equals, _ in pairs):
+            raise ValueError("a part is no name=value")
+        return {name.strip(): _value(value.strip()) for name, _, value in pairs}
+    except (ValueError, TypeError) as error:
+        raise BadInput(
+            f"--model_args: expected name=value,... or JSON, received {text!r} ({error}). Give for example "
+            "--model_args pad_type=same,bn_eps=0.001."
+        ) from error
+
+
+def _value(text: str) -> Any:
+    from json import loads
+
+    try:
+        return loads({"True": "true", "False": "false", "None": "null"}.get(text, text))
+    except ValueError:
+        return text

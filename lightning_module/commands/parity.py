@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 from export.worker.keras_process import KerasFailed
 from lightning_module.commands.cli import EXIT_MISMATCH
 from lightning_module.commands.options import (
+    ForeignOptions,
     check_report_place,
     chosen,
     list_photo_files,
@@ -20,31 +21,32 @@ if TYPE_CHECKING:
 
 
 def run_parity(argv: list[str]) -> None:
-    """Parse `parity CKPT MODEL.h5 [--photos DIR] [--json FILE] [--html FILE] [--keras_python PY ...]` and run it.
+    """Parse `parity FILE MODEL.h5 [--model NAME ...] [--photos DIR] [--keras_python PY ...]` and run it.
 
     Raises:
         BadInput: some input cannot be used.
         KerasFailed: a Keras process crashed or ran out of time.
         SystemExit: 1 if the twins differ.
     """
-    if not parity(**parse_options("parity", parity, argv, repeatable=["--keras_python"])):
+    if not parity(**parse_options("parity", parity, argv, ["--keras_python"], ForeignOptions)):
         raise SystemExit(EXIT_MISMATCH)
 
 
 def parity(
-    ckpt: Path,
-    model: Path,
+    file: Path,
+    h5: Path,
     photos: Path | None = None,
     json: Path | None = None,
     html: Path | None = None,
     keras_python: list[Path] | None = None,
     second_opinions: str = "",
+    foreign: ForeignOptions | None = None,
 ) -> bool:
     """Prove that a .h5 computes the same as its checkpoint. The last line is the verdict.
 
     Args:
-        ckpt: checkpoint of `lightning fit`, such as RUN/best.ckpt.
-        model: the .h5 that should be its twin.
+        file: RUN/best.ckpt of `lightning fit`; or weights from elsewhere, with the options that it was exported with.
+        h5: the .h5 that should be its twin.
         photos: folder with photos, at any depth, that go through both; without it only synthetic images do.
         json: file for the whole report.
         html: file for the report as one page.
@@ -53,6 +55,7 @@ def parity(
             if any could not be used. Reports of the others are written all the same.
         second_opinions: compare the probabilities of other converters, too: one or more of tf2onnx, onnx2tf, separated
             by commas; or all.
+        foreign: what is stated of weights from elsewhere.
 
     Returns:
         Whether all checks passed, under every Keras.
@@ -62,6 +65,7 @@ def parity(
         KerasFailed: a Keras process crashed or ran out of time. With several: only if no twins differ.
     """
     from datamodule.photo_store import load_photo
+    from export.foreign_checkpoint import read_any_checkpoint
     from export.proof.page import write_page
     from export.proof.parity import Pair, check_parity
     from export.proof.report import PASS, print_report, verdict_of, write_json
@@ -71,16 +75,18 @@ def parity(
         raise BadInput(f"--json and --html: expected two files, received {json} twice. Name another.")
     for option, place in (("--json", json), ("--html", html)):
         if place:
-            check_report_place(option, place, ckpt, model)
+            check_report_place(option, place, file, h5)
     opinions = chosen("--second_opinions", second_opinions, OPINIONS)
     files = list_photo_files(photos) if photos else []
-    pixels = None
-    if files:
-        from export.checkpoint import read_checkpoint
-
-        source = read_checkpoint(ckpt)
-        pixels = pixels_of(files, source.image_size, source.interpolation)
-    pair = Pair(ckpt, model, pixels, [str(file) for file in files], files, load_photo)
+    source = read_any_checkpoint(file, (foreign or ForeignOptions()).settings())
+    print(*source.notes, sep="\n", end="\n" * bool(source.notes))
+    if files and source.network.channels != 3:
+        raise BadInput(
+            f"--photos: expected a network that takes photos, of three channels, received one of "
+            f"{source.network.channels}. Leave it out."
+        )
+    pixels = pixels_of(files, source.image_size, source.interpolation) if files else None
+    pair = Pair(source, h5, pixels, [str(each) for each in files], files, load_photo)
     reports: list[Report] = []
     failures: list[tuple[str, BadInput | KerasFailed]] = []
     interpreters: list[Path | None] = [*keras_python] if keras_python else [None]

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from export.checkpoint import check_undamaged
 from models.atomic_write import replacing
 from models.bad_input import BadInput
+from models.state_dicts import check_undamaged
 
 
 class AtomicCheckpoints(TorchCheckpointIO):

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.checkpoint import check_undamaged, read_checkpoint
+from export.checkpoint import read_checkpoint
 from lightning_module.run.checkpoint_io import AtomicCheckpoints
 from models.bad_input import BadInput
+from models.state_dicts import check_undamaged
 from tests.conftest import flip_in_archive, random_classifier, save_checkpoint
 
 

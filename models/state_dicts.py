@@ -1,0 +1,100 @@
+"""Weights from a file: whether they are what was written, plain arrays, and those of the network they are for."""
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from models.bad_input import BadInput
+
+ANOTHER_OF_THE_RUN = (
+    "Give another checkpoint of the run (best.ckpt, last.ckpt, or one in its folder previous), or train again, without "
+    "--resume."
+)
+
+
+def check_undamaged(path: Path, remedy: str = ANOTHER_OF_THE_RUN) -> None:
+    """Compare a checkpoint with its own checksums: torch writes them, but does not look at them when it reads.
+
+    A file that is not one of torch's archives is left to whoever reads it.
+
+    Args:
+        path: the file.
+        remedy: what to do about a damaged one.
+
+    Raises:
+        BadInput: the file is no longer what was written.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except Exception as error:  # damage can make the reader raise anything
+        damaged = f"its table of contents ({type(error).__name__})"
+    if damaged:
+        raise BadInput(
+            f"expected a checkpoint as it was written, got {path}, which is damaged: the checksum of {damaged} does "
+            f"not match. {remedy}"
+        )
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether a tensor is a plain array that is fully stored, and does not only claim to be large."""
+    plain = tensor.layout is torch.strided and tensor.device.type == "cpu" and not tensor.is_quantized
+    # with a stride of 0, a tensor of any size could be a single stored number
+    return plain and tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
+def misfits(expected: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with tensors as those of a network, one text for each: missing, unknown, of another shape.
+
+    Args:
+        expected: the network's state dict.
+        own: what is to be loaded into it.
+    """
+    wrong = [f"{name} is missing" for name in expected if name not in own]
+    wrong += [f"{name} is unknown" for name in own if name not in expected]
+    return wrong + [
+        f"{name} is {tuple(own[name].shape)}, not {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in own and own[name].shape != tensor.shape
+    ]
+
+
+def rounded(expected: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """The tensors that the network could hold only after rounding, with their types."""
+    return [
+        f"{name} ({own[name].dtype})"
+        for name, tensor in expected.items()
+        if name in own and not _holds(tensor.dtype, own[name])
+    ]
+
+
+def _holds(kind: torch.dtype, tensor: Tensor) -> bool:
+    """Whether every value of a tensor can be held as `kind` without rounding; NaN counts as equal to itself."""
+    if tensor.dtype == kind or (kind == torch.float32 and tensor.dtype in (torch.float16, torch.bfloat16)):
+        return True
+    if kind != torch.float32 or tensor.dtype != torch.float64:
+        return False
+    return bool(((tensor.float().double() == tensor) | tensor.isnan()).all())
+
+
+class Unfilled(TorchFunctionMode):
+    """Leaves a new network's weights as they are in place of filling them with random numbers.
+
+    On the meta device there is nothing to fill, and `normal_` would import torch's compiler to find that out.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in (
+            "normal_",
+            "uniform_",
+        ):
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
