@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 from datamodule.split import find_class_names, is_junk_folder, list_photos, unlisted
 from models.bad_input import BadInput, some_of
+from models.choices import Formats
 
 Listing = Literal["checked", "keras"]
 
@@ -69,10 +70,14 @@ def without_junk(files: Iterable[Path], folder: Path, left_out: Counter[str]) ->
     return kept
 
 
-def count_in_junk_folders(root: Path) -> Counter[str]:
+def count_in_junk_folders(root: Path, formats: Formats = "keras") -> Counter[str]:
     """Count the photos in the folders of `root` that are no classes: 0 for an empty one."""
     return Counter(
-        {f"in {name}": len(list_photos(root / name)) for name in find_class_names(root) if is_junk_folder(name)}
+        {
+            f"in {name}": len(list_photos(root / name, formats))
+            for name in find_class_names(root)
+            if is_junk_folder(name)
+        }
     )
 
 
@@ -82,11 +87,11 @@ def describe_junk(left_out: Counter[str]) -> str:
     return some_of([f"{count} {'file' if count == 1 else 'files'} {kind}" for kind, count in counts])
 
 
-def what_else(folder: Path) -> str:
+def what_else(folder: Path, formats: Formats = "keras") -> str:
     """Say what a folder without photos has in their place, such as " (12 .webp)"; empty for nothing."""
     junk: Counter[str] = Counter()
-    without_junk(list_photos(folder), folder, junk)
-    found = [each for each in (unlisted(folder), describe_junk(junk)) if each]
+    without_junk(list_photos(folder, formats), folder, junk)
+    found = [each for each in (unlisted(folder, formats=formats), describe_junk(junk)) if each]
     return f" ({', '.join(found)})" if found else ""
 
 

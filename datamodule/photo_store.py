@@ -18,7 +18,7 @@ from PIL import Image
 
 from datamodule.pixel_file import DamagedRow, PixelFile, Signature
 from models.bad_input import BadInput
-from models.choices import MOST_PHOTO_BYTES, MOST_PIXELS, PHOTO_FORMATS
+from models.choices import AS_KERAS, MOST_PHOTO_BYTES, MOST_PIXELS, PHOTO_FORMATS, Loading
 from models.cores import usable_cores
 
 READ_FORMATS = [name for name in PHOTO_FORMATS if name != "AVIF" or find_spec("PIL.AvifImagePlugin")]
@@ -91,7 +91,27 @@ def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
     return photo
 
 
-def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "nearest") -> np.ndarray:
+def to_rgb(photo: Image.Image, loading: Loading = AS_KERAS) -> Image.Image:
+    """Convert a photo to RGB.
+
+    Args:
+        photo: as Pillow opens it.
+        loading: with the defaults, by Pillow's own rules.
+    """
+    if loading.deep_grey == "scale" and photo.mode.startswith("I"):
+        # Pillow opens 16 bits as "I;16" or, in older versions, as "I" of 32 bits
+        values = np.clip(np.asarray(photo).astype(np.int64), 0, 65535)
+        photo = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    if loading.background is not None and photo.has_transparency_data:
+        under = Image.new("RGBA", photo.size, loading.background)
+        under.alpha_composite(photo.convert("RGBA"))
+        photo = under
+    return photo if photo.mode == "RGB" else photo.convert("RGB")
+
+
+def load_photo(
+    path: Path, image_size: tuple[int, int], interpolation: str = "nearest", loading: Loading = AS_KERAS
+) -> np.ndarray:
     """Load one photo exactly as `keras.utils.load_img(path, target_size=image_size, interpolation=...)` does.
 
     Pillow decodes, converts to RGB (palettes, CMYK, alpha and 16 bits by Pillow's own rules) and resizes to the exact
@@ -104,6 +124,7 @@ def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "ne
         path: the file.
         image_size: (height, width) in pixels.
         interpolation: one of `models.choices.INTERPOLATIONS`.
+        loading: how its colours become RGB; the defaults are Keras's.
 
     Returns:
         uint8, shape (height, width, 3), RGB, 0..255.
@@ -116,7 +137,7 @@ def load_photo(path: Path, image_size: tuple[int, int], interpolation: str = "ne
     resample = Image.Resampling[interpolation.upper()]
     try:
         with open_photo(path) as photo:
-            rgb = photo if photo.mode == "RGB" else photo.convert("RGB")
+            rgb = to_rgb(photo, loading)
             if rgb.size != (width, height):
                 rgb = rgb.resize((width, height), resample)
             return np.array(rgb, dtype=np.uint8)
@@ -144,6 +165,7 @@ class PhotoStore:
         interpolation: one of `models.choices.INTERPOLATIONS`.
         ram_share: share of this machine's (or container's) memory, 0 to 1. Photos that need more go to the file.
         folder: folder of the file; None: `default_store_dir()`.
+        loading: how colours become RGB.
 
     Attributes:
         processes: how many processes on this machine have such a store.
@@ -155,7 +177,9 @@ class PhotoStore:
         interpolation: str = "nearest",
         ram_share: float = 0.5,
         folder: Path | None = None,
+        loading: Loading = AS_KERAS,
     ) -> None:
+        self.loading = loading
         self.image_size = image_size
         self.interpolation = interpolation
         self.ram_share = ram_share
@@ -217,6 +241,8 @@ class PhotoStore:
             height, width = self.image_size
             # Another version of Pillow may decode to other pixels.
             name = f"{height}x{width}-{self.interpolation}-pillow{PIL.__version__}"
+            if self.loading != AS_KERAS:
+                name += f"-{(self.loading.background or 'hidden').lstrip('#')}-{self.loading.deep_grey}"
             self._file = PixelFile(self.folder / name, (height, width, 3))
         return self._file
 
@@ -269,7 +295,7 @@ class PhotoStore:
                 digest = hashlib.sha256(read_file(file)).digest()
                 if digest in self._memory or (self._file is not None and digest in self._file):
                     return signature, digest, None
-            pixels = load_photo(file, self.image_size, self.interpolation)
+            pixels = load_photo(file, self.image_size, self.interpolation, self.loading)
         except BadPhoto as bad:
             return bad
         except OSError as error:
@@ -317,7 +343,7 @@ class PhotoStore:
             warnings.warn(f"the stored pixels of {file} were damaged; they are decoded again", stacklevel=2)
         try:
             whole = hashlib.sha256(read_file(file)).digest() == digest
-            pixels = load_photo(file, self.image_size, self.interpolation) if whole else None
+            pixels = load_photo(file, self.image_size, self.interpolation, self.loading) if whole else None
         except (BadPhoto, OSError):
             pixels = None
         if pixels is None:

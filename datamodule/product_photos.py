@@ -13,17 +13,15 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
+from PIL import ImageColor
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from datamodule.augment import Augmentation, TransformParameters
 from datamodule.demo_photos import DEMO_CLASSES, draw_catalogue
-from datamodule.kaggle_photos import download_photos
 from datamodule.layout import (
     Listing,
-    check_classes,
-    clean_class_names,
     count_in_junk_folders,
     describe_junk,
     innermost,
@@ -32,20 +30,30 @@ from datamodule.layout import (
 )
 from datamodule.near_duplicates import group_near_duplicates
 from datamodule.photo_order import EpochShuffle, OwnShare, ResumableLoader, even_batch_size, mix_seed
-from datamodule.photo_store import BadPhoto, PhotoStore
+from datamodule.photo_store import BadPhoto, PhotoStore, default_store_dir
+from datamodule.sources.addresses import fetch, is_address
+from datamodule.sources.kaggle_photos import download_photos
+from datamodule.sources.photo_table import PhotoTable, TableSet
+from datamodule.sources.roots import (
+    ForeignClasses,
+    check_class_names,
+    check_folder,
+    check_sets,
+    check_sources,
+    find_roots,
+    read_class_names,
+)
 from datamodule.split import (
     LabelledFiles,
-    find_class_names,
     grouped_split,
-    is_junk_folder,
     keras_split,
     label_all,
     list_photos,
     stratified_split,
     unlisted,
 )
-from models.bad_input import BadInput, other_names, quoted, some_lines_of, some_of
-from models.choices import INTERPOLATIONS, Interpolation
+from models.bad_input import BadInput, some_lines_of, some_of
+from models.choices import FORMAT_ENDINGS, INTERPOLATIONS, DeepGrey, Formats, Interpolation, Loading
 
 DEMO_ROOT = Path("runs/demo_photos")
 MOST_NAMED = 50
@@ -127,7 +135,9 @@ class ProductPhotos(L.LightningDataModule):
     for predicting as (images, indices into `predict_files`). NCHW is held channels-last in memory.
 
     Args:
-        root: folder with one folder of photos per class. It names the classes, so every command needs it.
+        root: folder with one folder of photos per class; or one with sets (train beside valid or test) that each have
+            the classes inside, which are then taken as they are. It names the classes, so every command needs it.
+            As the other folders and the table it may be an address (s3://, gs://, hf://, zip://), fetched once.
         val_root: folder with the same class folders for validation; without it `validation_split` of `root` is held
             out.
         test_root: likewise for testing; without it the validation photos are tested.
@@ -158,6 +168,20 @@ class ProductPhotos(L.LightningDataModule):
             and a root that has sets where classes belong is refused; `keras`: all that Keras lists.
         on_copies: what happens if more than a tenth of the validation photos are training photos, too, byte for byte:
             `stop`, or `warn`, as is done where they are fewer.
+        table: a .csv, .tsv, .parquet or .jsonl with the labels, in place of `root`. Its rows that cannot be used are
+            what `on_bad_photo` decides about, too.
+        photos: folder that the table's file names are relative to; without it the table's own, or one beside it.
+        file_column: the table's column of files, whose endings may be missing; without it the one that names photos.
+        label_column: the table's column of labels; without it the only one that can be.
+        set_column: the table's column of sets (train, validation, test); without it the one that says nothing else.
+            "" for none: then the table is split as folders are.
+        foreign_classes: what is done about validation and test photos of classes that are not trained on: `stop`, or
+            `skip` them. They may lack classes.
+        formats: which files are photos: `keras`: what Keras lists; `web`: WebP, AVIF, GIF and JFIF as well; `all`: all
+            formats that are read. But for `keras`, files without an ending are looked at.
+        background: colour that transparent photos are composed on, such as white or "#f0f0f0"; by default what is
+            hidden under the transparency shows, often black, as in Keras.
+        deep_grey: grey photos of 16 bits: `clip`, as Pillow and Keras do, or `scale` them to 8 bits.
 
     Attributes:
         class_names: sorted names of the class folders.
@@ -194,6 +218,15 @@ class ProductPhotos(L.LightningDataModule):
         epoch_photos: int | None = None,
         listing: Listing = "checked",
         on_copies: Literal["stop", "warn"] = "stop",
+        table: str | None = None,
+        photos: str | None = None,
+        file_column: str | None = None,
+        label_column: str | None = None,
+        set_column: str | None = None,
+        foreign_classes: ForeignClasses = "stop",
+        formats: Formats = "keras",
+        background: str | None = None,
+        deep_grey: DeepGrey = "clip",
     ) -> None:
         super().__init__()
         self.image_size = parse_image_size(image_size)
@@ -213,19 +246,23 @@ class ProductPhotos(L.LightningDataModule):
                 f"store_ram_share: expected a share of the memory from 0 to 1; received {store_ram_share}. "
                 "0 keeps all decoded photos in a file."
             )
-        if kaggle is not None and (root is not None or demo):
+        self.loading = parse_loading(background, deep_grey)
+        self.background, self.deep_grey = self.loading
+        check_sources(root, table, kaggle, demo)
+        if table is None and (alone := [photos, file_column, label_column, set_column]) != [None] * 4:
             raise BadInput(
-                f"kaggle: expected one source of photos; received kaggle {kaggle} and "
-                f"{f'root {root}' if root is not None else 'demo'}. Leave one out."
+                f"photos, file_column, label_column, set_column: expected with a table; received "
+                f"{next(each for each in alone if each is not None)!r} without one. Give it with --data.table FILE."
             )
         if kaggle is not None:
             root = str(download_photos(kaggle))
-        if root is None and not demo:
-            raise BadInput(
-                "root: expected a folder with one folder of photos per class; received nothing. "
-                "Give it with --data.root PHOTOS, or try --data.demo true for a drawn catalogue."
+        cache = Path(store_dir) if store_dir is not None else default_store_dir()
+        root, val_root, test_root, table, photos = (
+            fetched(setting, place, cache)
+            for setting, place in (
+                ("root", root), ("val_root", val_root), ("test_root", test_root), ("table", table), ("photos", photos),
             )
-        self.root = Path(root) if root is not None else DEMO_ROOT
+        )  # fmt: skip
         self.val_root, self.test_root, self.predict_root = (
             None if folder is None else Path(folder) for folder in (val_root, test_root, predict_root)
         )
@@ -242,20 +279,40 @@ class ProductPhotos(L.LightningDataModule):
         self.demo = demo
         self.listing = listing
         self.on_copies = on_copies
+        self.formats = formats
 
-        self.class_names = list(DEMO_CLASSES) if demo else read_class_names("root", self.root, listing)
+        self.table: PhotoTable | None = None
+        if table is not None:
+            fewest = 1 if val_root is not None else int(np.ceil(1 / validation_split))
+            columns = file_column, label_column, set_column
+            folder = None if photos is None else Path(photos)
+            self.table = PhotoTable(Path(table), folder, *columns, on_bad_photo, fewest, foreign_classes, formats)
+            check_sets(self.table, val_root, test_root)
+            self.root = self.table.base
+            said = self.table.said
+        else:
+            given = Path(root) if root is not None else DEMO_ROOT
+            self.root, self.val_root, self.test_root, found = find_roots(given, self.val_root, self.test_root, listing)
+            said = [found]
+        self.class_names = (
+            list(DEMO_CLASSES) if demo
+            else self.table.class_names if self.table is not None
+            else read_class_names("root", self.root, listing)
+        )  # fmt: skip
         for setting, folder in (("val_root", self.val_root), ("test_root", self.test_root)):
-            if folder is not None and (names := read_class_names(setting, folder, listing)) != self.class_names:
-                raise BadInput(
-                    f"{setting}: expected the classes of root, {quoted(self.class_names)}; received {quoted(names)} "
-                    f"in {folder} ({other_names(self.class_names, names)}). Rename or move folders so that both have "
-                    "the same ones."
-                )
+            if folder is not None:
+                said.append(check_class_names(setting, folder, listing, self.class_names, foreign_classes))
+        for sentence in filter(None, said):
+            rank_zero_info(sentence)
         if self.predict_root is not None:
             check_folder("predict_root", self.predict_root)
         self.val_sets: list[SetName] = ["val", "val_clean"] if augment_validation else ["val"]
         self.store = PhotoStore(
-            self.image_size, interpolation, store_ram_share, None if store_dir is None else Path(store_dir)
+            self.image_size,
+            interpolation,
+            store_ram_share,
+            None if store_dir is None else Path(store_dir),
+            self.loading,
         )
         self._sets: dict[SetName, LabelledFiles] = {}
         self._said: set[str] = set()
@@ -264,6 +321,16 @@ class ProductPhotos(L.LightningDataModule):
         self._groups: list[int] = []
         self._drawn: dict[SetName, tuple[int, TransformParameters]] = {}
         self._order: EpochShuffle | None = None
+
+    @property
+    def has_validation_photos(self) -> bool:
+        """Whether there are photos of their own for validation; otherwise a share of the training photos is."""
+        return self.val_root is not None or (self.table is not None and "val" in self.table.classes)
+
+    @property
+    def has_test_photos(self) -> bool:
+        """Whether there are photos of their own for testing; otherwise the validation photos are tested."""
+        return self.test_root is not None or (self.table is not None and "test" in self.table.classes)
 
     @property
     def train_files(self) -> list[Path]:
@@ -325,14 +392,14 @@ class ProductPhotos(L.LightningDataModule):
         # Lightning's advice to use more workers does not fit here: no process could be faster than memory.
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         wanted = SETS_OF_STAGE[stage]
-        if stage == "fit" and self.test_root is not None:
+        if stage == "fit" and self.has_test_photos:
             # a fit ends with the test: what is wrong with its photos must not wait till then
             wanted = (*wanted, "test")
         elif stage not in ("fit", None) and "train" in self._sets:
             # A fit's sets stay until the next fit: files may have gone by now, or come, and a split of those that are
             # left would measure photos that were trained on.
-            own_root = {"test": self.test_root, "predict": self.predict_root}
-            self._sets |= {name: self._sets["val"] for name in wanted if name in own_root and not own_root[name]}
+            own = {"test": self.has_test_photos, "predict": self.predict_root is not None}
+            self._sets |= {name: self._sets["val"] for name in wanted if name in own and not own[name]}
             wanted = tuple(name for name in wanted if name not in self._sets)
             if not wanted:
                 return
@@ -350,60 +417,84 @@ class ProductPhotos(L.LightningDataModule):
 
     def _list_sets(self, wanted: Iterable[SetName]) -> dict[SetName, LabelledFiles]:
         sets: dict[SetName, LabelledFiles] = {}
-        if self.val_root is None:
+        if not self.has_validation_photos:
             training, validation = self._split_root()
         else:
-            training = label_all(self._list_classes("root", self.root)) if "train" in wanted else LabelledFiles([], [])
-            validation = label_all(self._list_classes("val_root", self.val_root))
+            training = label_all(self._classes_of("train")) if "train" in wanted else LabelledFiles([], [])
+            validation = label_all(self._classes_of("val"))
         for name in wanted:
             if name == "train":
                 sets[name] = training
-            elif name == "test" and self.test_root is not None:
-                sets[name] = label_all(self._list_classes("test_root", self.test_root))
+            elif name == "test" and self.has_test_photos:
+                sets[name] = label_all(self._classes_of("test"))
             elif name == "predict" and self.predict_root is not None:
                 files = self._photos_in(self.predict_root, Counter())
                 if not files:
                     raise BadInput(
                         f"predict_root: expected photos; received {self.predict_root}, which has none that ends in "
-                        f".jpg, .png, .bmp, .ppm or .tif{what_else(self.predict_root)}. Point it at the folder that "
-                        "has them, or convert photos with other endings."
+                        f"{self._endings()}{what_else(self.predict_root, self.formats)}. Point it at the folder that "
+                        f"has them, {self._other_formats()}or convert photos with other endings."
                     )
                 sets[name] = LabelledFiles(files, [-1] * len(files))
             else:
                 sets[name] = validation
         return sets
 
+    def _classes_of(self, name: TableSet) -> list[list[Path]]:
+        """List the photos of a set per class."""
+        setting, root = {
+            "train": ("root", self.root), "val": ("val_root", self.val_root), "test": ("test_root", self.test_root),
+        }[name]  # fmt: skip
+        if self.table is not None and name in self.table.classes:
+            return self.table.classes[name]
+        assert root is not None
+        return self._list_classes(setting, root)
+
     def _list_classes(self, setting: str, root: Path) -> list[list[Path]]:
-        """List the photos per class; every class must have some."""
+        """List the photos per class; every class must have some, but to validate and test any class has enough."""
         check_folder(setting, root)
-        junk = count_in_junk_folders(root) if self.listing == "checked" else Counter[str]()
+        junk = count_in_junk_folders(root, self.formats) if self.listing == "checked" else Counter[str]()
         classes = [self._photos_in(root / name, junk) for name in self.class_names]
         empty = [name for name, files in zip(self.class_names, classes, strict=True) if not files]
-        if empty:
-            found = [f"{name}{what_else(root / name)}" if place < 20 else name for place, name in enumerate(empty)]
+        if empty and (setting == "root" or len(empty) == len(classes)):
+            found = [
+                f"{name}{what_else(root / name, self.formats)}" if place < 20 else name
+                for place, name in enumerate(empty)
+            ]
             raise BadInput(
-                f"{setting}: expected photos (.jpg, .png, .bmp, .ppm, .tif) in every class folder of {root}; "
+                f"{setting}: expected photos ({self._endings()}) in every class folder of {root}; "
                 f"received none in {some_of(found)}. "
-                "Put photos there, convert those with other endings, or remove the folder"
+                f"Put photos there, {self._other_formats()}convert those with other endings, or remove the folder"
                 f"{' (some are hidden)' if any(name.startswith('.') for name in empty) else ''}."
             )
         left_out = []
         if junk:
             left_out.append(f"{describe_junk(junk)} (--data.listing keras takes them)")
-        if others := unlisted(root):
-            left_out.append(f"files that Keras does not list as photos either: {others}")
+        if others := unlisted(root, formats=self.formats):
+            left_out.append(f"{self._not_listed()}: {others}")
         if left_out and (said := f"{root}: left out {'; and '.join(left_out)}") not in self._said:
             self._said.add(said)  # the photos are listed again for every stage
             rank_zero_warn(said)
         return classes
 
+    def _endings(self) -> str:
+        names = FORMAT_ENDINGS[self.formats]
+        return ", ".join(f".{name}" for name in names if name not in ("jpeg", "tiff"))
+
+    def _not_listed(self) -> str:
+        who = "Keras does not list as photos either" if self.formats == "keras" else "are not listed as photos"
+        return f"files that {who}"
+
+    def _other_formats(self) -> str:
+        return "give --data.formats web if they are WebP and the like, " if self.formats == "keras" else ""
+
     def _photos_in(self, folder: Path, junk: Counter[str]) -> list[Path]:
         """List a folder's photos, and count in `junk` what is left out."""
-        files = list_photos(folder)
+        files = list_photos(folder, self.formats)
         return without_junk(files, folder, junk) if self.listing == "checked" else files
 
     def _split_root(self) -> tuple[LabelledFiles, LabelledFiles]:
-        classes = self._list_classes("root", self.root)
+        classes = self._classes_of("train")
         too_small = [
             f"{name} ({len(files)})"
             for name, files in zip(self.class_names, classes, strict=True)
@@ -616,7 +707,9 @@ class ProductPhotos(L.LightningDataModule):
         roots = {"val": self.val_root, "test": self.test_root or self.val_root, "predict": self.predict_root}
         root = roots.get(name) or self.root
         digest = hashlib.sha256()
-        for file in self._set(name).files:
+        for file, label in zip(*self._set(name), strict=True):
+            if self.table is not None and label >= 0:  # of a folder the name says it
+                digest.update(self.class_names[label].encode() + b"\0")
             relative = file.relative_to(root) if file.is_relative_to(root) else file
             digest.update(os.fsencode(relative.as_posix()) + b"\0" + self.store.digest_of(file))
         return digest.hexdigest()
@@ -658,38 +751,34 @@ def parse_image_size(image_size: int | list[int] | tuple[int, int] | str) -> tup
     return height, width
 
 
-def check_folder(setting: str, folder: Path) -> None:
-    """Make sure that a folder is there.
+def parse_loading(background: str | None, deep_grey: DeepGrey) -> Loading:
+    """Read the name or the number of a colour.
 
     Raises:
-        BadInput: it is not, or is a file.
+        BadInput: there is no such colour.
     """
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise BadInput(f"{setting}: expected a folder; received {folder}, which {what}. Check the path.")
-
-
-def read_class_names(setting: str, root: Path, listing: Listing = "checked") -> list[str]:
-    """Return the sorted names of the class folders in `root`, at least two.
-
-    Raises:
-        BadInput: the folder is missing or not laid out as one folder per class.
-    """
-    check_folder(setting, root)
-    names = [name for name in find_class_names(root) if listing == "keras" or not is_junk_folder(name)]
-    if not names:
+    if background is None:
+        return Loading(None, deep_grey)
+    try:
+        red, green, blue = ImageColor.getrgb(background)[:3]
+    except ValueError:
         raise BadInput(
-            f"{setting}: expected one folder of photos per class in {root}; received no folders there. "
-            "Sort the photos into folders named as their classes."
-        )
-    if len(names) == 1:
-        inner = innermost(root / names[0])
-        several = len(clean_class_names(inner)) > 1
-        remedy = f" Did you mean {inner}?" if several else " Add a folder for a second class."
-        raise BadInput(f"{setting}: expected two or more class folders in {root}; received one, {names[0]!r}.{remedy}")
-    if listing == "checked":
-        check_classes(setting, root, names)
-    return names
+            f"background: expected a colour such as white or '#f0f0f0'; received {background[:40]!r}. Name another."
+        ) from None
+    return Loading(f"#{red:02x}{green:02x}{blue:02x}", deep_grey)
+
+
+def fetched(setting: str, place: str | None, cache: Path) -> str | None:
+    """Return where the photos or the table of an address are on this machine; any other path as it is.
+
+    Raises:
+        BadInput: it is an address that cannot be read.
+    """
+    if place is None or not is_address(place):
+        return place
+    here = fetch(setting, place, cache / "addresses", show_progress(f"fetching {place}"))
+    # archives often have one folder around all
+    return str(innermost(here) if setting.endswith("root") else here)
 
 
 def show_progress(description: str) -> Callable[[Iterable, int], Iterable]:

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import numpy as np
 
 from models.bad_input import BadInput, some_of
+from models.choices import FORMAT_ENDINGS, Formats
 
-# Without a dot, as in Keras, so a file named "scan-png" is listed too. Keras lists neither GIF nor WebP.
-LISTED_ENDINGS = ("png", "jpg", "jpeg", "bmp", "ppm", "tif", "tiff")
+BEGINNINGS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*", b"P6", b"P5", b"BM")
+"""First bytes of photos; WebP and AVIF have theirs a little further on."""
 
 JUNK_FOLDERS = {
     "__macosx", "__pycache__", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found",
@@ -43,22 +44,46 @@ def find_class_names(root: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
 
 
-def list_photos(folder: Path) -> list[Path]:
+def list_photos(folder: Path, formats: Formats = "keras") -> list[Path]:
     """List the photos in `folder` and the folders below it, in Keras's order.
 
     Folders are ordered by their whole path as a string, files by name within each. Links to files are listed; links
     to folders are not followed (`follow_links=False`), except that `folder` itself may be one.
     """
-    return list(each_photo(folder))
+    return list(each_photo(folder, formats))
 
 
-def each_photo(folder: Path) -> Iterator[Path]:
+def each_photo(folder: Path, formats: Formats = "keras") -> Iterator[Path]:
     """Yield what `list_photos` lists, with only one folder's names in memory, however many photos there are."""
     # os.walk and not Path.walk or glob: it yields exactly the files that Keras sees, including broken links.
     for parent in sorted(entry[0] for entry in os.walk(folder, followlinks=False)):
         # a folder that was deleted meanwhile has no photos
         _, _, names = next(os.walk(parent), (parent, [], []))
-        yield from (Path(parent, name) for name in sorted(names) if name.lower().endswith(LISTED_ENDINGS))
+        yield from (Path(parent, name) for name in sorted(names) if is_listed(parent, name, formats))
+
+
+def is_listed(parent: str, name: str, formats: Formats) -> bool:
+    """Return whether a file is listed as a photo: by its ending, or without one by its first bytes if not as in Keras.
+
+    Args:
+        parent: path of its folder.
+        name: its name.
+        formats: which endings count.
+    """
+    if name.lower().endswith(FORMAT_ENDINGS[formats]):
+        return True
+    return formats != "keras" and "." not in name and _begins_as_photo(Path(parent, name))
+
+
+def _begins_as_photo(file: Path) -> bool:
+    try:
+        if not file.is_file():  # a pipe may never end
+            return False
+        with file.open("rb") as content:
+            start = content.read(16)
+    except OSError:
+        return False
+    return start.startswith(BEGINNINGS) or start[8:12] == b"WEBP" or start[4:12] == b"ftypavif"
 
 
 def is_junk_folder(name: str) -> bool:
@@ -66,7 +91,7 @@ def is_junk_folder(name: str) -> bool:
     return name.startswith(".") or name.lower() in JUNK_FOLDERS
 
 
-def count_unlisted(folder: Path, but: Container[Path] = ()) -> Counter[str]:
+def count_unlisted(folder: Path, but: Container[Path] = (), formats: Formats = "keras") -> Counter[str]:
     """Count, by extension, the files below `folder` that are not listed as photos; hidden files are not counted.
 
     Nor are those in folders that programs leave.
@@ -74,6 +99,7 @@ def count_unlisted(folder: Path, but: Container[Path] = ()) -> Counter[str]:
     Args:
         folder: searched at any depth.
         but: resolved paths that are not counted either.
+        formats: which files are listed.
     """
     counts: Counter[str] = Counter()
     for parent, folders, names in os.walk(folder, followlinks=False):
@@ -82,14 +108,14 @@ def count_unlisted(folder: Path, but: Container[Path] = ()) -> Counter[str]:
         counts.update(
             other.suffix.lower() or "without ending"
             for other in others
-            if not other.name.lower().endswith(LISTED_ENDINGS) and other.resolve() not in but
+            if not is_listed(parent, other.name, formats) and other.resolve() not in but
         )
     return counts
 
 
-def unlisted(folder: Path, but: Container[Path] = ()) -> str:
+def unlisted(folder: Path, but: Container[Path] = (), formats: Formats = "keras") -> str:
     """Return `count_unlisted` as text, such as "3 .webp, 1 .txt"; empty if there are none."""
-    counts = sorted(count_unlisted(folder, but).items(), key=lambda item: (-item[1], item[0]))
+    counts = sorted(count_unlisted(folder, but, formats).items(), key=lambda item: (-item[1], item[0]))
     return some_of([f"{count} {extension}" for extension, count in counts], 10)
 
 
@@ -183,8 +209,8 @@ def grouped_split(
         chosen = choose_closest([sizes[group] for group in movable], wanted, len(files) - 1)
         if chosen is None:
             raise BadInput(
-                f"split: expected, with `grouped`, photos in {files[0].parent} that differ enough to hold some out; "
-                f"received {len(files)} that are all near-duplicates of each other or of photos in other classes. "
+                f"split: expected, with `grouped`, photos in the class of {files[0]} that differ enough to hold some "
+                f"out; received {len(files)} that are all near-duplicates of each other or of photos in other classes. "
                 "Remove copies, give val_root, or use --data.split stratified."
             )
         held_out = {movable[row] for row in chosen}

@@ -14,7 +14,7 @@ import torch
 
 from models.atomic_write import replacing
 from models.bad_input import BadInput
-from models.choices import BATCH_NORM_POLICIES, INTERPOLATIONS, MOST_PIXELS, TRAINABLE
+from models.choices import AS_KERAS, BATCH_NORM_POLICIES, INTERPOLATIONS, MOST_PIXELS, TRAINABLE, Loading
 from models.classifier import Classifier, gives_of
 from models.digests import file_digest
 from models.graph_network import build_classifier
@@ -50,6 +50,7 @@ class Checkpoint:
         imported_from: SHA-256 of the Keras file if ``lightning import`` made the checkpoint, otherwise None.
         imported_range: the input range of that file: ``unit``, ``raw`` or ``tf``.
         imported_output: what that file gives: ``softmax``, ``sigmoid`` or ``logits``.
+        loading: how a photo's colours become RGB.
         notes: for the owner: what was found, taken and left out when the file was read.
     """
 
@@ -66,6 +67,7 @@ class Checkpoint:
     imported_from: str | None = None
     imported_range: str | None = None
     imported_output: str | None = None
+    loading: Loading = AS_KERAS
     notes: tuple[str, ...] = ()
 
     @property
@@ -134,6 +136,7 @@ def read_checkpoint(path: Path) -> OwnCheckpoint:
         imported_from=_text(imported.get("sha256")),
         imported_range=_text(imported.get("input_range")),
         imported_output=_text(imported.get("output")),
+        loading=_loading(path, settings),
     )
 
 
@@ -256,6 +259,16 @@ def _schedule(path: Path, settings: dict[str, Any]) -> tuple[str, float]:
             f"above 0, got {batch_norm!r} and {factor!r}. The file is damaged or was edited."
         )
     return batch_norm, float(factor)
+
+
+def _loading(path: Path, settings: dict[str, Any]) -> Loading:
+    """How photos become RGB; old checkpoints do not state it."""
+    try:
+        return Loading.stated(settings)
+    except ValueError as error:
+        raise BadInput(
+            f"{path}: expected settings that photos can be loaded with, got {error}. The file is damaged or was edited."
+        ) from error
 
 
 def _network(path: Path, settings: dict[str, Any]) -> TimmClassifier:

@@ -15,6 +15,7 @@ from export.proof.parity import torch_versions
 from export.proof.report import PASS, Report
 from models.atomic_write import replacing
 from models.bad_input import BadInput
+from models.choices import Loading
 from models.digests import file_digest
 
 
@@ -66,6 +67,7 @@ def write_import(
         "class_names": list(classifier.class_names),
         "image_size": list(classifier.image_size),
         "interpolation": classifier.interpolation,
+        **_loading_of(classifier)._asdict(),
         "trainable": classifier.trainable,
         "learning_rate": classifier.learning_rate,
         "schedule": {"batch_norm": classifier.batch_norm},
@@ -86,3 +88,11 @@ def write_import(
             if report.verdict != PASS:
                 raise ImportDiffers(report)
     return report
+
+
+def _loading_of(classifier: KerasClassifier) -> Loading:
+    """How photos become RGB, where the file is ours and says so."""
+    try:
+        return Loading.stated(classifier.file.details)
+    except ValueError as error:
+        raise BadInput(f"{classifier.path}: expected to know how photos are loaded, got {error}.") from error

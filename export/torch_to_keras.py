@@ -163,6 +163,8 @@ def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool
         "class_names": list(checkpoint.class_names),
         "image_size": list(checkpoint.image_size),
         "interpolation": checkpoint.interpolation,
+        "background": checkpoint.loading.background,
+        "deep_grey": checkpoint.loading.deep_grey,
         "input_range": input_range,
         "fused_batchnorm": fused_batchnorm,
         "backbone": checkpoint.backbone,

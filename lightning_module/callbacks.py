@@ -323,6 +323,9 @@ class ExportTwin(Callback):
                 "class_names": module.class_names,
                 "image_size": list(module.hparams["image_size"]),
                 "interpolation": module.hparams["interpolation"],
+                "background": module.hparams["background"],
+                "deep_grey": module.hparams["deep_grey"],
+                "formats": module.hparams["formats"],
                 "input_range": self.input_range,
             },
         )

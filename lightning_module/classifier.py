@@ -16,7 +16,7 @@ from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Sched
 from lightning_module.measured_module import MeasuredModule
 from lightning_module.optimizer import follow_epochs, make_adam, make_scheduler
 from models.bad_input import BadInput, other_names, quoted
-from models.choices import Trainable
+from models.choices import DeepGrey, Formats, Trainable
 from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision, resolve_precision, without_tf32
 from models.graph_network import build_classifier
 from models.pretrained import WeightsReport, load_pretrained
@@ -26,10 +26,10 @@ from models.timm_mobilenetv2 import TimmClassifier
 class ProductClassifier(MeasuredModule):
     """A photo classifier, trained with cross-entropy and Adam.
 
-    `class_names`, `image_size` and `interpolation` describe the photos that the network is trained on. On the command
-    line they come from the data; they are saved in the checkpoint, because the Keras twin needs them. All settings are
-    saved as plain types, with the architecture's defaults resolved, so that `torch.load(path, weights_only=True)` reads
-    the checkpoint.
+    `class_names`, `image_size`, `interpolation`, `background`, `deep_grey` and `formats` describe the photos. On the
+    command line they come from the data; they are saved in the checkpoint, because the Keras twin needs them. All
+    settings are saved as plain types, with the architecture's defaults resolved, so that
+    `torch.load(path, weights_only=True)` reads the checkpoint.
 
     Pretrained weights are read when fitting starts (or by `load_pretrained_weights`), but not when a checkpoint is
     loaded or a run resumed, because the checkpoint has its own weights.
@@ -58,6 +58,9 @@ class ProductClassifier(MeasuredModule):
             et al. 2019). All measuring is done at `image_size`.
         schedule: learning rates of head and backbone over the epochs.
         regularisation: changes to training batches and their loss.
+        background: colour that transparent photos are composed on, as "#rrggbb"; null for none.
+        deep_grey: what becomes of grey photos of 16 bits.
+        formats: which files are photos.
         compile: use torch.compile for the frozen backbone. `auto`: if training is long enough to make up for the half
             minute of compiling, and there is a C++ compiler, or Triton for a GPU (not tested on one yet). `always`
             also compiles training steps of all weights.
@@ -88,6 +91,9 @@ class ProductClassifier(MeasuredModule):
         train_size: int | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008  frozen, so sharing it does no harm
         regularisation: Regularisation = Regularisation(),  # noqa: B008
+        background: str | None = None,
+        deep_grey: DeepGrey = "clip",
+        formats: Formats = "keras",
     ) -> None:
         super().__init__()
         if isinstance(schedule, dict):  # from a checkpoint, which has only plain types
@@ -115,6 +121,9 @@ class ProductClassifier(MeasuredModule):
                 "class_names": class_names,
                 "image_size": image_size,
                 "interpolation": str(interpolation),
+                "background": background,
+                "deep_grey": deep_grey,
+                "formats": formats,
                 "pretrained": pretrained,
                 "weights": None if weights is None else str(weights),
                 "trainable": trainable,

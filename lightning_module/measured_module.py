@@ -13,6 +13,23 @@ SETS = ("train", "val", "val_clean", "test")
 """The sets of photos; each has its own metrics. `val_clean` are the validation photos without augmentation."""
 
 
+class MacroF1(MulticlassF1Score):
+    """The mean F1 of the classes that have photos; torchmetrics' own mean counts a class without any as 0 if predicted.
+
+    Args:
+        num_classes: how many there are.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes, average="none", validate_args=False)
+
+    def compute(self) -> Tensor:
+        """Return the mean, a scalar; 0 without photos."""
+        of_classes = super().compute()
+        have_photos = (cast(Tensor, self.tp) + cast(Tensor, self.fn)) > 0
+        return (of_classes * have_photos).sum() / have_photos.sum().clamp(min=1)
+
+
 class MeasuredModule(L.LightningModule):
     """Measures sets of photos and logs the results as `SET/loss`, `SET/accuracy` and `SET/f1_macro`.
 
@@ -101,5 +118,5 @@ def _figures(name: str, num_classes: int) -> MetricCollection:
     # the labels from folders, and the loss refuses invalid ones.
     metrics: dict[str, Any] = {"accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False)}
     if name != "train":
-        metrics["f1_macro"] = MulticlassF1Score(num_classes, average="macro", validate_args=False)
+        metrics["f1_macro"] = MacroF1(num_classes)
     return MetricCollection(metrics, prefix=f"{name}/")

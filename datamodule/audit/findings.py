@@ -4,7 +4,7 @@ import codecs
 import csv
 import io
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -131,13 +131,24 @@ def write_findings(path: Path, findings: Iterable[Finding]) -> None:
     write_text(path, text.getvalue(), encoding="utf-8-sig", errors="surrogateescape")
 
 
-def keep_decisions(findings: Sequence[Finding], decided: Mapping[tuple[str, str], str], root: Path) -> list[Finding]:
+def folder_of(file: str) -> str:
+    """Return the name of a file's class where it lies in a folder per class; empty for one outside of these."""
+    return file.partition("/")[0] if "/" in file else ""
+
+
+def keep_decisions(
+    findings: Sequence[Finding],
+    decided: Mapping[tuple[str, str], str],
+    root: Path,
+    class_of: Callable[[str], str] = folder_of,
+) -> list[Finding]:
     """Apply the decisions that a person made in an earlier run to the findings of this run.
 
     Args:
         findings: those of this run.
         decided: the decisions, from `read_actions`.
         root: the photos' folder.
+        class_of: name of a file's class.
 
     Returns:
         The findings in order, with the actions decided. A file that was marked for quarantine and still exists stays in
@@ -147,8 +158,7 @@ def keep_decisions(findings: Sequence[Finding], decided: Mapping[tuple[str, str]
     listed = {(each.file, each.kind) for each in findings}
     for (file, kind), action in decided.items():
         if action == QUARANTINE and (file, kind) not in listed and kind in KINDS and os.path.lexists(root / file):
-            class_name = file.partition("/")[0] if "/" in file else ""
-            kept.append(Finding(file, class_name, kind, 0.0, detail="marked earlier", action=action))
+            kept.append(Finding(file, class_of(file), kind, 0.0, detail="marked earlier", action=action))
     return in_order(kept)
 
 

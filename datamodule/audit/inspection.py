@@ -21,6 +21,10 @@ FORMATS = {
     ".ppm": {"PPM"},
     ".tif": {"TIFF"},
     ".tiff": {"TIFF"},
+    ".webp": {"WEBP"},
+    ".avif": {"AVIF"},
+    ".gif": {"GIF"},
+    ".jfif": {"JPEG"},
 }
 """Pillow's names of the formats expected for each extension (MPO: a camera's JPEG with a second picture)."""
 

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from datamodule.audit.findings import COLUMNS, KINDS, QUARANTINE, Finding, displayable
+from datamodule.audit.findings import COLUMNS, KINDS, QUARANTINE, Finding, displayable, folder_of
 from datamodule.photo_store import open_photo
 from models.cores import usable_cores
 from models.page_style import render_template
@@ -25,7 +25,15 @@ PARTNER = "the other of a pair"
 """What a row says that is only there so that its file can be ticked."""
 
 
-def render_page(root: Path, findings: Sequence[Finding], facts: Sequence[str], csv_name: str, command: str) -> str:
+def render_page(
+    root: Path,
+    findings: Sequence[Finding],
+    facts: Sequence[str],
+    csv_name: str,
+    command: str,
+    class_of: Callable[[str], str] = folder_of,
+    copy: str = "",
+) -> str:
     """Write the page. Every finding has its card and its picture, so that nobody ticks what cannot be looked at.
 
     Args:
@@ -34,11 +42,13 @@ def render_page(root: Path, findings: Sequence[Finding], facts: Sequence[str], c
         facts: sentences for the top.
         csv_name: name of the CSV beside the page.
         command: the command that applies the CSV.
+        class_of: name of a file's class.
+        copy: of a table: where its corrected copy is written, in place of moving files.
 
     Returns:
         HTML that needs nothing but itself.
     """
-    findings = [*findings, *_of_partners(findings)]
+    findings = [*findings, *_of_partners(findings, class_of)]
     row_of = {finding.file: row for row, finding in reversed(list(enumerate(findings)))}
     small = {finding.file for finding in findings if finding.kind == "group"}
     small -= {finding.file for finding in findings if finding.kind != "group"}
@@ -53,7 +63,7 @@ def render_page(root: Path, findings: Sequence[Finding], facts: Sequence[str], c
         for name, members in _parts(own, lambda each: each.class_name if each.kind == "group" else "").items():
             parts = []
             for detail, part in _parts(members, lambda each: each.detail if each.kind == "group" else "").items():
-                cards = [_card(finding, row_of, places) for finding in part]
+                cards = [_card(finding, row_of, places, class_of) for finding in part]
                 shown = SHOWN_OF_GROUP if kind == "group" else SHOWN_OF_SHEET
                 rows = [row_of[finding.file] for finding in part]
                 parts.append({"title": detail, "rows": rows, "cards": cards[:shown], "rest": cards[shown:]})
@@ -71,6 +81,7 @@ def render_page(root: Path, findings: Sequence[Finding], facts: Sequence[str], c
         csv_name=csv_name,
         command=command,
         quarantine=QUARANTINE,
+        copy=copy,
         # "<" escaped: a file's name may not end the script
         table=json.dumps({"columns": COLUMNS, "rows": [finding.row for finding in findings]}).replace("<", "\\u003c"),
         pictures=json.dumps(list(pictures.values())),
@@ -78,12 +89,12 @@ def render_page(root: Path, findings: Sequence[Finding], facts: Sequence[str], c
     return displayable(html)
 
 
-def _of_partners(findings: Sequence[Finding]) -> list[Finding]:
+def _of_partners(findings: Sequence[Finding], class_of: Callable[[str], str]) -> list[Finding]:
     """Rows for files that are only ever the other of a pair, so that they can be ticked too."""
     listed = {finding.file for finding in findings}
     partners = {each.related_file: each for each in findings if each.kind in PAIRED and each.related_file not in listed}
     return [
-        Finding(file, _class_of(file), each.kind, each.score, "", each.file, PARTNER)
+        Finding(file, class_of(file), each.kind, each.score, "", each.file, PARTNER)
         for file, each in partners.items()
         if file
     ]
@@ -96,15 +107,13 @@ def _parts(findings: Iterable[Finding], name_of: Callable[[Finding], str]) -> di
     return dict(sorted(parts.items()))
 
 
-def _class_of(file: str) -> str:
-    return file.partition("/")[0] if "/" in file else ""
-
-
-def _card(finding: Finding, row_of: dict[str, int], places: dict[str, int]) -> dict[str, Any]:
+def _card(
+    finding: Finding, row_of: dict[str, int], places: dict[str, int], class_of: Callable[[str], str]
+) -> dict[str, Any]:
     """What a card shows: a box and a picture for the file, and for the other of a pair as well."""
     files = {finding.file: finding.class_name}
     if finding.kind in PAIRED and finding.related_file:
-        files[finding.related_file] = _class_of(finding.related_file)
+        files[finding.related_file] = class_of(finding.related_file)
     return {
         "boxes": [
             {"row": row_of[file], "class_name": name or "no class", "file": file, "picture": places.get(file)}

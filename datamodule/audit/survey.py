@@ -23,8 +23,10 @@ from datamodule.layout import (
     without_junk,
 )
 from datamodule.photo_store import BadPhoto
+from datamodule.sources.photo_table import PhotoTable
 from datamodule.split import find_class_names, is_junk_folder, keras_split, list_photos
 from models.bad_input import BadInput, some_of
+from models.choices import Formats
 
 Features = Callable[[Sequence[Inspection]], np.ndarray]
 
@@ -56,41 +58,49 @@ def survey(
     seed: int,
     progress: Callable[[Iterable, int], Iterable],
     listing: Listing = "checked",
+    table: PhotoTable | None = None,
+    formats: Formats = "keras",
 ) -> Survey:
-    """Audit a folder.
+    """Audit a folder, or the photos of a table.
 
     Args:
-        root: folder with one folder per class.
+        root: folder with one folder per class; of a table a folder that has all its photos, at any depth.
         features_of: returns pooled features of photos, shape (N, F).
         network_size: side of the network's input, in pixels.
         validation_split: share of each class that Keras's split holds out, strictly between 0 and 1.
         seed: for folds and groups.
         progress: wraps an iteration to show progress; called with it and its length.
         listing: as `ProductPhotos` has it; `keras` leaves out no hidden folders, nor what programs leave.
+        table: says which photos there are, and their labels, in place of folders.
+        formats: which files are photos.
 
     Raises:
         BadInput: there are no classes or no photos.
     """
-    names_in = clean_class_names if listing == "checked" else find_class_names
-    class_names = names_in(root) if root.is_dir() else []
-    junk = count_in_junk_folders(root) if root.is_dir() and listing == "checked" else Counter[str]()
-    classes = [list_photos(root / name) for name in class_names]
-    if listing == "checked":
-        classes = [without_junk(each, root / name, junk) for name, each in zip(class_names, classes, strict=True)]
+    junk = Counter[str]()
+    if table is not None:
+        class_names, classes = table.class_names, table.classes["train"]
+    else:
+        class_names, classes = _list_folder(root, listing, junk, formats)
     files = [file for each in classes for file in each]
     if not files:
         raise BadInput(
             f"expected a folder with one folder of photos per class (PHOTOS/<class>/*.jpg), received {root}, "
-            + ("which is not a folder." if not root.is_dir() else f"which has no photos in folders{what_else(root)}.")
+            + (
+                "which is not a folder."
+                if not root.is_dir()
+                else f"which has no photos in folders{what_else(root, formats)}."
+            )
         )
     label_of = {file: label for label, each in enumerate(classes) for file in each}
     validation = set(keras_split(classes, validation_split)[1].files)
     photos, bad = inspect_all(files, progress)
     teller = _Teller(root, class_names, label_of, photos)
     findings = [teller.unreadable(each) for each in bad]
-    findings += [teller.not_listed(path) for path in find_not_listed(root, set(files))]
+    if table is None:
+        findings += [teller.not_listed(path) for path in find_not_listed(root, set(files))]
     findings += [finding for photo in photos for finding in teller.looks(photo, network_size)]
-    notes = _notes_on_folders(root, class_names, classes)
+    notes = _notes_on_folders(root, class_names, classes) if table is None else [*table.said]
     if junk:
         notes.append(f"Left out as no photos of a class, as training does: {describe_junk(junk)}.")
     if photos:
@@ -115,6 +125,20 @@ def survey(
                 f"split (validation_split {validation_split}): {int(straddling.sum())}."
             )
     return Survey(root, class_names, len(photos), in_order(findings), notes)
+
+
+def _list_folder(
+    root: Path, listing: Listing, junk: Counter[str], formats: Formats
+) -> tuple[list[str], list[list[Path]]]:
+    """Return the classes in a folder and the photos of each; count in `junk` what is left out."""
+    if not root.is_dir():
+        return [], []
+    if listing == "keras":
+        class_names = find_class_names(root)
+        return class_names, [list_photos(root / name, formats) for name in class_names]
+    class_names = clean_class_names(root)
+    junk.update(count_in_junk_folders(root, formats))
+    return class_names, [without_junk(list_photos(root / name, formats), root / name, junk) for name in class_names]
 
 
 def _notes_on_folders(root: Path, class_names: Sequence[str], classes: Sequence[Sequence[Path]]) -> list[str]:
@@ -184,8 +208,10 @@ class _Teller:
         action: str = "",
     ) -> Finding:
         file = path.relative_to(self.root).as_posix()
+        label = self.label_of.get(path)
         first = path.relative_to(self.root).parts[0]
-        name = first if first in self.class_names else ""  # a file outside the class folders has no class
+        # a file outside the class folders has no class
+        name = self.class_names[label] if label is not None else first if first in self.class_names else ""
         other = related.relative_to(self.root).as_posix() if related else ""
         return Finding(file, name, kind, min(max(score, 0.0), 1.0), suggestion, other, detail, action)
 

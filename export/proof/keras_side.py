@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from export.proof.comparison import Comparison
 from export.proof.probe_images import write_probe_files
 from export.worker.keras_process import run_keras
-from models.choices import MOST_PIXELS, PHOTO_FORMATS, RESCALE
+from models.choices import AS_KERAS, MOST_PIXELS, PHOTO_FORMATS, RESCALE
 
 # The most photos that both sides load from files.
 MOST_FILES = 64
@@ -132,7 +133,9 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
         tasks["layers"] |= {"copy": tasks["train"]["copy"], "compiled": True}  # loaded once for both
     if (load_photo := comparison.pair.load_photo) is not None and comparison.source.network.channels == 3:
         files = [path.resolve() for path in [*write_probe_files(probes), *_chosen(comparison.pair.photo_files)]]
-        ours = [load_photo(path, comparison.source.image_size, comparison.source.interpolation) for path in files]
+        source = comparison.source
+        loading = {} if source.loading == AS_KERAS else {"loading": source.loading}
+        ours = [partial(load_photo, **loading)(path, source.image_size, source.interpolation) for path in files]
         np.save(folder / "expected_pixels.npy", np.stack(ours))
         tasks["files"] = {
             "task": "files",
@@ -141,6 +144,8 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
             "image_size": list(comparison.source.image_size),
             # as someone would load them who has nothing but the file
             "interpolation": comparison.twin.details.get("interpolation", "nearest"),
+            "background": comparison.twin.details.get("background"),
+            "deep_grey": comparison.twin.details.get("deep_grey", "clip"),
             "scale": 1.0 if raw else float(RESCALE),
             "formats": list(PHOTO_FORMATS),
             "most_pixels": MOST_PIXELS,

@@ -698,7 +698,7 @@ def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     limit_pillow(task["formats"], task["most_pixels"])
     for index, path in enumerate(task["files"]):
         try:
-            photo = keras.utils.load_img(path, target_size=task["image_size"], interpolation=task["interpolation"])
+            photo = load_photo(keras, path, task)
             pixels[index] = np.asarray(photo)
             if not np.array_equal(pixels[index], expected[index]):
                 whole = np.asarray(keras.utils.load_img(path))
@@ -710,6 +710,32 @@ def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     np.save(task["pixels"], pixels)
     predicted = predict(keras, model, {**task, "inputs": task["pixels"]})
     return {"unreadable": unreadable, "decoded": decoded, **predicted}
+
+
+def load_photo(keras: Any, path: str, task: dict[str, Any]) -> Any:
+    """Load a photo as `load_img` does; with ``background`` or ``deep_grey``, of which it knows nothing, by Pillow."""
+    background, deep_grey = task.get("background"), task.get("deep_grey", "clip")
+    if background is None and deep_grey == "clip":
+        return keras.utils.load_img(path, target_size=task["image_size"], interpolation=task["interpolation"])
+    from PIL import Image
+
+    with Image.open(path, formats=task["formats"]) as file:
+        photo: Any = file
+        if deep_grey == "scale" and photo.mode.startswith("I"):
+            values = np.clip(np.asarray(photo).astype(np.int64), 0, 65535)
+            photo = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+        if background is not None and (
+            photo.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in photo.info
+        ):
+            under = Image.new("RGBA", photo.size, background)
+            under.alpha_composite(photo.convert("RGBA"))
+            photo = under
+        height, width = task["image_size"]
+        filters = getattr(Image, "Resampling", Image)  # Pillow 9.1 moved them
+        rgb = photo.convert("RGB")
+        if rgb.size != (width, height):
+            rgb = rgb.resize((width, height), getattr(filters, task["interpolation"].upper()))
+        return rgb
 
 
 def limit_pillow(formats: list[str], most_pixels: int) -> None:

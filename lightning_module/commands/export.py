@@ -103,8 +103,9 @@ def export(
         if photos:
             files = list_photo_files(photos)
             numbers = {name: number for number, name in enumerate(source.class_names)}
-            labels = [numbers.get(each.relative_to(photos).parts[0], -1) for each in files]
-            pixels = pixels_of(files, source.image_size, source.interpolation)
+            folders = [each.relative_to(photos).parts[0] if photos.is_dir() else "" for each in files]
+            labels = [numbers.get(name, -1) for name in folders]
+            pixels = pixels_of(files, source.image_size, source.interpolation, source.loading)
             judges = Photos(pixels, [str(each) for each in files], labels)
         made, versions = write_formats(source, out, formats, input_range, judges, fuse_batchnorm)
     print_formats(made, versions)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_module.commands.cli import parse_for, underscored
 from models.bad_input import BadInput, some_lines_of
-from models.choices import Interpolation, Output
+from models.choices import AS_KERAS, Interpolation, Loading, Output
 from models.foreign.settings import ForeignSettings
 
 if TYPE_CHECKING:
@@ -20,7 +20,9 @@ _FLAGS = ("--fuse_batchnorm", "--use_ema")
 """Options that need no value."""
 
 
-def pixels_of(files: list[Path], image_size: tuple[int, int], interpolation: str) -> "np.ndarray":
+def pixels_of(
+    files: list[Path], image_size: tuple[int, int], interpolation: str, loading: Loading = AS_KERAS
+) -> "np.ndarray":
     """Return the pixels of all photos, uint8 (N, H, W, 3).
 
     Raises:
@@ -28,7 +30,7 @@ def pixels_of(files: list[Path], image_size: tuple[int, int], interpolation: str
     """
     from datamodule.photo_store import PhotoStore
 
-    store = PhotoStore(image_size, interpolation)
+    store = PhotoStore(image_size, interpolation, loading=loading)
     bad = store.add(files)
     if bad:
         raise BadInput(
@@ -74,23 +76,39 @@ def _names_in_lines(text: str) -> list[str]:
 
 
 def list_photo_files(folder: Path) -> list[Path]:
-    """Return the photos in a folder, at any depth, sorted.
+    """Return the photos in a folder, at any depth, sorted; or those that a table names, each once.
 
     Raises:
-        BadInput: there is no such folder, or it has no photos.
+        BadInput: there is no such folder or table, it has no photos, or the table names some that are not there.
     """
+    from datamodule.sources.table_file import is_table
+
+    if folder.is_file() and is_table(folder):
+        return _photos_of_table(folder)
     from datamodule.layout import what_else, without_junk
     from datamodule.split import list_photos
 
     if not folder.is_dir():
-        raise BadInput(f"--photos: expected a folder, received {folder}, which is not one. Check the path.")
-    files = without_junk(list_photos(folder), folder, Counter())
+        raise BadInput(f"--photos: expected a folder or a table, received {folder}, which is neither. Check the path.")
+    files = without_junk(list_photos(folder, "web"), folder, Counter())
     if not files:
         raise BadInput(
-            f"--photos: expected photos (.jpg, .png, .bmp, .ppm, .tif) in {folder}, received none{what_else(folder)}. "
-            "Name the folder that has them, or convert photos with other endings."
+            f"--photos: expected photos (.jpg, .png, .webp, .tif, ...) in {folder}, received none"
+            f"{what_else(folder, 'web')}. Name the folder that has them, or convert photos with other endings."
         )
     return files
+
+
+def _photos_of_table(file: Path) -> list[Path]:
+    from datamodule.sources.photo_table import each_photo_of
+
+    found = list(each_photo_of(file, formats="web"))
+    if missing := [f"{name!r}: {why}" for name, why in found if why]:
+        raise BadInput(
+            f"--photos: expected photos that are there in {file}, received {len(missing)} that are not:\n"
+            f"{some_lines_of(missing)}\nMend the table."
+        )
+    return [Path(path) for path in dict.fromkeys(path for path, _ in found)]
 
 
 def chosen(option: str, text: str, known: Iterable[str]) -> list[str]:

@@ -85,7 +85,7 @@ def parity(
             f"--photos: expected a network that takes photos, of three channels, received one of "
             f"{source.network.channels}. Leave it out."
         )
-    pixels = pixels_of(files, source.image_size, source.interpolation) if files else None
+    pixels = pixels_of(files, source.image_size, source.interpolation, source.loading) if files else None
     pair = Pair(source, h5, pixels, [str(each) for each in files], files, load_photo)
     reports: list[Report] = []
     failures: list[tuple[str, BadInput | KerasFailed]] = []

@@ -16,13 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from datamodule.layout import describe_junk, kind_of_junk, what_else
 from datamodule.photo_store import BadPhoto, load_photo
-from datamodule.split import LISTED_ENDINGS, each_photo, unlisted
+from datamodule.split import each_photo, unlisted
 from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, EXIT_UNEXPECTED, parse_for, underscored
 from lightning_module.commands.options import H5_ENDINGS, check_report_place, read_labels
 from lightning_module.evaluation.labellers import Device, KerasFileLabeller, Labeller, is_hdf5
 from lightning_module.evaluation.top_labels import DECIMALS, SHOWN, top_labels
 from models.atomic_write import replacing
 from models.bad_input import BadInput
+from models.choices import FORMAT_ENDINGS, Formats
 from models.cores import usable_cores
 from models.spreadsheet_text import as_text
 
@@ -57,6 +58,7 @@ def predict(
     device: Device = "auto",
     keras_python: Path | None = None,
     labels: Path | None = None,
+    formats: Formats = "web",
 ) -> None:
     """Write the likeliest labels of photos, with their probabilities, into a CSV file.
 
@@ -71,8 +73,10 @@ def predict(
         device: where a checkpoint is computed: `auto` is a GPU if there is one.
         keras_python: Python interpreter whose Keras computes a .h5; by default this environment's.
         labels: labels.json for a .h5 that does not itself state its classes and input range.
+        formats: which files are photos: `keras`: what Keras lists; `web`: WebP, AVIF, GIF and JFIF as well; `all`: all
+            formats that are read. But for `keras`, files without an ending are looked at.
     """
-    if out.name.lower().endswith(LISTED_ENDINGS):
+    if out.name.lower().endswith(FORMAT_ENDINGS["all"]):
         raise BadInput(f"--out: expected the name of a CSV file, received {out}: photos are named so. Name another.")
     bad_out = out.with_name(f"{out.stem}_bad.csv")
     inputs = [model, photos, *([labels] if labels else [])]
@@ -81,7 +85,7 @@ def predict(
     if batch_size < 1:
         raise BadInput(f"--batch_size: expected 1 or more, received {batch_size}.")
     labeller = _labeller(model, device, keras_python, labels)
-    total, junk = _count(photos)
+    total, junk = _count(photos, formats)
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are either read or reported
     with ExitStack() as stack:
         stack.enter_context(labeller)
@@ -90,9 +94,9 @@ def predict(
         rows, bad_rows = _Rows(stack, out, COLUMNS), _Rows(stack, bad_out, BAD_COLUMNS)
         rows.begin()
         named: list[BadPhoto] = []
-        listed = each_photo(photos) if photos.is_dir() else iter([photos])
+        listed = each_photo(photos, formats) if photos.is_dir() else iter([photos])
         files = (each for each in listed if not kind_of_junk(each, photos)) if photos.is_dir() else listed
-        for batch, bad in decoded(files, batch_size, labeller.image_size, labeller.interpolation):
+        for batch, bad in decoded(files, batch_size, labeller):
             if batch:
                 rows.write(label(labeller, [file for file, _ in batch], np.stack([pixels for _, pixels in batch])))
             bad_rows.write([as_text(str(each.path)), as_text(each.reason)] for each in bad)
@@ -109,7 +113,7 @@ def predict(
             print(f"  and {bad_rows.count - len(named)} more")
     if junk:
         print(f"left out, as they are no photos: {describe_junk(junk)}")
-    if photos.is_dir() and (others := unlisted(photos, {out.resolve(), bad_out.resolve()})):
+    if photos.is_dir() and (others := unlisted(photos, {out.resolve(), bad_out.resolve()}, formats)):
         print(f"left out, as their names are no photos': {others}")
     if not rows.count:
         raise BadInput(f"expected photos that can be read, received none: {out} has no rows, and {bad_out} says why.")
@@ -142,7 +146,7 @@ def label(labeller: Labeller, files: Sequence[Path], photos: np.ndarray) -> Iter
 
 
 def decoded(
-    files: Iterator[Path], batch_size: int, image_size: tuple[int, int], interpolation: str
+    files: Iterator[Path], batch_size: int, labeller: Labeller
 ) -> Iterator[tuple[list[tuple[Path, np.ndarray]], list[BadPhoto]]]:
     """Decode photos batch by batch, only one batch ahead.
 
@@ -153,7 +157,8 @@ def decoded(
 
         def begin() -> list[tuple[Path, Future[np.ndarray]]]:
             return [
-                (each, pool.submit(load_photo, each, image_size, interpolation)) for each in islice(files, batch_size)
+                (each, pool.submit(load_photo, each, labeller.image_size, labeller.interpolation, labeller.loading))
+                for each in islice(files, batch_size)
             ]
 
         ahead = begin()
@@ -242,19 +247,19 @@ def _labeller(model: Path, device: Device, keras_python: Path | None, labels: Pa
         ) from error
 
 
-def _count(photos: Path) -> tuple[int, Counter[str]]:
+def _count(photos: Path, formats: Formats) -> tuple[int, Counter[str]]:
     """Count the photos, and what is listed as one but is none, by its kind.
 
     Raises:
         BadInput: there are no photos.
     """
     if photos.is_dir():
-        kinds = Counter(kind_of_junk(each, photos) for each in each_photo(photos))
+        kinds = Counter(kind_of_junk(each, photos) for each in each_photo(photos, formats))
         count = kinds.pop("", 0)
         if not count:
             raise BadInput(
-                f"expected photos (.jpg, .png, .bmp, .ppm, .tif) in {photos}, received none{what_else(photos)}. "
-                "Name the folder that has them, or convert photos with other endings."
+                f"expected photos (.{', .'.join(FORMAT_ENDINGS[formats])}) in {photos}, received none"
+                f"{what_else(photos, formats)}. Name the folder that has them, or convert photos with other endings."
             )
         return count, kinds
     if not photos.is_file():

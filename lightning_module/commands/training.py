@@ -57,7 +57,9 @@ from models.timm_mobilenetv2 import ARCHITECTURE
 DEFAULT_RUN = "runs/latest"
 
 
-LINKED = ("class_names", "image_size", "interpolation")
+LOADING = ("image_size", "interpolation", "background", "deep_grey", "formats")
+"""Settings of the data that say how photos are loaded; a checkpoint has them."""
+LINKED = ("class_names", *LOADING)
 """Settings that the model takes from the data."""
 
 
@@ -230,7 +232,7 @@ class TrainingCLI(LightningCLI):
             return  # Lightning finds these itself
         saved = read_hyper_parameters(Path(given))
         bound = {name: value for name, value in saved.items() if name not in LINKED}
-        photos = {name: saved[name] for name in ("image_size", "interpolation")}
+        photos = {name: saved[name] for name in LOADING if name in saved}  # older ones have but two
         if subcommand == "fit":
             own = self.config[subcommand]
             check_optimizer_settings(Path(given), saved, own.model)
@@ -376,9 +378,10 @@ class TrainingCLI(LightningCLI):
 
     def before_test(self) -> None:
         """Print a note if there are no test photos and the validation photos are measured."""
-        if self.datamodule.test_root is None:
+        if not self.datamodule.has_test_photos:
             self.trainer.print(
-                "No --data.test_root: measuring the validation photos, by which a fit may have chosen the checkpoint."
+                "No test photos of their own (--data.test_root): measuring the validation photos, by which a fit may "
+                "have chosen the checkpoint."
             )
 
     def after_test(self) -> None:
@@ -396,7 +399,7 @@ class TrainingCLI(LightningCLI):
         best = best_checkpoint_of(self.trainer)
         try:
             self.trainer.validate(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
-            if self.datamodule.test_root is not None:
+            if self.datamodule.has_test_photos:
                 self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             report_fit(self.trainer, self._get(self.config_init, "journal"), self._get(self.config_init, "logits"))
             self.hand_over.export_twin(self.trainer, self.model)

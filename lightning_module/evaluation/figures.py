@@ -120,10 +120,10 @@ def wilson_interval(hits: int, photos: int) -> tuple[float, float]:
 
 
 def macro_f1(confusion: np.ndarray) -> float:
-    """Compute the mean F1 of the classes that have photos or were predicted, as torchmetrics does."""
+    """Compute the mean F1 of the classes that have photos; of what is not there nothing can be found."""
     hits = np.diag(confusion)
     either = confusion.sum(axis=0) + confusion.sum(axis=1)
-    present = either > 0
+    present = confusion.sum(axis=1) > 0
     return float((2 * hits[present] / either[present]).mean())
 
 

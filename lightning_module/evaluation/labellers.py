@@ -17,7 +17,7 @@ from export.keras_file.read import DETAILS_ATTRIBUTE
 from export.worker.keras_process import KerasStream
 from export.worker.keras_worker import UNREADABLE, Refused, check_storage
 from models.bad_input import BadInput
-from models.choices import INTERPOLATIONS, MOST_PIXELS
+from models.choices import INTERPOLATIONS, MOST_PIXELS, Loading
 
 Device = Literal["auto", "cpu", "cuda"]
 InputRange = Literal["unit", "raw", "tf"]
@@ -33,11 +33,13 @@ class Labeller(Protocol):
         class_names: in the order of the probabilities.
         image_size: (height, width) in pixels that photos must have.
         interpolation: how photos must be resized to that size.
+        loading: how their colours must become RGB.
     """
 
     class_names: list[str]
     image_size: tuple[int, int]
     interpolation: str
+    loading: Loading
 
     def __enter__(self) -> Self:
         """Start what is needed to compute probabilities."""
@@ -91,6 +93,7 @@ class KerasFileLabeller:
         facts = _read_facts(h5, labels or {})
         self.class_names: list[str] = facts["class_names"]
         self.interpolation: str = facts["interpolation"]
+        self.loading = Loading(facts["background"], facts["deep_grey"])
         self.input_range: InputRange = facts["input_range"]
         self.image_size: tuple[int, int] = facts.get("image_size", (0, 0))  # (0, 0): the model's input size
 
@@ -160,7 +163,7 @@ def _read_facts(h5: Path, labels: dict[str, Any]) -> dict[str, Any]:
         raise BadInput(f"expected a Keras .h5, received one that is refused: {refused}.") from refused
     except UNREADABLE as error:
         raise BadInput(f"expected a Keras .h5, received {h5}, which cannot be read as one ({error}).") from error
-    names = ("class_names", "input_range", "interpolation", "image_size")
+    names = ("class_names", "input_range", "interpolation", "background", "deep_grey", "image_size")
     own, given = ({name: each[name] for name in names if name in each} for each in (stated, labels))
     different = [name for name in own if name in given and own[name] != given[name]]
     if different:
@@ -169,7 +172,11 @@ def _read_facts(h5: Path, labels: dict[str, Any]) -> dict[str, Any]:
             f"--labels: expected {name} as {h5} has it, {own[name]}, received {given[name]}. Leave --labels out: the "
             "file says itself what it takes and gives."
         )
-    facts = {"interpolation": "nearest", **given, **own}
+    facts = {"interpolation": "nearest", "background": None, "deep_grey": "clip", **given, **own}
+    try:
+        Loading.stated(facts)
+    except ValueError as error:
+        raise BadInput(f"{h5}: expected to know how photos are loaded, received {error}. Mend --labels.") from error
     fits = {
         "class_names": isinstance(facts.get("class_names"), list) and len(facts["class_names"]) > 1,
         "input_range": facts.get("input_range") in get_args(InputRange),

@@ -126,7 +126,7 @@ class KeepLogits(Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the logits of the test photos; if there are none, the validation photos were tested."""
         datamodule: Any = getattr(trainer, "datamodule", None)
-        name: Measured = "test" if getattr(datamodule, "test_root", None) is not None else "validation"
+        name: Measured = "test" if getattr(datamodule, "has_test_photos", False) else "validation"
         self._keep(trainer, pl_module, name, _loaders(trainer.test_dataloaders)[-1], "test_files")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:

@@ -32,7 +32,7 @@ class CheckpointLabeller:
         self.device = choose_device(device)
         source = read_checkpoint(checkpoint)
         self.class_names, self.image_size = list(source.class_names), source.image_size
-        self.interpolation = source.interpolation
+        self.interpolation, self.loading = source.interpolation, source.loading
         self.network = source.network.to(self.device).to(memory_format=torch.channels_last)
         # the network is not trained any more, so its whole backbone counts as frozen
         self._backbone = FrozenBackbone(self.network, "float32", "never")

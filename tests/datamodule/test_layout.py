@@ -147,39 +147,84 @@ def test_archive_from_a_mac_around_a_folder(tmp_path):
         ProductPhotos(str(tmp_path / "unpacked"))
 
 
-SETS = {
+TAKEN = {
     "as download sites have them": (
         ["train/CLASS", "valid/CLASS", "test/CLASS", "images to predict"],
-        "--data.root ROOT/train --data.val_root ROOT/valid --data.test_root ROOT/test",
+        ("train", "valid", "test"),
+        "training train, validation valid, test test. Left out: images to predict (no classes inside).",
     ),
     "nested": (
         ["seg_train/seg_train/CLASS", "seg_test/seg_test/CLASS", "seg_pred/seg_pred"],
-        "--data.root ROOT/seg_train/seg_train --data.test_root ROOT/seg_test/seg_test",
+        ("seg_train/seg_train", None, "seg_test/seg_test"),
+        "training seg_train/seg_train, test seg_test/seg_test. Left out: seg_pred (no classes inside).",
     ),
     "with spaces": (
         ["Training Set/CLASS", "Test Set/CLASS"],
-        "--data.root 'ROOT/Training Set' --data.test_root 'ROOT/Test Set'",
+        ("Training Set", None, "Test Set"),
+        "training Training Set, test Test Set.",
     ),
+    "one set unlabelled": (
+        ["trainImages/CLASS", "testImages", "labels"],
+        ("trainImages", None, None),
+        "training trainImages. Left out: labels (no classes inside), testImages (no classes inside).",
+    ),
+    "among others": (
+        ["docs", "labels", "notes", "train/CLASS", "val/CLASS", "augmented/CLASS"],
+        ("train", "val", None),
+        "training train, validation val. Left out: augmented, docs (no classes inside), labels (no classes inside), "
+        "notes (no classes inside).",
+    ),
+}
+
+SETS = {
     "by other names": (
         ["fold1/CLASS", "fold2/CLASS"],
         "--data.root ROOT/fold1 --data.val_root ROOT/fold2",
     ),
-    "one set unlabelled": (["trainImages/CLASS", "testImages", "labels"], "--data.root ROOT/trainImages"),
-    "among others": (
-        ["docs", "labels", "notes", "train/CLASS", "val/CLASS"],
-        "--data.root ROOT/train --data.val_root ROOT/val",
-    ),
     "without folders": (["train", "val", "test"], "--data.root ROOT/train --data.val_root ROOT/val"),
+    "one set twice": (["train1/CLASS", "train 2/CLASS", "test/CLASS"], "--data.root 'ROOT/train 2'"),
+    "nothing to train on": (["test/CLASS", "val/CLASS"], "--data.val_root ROOT/val --data.test_root ROOT/test"),
 }
+
+
+def draw_sets(root: Path, folders: list[str]) -> None:
+    for seed, folder in enumerate(folders):
+        for name in CLASSES if "CLASS" in folder else [""]:
+            place = folder.replace("CLASS", name)
+            draw_root(root, {place: 5}, seed=1000 * seed + 100 * len(name))
+
+
+@pytest.mark.parametrize("layout", TAKEN)
+def test_sets_are_taken_as_they_are(tmp_path, layout, caplog):
+    folders, sets, said = TAKEN[layout]
+    root = tmp_path / "all"
+    draw_sets(root, folders)
+    with caplog.at_level("INFO"):
+        photos = ProductPhotos(str(root), image_size=12)
+    assert f"{root} has sets, which are taken as they are: {said}" in caplog.text
+    given = (photos.root, photos.val_root, photos.test_root)
+    assert given == tuple(None if each is None else root / each for each in sets)
+    assert photos.class_names == list(CLASSES)
+    photos.setup()
+    alone = ProductPhotos(*(None if each is None else str(root / each) for each in sets), image_size=12)
+    alone.setup()
+    assert photos.train_files == alone.train_files
+    assert photos.val_files == alone.val_files
+    assert photos.test_files == alone.test_files
+
+
+def test_sets_are_not_taken_where_others_are_given(tmp_path):
+    """Negative control: what a person gave is not changed."""
+    draw_sets(tmp_path / "all", ["train/CLASS", "test/CLASS", "other/CLASS"])
+    with pytest.raises(BadInput, match="Give the sets apart"):
+        ProductPhotos(str(tmp_path / "all"), test_root=str(tmp_path / "all" / "other"))
 
 
 @pytest.mark.parametrize("layout", SETS)
 def test_sets_are_refused_with_the_command_that_was_meant(tmp_path, layout):
     folders, meant = SETS[layout]
     root = tmp_path / "all"
-    for folder in folders:
-        for name in CLASSES if "CLASS" in folder else [""]:
-            draw_root(root / folder.replace("CLASS", name), {"": 2}) if name else draw_root(root, {folder: 2})
+    draw_sets(root, folders)
     with pytest.raises(BadInput, match=r"root: expected one folder per class in .*; received") as caught:
         ProductPhotos(str(root))
     expected = " ".join(
@@ -188,6 +233,33 @@ def test_sets_are_refused_with_the_command_that_was_meant(tmp_path, layout):
     assert f"Give the sets apart: {expected}" in str(caught.value)
     assert "--data.listing keras" in str(caught.value)
     assert len(ProductPhotos(str(root), listing="keras").class_names) == len(folders)
+
+
+def test_validation_photos_may_lack_classes(tmp_path, caplog):
+    root = draw_root(tmp_path / "train", {"dress": 5, "hat": 5, "watch": 1})
+    other = draw_root(tmp_path / "val", {"hat": 3, "dress": 0}, seed=1000)
+    with caplog.at_level("INFO"):
+        photos = ProductPhotos(str(root), str(other), image_size=12)
+    assert f"val_root {other}: lacks the classes ['watch'], and is measured over the others." in caplog.text
+    photos.setup("fit")
+    assert photos.train_labels == [0] * 5 + [1] * 5 + [2]
+    assert photos.val_labels == [1] * 3
+
+
+def test_foreign_classes_are_an_error_or_left_out(tmp_path, caplog):
+    root = draw_root(tmp_path / "train", {"dress": 5, "hat": 5})
+    other = draw_root(tmp_path / "val", {"hat": 3, "TV": 3, "radio": 3}, seed=1000)
+    with pytest.raises(BadInput, match=r"foreign: \['TV', 'radio'\]\).*--data.foreign_classes skip"):
+        ProductPhotos(str(root), str(other))
+    with caplog.at_level("INFO"):
+        photos = ProductPhotos(str(root), str(other), image_size=12, foreign_classes="skip")
+    assert "classes that are not trained on are left out: ['TV', 'radio']" in caplog.text
+    photos.setup("fit")
+    assert photos.val_labels == [1] * 3
+    shutil.rmtree(other / "hat")
+    with pytest.raises(BadInput, match="val_root: expected the classes of root") as caught:
+        ProductPhotos(str(root), str(other), foreign_classes="skip")  # none is left
+    assert "--data.foreign_classes" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

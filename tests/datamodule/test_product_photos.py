@@ -181,12 +181,12 @@ def load_bgr(monkeypatch):
 
 
 def load_squeezed_otherwise(monkeypatch):
-    monkeypatch.setattr("datamodule.photo_store.load_photo", lambda file, size, _: load_photo(file, size, "nearest"))
+    monkeypatch.setattr("datamodule.photo_store.load_photo", lambda file, size, *_: load_photo(file, size, "nearest"))
     return False, True
 
 
 def reverse_classes(monkeypatch):
-    monkeypatch.setattr("datamodule.product_photos.find_class_names", lambda root: find_class_names(root)[::-1])
+    monkeypatch.setattr("datamodule.sources.roots.find_class_names", lambda root: find_class_names(root)[::-1])
     return False, False
 
 

@@ -232,3 +232,31 @@ def test_sets_that_are_classes_after_all(photos, small, tmp_path):
     out = tmp_path / "out"
     assert lightning("audit", tmp_path / "root", "--out", out, *small, "--listing", "keras") == 0
     assert {row["file"].split("/")[0] for row in rows(out)} <= {"train", "test"}
+
+
+def test_table_of_labels(photos, small, tmp_path, capsys):
+    """Nothing is moved: a copy of the table has the decisions."""
+    files = sorted(photos.rglob("*.jpg"))
+    (tmp_path / "shop").mkdir()
+    table = tmp_path / "shop" / "labels.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "kind"], *([file, file.parts[-2]] for file in files)])
+    out = tmp_path / "out"
+    assert lightning("audit", table, "--out", out, *small) == 0
+    said = capsys.readouterr().out
+    assert "files from its column 'path'" in said
+    found = {(row["file"], row["class"]) for row in rows(out) if row["action"] == "quarantine"}
+    assert found == {(f"photos/tv/{name}.jpg", "tv") for name in ("broken", "tv_0001")}
+    assert str(out / "labels.csv") in (out / "audit.html").read_text()
+    assert lightning("audit", table, "--out", out, "--apply") == 0
+    assert "without 2 rows; no file was moved" in capsys.readouterr().out
+    assert sorted(photos.rglob("*.jpg")) == files
+    with (out / "labels.csv").open(newline="") as copied:
+        assert len(list(csv.DictReader(copied))) == len(files) - 2
+    assert lightning("audit", table, "--out", out, "--undo") == 0
+    assert not (out / "labels.csv").exists()
+    assert table.is_file()
+    assert lightning("audit", table, "--out", table.parent) == 2
+    assert "expected another folder than the table's" in capsys.readouterr().err
+    assert lightning("audit", table, "--out", out, "--label_column", "x") == 2
+    assert "label_column: expected a column of" in capsys.readouterr().err

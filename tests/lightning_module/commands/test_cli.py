@@ -242,6 +242,9 @@ def test_fit_hands_over_a_proved_twin(photos, tmp_path, capsys):
         "class_names": ["jeans", "sofa", "tshirt", "tv"],
         "image_size": [32, 32],
         "interpolation": "nearest",
+        "background": None,
+        "deep_grey": "clip",
+        "formats": "keras",
         "input_range": "unit",
     }
     final = json.loads((run / "metrics.json").read_text())["final"]

@@ -23,6 +23,7 @@ from lightning_module.commands import predict
 from lightning_module.evaluation import top_labels
 from lightning_module.evaluation.labellers import KerasFileLabeller
 from lightning_module.evaluation.torch_labeller import CheckpointLabeller
+from models.choices import Loading
 from models.spreadsheet_text import from_text
 from tests.conftest import lightning, random_classifier, save_checkpoint
 from tests.datamodule.odd_photos import draw_odd_photos
@@ -203,8 +204,9 @@ def test_no_more_than_two_batches_are_decoded_at_once(photos, monkeypatch):
         return np.zeros((4, 4, 3), np.uint8)
 
     monkeypatch.setattr(predict, "load_photo", load)
+    labeller = SimpleNamespace(image_size=(4, 4), interpolation="nearest", loading=Loading())
     taken = 0
-    for batch, _ in predict.decoded((Path(str(number)) for number in range(100)), 8, (4, 4), "nearest"):
+    for batch, _ in predict.decoded((Path(str(number)) for number in range(100)), 8, labeller):
         taken += len(batch)
         assert len(begun) <= taken + 8
     assert taken == 100

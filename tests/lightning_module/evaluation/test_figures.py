@@ -11,6 +11,7 @@ from lightning_module.evaluation.figures import (
     wilson_interval,
 )
 from lightning_module.evaluation.measured_photos import MeasuredPhotos
+from lightning_module.measured_module import MacroF1
 
 
 def measured(count: int = 200, name: str = "validation", seed: int = 0, **changes) -> MeasuredPhotos:
@@ -50,13 +51,20 @@ def test_wilson_interval_covers_the_truth_as_often_as_it_says():
     assert np.mean(covered) == pytest.approx(0.95, abs=0.01)
 
 
-def test_macro_f1_is_torchmetrics_also_where_a_class_has_nothing():
+def test_macro_f1_is_torchmetrics_of_the_classes_that_have_photos():
     generator = np.random.default_rng(1)
-    for classes in (3, 5):
-        labels, predicted = torch.from_numpy(generator.integers(0, 3, (2, 60)))
+    for classes, predictable in ((3, 3), (5, 3), (5, 5)):
+        labels = torch.from_numpy(generator.integers(0, 3, 60))
+        predicted = torch.from_numpy(generator.integers(0, predictable, 60))
         confusion = multiclass_confusion_matrix(predicted, labels, classes).numpy()
-        expected = multiclass_f1_score(predicted, labels, classes, average="macro")
+        expected = multiclass_f1_score(predicted, labels, classes, average="none")[:3].mean()
         assert macro_f1(confusion) == pytest.approx(expected.item(), abs=1e-6)
+        logged = MacroF1(classes)
+        logged.update(predicted[:30], labels[:30])
+        logged.update(predicted[30:], labels[30:])
+        assert logged.compute().item() == pytest.approx(expected.item(), abs=1e-6)
+    # negative control: torchmetrics' own mean counts what was predicted and is not there
+    assert expected > multiclass_f1_score(predicted, labels, classes, average="macro") + 0.05
 
 
 def test_f1_interval_is_seeded_and_narrows_with_photos():

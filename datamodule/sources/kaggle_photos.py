@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 from datamodule.layout import clean_class_names
-from datamodule.split import LISTED_ENDINGS, find_class_names, is_junk_folder
+from datamodule.split import find_class_names, is_junk_folder
 from models.bad_input import BadInput
+from models.choices import FORMAT_ENDINGS
 
 SECONDS_TO_ANSWER = 10
 """How long to wait for Kaggle's first answer. kagglehub sets no limit: behind a firewall that drops packets it would
@@ -131,6 +132,6 @@ def has_photos(folder: Path) -> bool:
     """Return whether there is a photo in a folder or below it, except in folders that programs leave."""
     for _, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not is_junk_folder(name)]
-        if any(name.lower().endswith(LISTED_ENDINGS) for name in names):
+        if any(name.lower().endswith(FORMAT_ENDINGS["all"]) for name in names):
             return True
     return False

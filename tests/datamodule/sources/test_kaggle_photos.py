@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from datamodule import kaggle_photos
-from datamodule.kaggle_photos import find_class_folders
 from datamodule.product_photos import ProductPhotos
+from datamodule.sources import kaggle_photos
+from datamodule.sources.kaggle_photos import find_class_folders
 from models.bad_input import BadInput
 from tests.datamodule.test_product_photos import draw_root
 
