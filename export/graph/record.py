@@ -181,6 +181,13 @@ _IN_SIMPLER_OPERATIONS: dict[str, Callable[..., Tensor]] = {
 _READ_BY_PYTHON = ("aten.resolve_conj", "aten.resolve_neg")
 
 
+_CASTS = ("aten.to", "aten._to_copy")
+
+
+def _not_narrower(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float32 else dtype
+
+
 class _Recorder(TorchDispatchMode):
     """Knows for each living tensor which node of the graph computes it."""
 
@@ -194,6 +201,7 @@ class _Recorder(TorchDispatchMode):
         self.node_of = WeakTensorKeyDictionary()
         self.weight_nodes: dict[str, fx.Node] = {}
         self.path: list[str] = [""]
+        self.exact = False
         self.refused: NotRecorded | None = None  # kept, because a network may catch the exception
 
     @classmethod
@@ -201,6 +209,7 @@ class _Recorder(TorchDispatchMode):
         return False  # nothing is compiled here, and skipping would import all of torch._dynamo first
 
     def begin(self, images: Tensor) -> None:
+        self.exact = images.dtype == torch.float64
         node = self.graph.placeholder("image")
         node.meta = {"shape": tuple(images.shape), "path": "", "computed": True}
         self.node_of[images] = node
@@ -251,6 +260,8 @@ class _Recorder(TorchDispatchMode):
         if name in _IN_SIMPLER_OPERATIONS:
             with self:
                 return _IN_SIMPLER_OPERATIONS[name](*args, **kwargs)
+        if self.exact and name in _CASTS:  # `x.float()` is there to leave half precision, not float64
+            args, kwargs = tree_map_only(torch.dtype, _not_narrower, (args, kwargs))
         leaves = tree_leaves((args, kwargs))
         if any(isinstance(each, torch.UntypedStorage) for each in leaves):
             raise NotRecorded(f"{name} works on the memory of a tensor")

@@ -159,10 +159,9 @@ _LITTLE = 2.0**-40
 
 
 def _divide(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    """A quotient a / b as a * b * (1 / |b|) ** 2.
+    """The quotient is the product of a, b and the square of 1 / |b|: no built-in layer of Keras 2 divides.
 
-    A LayerNormalization of [b, -b, c, -c] divides c by the root of b ** 2 + c ** 2. No built-in layer of Keras 2
-    divides.
+    A LayerNormalization of [b, -b, c, -c] divides c by the root of (b ** 2 + c ** 2) / 2.
     """
     name, shape = node.name, _shape(graph.node(node.inputs[1]))
     yield reshape(f"{name}_numbers", (math.prod(shape), 1), inputs[1:])

@@ -284,3 +284,17 @@ def test_what_would_not_be_the_same_is_refused(operation, named):
     with pytest.raises(NoKerasCounterpart) as caught:
         traced(Refused(operation))
     assert named in caught.value.reason
+
+
+def test_a_cast_to_float32_leaves_the_proof_in_float64():
+    class Cast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches = nn.Conv2d(3, CLASSES, 4)
+
+        def forward(self, images):
+            return self.patches(images).float().to(torch.float32).relu().mean((2, 3))
+
+    network = Cast().eval()
+    given = torch_layers(network, traced(network), np.random.default_rng(0).random((2, *SIZE, 3)))
+    assert all((value != value.astype(np.float32)).any() for value in given.values())

@@ -1,0 +1,278 @@
+"""What works along an axis of values of any layout, and attention's products of two of them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import fx
+
+from export.graph.operations.any_layout import image_axis_of, refused, same_for_all, several_of, with_last, without
+from export.graph.tracer import Converter, Tracer, of_weights
+
+# What works along an axis ---------------------------------------------------------------------------------------------
+
+
+def _norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """The length of vectors: nothing but a division of these very vectors may read it, see `_divide_by_norm`."""
+    dims = several_of(given["dim"])
+    if float(given["ord"]) != 2 or len(dims) != 1 or not given["keepdim"]:
+        raise refused(operation, f"of order {given['ord']} over {given['dim']}")
+    tracer.norms[operation.name] = (given["self"], image_axis_of(tracer, operation, given["self"], dims[0]), 0.0)
+
+
+def _of_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """A norm that is not let become 0, or that is repeated for each number."""
+    source = operation.args[0]
+    if not isinstance(source, fx.Node) or source.name not in tracer.norms:
+        raise refused(operation, "")
+    vectors, axis, least = tracer.norms[source.name]
+    tracer.norms[operation.name] = (vectors, axis, max(least, float(given.get("min") or 0.0)))
+
+
+def _divide_by_norm(tracer: Tracer, operation: fx.Node, value: fx.Node, norm: fx.Node) -> None:
+    vectors, axis, least = tracer.norms[norm.name]
+    if tracer.input_name(vectors) != tracer.input_name(value) or tracer.layout(vectors) != tracer.layout(value):
+        raise refused(operation, "of a value by another's norm")
+    node, layout = with_last(tracer, value, axis)
+    tracer.add(operation, "unit_norm", [node], layout, {"least": least})
+
+
+def _linear(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    value = given["input"]
+    node, layout = with_last(tracer, value, image_axis_of(tracer, operation, value, -1))
+    tracer.add(operation, "dense", [node], layout, {}, _weights(tracer, operation, given, kernel="weight", bias="bias"))
+
+
+def _layer_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    value = given["input"]
+    if len(given["normalized_shape"]) != 1:
+        raise refused(operation, "over several axes")
+    node, layout = with_last(tracer, value, image_axis_of(tracer, operation, value, -1))
+    weights = _weights(tracer, operation, given, gamma="weight", beta="bias")
+    tracer.add(operation, "layer_norm", [node], layout, {"epsilon": float(given["eps"])}, weights)
+
+
+def _rms_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    value = given["input"]
+    if len(given["normalized_shape"]) != 1 or given["eps"] is None:  # without one it is the type's own
+        raise refused(operation, "over several axes, or without an epsilon")
+    node, layout = with_last(tracer, value, image_axis_of(tracer, operation, value, -1))
+    weights = _weights(tracer, operation, given, gamma="weight")
+    tracer.add(operation, "rms_norm", [node], layout, {"epsilon": float(given["eps"])}, weights)
+
+
+def _batch_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    value = given["input"]
+    if given["training"]:
+        raise refused(operation, "by the statistics of the batch")
+    node, layout = with_last(tracer, value, image_axis_of(tracer, operation, value, 1))
+    weights = _weights(
+        tracer, operation, given, gamma="weight", beta="bias", moving_mean="running_mean", moving_variance="running_var"
+    )
+    attributes = {"epsilon": float(given["eps"]), "momentum": 1.0 - float(given["momentum"])}
+    tracer.add(operation, "batch_norm", [node], layout, attributes, weights)
+
+
+def _weights(tracer: Tracer, operation: fx.Node, given: dict[str, Any], **arguments_of: str) -> dict[str, str]:
+    names = {
+        role: tracer.weight_name(given[name], role == "kernel")
+        for role, name in arguments_of.items()
+        if given[name] is not None
+    }
+    for role, name in names.items():
+        if name is None:
+            raise refused(operation, f"its {role} is not a weight")
+    return {role: name for role, name in names.items() if name}
+
+
+def _softmax(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    value = given["self"]
+    node, layout = with_last(tracer, value, image_axis_of(tracer, operation, value, given["dim"]))
+    tracer.add(operation, "softmax", [node], layout)
+
+
+def _conv1d(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    value = given["input"]
+    node, layout = with_last(tracer, value, image_axis_of(tracer, operation, value, 1))
+    if len(layout.order) != 2 or isinstance(given["padding"], str):
+        raise refused(operation, f"of shape {list(value.meta['shape'])}, with padding {given['padding']}")
+    (strides,), (padding,), (dilation,) = (several_of(given[name]) for name in ("stride", "padding", "dilation"))
+    attributes = {"strides": strides, "padding": padding, "dilation": dilation, "groups": int(given["groups"])}
+    weights = _weights(tracer, operation, given, kernel="weight", bias="bias")
+    tracer.add(operation, "conv1d", [node], layout, attributes, weights)
+
+
+def _reduced(op: str) -> Converter:
+    return lambda tracer, operation, given: _mean(tracer, operation, given, op)
+
+
+def _mean(tracer: Tracer, operation: fx.Node, given: dict[str, Any], op: str) -> None:
+    value, rank = given["self"], len(given["self"].meta["shape"])
+    if given.get("dim") in (None, []):
+        raise refused(operation, "over everything, all images included")
+    dims = [dim % rank for dim in several_of(given["dim"])]
+    axes = [image_axis_of(tracer, operation, value, dim) for dim in dims]
+    layout = tracer.layout(value)
+    places = sorted(layout.order[axis] for axis in axes)
+    if places != list(range(places[0], places[0] + len(places))):
+        kept = [place for place in range(len(layout.order)) if place not in places]
+        layout = replace(layout, order=tuple([*places, *kept].index(place) for place in layout.order))
+        places = list(range(len(places)))
+    node = tracer.in_order(value, layout.order)
+    if not given["keepdim"]:
+        layout = without(layout, dims, rank)
+    tracer.add(operation, op, [node], layout, {"axes": tuple(places)})
+
+
+# Products of two values -----------------------------------------------------------------------------------------------
+
+# Small matrices for many windows are multiplied number by number: (N, K) by (K, M) takes N * K * M numbers for each.
+# Large ones for few heads are multiplied in one matrix product for all heads, which takes as many multiplications more
+# as there are heads. A matrix is small if it has fewer than so many rows or columns for each window.
+_SMALL = 2
+
+
+def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    left, right = given["self"], given["other" if "other" in given else "mat2"]
+    layout, other = tracer.layout(left), tracer.layout(right)
+    one, two = tracer.image_shape(left), tracer.image_shape(right)
+    if not (left.meta["computed"] and right.meta["computed"]):
+        raise of_weights(operation)
+    rank = len(one)
+    in_front = layout.batch_axis < len(left.meta["shape"]) - 2
+    if (
+        not in_front
+        or rank != len(two)
+        or two[:-2] not in (one[:-2], (1,) * (rank - 2))  # all heads may share their keys
+        or (layout.batch_axis, layout.merged) != (other.batch_axis, other.merged)
+    ):
+        raise refused(operation, f"of shapes {list(left.meta['shape'])} and {list(right.meta['shape'])}")
+    windows = math.prod(two[:-2])
+    front = tuple(range(rank - 2))
+    if windows > 1 and max(two[-2:]) < _SMALL * windows:
+        order = (*front, rank - 2, rank - 1)
+        nodes = [tracer.in_order(left, order), tracer.in_order(right, (*front, rank - 1, rank - 2))]
+        tracer.add(operation, "matmul_windows", nodes, replace(layout, order=order))
+        return
+    middle = tuple(place + 1 for place in front)
+    order = (*middle, 0, rank - 1)
+    last = other.order != order  # as (K, heads, M) if it is held so
+    nodes = [
+        tracer.in_order(left, order),
+        tracer.in_order(right, (*middle, rank - 1, 0) if last else order),
+    ]
+    tracer.add(operation, "matmul", nodes, replace(layout, order=order), {"last": last})
+
+
+def _addcmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """One factor and one number to add for each number of the last axis, as ResMLP has them in place of a norm."""
+    offset, scale, value = given["self"], given["tensor1"], given["tensor2"]
+    if scale.meta["computed"]:
+        scale, value = value, scale
+    node, layout = with_last(tracer, value, image_axis_of(tracer, operation, value, -1))
+    count = value.meta["shape"][-1]
+    sizes = {(*tuple(each.meta["shape"][-1:]), math.prod(each.meta["shape"])) for each in (offset, scale)}
+    if given["value"] != 1 or sizes != {(count, count)}:
+        raise refused(operation, "of other than a value and two weights of its last axis")
+    weights = _weights(tracer, operation, {"scale": scale, "offset": offset}, scale="scale", offset="offset")
+    tracer.add(operation, "channel_affine", [node], layout, {}, weights)
+
+
+# With numbers, weights and constants ----------------------------------------------------------------------------------
+
+
+def _arithmetic(op: str) -> Converter:
+    def convert(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+        value, other = given["self"], given["other"]
+        sign = -1.0 if op == "subtract" else 1.0
+        if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
+            raise refused(operation, "with an alpha, or rounded")
+        if op in ("add", "multiply") and not (isinstance(value, fx.Node) and value.meta["computed"]):
+            value, other = other, value
+        if not (isinstance(value, fx.Node) and value.meta["computed"]):
+            raise refused(operation, "of a number or weight by a value")
+        if isinstance(other, fx.Node) and other.meta["computed"]:
+            if op == "divide" and other.name in tracer.norms:
+                _divide_by_norm(tracer, operation, value, other)
+                return
+            tracer.emit(operation, op, [value, other])
+            return
+        constant = tracer.constant(other)
+        if constant is not None and constant.size == 1:
+            number = float(constant.reshape(())) * sign
+            number = 1.0 / number if op == "divide" else number
+            scale, offset = (1.0, number) if op in ("add", "subtract") else (number, 0.0)
+            layout = tracer.layout(value)
+            attributes = {"scale": (scale,), "offset": (offset,)}
+            tracer.add(operation, "affine", [tracer.input_name(value)], layout, attributes)
+            return
+        if op not in ("add", "multiply"):
+            raise refused(operation, "by a weight or constant")
+        _with_array(tracer, operation, op, value, other)
+
+    return convert
+
+
+def _with_array(tracer: Tracer, operation: fx.Node, op: str, value: fx.Node, other: fx.Node) -> None:
+    """Add an array that is the same for all images, or multiply by one."""
+    layout, shape = tracer.layout(value), value.meta["shape"]
+    other = same_for_all(other)
+    own = (*(1,) * (len(shape) - len(other.meta["shape"])), *other.meta["shape"])
+    constant, name = tracer.constant(other), tracer.weight_name(other)
+    if name is None and constant is None:
+        raise of_weights(operation)
+    if own[layout.batch_axis] not in (1, tracer.batch * layout.merged) or operation.meta["shape"] != shape:
+        raise refused(operation, f"of an array of shape {list(own)}")
+    if own[layout.batch_axis] != 1:
+        if layout.batch_axis:
+            raise refused(operation, f"of an array of shape {list(own)}")
+        if constant is not None:
+            constant = _of_one_image(operation, constant, layout.merged)
+        elif name in tracer.computed_tensors:
+            array = tracer.computed_tensors[name]
+            tracer.computed_tensors[name] = _of_one_image(operation, array, layout.merged)
+        else:
+            raise refused(operation, f"of a weight of shape {list(own)}")
+        of_image = layout.of_image(own)
+    else:
+        of_image = (*own[: layout.batch_axis], *(1,) * (layout.merged > 1), *own[layout.batch_axis + 1 :])
+    attributes = {
+        "shape": of_image,
+        "order": layout.order,
+        "constant": None if constant is None else tuple(float(each) for each in constant.reshape(-1)),
+    }
+    weights = {"array": name} if constant is None and name else {}
+    tracer.add(operation, f"{op}_array", [tracer.input_name(value)], layout, attributes, weights)
+
+
+def _of_one_image(operation: fx.Node, array: np.ndarray, merged: int) -> np.ndarray:
+    """The first image's part of an array that has one for each."""
+    first = array[:merged]
+    if not np.array_equal(array, np.concatenate([first] * (len(array) // merged))):
+        raise refused(operation, "of an array that is another for each image")
+    return first
+
+
+CONVERTERS: dict[str, Converter] = {
+    "aten.linear": _linear,
+    "aten.conv1d": _conv1d,
+    "aten.layer_norm": _layer_norm,
+    "aten.rms_norm": _rms_norm,
+    "aten.batch_norm": _batch_norm,
+    "aten.linalg_vector_norm": _norm,
+    **dict.fromkeys(("aten.clamp_min", "aten.expand", "aten.expand_as"), _of_norm),
+    "aten.softmax": _softmax,
+    "aten._softmax": _softmax,
+    "aten.mean": _reduced("mean"),
+    "aten.sum": _reduced("sum"),
+    "aten.matmul": _matmul,
+    "aten.bmm": _matmul,
+    "aten.add": _arithmetic("add"),
+    "aten.sub": _arithmetic("subtract"),
+    "aten.mul": _arithmetic("multiply"),
+    "aten.div": _arithmetic("divide"),
+    "aten.addcmul": _addcmul,
+}
