@@ -392,12 +392,18 @@ def _from_graph(
     except NotTimms:  # such as a negative scale: the file's own layers stay, after the range is adapted
         preprocessing, constants = [], _constants([], input_range)
         mean, std = _mean_and_std(constants)
-    names = _plain_names([node.name for node in graph.nodes[len(preprocessing) + 1 :]])
+    names = _plain_names(graph.nodes[len(preprocessing) + 1 :])
     first = graph.nodes[len(preprocessing)].name
     plain = {first: INPUT, **names}
     # the softmax is the loss's and the exporter's
     body = [
-        replace(node, name=plain[node.name], inputs=tuple(plain[name] for name in node.inputs))
+        replace(
+            node,
+            name=plain[node.name],
+            inputs=tuple(plain[name] for name in node.inputs),
+            # an activation that was inside a layer is so again in the twin, and the layer gives what it gave
+            inside=plain[node.inputs[0]] if node.source == graph.node(node.inputs[0]).source else "",
+        )
         for node in graph.nodes[len(preprocessing) + 1 : -1]
     ]
     split = _head_begins(body)
@@ -411,14 +417,15 @@ def _from_graph(
     return network, layer_of, constants
 
 
-def _plain_names(keys: list[str]) -> dict[str, str]:
-    """Layer key -> a name without slashes, the layer's own where no other has it."""
+def _plain_names(nodes: Sequence[Node]) -> dict[str, str]:
+    """Node -> a name without slashes, the layer's own where no other has it; ``hidden_relu`` for what is behind it."""
     taken, names = {"image", INPUT, "probabilities"}, {}
-    for key in keys:
-        candidates = [plain_layer_name(key.rpartition("/")[2]), plain_layer_name(key)]
-        candidates += [f"{candidates[1]}_{number}" for number in range(1, len(keys) + 4)]
-        names[key] = next(name for name in candidates if name not in taken)
-        taken.add(names[key])
+    for node in nodes:
+        own = node.source.rpartition("/")[2] + node.name.removeprefix(node.source)
+        candidates = [plain_layer_name(own), plain_layer_name(node.name)]
+        candidates += [f"{candidates[1]}_{number}" for number in range(1, len(nodes) + 4)]
+        names[node.name] = next(name for name in candidates if name not in taken)
+        taken.add(names[node.name])
     return names
 
 

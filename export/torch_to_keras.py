@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.graph.fold import fold_batch_norms
@@ -96,12 +97,21 @@ def trace_checkpoint(checkpoint: Checkpoint) -> Graph:
         if len(_traced) == _MOST_TRACED:
             _traced.clear()
         images = nchw(golden_images(checkpoint.image_size).astype("float32") * RESCALE)
-        recording = record(checkpoint.network, checkpoint.image_size, images)
-        graph = trace_graph(recording, _layer_names(checkpoint.backbone))
+        if isinstance(checkpoint.network, GraphClassifier):
+            graph, logits = graph_of(checkpoint.network, checkpoint.image_size), _logits(checkpoint.network, images)
+        else:
+            recording = record(checkpoint.network, checkpoint.image_size, images)
+            graph, logits = trace_graph(recording, _layer_names(checkpoint.backbone)), recording.output
         # copies: the network's owner may change its weights, and the file's are these
         tensors = {name: array.copy() for name, array in graph.tensors.items()}
-        _traced[checkpoint.digest] = Graph(graph.nodes, tensors), recording.output.softmax(dim=1).numpy()
+        _traced[checkpoint.digest] = Graph(graph.nodes, tensors), logits.softmax(dim=1).numpy()
     return _traced[checkpoint.digest][0]
+
+
+def _logits(network: GraphClassifier, images: torch.Tensor) -> torch.Tensor:
+    with torch.inference_mode():
+        logits: torch.Tensor = network(images)
+    return logits
 
 
 _MOST_TRACED = 8

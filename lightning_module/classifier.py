@@ -139,7 +139,7 @@ class ProductClassifier(MeasuredModule):
             self.network.backbone.eval()
         elif self.schedule.batch_norm == "frozen":
             for module in self.network.backbone.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                     module.eval()
         return self
 

@@ -73,6 +73,8 @@ class Node:
         source: path of the torch module that computed it; empty for nodes that do not exist in torch.
         trace_name: name of the operation in the traced torch program, used to find its output there.
         trace_channels_last: whether torch holds that output as (H, W, C).
+        inside: of an activation: name of the node before it whose Keras layer computes it as well, as
+            ``Dense(4, activation="softmax")`` does; empty for a layer of its own.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Node:
     source: str = ""
     trace_name: str = ""
     trace_channels_last: bool = False
+    inside: str = ""
 
     def __post_init__(self) -> None:
         stated, roles = OPERATIONS[self.op]

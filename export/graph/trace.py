@@ -61,7 +61,7 @@ def trace_graph(recording: Recording, layer_names: LayerNames | None = None) -> 
         elif node.op == "output":
             (logits,) = node.all_input_nodes
             last = tracer.nodes[tracer.node_of[logits.name]]
-            tracer.append(Node("probabilities", "softmax", (last.name,), last.shape), "")
+            tracer.append(softmax_after(last), "")
     tensors = {
         name: array.detach().cpu().numpy()
         for name, array in recording.state.items()
@@ -70,6 +70,12 @@ def trace_graph(recording: Recording, layer_names: LayerNames | None = None) -> 
     nodes = tuple(tracer.nodes.values())
     _check_use(nodes, tensors)
     return Graph(nodes, tensors)
+
+
+def softmax_after(logits: Node) -> Node:
+    """The last node: inside the Dense that gives the logits, so that ``model.layers[-2]`` gives the features."""
+    inside = logits.name if logits.op == "dense" else ""
+    return Node("probabilities", "softmax", (logits.name,), logits.shape, inside=inside)
 
 
 def unknown_operations(recording: Recording) -> list[str]:

@@ -34,6 +34,7 @@ class KerasGraph:
         fed_by: path of a nested model -> key of the layer whose output it is fed, None if it is fed the images; in
             the order of computation.
         notes: for the owner: what the graph does not keep; none of it changes what is computed, except by rounding.
+        half_precision: keys of the layers that compute in another type than float32 in the file.
     """
 
     graph: Graph
@@ -43,6 +44,7 @@ class KerasGraph:
     outputs: dict[str, str]
     fed_by: dict[tuple[str, ...], str | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    half_precision: list[str] = field(default_factory=list)
 
 
 def read_keras_graph(
@@ -73,7 +75,9 @@ def read_keras_graph(
             f"expected the architecture of a Keras model, got one that cannot be read ({type(error).__name__}: "
             f"{str(error)[:120]}). {DAMAGED}"
         ) from error
-    return KerasGraph(graph, layers, reader.rates, reader.augmentation, reader.node_of, fed_by, _notes(reader))
+    half = [key for key in reader.half_precision if layers[key].class_name != "InputLayer"]
+    notes = _notes(reader, half)
+    return KerasGraph(graph, layers, reader.rates, reader.augmentation, reader.node_of, fed_by, notes, half)
 
 
 def _up_to(nodes: dict[str, Node], output: str) -> dict[str, Node]:
@@ -82,7 +86,7 @@ def _up_to(nodes: dict[str, Node], output: str) -> dict[str, Node]:
     return {name: nodes[name] for name in names[: names.index(output) + 1]}
 
 
-def _notes(reader: LayerReader) -> list[str]:
+def _notes(reader: LayerReader, half: list[str]) -> list[str]:
     notes = []
     if reader.augmentation:
         notes.append(
@@ -90,11 +94,11 @@ def _notes(reader: LayerReader) -> list[str]:
         )
     if reader.without_effect:
         notes.append(f"{', '.join(reader.without_effect)}: left out, as they act in training alone.")
-    if reader.half_precision:
-        some = ", ".join(reader.half_precision[:3]) + (" ..." if len(reader.half_precision) > 3 else "")
+    if half:
+        some = ", ".join(half[:3]) + (" ..." if len(half) > 3 else "")
         notes.append(
-            f"{len(reader.half_precision)} layers compute in half precision or float64 ({some}): here they compute in "
-            "float32, from the same weights; answers differ from the file's by its own rounding."
+            f"{len(half)} layers compute in half precision or float64 ({some}): here they compute in "
+            "float32, from the same weights, and are compared with what the file's own Keras computes in float32."
         )
     return notes
 

@@ -7,6 +7,7 @@ kernels (in, out).
 from __future__ import annotations
 
 from export.graph.nodes import Graph
+from export.keras_file.joined_activations import join_activations
 from export.keras_file.keras_layer import Emit, KerasLayer
 from export.keras_file.operations import activation, arithmetic, convolution, normalisation, pooling, shape
 from models.bad_input import BadInput
@@ -21,12 +22,14 @@ _LAYERS: dict[str, Emit] = {
 }
 
 
-def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
+def keras_layers(graph: Graph, input_range: str = "unit", separate: bool = False) -> list[KerasLayer]:
     """Translate the graph into Keras layers: one per node, plus a ZeroPadding2D where SAME would pad differently.
 
     Args:
         graph: the neutral graph.
         input_range: ``unit`` (the model takes [0, 1]) or ``raw`` (it takes 0..255 and divides first).
+        separate: whether every activation is a layer of its own, as in files of older versions; otherwise those that a
+            node says are inside another's layer (`Node.inside`) are.
 
     Returns:
         The layers in the order in which Keras loads their weights; the first is the input, the last the output.
@@ -45,7 +48,15 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
         inputs = tuple(renamed[name] for name in node.inputs)
         layers.extend(_LAYERS[node.op](graph, node, inputs))
         renamed[node.name] = node.name
+    if not separate:
+        layers, _ = join_activations(layers, {node.name: node.inside for node in graph.nodes if node.inside})
     return in_keras_order(layers)
+
+
+def joined_activations(graph: Graph) -> dict[str, str]:
+    """Activation -> the node in whose Keras layer it is: there the output of the layer is the activation's."""
+    inside = {node.name: node.inside for node in graph.nodes if node.inside}
+    return join_activations(keras_layers(graph, separate=True), inside)[1]
 
 
 def in_keras_order(layers: list[KerasLayer]) -> list[KerasLayer]:

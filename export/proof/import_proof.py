@@ -52,6 +52,8 @@ _SKIPPED = {
     ),
     "training_steps": "an import is compared as it predicts: it is trained on with Adam, anew, whatever the file says",
 }
+# What a file of half precision gives as it is, for the synthetic images.
+_AS_SAVED = "as_saved.npy"
 # Advice if the checkpoint was not imported from a Keras file, and the file states nothing about its origin.
 _SAVED_AGAIN = (
     "The file says nothing of its origin, and the checkpoint was imported from no file: probably the twin was saved "
@@ -200,12 +202,22 @@ def _run_checks(comparison: _Comparison, folder: Path) -> tuple[list[Check], lis
             "Keras": (keras_gave[0], exact),
         }
         allowed = allowed_difference(check, sides)
+    why = "; ".join(filter(None, (_half_precision(classifier, folder, keras_gave[0]), allowed.why)))
     for images, from_torch, from_keras in zip(comparison.given.sets, torch_gave, keras_gave, strict=True):
-        checks.append(check_probabilities(images, from_torch, from_keras, threshold=allowed.threshold, why=allowed.why))
+        checks.append(check_probabilities(images, from_torch, from_keras, threshold=allowed.threshold, why=why))
         checks.append(check_top1(images, from_torch, from_keras, tie=allowed.threshold))
         if images.name == "photos":
             photos = worst_photos(images, from_torch, from_keras)
     return checks, layer_errors, photos
+
+
+def _half_precision(classifier: KerasClassifier, folder: Path, in_float32: np.ndarray) -> str:
+    """What is compared where the file computes in half precision, and what that does to its answers."""
+    if not classifier.source.half_precision:
+        return ""
+    as_saved = probabilities_of(np.load(folder / _AS_SAVED, allow_pickle=False), classifier.output)
+    moved = float(np.abs(as_saved.astype(np.float64) - in_float32).max())
+    return f"Keras computes the file in float32: its own half precision moves its answers here by up to {moved:.2g}"
 
 
 def _check_facts(source: Checkpoint, classifier: KerasClassifier) -> Check:
@@ -325,5 +337,11 @@ def _tasks(comparison: _Comparison, folder: Path) -> list[dict[str, object]]:
         if each is comparison.given.sets[0]:
             answers = str(folder / "exact_answers.npy")
             tasks[1] |= {"images": inputs["inputs"], "scale": inputs["scale"], "answers": answers}
-        tasks.append({"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")})
+        predict = {"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")}
+        if classifier.source.half_precision:
+            # the same file, every layer in float32: half precision would be compared with nothing but itself
+            if each is comparison.given.sets[0]:
+                tasks.append({**predict, "outputs": str(folder / _AS_SAVED)})
+            predict |= {"task": "predict_exact", "dtype": "float32", "copy": str(folder / "float32.h5")}
+        tasks.append(predict)
     return tasks

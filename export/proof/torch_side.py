@@ -107,7 +107,7 @@ def torch_train(
     exact = _in_float64(network, state).eval()
     for module in exact.modules():
         for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(not isinstance(module, nn.BatchNorm2d))
+            parameter.requires_grad_(not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d))
     if trainable == "head":
         exact.requires_grad_(False)
         exact.get_submodule("head").requires_grad_(True)

@@ -183,7 +183,7 @@ def _said(refused: str, old: Path) -> str:
 
 
 def _is_half(source: KerasGraph) -> bool:
-    return any("half precision" in note for note in source.notes)
+    return bool(source.half_precision)
 
 
 def _job(upgrade: Upgrade, folder: Path, side: str) -> dict[str, Any]:

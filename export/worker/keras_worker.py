@@ -544,9 +544,10 @@ _EXACT: dict[str, Any] = {}  # path of a copy -> its model in float64, made only
 
 
 def predict_exact(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """``inputs`` (N, H, W, 3) .npy, ``scale``, ``copy`` -> ``outputs`` .npy: (N, C), all at once, in float64.
+    """``inputs`` (N, H, W, 3) .npy, ``scale``, ``copy`` -> ``outputs`` .npy: (N, C) in float64, all at once.
 
-    ``dtype``, which is optional, may be ``float32``: for a file that computes in half precision by itself.
+    ``dtype``, which is optional, may be ``float32``: for a file that computes in half precision by itself; and
+    ``batch_size`` may say how many at once.
     """
     dtype = task.get("dtype", "float64")
     count, batch = images(task["inputs"], task["scale"], dtype)
@@ -555,7 +556,9 @@ def predict_exact(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any
     try:
         if task["copy"] not in _EXACT:
             _EXACT[task["copy"]] = in_float64(keras, task["model"], Path(task["copy"]), dtype=dtype)
-        np.save(task["outputs"], np.asarray(_EXACT[task["copy"]].predict_on_batch(batch(0, count))))
+        size, exact = task.get("batch_size", count), _EXACT[task["copy"]]
+        outputs = [np.asarray(exact.predict_on_batch(batch(start, start + size))) for start in range(0, count, size)]
+        np.save(task["outputs"], np.concatenate(outputs))
     finally:
         keras.backend.set_floatx(usual)
     return {"count": count}
@@ -586,8 +589,10 @@ def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``inputs`` (N, H, W, 3) float64 .npy, ``names`` -> ``folder``/INDEX.npy: each layer's output, all in float64.
 
     A layer of a nested model is named ``MODEL/LAYER``. ``fed_by``, which is optional, then gives for each nested model
-    the layer whose output it is fed, or null if it is fed the images. ``images`` .npy and ``scale``, which are
-    optional, are further images, of which ``answers`` .npy gets what the model gives, in float64 as well.
+    the layer whose output it is fed, or null if it is fed the images. ``before_activation``, which is optional, names
+    layers of which what they have before their activation is wanted; INDEX goes on counting. ``images`` .npy and
+    ``scale``, which are optional, are further images, of which ``answers`` .npy gets what the model gives, in float64
+    as well.
     """
     usual = keras.backend.floatx()
     keras.backend.set_floatx("float64")  # Keras 2 casts its inputs to this type
@@ -595,15 +600,36 @@ def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
         twin = in_float64(keras, task["model"], Path(task["folder"]) / "float64.h5")
         inputs = np.load(task["inputs"], allow_pickle=False)
         values = layer_outputs(keras, twin, task["names"], inputs, task.get("fed_by", {}))
+        before = before_activations(keras, twin, task.get("before_activation", []), inputs)
         if "images" in task:
             count, batch = images(task["images"], task["scale"], "float64")
             twin.run_eagerly = True
             np.save(task["answers"], np.asarray(twin.predict_on_batch(batch(0, count))))
     finally:
         keras.backend.set_floatx(usual)
-    for index, name in enumerate(task["names"]):
-        np.save(str(Path(task["folder"]) / f"{index}.npy"), values[name])
-    return {"count": len(task["names"])}
+    outputs = [*(values[name] for name in task["names"]), *before]
+    for index, value in enumerate(outputs):
+        np.save(str(Path(task["folder"]) / f"{index}.npy"), value)
+    return {"count": len(outputs)}
+
+
+def before_activations(keras: Any, model: Any, names: list[str], images: np.ndarray) -> list[np.ndarray]:
+    """What the named layers compute before the activation that is inside them, from what the model feeds them."""
+    if not names:
+        return []
+    named = [model.get_layer(name) for name in names]
+    computing = part_model(keras, model, [layer.input for layer in named])
+    computing.run_eagerly = True
+    given = computing.predict_on_batch(images)
+    values = []
+    for layer, fed in zip(named, given if isinstance(given, list) else [given], strict=True):
+        activation, layer.activation = layer.activation, keras.activations.linear
+        try:
+            value = layer(fed)
+        finally:
+            layer.activation = activation
+        values.append(np.asarray(value.detach().cpu() if hasattr(value, "detach") else value))
+    return values
 
 
 def layer_outputs(
