@@ -54,7 +54,6 @@ class ImportSettings:
         interpolation: how photos are resized, by Keras's name.
         input_range: what the Keras model takes: ``unit`` [0, 1], ``raw`` 0..255, ``tf`` [-1, 1].
         output: what it gives: ``softmax``, ``sigmoid`` (one output) or ``logits``.
-        architecture: for a file of weights alone, from `read_architecture`.
     """
 
     class_names: Sequence[str] | None = None
@@ -62,7 +61,6 @@ class ImportSettings:
     interpolation: str | None = None
     input_range: str | None = None
     output: str | None = None
-    architecture: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def read_keras_classifier(path: Path, given: ImportSettings | None = None) -> Ke
             The message names layers and arrays.
     """
     given = given or ImportSettings()
-    file = read_keras_file(path, given.architecture)
+    file = read_keras_file(path)
     if file.details.get("fused_batchnorm") is True:
         raise BadInput(
             f"expected a file with its BatchNorm layers, got {path}, into whose convolutions they were folded: what "

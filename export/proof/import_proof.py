@@ -70,11 +70,13 @@ class Import:
         checkpoint: from ``lightning import``.
         h5: the Keras file, as its owner saved it.
         sets: images for both sides, from `comparison.image_sets`.
+        given: the file whose digest the checkpoint carries, if `h5` was put together from it; None: `h5`.
     """
 
     checkpoint: Path
     h5: Path
     sets: list[ImageSet]
+    given: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,7 @@ def check_imports(
                 checkpoint={"path": str(comparison.given.checkpoint), "sha256": comparison.source.digest},
                 model={
                     "path": str(comparison.given.h5),
-                    "sha256": file_digest(comparison.given.h5),
+                    "sha256": file_digest(comparison.given.given or comparison.given.h5),
                     "input_range": comparison.classifier.input_range,
                 },
                 checks=checks,
@@ -162,7 +164,13 @@ def _read(given: Import) -> _Comparison:
         if _is_saved_again(source, read_keras_file(given.h5)):
             raise BadInput(f"{error}\n{_SAVED_AGAIN}") from error
         raise
-    return _Comparison(given, source, classifier, _check_facts(source, classifier), _compared_nodes(classifier))
+    return _Comparison(
+        given,
+        source,
+        classifier,
+        _check_facts(source, classifier, given.given or given.h5),
+        _compared_nodes(classifier),
+    )
 
 
 def _is_saved_again(source: Checkpoint, file: KerasFile) -> bool:
@@ -220,11 +228,11 @@ def _half_precision(classifier: KerasClassifier, folder: Path, in_float32: np.nd
     return f"Keras computes the file in float32: its own half precision moves its answers here by up to {moved:.2g}"
 
 
-def _check_facts(source: Checkpoint, classifier: KerasClassifier) -> Check:
+def _check_facts(source: Checkpoint, classifier: KerasClassifier, given: Path) -> Check:
     """Whether the checkpoint was made from this very file and describes the same network, classes and images."""
     stated = classifier.file.details
     pairs: dict[str, tuple[Any, Any]] = {
-        "imported_from": (source.imported_from, file_digest(classifier.path)),
+        "imported_from": (source.imported_from, file_digest(given)),
         "architecture": (source.network.architecture, classifier.network.architecture),
         "class_names": (list(source.class_names), stated.get("class_names", list(source.class_names))),
         "image_size": (list(source.image_size), stated.get("image_size", list(classifier.image_size))),

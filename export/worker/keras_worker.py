@@ -1031,10 +1031,34 @@ TASKS = {
 }
 
 
+def application(keras: Any, name: str, settings: dict[str, Any]) -> str:
+    """The architecture of a network of keras.applications, as its ``to_json`` says it, without weights."""
+    build = getattr(keras.applications, name, None)
+    if not name.isalnum() or isinstance(build, type(keras)) or not callable(build):
+        known = [each for each in dir(keras.applications) if each[0].isupper()]
+        raise Refused(
+            "architecture", f"keras.applications of Keras {_version(keras)} has no {name}, it has {', '.join(known)}"
+        )
+    settings = dict(settings)
+    if "size" in settings:
+        height, *width = settings.pop("size")
+        settings["input_shape"] = (height, *(width or [height]), 3)
+    try:
+        return str(build(weights=None, **settings).to_json())
+    except (TypeError, ValueError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refused("architecture", f"Keras {_version(keras)} does not build this {name}: {first_line}") from error
+
+
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Do the jobs in order. Each job loads its model once and does its tasks with it."""
+    """Do the jobs in order. Each job loads its model once and does its tasks with it.
+
+    A request may have an ``application`` (``name`` and ``settings``) instead, and gets its ``architecture``.
+    """
     check_packages()
     keras = find_keras()
+    if "application" in request:
+        return {"versions": versions(keras), "architecture": application(keras, **request["application"])}
     results = []
     for job in request["jobs"]:
         try:

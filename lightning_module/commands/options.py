@@ -47,7 +47,7 @@ def read_labels(path: Path) -> dict[str, Any]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        content = loads(text) if path.suffix.lower() != ".txt" else _names_in_lines(text)
+        content = loads(text) if path.suffix.lower() != ".txt" else names_in_lines(text)
     except (OSError, ValueError) as error:
         raise BadInput(
             f"--labels: expected a labels.json, received {path}, which cannot be read: {error}. Check the file."
@@ -61,7 +61,7 @@ def read_labels(path: Path) -> dict[str, Any]:
     return {**content, "class_names": names} if isinstance(content, dict) else {"class_names": names}
 
 
-def _names_in_lines(text: str) -> list[str]:
+def names_in_lines(text: str) -> list[str]:
     """The names in lines; a number before each is left out if it is the line's own, counted from 0."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     numbered = [line.partition(" ") for line in lines]
