@@ -91,9 +91,11 @@ def import_(
         classifier = read_keras_classifier(whole, ImportSettings(names, size, interpolation, input_range, output))
         files = list_photo_files(photos_root) if photos_root and check else []
         pixels = pixels_of(files, classifier.image_size, classifier.interpolation) if files else None
-        given = {"check": check, "keras_python": keras_python, "given": model}
+        photo_names = [str(file) for file in files]
         try:
-            report = write_import(classifier, out, pixels, [str(file) for file in files], **given)
+            report = write_import(
+                classifier, out, pixels, photo_names, check=check, keras_python=keras_python, given=model
+            )
         except ImportDiffers as differs:
             report = differs.report
     for note in classifier.notes:
