@@ -45,6 +45,7 @@ class FlatLayer:
         inputs: keys of the layers that it reads.
         arguments: what it is called with, in order: `Tensor`, or a constant.
         options: the same by name.
+        calls: how often the layer is called; each call is a `FlatLayer`, and the first one has the layer's name.
     """
 
     path: tuple[str, ...]
@@ -53,6 +54,7 @@ class FlatLayer:
     inputs: tuple[str, ...]
     arguments: tuple[Any, ...] = ()
     options: dict[str, Any] | None = None
+    calls: int = 1
 
     @property
     def key(self) -> str:
@@ -98,6 +100,12 @@ class _Flattener:
         trainable = trainable and (isinstance(config, list) or config.get("trainable") is not False)
         if len(path) > _DEEPEST_NESTING or len(given) + len(self.layers) > _MOST_LAYERS:
             raise BadInput(f"{'/'.join(path)}: expected a classifier, got models nested or layers too many to be one.")
+        repeated_calls = {} if class_name == "Sequential" else _repeated(given)
+        layers = {
+            _nth(_name(layer), number): (layer, number)
+            for layer in given
+            for number in range(repeated_calls.get(_name(layer), 1))
+        }
         names = [_name(layer) for layer in given]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
@@ -109,21 +117,30 @@ class _Flattener:
             }
             first, last = names[0], names[-1]
         else:
-            calls = {name: _inbound(layer, "/".join((*path, name))) for name, layer in zip(names, given, strict=True)}
-            first, last = _only(config["input_layers"], "input"), _only(config["output_layers"], "output")
-        unknown = sorted({name for call in calls.values() for name in call.reads} - set(names))
-        if unknown or first not in names or last not in names:
+            calls = {
+                name: _inbound(layer, number, "/".join((*path, name)), repeated_calls)
+                for name, (layer, number) in layers.items()
+            }
+            first, last = (_only(config[f"{end}_layers"], end, repeated_calls) for end in ("input", "output"))
+        unknown = sorted({name for call in calls.values() for name in call.reads} - set(layers))
+        if unknown or first not in layers or last not in layers:
             raise BadInput(
                 f"expected layers that read layers of the same model, got {', '.join(unknown) or first}. {DAMAGED}"
             )
         output: dict[str, str] = {}  # layer name -> key of what computes its output
         order = _ordered({name: call.reads for name, call in calls.items()}, last)
         for name in order:
-            layer = given[names.index(name)]
+            layer, _ = layers[name]
             output[name] = self._add(
-                layer, (*path, name), calls[name], output, fed if name == first else None, trainable
+                layer,
+                (*path, name),
+                calls[name],
+                output,
+                fed if name == first else None,
+                trainable,
+                repeated_calls.get(_name(layer), 1),
             )
-        unread = [name for name in names if name not in order]
+        unread = [name for name in layers if name not in order]
         if unread:
             raise BadInput(
                 f"expected every layer on the way from the input to the predictions, got {unread[0]!r} aside of it."
@@ -138,6 +155,7 @@ class _Flattener:
         output: dict[str, str],
         fed: str | None,
         trainable: bool,
+        count: int,
     ) -> str:
         key, kind = "/".join(path), layer["class_name"]
         inputs = [output[each] for each in call.reads]
@@ -165,7 +183,7 @@ class _Flattener:
             source = FlatLayer((*path[:-1], f"{path[-1]}_input"), "InputLayer", {"batch_input_shape": shape}, ())
             self.layers[source.key] = source
             inputs, arguments = [source.key], [Tensor(source.key)]
-        self.layers[key] = FlatLayer(path, kind, config, tuple(inputs), tuple(arguments), named)
+        self.layers[key] = FlatLayer(path, kind, config, tuple(inputs), tuple(arguments), named, count)
         return key
 
 
@@ -176,7 +194,31 @@ def _name(layer: dict[str, Any]) -> str:
     return name
 
 
-def _only(ends: Any, what: str) -> str:
+def _repeated(given: list[dict[str, Any]]) -> dict[str, int]:
+    """Layers that are called more than once -> how often. Of a model, not every Keras counts the calls from 0."""
+    several = {}
+    for layer in given:
+        count = len(layer.get("inbound_nodes") or [])
+        if count > 1 and layer["class_name"] in _MODELS:
+            raise shared_weights(_name(layer), count)
+        if count > 1:
+            several[_name(layer)] = count
+    return several
+
+
+def _nth(name: str, number: int) -> str:
+    return name if number == 0 else f"{name}_call_{number + 1}"
+
+
+def shared_weights(key: str, count: int) -> BadInput:
+    """Of a layer with weights that is called more than once."""
+    return BadInput(
+        f"{key}: expected a layer that is called once, got {count} calls: a layer whose weights are shared "
+        "between two places has no counterpart here."
+    )
+
+
+def _only(ends: Any, what: str, repeated: dict[str, int]) -> str:
     """The single name in ``[["x", 0, 0]]`` (Keras 2) or ``["x", 0, 0]`` (Keras 3)."""
     if isinstance(ends, list) and len(ends) == 1 and isinstance(ends[0], list):
         ends = ends[0]
@@ -185,34 +227,31 @@ def _only(ends: Any, what: str) -> str:
             f"expected a model with one {what}, got {str(ends)[:80]}: only classifiers of one photo fit here. "
             "Save keras.Model(model.inputs[0], model.outputs[0])."
         )
-    return ends[0]
+    return _tensor(ends, repeated).layer
 
 
-def _inbound(layer: dict[str, Any], name: str) -> _Call:
-    """What a layer is called with; Keras 2 and Keras 3 store it differently."""
+def _inbound(layer: dict[str, Any], number: int, name: str, repeated: dict[str, int]) -> _Call:
+    """What a layer is called with, the number-th time; Keras 2 and Keras 3 store it differently."""
     calls = layer.get("inbound_nodes") or []
-    if len(calls) > 1:
-        raise BadInput(
-            f"{name}: expected a layer that is called once, got {len(calls)} calls: a layer whose weights are shared "
-            "between two places has no counterpart here."
-        )
     if not calls:
         return _Call()
+    call = calls[number]
     arguments: list[Any]
-    if isinstance(calls[0], dict):
-        arguments = _spread([_value(each) for each in calls[0].get("args") or []])
-        options = {key: _value(each) for key, each in (calls[0].get("kwargs") or {}).items()}
+    if isinstance(call, dict):
+        arguments = _spread([_value(each, repeated) for each in call.get("args") or []])
+        options = {key: _value(each, repeated) for key, each in (call.get("kwargs") or {}).items()}
     else:
-        each_input = calls[0] if calls[0] and isinstance(calls[0][0], list) else [calls[0]]
+        each_input = call if call and isinstance(call[0], list) else [call]
         # ["_CONSTANT_VALUE", -1, 127.5, {...}] is a number in the first place
-        arguments = [each[2] if each[0] == "_CONSTANT_VALUE" else Tensor(each[0]) for each in each_input]
+        arguments = [each[2] if each[0] == "_CONSTANT_VALUE" else _tensor(each, repeated) for each in each_input]
         options = {
-            key: Tensor(value[0]) if _is_history(value) else value
+            key: _tensor(value, repeated) if _is_history(value) else value
             for each in each_input
             for options in each[3:]
             for key, value in options.items()
         }
-    if options.get("training") is True and layer["class_name"] not in _SAME_IN_TRAINING:
+    # Keras 3's predict overrules it, and its layers that change photos note it by themselves
+    if options.get("training") is True and not isinstance(call, dict):
         raise BadInput(
             f"{name}: expected a layer that predicts when a photo is classified, got one called with training=True: "
             "what it gives is left to chance, or to the other photos of the batch."
@@ -220,14 +259,15 @@ def _inbound(layer: dict[str, Any], name: str) -> _Call:
     return _Call(tuple(arguments), options)
 
 
-# Keras 3 notes training=True for its preprocessing layers, which do the same at any time.
-_SAME_IN_TRAINING = ("Resizing", "CenterCrop", "Rescaling", "Normalization")
+def _tensor(history: list[Any], repeated: dict[str, int]) -> Tensor:
+    """From [name, which call of it, which of its outputs]."""
+    return Tensor(_nth(history[0], history[1]) if history[0] in repeated else history[0])
 
 
-def _value(argument: Any) -> Any:
+def _value(argument: Any, repeated: dict[str, int]) -> Any:
     if isinstance(argument, dict) and argument.get("class_name") == "__keras_tensor__":
-        return Tensor(argument["config"]["keras_history"][0])
-    return [_value(each) for each in argument] if isinstance(argument, list) else argument
+        return _tensor(argument["config"]["keras_history"], repeated)
+    return [_value(each, repeated) for each in argument] if isinstance(argument, list) else argument
 
 
 def _spread(arguments: list[Any]) -> list[Any]:
@@ -297,11 +337,13 @@ _STATE = ("seed_generator_state", "StateVar", "rng_state")
 
 
 def _nested_key(layers: dict[str, FlatLayer], group: str, parts: list[str]) -> str | None:
+    owner = f"/{'/'.join(parts[:-1])}"
     inside = [
-        key
-        for key, layer in layers.items()
-        if layer.path[0] == group and len(parts) > 1 and layer.path[-1] == parts[-2]
+        key for key, layer in layers.items() if layer.path[0] == group and owner.endswith(f"/{layer.path[-1]}")
     ]
+    # a layer's name may have slashes itself, and end in another's: Conv/BatchNorm and BatchNorm
+    longest = max((len(layers[key].path[-1]) for key in inside), default=0)
+    inside = [key for key in inside if len(layers[key].path[-1]) == longest]
     if len(inside) > 1:  # two nested models may each have a layer of that name: the models' names tell
         inside = [key for key in inside if list(layers[key].path[-len(parts) + 1 :]) == parts[:-1]] or [
             key for key in inside if set(layers[key].path) <= {group, *parts}

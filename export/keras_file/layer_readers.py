@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from export.graph.nodes import Node
-from export.keras_file.flat_layers import DAMAGED, FlatLayer, Tensor
+from export.keras_file.flat_layers import DAMAGED, FlatLayer, Tensor, shared_weights
 from export.keras_file.keras_layer import same_padding
 from export.worker.keras_worker import AUGMENTATION
 from models.bad_input import BadInput
@@ -46,6 +46,7 @@ class LayerReader:
         self.augmentation: list[str] = []
         self.without_effect: list[str] = []
         self.half_precision: list[str] = []
+        self.without_channel: set[str] = set()  # nodes whose one channel Keras has no axis for
 
     def read(self) -> None:
         """Read all layers, each after those that it reads."""
@@ -54,6 +55,8 @@ class LayerReader:
             if reader is None:
                 raise _refused(layer)
             self._check_dtype(layer)
+            if layer.class_name != "Stack" and any(self.node_of[each] in self.without_channel for each in layer.inputs):
+                raise BadInput(f"{key}: expected layers that read all channels, got one that reads x[..., i] alone.")
             reader(self, layer)
             if self.weights.get(key):
                 left = ", ".join(sorted(self.weights[key]))
@@ -102,6 +105,8 @@ class LayerReader:
             shape: expected, in Keras's layout.
             place: among the layer's arrays, by which a `.keras` archive knows it.
         """
+        if layer.calls > 1:
+            raise shared_weights(layer.key, layer.calls)
         own = self.weights[layer.key]
         array = own.pop(role if role in own else str(place), None)
         if array is None:
@@ -320,8 +325,15 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
     name = str(layer.config.get("function") or layer.class_name)
     options = {key: value for key, value in (layer.options or {}).items() if key not in _NO_OPERAND}
     operands = [*layer.arguments, *options.values()]
+    if name == "concat":
+        _bare_concatenation(reader, layer)
+        return
     if name in _SLICES:
         _slice(reader, layer, operands)
+        return
+    if name in _OPERATIONS and len(layer.inputs) == 1:
+        # Keras 3 has the settings of an operation in its configuration, Keras 2 in the call
+        _OPERATIONS[name](reader, replace(layer, config={**layer.config, **(layer.options or {})}), operands[1:])
         return
     kind = _ARITHMETIC.get(name)
     if kind is None or not layer.inputs or len(operands) != (1 if kind in ("neg", "same") else 2):
@@ -360,12 +372,62 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
         _affine(reader, layer, before, constant if kind == "*" else 1.0 / constant)
 
 
+def _reduced(op: str) -> Callable[[LayerReader, FlatLayer, list[Any]], None]:
+    """``reduce_mean(x, [1, 2])``, or the largest: over height and width."""
+
+    def read(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+        (before,) = reader.before(layer)
+        axes = operands[0] if operands and isinstance(operands[0], list) else layer.config.get("axis")
+        if not isinstance(axes, list) or sorted(axes) not in ([1, 2], [-3, -2]) or len(before.shape) != 3:
+            raise BadInput(f"{layer.key}: expected a {op} over height and width, axes [1, 2], got axes {axes}.")
+        keep = bool(layer.config.get("keepdims", False))
+        shape = (before.shape[0], 1, 1) if keep else (before.shape[0],)
+        reader.emit(layer, op, shape, {"keep_dimensions": keep})
+
+    return read
+
+
+def _reshaped(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    """``reshape(x, [-1, H, W, C])``: the first side is the batch's."""
+    target = next((each for each in (*operands, *map(layer.config.get, ("shape", "newshape"))) if each), None)
+    if not isinstance(target, list) or target[0] not in (-1, None) or -1 in target[1:]:
+        raise BadInput(f"{layer.key}: expected to reshape to [-1, ...], with each side but the batch's, got {target}.")
+    _reshape(reader, replace(layer, config={"target_shape": target[1:]}))
+
+
+def _tf_resized(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    """``tf.image.resize(x, [H, W])``, which has half-pixel centres as the layer has."""
+    height, width = _two(operands[0] if operands else layer.config.get("size"), layer, "size")
+    for option in ("preserve_aspect_ratio", "antialias"):
+        _expect(layer, **{option: (False,)})
+    config = {"height": height, "width": width, "interpolation": layer.config.get("method", "bilinear")}
+    _resizing(reader, replace(layer, config=config))
+
+
+# Operations with settings -> their reader, given what the call has after the tensor.
+_OPERATIONS: dict[str, Callable[[LayerReader, FlatLayer, list[Any]], None]] = {
+    **dict.fromkeys(("math.reduce_mean", "Mean"), _reduced("global_average_pool")),
+    **dict.fromkeys(("math.reduce_max", "Max"), _reduced("global_max_pool")),
+    "reshape": _reshaped,
+    "image.resize": _tf_resized,
+}
+
+
 _SLICES = ("__operators__.getitem", "GetItem")
 
 
 def _slice(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
-    """``x[..., ::-1]``: red, green and blue in the order that caffe's networks take, see `imagenet_utils`."""
+    """``x[..., ::-1]``: red, green and blue in the order that caffe's networks take, see `imagenet_utils`.
+
+    Keras 3 has ``stack([x[..., 2], x[..., 1], x[..., 0]], axis=-1)`` for it.
+    """
     (before,) = reader.before(layer)
+    index = operands[1][-1] if len(operands) == 2 and isinstance(operands[1], list) and len(operands[1]) == 2 else None
+    if isinstance(index, int) and "llipsis" in str(operands[1][0]) and -1 < index < _image(before, layer)[0]:
+        one = {"start": index, "stop": index + 1}
+        node = reader.emit(layer, "slice_channels", (1, *before.shape[1:]), one)
+        reader.without_channel.add(node.name)
+        return
     shown = str(operands[1:]).replace("'", '"')
     turned = re.search(r'"step": -1', shown) and not re.search(r'"(start|stop)": -?\d', shown)
     if not turned or ("llipsis" not in shown and '"..."' not in shown):
@@ -378,6 +440,14 @@ def _slice(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
         for index in reversed(range(channels))
     ]
     reader.emit(layer, "concatenate", before.shape, inputs=parts)
+
+
+def _stack(reader: LayerReader, layer: FlatLayer) -> None:
+    """Single channels, put together again."""
+    nodes = reader.all_before(layer)
+    if layer.config.get("axis") != -1 or any(each.name not in reader.without_channel for each in nodes):
+        raise BadInput(f"{layer.key}: expected to stack channels, x[..., i], on the last axis, got something else.")
+    _joined(reader, layer, nodes)
 
 
 def _custom_scale(reader: LayerReader, layer: FlatLayer) -> None:
@@ -539,6 +609,7 @@ _FUNCTIONS: dict[str, tuple[_Step, ...]] = {
     "relu6": (("relu", {"max_value": 6.0}),),
     "leaky_relu": (("leaky_relu", {"negative_slope": 0.2}),),
     "softmax": (("softmax", {}),),
+    "softmax_v2": (("softmax", {}),),  # tf.nn.softmax
     "swish": _named("silu"),
     **{name: _named(name) for name in ("silu", "sigmoid", "tanh", "gelu", "elu", "selu", "softplus", "softsign")},
     "celu": _named("elu"),
@@ -603,9 +674,11 @@ def _relu(reader: LayerReader, layer: FlatLayer, node: Node) -> None:
     ceiling = layer.config.get("max_value")
     ceiling = None if ceiling is None else _number(ceiling, layer, "max_value")
     if threshold:
-        if slope or ceiling is not None or threshold < 0:
-            raise BadInput(f"{layer.key}: expected a ReLU with a threshold alone, got one with more besides.")
+        if slope or threshold < 0:
+            raise BadInput(f"{layer.key}: expected a ReLU with a threshold above 0 and no slope, got another.")
         node = reader.emit(layer, "threshold", node.shape, {"threshold": threshold}, inputs=[node])
+        if ceiling is not None:
+            node = reader.emit(layer, "relu", node.shape, {"max_value": ceiling}, inputs=[node])
     elif slope:
         node = _leaky(reader, layer, node, slope)
         if ceiling is not None:  # min(x, c) = c - relu(c - x)
@@ -788,8 +861,13 @@ def _merged(reader: LayerReader, layer: FlatLayer, op: str, nodes: list[Node]) -
         *size, channels = np.broadcast_shapes(*shapes)
     except ValueError:
         shapes = []
-    if not shapes or len({len(each) for each in shapes}) > 1:
+    if not shapes:
         raise BadInput(f"{layer.key}: expected to {op} equal shapes, got {[each.shape for each in nodes]}.")
+    if size:
+        nodes = [
+            reader.emit(layer, "reshape", (each.shape[0], 1, 1), inputs=[each]) if len(each.shape) == 1 else each
+            for each in nodes
+        ]
     reader.emit(layer, op, (channels, *size), inputs=nodes)
 
 
@@ -814,7 +892,17 @@ def _concatenate(reader: LayerReader, layer: FlatLayer) -> None:
     if len(nodes) == 1:
         reader.same_as(layer, nodes[0])
         return
-    reader.emit(layer, "concatenate", (sum(each.shape[0] for each in nodes), *nodes[0].shape[1:]))
+    _joined(reader, layer, nodes)
+
+
+def _joined(reader: LayerReader, layer: FlatLayer, nodes: list[Node]) -> None:
+    reader.emit(layer, "concatenate", (sum(each.shape[0] for each in nodes), *nodes[0].shape[1:]), inputs=nodes)
+
+
+def _bare_concatenation(reader: LayerReader, layer: FlatLayer) -> None:
+    """``tf.concat``: its axis is in the call, and Keras 2 notes it beside each of the tensors."""
+    axis = next((each for each in (*layer.arguments, *(layer.options or {}).values()) if isinstance(each, int)), None)
+    _concatenate(reader, replace(layer, config={"axis": axis}))
 
 
 def _dropout(reader: LayerReader, layer: FlatLayer) -> None:
@@ -842,6 +930,7 @@ def _no_effect(reader: LayerReader, layer: FlatLayer) -> None:
 # Newer than the list that the worker lets through, and as harmless: they change photos in training alone.
 _MORE_AUGMENTATION = (
     *("AugMix", "CutMix", "MixUp", "RandAugment", "RandomColorDegeneration", "RandomColorJitter", "RandomErasing"),
+    *("RandomHeight", "RandomWidth"),  # Keras 2's
     *("RandomGaussianBlur", "RandomGrayscale", "RandomHue", "RandomInvert", "RandomPerspective"),
     *("RandomPosterization", "RandomSaturation", "RandomSharpness", "RandomShear", "Solarization"),
 )
@@ -857,7 +946,8 @@ READERS: dict[str, Callable[[LayerReader, FlatLayer], None]] = {
     "Normalization": _normalization,
     "Resizing": _resizing,
     "CenterCrop": _center_crop,
-    **dict.fromkeys(("TFOpLambda", "SlicingOpLambda", *_SLICES, *_ARITHMETIC, *_ELEMENTWISE), _operation),
+    **dict.fromkeys(("TFOpLambda", "SlicingOpLambda", *_SLICES, *_ARITHMETIC, *_ELEMENTWISE, "Mean", "Max"), _operation),
+    "Stack": _stack,
     "CustomScaleLayer": _custom_scale,
     "Lambda": _lambda,
     "Conv2D": _convolution,

@@ -65,8 +65,8 @@ def upgraded_layers(source: KerasGraph, open_size: bool = False) -> UpgradedLaye
         layer = source.layers[key]
         # Keras 3's bare operations are no layers that one could ask for by name
         bare = "dtype" not in layer.config and layer.class_name != "InputLayer"
-        if layer.class_name in (*WITHOUT_EFFECT, "InputLayer") or bare or node not in names:
-            continue
+        if layer.class_name in (*WITHOUT_EFFECT, "InputLayer") or bare or node not in names or layer.calls > 1:
+            continue  # nor does a layer that is called twice have one output
         name = moved.get(names[node], names[node])
         if name in written and name != layers[0].name:
             compared[key] = name

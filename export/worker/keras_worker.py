@@ -66,7 +66,8 @@ KNOWN_LAYERS = frozenset(
     Add Subtract Multiply Concatenate Average Maximum GlobalAveragePooling2D GlobalMaxPooling2D AveragePooling2D
     MaxPooling2D Dropout SpatialDropout2D GaussianDropout AlphaDropout ActivityRegularization Flatten Reshape Permute
     Conv2DTranspose ELU ThresholdedReLU Minimum Resizing CenterCrop
-    TFOpLambda SlicingOpLambda GetItem TrueDivide Divide Negative Cast Identity Relu Relu6 Sigmoid Silu Tanh
+    TFOpLambda SlicingOpLambda GetItem TrueDivide Divide Negative Cast Identity Relu Relu6 Sigmoid Silu Tanh Elu
+    Mean Max Stack SpatialDropout1D RandomHeight RandomWidth
     """.split()  # noqa: SIM905
 )
 # Layers that change photos in training and do nothing in inference. None changes the size, as RandomCrop does.
@@ -109,7 +110,8 @@ KNOWN_OPERATIONS = frozenset(
     """
     math.truediv math.divide math.subtract math.multiply math.add math.negative __operators__.add
     __operators__.getitem strided_slice nn.bias_add nn.relu nn.relu6 nn.sigmoid nn.softmax nn.tanh nn.elu nn.selu
-    nn.gelu nn.silu cast identity
+    nn.gelu nn.silu nn.swish nn.softplus math.sigmoid math.tanh cast identity reshape concat math.reduce_mean
+    math.reduce_max image.resize
     """.split()  # noqa: SIM905
 )
 # Where a file names one by itself, not as a `class_name`.
