@@ -24,6 +24,7 @@ from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import KerasGraph, read_keras_graph
 from export.keras_file.flat_layers import DAMAGED
 from export.keras_file.keras_layer import same_padding
+from export.keras_file.preprocessing import likely_range
 from export.keras_file.read import KerasFile, read_keras_file
 from export.torch_to_keras import trace_network
 from models.bad_input import BadInput
@@ -140,7 +141,7 @@ def read_keras_classifier(path: Path, given: ImportSettings | None = None) -> Ke
             "This project's photos are RGB."
         )
     preprocessing = _preprocessing(source.graph)
-    input_range = _input_range(file, preprocessing, given.input_range)
+    input_range = _input_range(file, source.graph, given.input_range)
     constants = _constants(preprocessing, input_range)
     body = _body(source.graph, len(preprocessing))
     notes = [note for note in source.notes if not source.augmentation or note != source.notes[0]]
@@ -287,7 +288,7 @@ def _preprocessing(graph: Graph) -> list[Node]:
     return found
 
 
-def _input_range(file: KerasFile, preprocessing: list[Node], given: str | None) -> str:
+def _input_range(file: KerasFile, graph: Graph, given: str | None) -> str:
     stated = _stated(file, "input_range", str)
     if given is not None and given not in INPUT_RANGES:
         raise BadInput(f"--input_range: expected one of {', '.join(INPUT_RANGES)}, received {given!r}. Name one.")
@@ -297,12 +298,9 @@ def _input_range(file: KerasFile, preprocessing: list[Node], given: str | None) 
         return str(stated)
     if given is not None:
         return given
-    # Networks expect inputs whose standard deviation is about 1. So a model that divides by 100 or more takes 0..255.
-    scale = abs(float(np.prod([node.attributes["scale"][0] for node in preprocessing]))) if preprocessing else 0.0
-    if 0.5 / 255 <= scale <= 20 / 255:
-        return "raw"
-    if preprocessing and 0.5 <= scale <= 20:
-        return "unit"
+    shown = likely_range(graph)
+    if shown is not None:
+        return shown
     raise BadInput(
         "--input_range: expected to be told what this model takes, received nothing, and the file has no "
         "Rescaling that would show it. Give unit for pixels in [0, 1] (ImageDataGenerator(rescale=1/255)), raw for "

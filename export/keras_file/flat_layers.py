@@ -338,9 +338,7 @@ _STATE = ("seed_generator_state", "StateVar", "rng_state")
 
 def _nested_key(layers: dict[str, FlatLayer], group: str, parts: list[str]) -> str | None:
     owner = f"/{'/'.join(parts[:-1])}"
-    inside = [
-        key for key, layer in layers.items() if layer.path[0] == group and owner.endswith(f"/{layer.path[-1]}")
-    ]
+    inside = [key for key, layer in layers.items() if layer.path[0] == group and owner.endswith(f"/{layer.path[-1]}")]
     # a layer's name may have slashes itself, and end in another's: Conv/BatchNorm and BatchNorm
     longest = max((len(layers[key].path[-1]) for key in inside), default=0)
     inside = [key for key in inside if len(layers[key].path[-1]) == longest]

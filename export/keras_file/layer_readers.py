@@ -242,7 +242,9 @@ def _per_channel(value: Any, layer: FlatLayer, what: str, channels: int) -> list
         values = np.asarray(value, np.float64).reshape(-1)
     except (TypeError, ValueError):
         values = np.zeros(0)
-    if values.size not in (1, channels) or not np.isfinite(values).all():
+    shape = np.shape(value)
+    along_channels = not shape or shape[-1] == values.size  # not one for each row
+    if values.size not in (1, channels) or not along_channels or not np.isfinite(values).all():
         raise BadInput(
             f"{layer.key}: expected {what} as one finite number or {channels}, one for each channel, got "
             f"{str(value)[:80]}."
@@ -404,12 +406,25 @@ def _tf_resized(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> N
     _resizing(reader, replace(layer, config=config))
 
 
+def _flipped(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    """``reverse(x, [-1])``, ``flip(x, -1)``: the channels in the opposite order."""
+    (before,) = reader.before(layer)
+    axis = operands[0] if operands else layer.config.get("axis")
+    if axis not in (-1, 3, [-1], [3]) or len(before.shape) != 3:
+        raise BadInput(
+            f"{layer.key}: expected a flip of the channels, axis -1, got axis {axis}. Flip photos before they are "
+            "given to the model."
+        )
+    _take_channels(reader, layer, before, range(before.shape[0])[::-1])
+
+
 # Operations with settings -> their reader, given what the call has after the tensor.
 _OPERATIONS: dict[str, Callable[[LayerReader, FlatLayer, list[Any]], None]] = {
     **dict.fromkeys(("math.reduce_mean", "Mean"), _reduced("global_average_pool")),
     **dict.fromkeys(("math.reduce_max", "Max"), _reduced("global_max_pool")),
     "reshape": _reshaped,
     "image.resize": _tf_resized,
+    **dict.fromkeys(("reverse", "Flip"), _flipped),
 }
 
 
@@ -422,24 +437,58 @@ def _slice(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
     Keras 3 has ``stack([x[..., 2], x[..., 1], x[..., 0]], axis=-1)`` for it.
     """
     (before,) = reader.before(layer)
-    index = operands[1][-1] if len(operands) == 2 and isinstance(operands[1], list) and len(operands[1]) == 2 else None
-    if isinstance(index, int) and "llipsis" in str(operands[1][0]) and -1 < index < _image(before, layer)[0]:
-        one = {"start": index, "stop": index + 1}
-        node = reader.emit(layer, "slice_channels", (1, *before.shape[1:]), one)
+    channels, *size = _image(before, layer)
+    given = operands[1] if len(operands) == 2 else None
+    picked = _picked_channels(given if isinstance(given, list) else [given], channels)
+    if picked is None:
+        raise BadInput(
+            f"{layer.key}: expected x[..., i], x[..., i:j] or x[..., ::-1], which choose channels, got another piece "
+            f"of x: {str(given)[:120]}. What else is cut out of a photo, cut it before it is given to the model."
+        )
+    if isinstance(picked, int):
+        node = reader.emit(layer, "slice_channels", (1, *size), {"start": picked, "stop": picked + 1})
         reader.without_channel.add(node.name)
         return
-    shown = str(operands[1:]).replace("'", '"')
-    turned = re.search(r'"step": -1', shown) and not re.search(r'"(start|stop)": -?\d', shown)
-    if not turned or ("llipsis" not in shown and '"..."' not in shown):
-        raise BadInput(
-            f"{layer.key}: expected x[..., ::-1], got another piece of x: {shown[:80]}. It is not read here."
-        )
-    channels, *size = _image(before, layer)
+    _take_channels(reader, layer, before, picked)
+
+
+def _take_channels(reader: LayerReader, layer: FlatLayer, before: Node, picked: range) -> None:
+    size = before.shape[1:]
+    if list(picked) == list(range(picked[0], picked[-1] + 1)):
+        reader.emit(layer, "slice_channels", (len(picked), *size), {"start": picked[0], "stop": picked[-1] + 1})
+        return
     parts = [
         reader.emit(layer, "slice_channels", (1, *size), {"start": index, "stop": index + 1}, inputs=[before])
-        for index in reversed(range(channels))
+        for index in picked
     ]
-    reader.emit(layer, "concatenate", before.shape, inputs=parts)
+    reader.emit(layer, "concatenate", (len(picked), *size), inputs=parts)
+
+
+def _picked_channels(items: list[Any], channels: int) -> int | range | None:
+    """The channel or channels that ``x[items]`` takes of (N, H, W, C); None if it is anything else of x."""
+    slices = [_slice_of(each) for each in items]
+    if slices.count(...) == 1:
+        place = slices.index(...)
+        slices[place : place + 1] = [slice(None)] * (5 - len(slices))
+    if len(slices) != 4 or any(each != slice(None) for each in slices[:3]):
+        return None
+    last = slices[3]
+    if isinstance(last, int):
+        return range(channels)[last] if -channels <= last < channels else None
+    return (range(channels)[last] or None) if isinstance(last, slice) else None
+
+
+def _slice_of(item: Any) -> Any:
+    """An item of ``x[...]`` as Python has it; Keras 2 and Keras 3 describe it differently. None if it is none."""
+    if item in ("...", "Ellipsis") or (isinstance(item, dict) and item.get("class_name") == "__ellipsis__"):
+        return ...
+    if isinstance(item, int) and not isinstance(item, bool):
+        return item
+    described = item.get("config", item) if isinstance(item, dict) else {}
+    parts = [described.get(part) for part in ("start", "stop", "step")]
+    if "step" not in described or any(part is not None and type(part) is not int for part in parts):
+        return None
+    return slice(parts[0], parts[1], None if parts[2] == 1 else parts[2])
 
 
 def _stack(reader: LayerReader, layer: FlatLayer) -> None:
@@ -946,7 +995,9 @@ READERS: dict[str, Callable[[LayerReader, FlatLayer], None]] = {
     "Normalization": _normalization,
     "Resizing": _resizing,
     "CenterCrop": _center_crop,
-    **dict.fromkeys(("TFOpLambda", "SlicingOpLambda", *_SLICES, *_ARITHMETIC, *_ELEMENTWISE, "Mean", "Max"), _operation),
+    **dict.fromkeys(
+        ("TFOpLambda", "SlicingOpLambda", *_SLICES, *_ARITHMETIC, *_ELEMENTWISE, "Mean", "Max", "Flip"), _operation
+    ),
     "Stack": _stack,
     "CustomScaleLayer": _custom_scale,
     "Lambda": _lambda,

@@ -67,7 +67,7 @@ KNOWN_LAYERS = frozenset(
     MaxPooling2D Dropout SpatialDropout2D GaussianDropout AlphaDropout ActivityRegularization Flatten Reshape Permute
     Conv2DTranspose ELU ThresholdedReLU Minimum Resizing CenterCrop
     TFOpLambda SlicingOpLambda GetItem TrueDivide Divide Negative Cast Identity Relu Relu6 Sigmoid Silu Tanh Elu
-    Mean Max Stack SpatialDropout1D RandomHeight RandomWidth
+    Mean Max Stack Flip SpatialDropout1D RandomHeight RandomWidth
     """.split()  # noqa: SIM905
 )
 # Layers that change photos in training and do nothing in inference. None changes the size, as RandomCrop does.
@@ -82,7 +82,7 @@ KNOWN_SETTINGS = frozenset(
     GlorotUniform GlorotNormal HeNormal HeUniform LecunNormal LecunUniform Zeros Ones Constant RandomNormal
     RandomUniform TruncatedNormal VarianceScaling Orthogonal Identity L1 L2 L1L2 MaxNorm NonNeg UnitNorm MinMaxNorm
     DTypePolicy Policy
-    FloatDTypePolicy __keras_tensor__ __tuple__ __numpy__ TensorShape function
+    FloatDTypePolicy __keras_tensor__ __tensor__ __ellipsis__ __slice__ __tuple__ __numpy__ TensorShape function
     Adam Custom>Adam AdamW Custom>AdamW SGD Custom>SGD RMSprop Custom>RMSprop Nadam Adagrad Adadelta Adamax Ftrl
     ExponentialDecay CosineDecay CosineDecayRestarts PiecewiseConstantDecay PolynomialDecay InverseTimeDecay
     CategoricalCrossentropy SparseCategoricalCrossentropy BinaryCrossentropy MeanSquaredError KLDivergence
@@ -111,7 +111,7 @@ KNOWN_OPERATIONS = frozenset(
     math.truediv math.divide math.subtract math.multiply math.add math.negative __operators__.add
     __operators__.getitem strided_slice nn.bias_add nn.relu nn.relu6 nn.sigmoid nn.softmax nn.tanh nn.elu nn.selu
     nn.gelu nn.silu nn.swish nn.softplus math.sigmoid math.tanh cast identity reshape concat math.reduce_mean
-    math.reduce_max image.resize
+    math.reduce_max image.resize reverse
     """.split()  # noqa: SIM905
 )
 # Where a file names one by itself, not as a `class_name`.
