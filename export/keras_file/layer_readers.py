@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from export.graph.nodes import Node
-from export.keras_file.flat_layers import DAMAGED, FlatLayer, Tensor, shared_weights
+from export.keras_file.flat_layers import AS_IT_IS, DAMAGED, FlatLayer, Tensor, shared_weights
 from export.keras_file.keras_layer import same_padding
 from export.worker.keras_worker import AUGMENTATION
 from models.bad_input import BadInput
@@ -56,7 +56,9 @@ class LayerReader:
                 raise _refused(layer)
             self._check_dtype(layer)
             if layer.class_name != "Stack" and any(self.node_of[each] in self.without_channel for each in layer.inputs):
-                raise BadInput(f"{key}: expected layers that read all channels, got one that reads x[..., i] alone.")
+                raise BadInput(
+                    f"{key}: expected layers that read all channels, got one that reads x[..., i] alone. {AS_IT_IS}"
+                )
             reader(self, layer)
             if self.weights.get(key):
                 left = ", ".join(sorted(self.weights[key]))
@@ -65,7 +67,9 @@ class LayerReader:
     def before(self, layer: FlatLayer, count: int = 1) -> list[Node]:
         """The nodes that a layer reads; refused if there are not `count` of them."""
         if len(layer.inputs) != count:
-            raise BadInput(f"{layer.key}: expected a {layer.class_name} of {count} inputs, got {len(layer.inputs)}.")
+            raise BadInput(
+                f"{layer.key}: expected a {layer.class_name} of {count} inputs, got {len(layer.inputs)}. {AS_IT_IS}"
+            )
         return self.all_before(layer)
 
     def all_before(self, layer: FlatLayer) -> list[Node]:
@@ -114,14 +118,15 @@ class LayerReader:
         if array.dtype in (np.float16, np.float64):  # a policy for all of Keras: float16, float64
             if not np.array_equal(array.astype(np.float32), array, equal_nan=True):
                 raise BadInput(
-                    f"{layer.key}/{role}: expected weights that float32 holds exactly, got {array.dtype}. In Keras: "
-                    "load the file under set_floatx('float32') and save it again; answers then change by rounding."
+                    f"{layer.key}/{role}: expected weights that float32 holds exactly, got {array.dtype}. With the "
+                    "code that builds the model: build it in float32, model.load_weights(OLD), model.save(NEW); its "
+                    "answers change by float32's rounding."
                 )
             array = array.astype(np.float32)
         if array.shape != shape or array.dtype != np.float32:
             raise BadInput(
                 f"{layer.key}/{role}: expected float32 {shape}, got {array.dtype} {array.shape}: the weights do not "
-                "fit the architecture."
+                "fit the architecture. Give the one that they belong to."
             )
         return array
 
@@ -136,22 +141,27 @@ class LayerReader:
         if dtype in ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"):
             self.half_precision.append(layer.key)
         elif dtype not in ("float32", None) and layer.class_name != "InputLayer":
-            raise BadInput(f"{layer.key}: expected a layer that computes in floating point, got {dtype}.")
+            raise BadInput(f"{layer.key}: expected a layer that computes in floating point, got {dtype}. {AS_IT_IS}")
+
+
+# What to do with a layer that cannot be read, if there is Keras's own for what it does; it keeps the answers.
+_WRITE_IT = (
+    "If layers of Keras's own do the same, put them in its place in the code that builds the model "
+    "({example}), then model.load_weights(OLD) and model.save(NEW): the answers stay."
+)
+_EXAMPLE = "for mobilenet_v2.preprocess_input: Rescaling(1 / 127.5, offset=-1)"
 
 
 def _refused(layer: FlatLayer) -> BadInput:
-    name, kind = layer.key, layer.class_name
+    kind = layer.class_name
+    write_it = _WRITE_IT.format(example=_EXAMPLE)
     if kind == "Lambda":
-        why = (
-            "code, which this project does not run. If you know what it does, write that as a layer of Keras's own "
-            "(mobilenet_v2.preprocess_input is Rescaling(1 / 127.5, offset=-1)) in the code that builds the model, "
-            "then model.load_weights(OLD) and model.save(NEW)"
-        )
+        why = f"code, which this project does not run. {write_it}"
     elif kind in KERAS_LAYERS_NOT_READ:
-        why = "a layer that is not read here yet"
+        why = f"a layer that is not read here. {AS_IT_IS}"
     else:
-        why = "a layer that is not Keras's own: what it computes is in its author's code, not in the file"
-    return BadInput(f"{name}: expected one of Keras's layers for photos, got {kind}: {why}.")
+        why = f"not Keras's own: what it computes is in its author's code, not in the file. {write_it}"
+    return BadInput(f"{layer.key}: expected one of Keras's layers for photos, got {kind}, {why} {AS_IT_IS}")
 
 
 # Keras's own, and not read: their message must not call them somebody's.
@@ -176,7 +186,7 @@ def _expect(layer: FlatLayer, **allowed: tuple[Any, ...]) -> None:
         value = tuple(value) if isinstance(value, list) else value
         if value not in values:
             shown = " or ".join(map(str, values))
-            raise BadInput(f"{layer.key}: expected a {layer.class_name} with {name} {shown}, got {value}.")
+            raise BadInput(f"{layer.key}: expected a {layer.class_name} with {name} {shown}, got {value}. {AS_IT_IS}")
 
 
 def _whole(value: Any, layer: FlatLayer, what: str, lowest: int = 1) -> int:
@@ -204,7 +214,9 @@ def _number(value: Any, layer: FlatLayer, what: str) -> float:
 
 def _image(node: Node, layer: FlatLayer) -> tuple[int, int, int]:
     if len(node.shape) != 3:
-        raise BadInput(f"{layer.key}: expected a {layer.class_name} on images, got it on shape {node.shape}.")
+        raise BadInput(
+            f"{layer.key}: expected a {layer.class_name} on images, got it on shape {node.shape}. {AS_IT_IS}"
+        )
     return node.shape[0], node.shape[1], node.shape[2]
 
 
@@ -221,10 +233,10 @@ def _only_map(reader: LayerReader, layer: FlatLayer) -> tuple[Node, int, tuple[i
 
 def _input(reader: LayerReader, layer: FlatLayer) -> None:
     if reader.nodes:
-        raise BadInput(f"{layer.key}: expected a model with one input, got another.")
+        raise BadInput(f"{layer.key}: expected a model with one input, got another. {AS_IT_IS}")
     shape = layer.config.get("batch_input_shape") or layer.config.get("batch_shape")
     if not (isinstance(shape, list) and len(shape) == 4 and shape[3] in (1, 3, None)):
-        raise BadInput(f"{layer.key}: expected an input of shape [None, height, width, 3], got {shape}.")
+        raise BadInput(f"{layer.key}: expected an input of shape [None, height, width, 3], got {shape}. {AS_IT_IS}")
     given = reader.image_size or (None, None)
     sides = [own if own is not None else size for own, size in zip(shape[1:3], given, strict=True)]
     if None in sides:
@@ -247,7 +259,7 @@ def _per_channel(value: Any, layer: FlatLayer, what: str, channels: int) -> list
     if values.size not in (1, channels) or not along_channels or not np.isfinite(values).all():
         raise BadInput(
             f"{layer.key}: expected {what} as one finite number or {channels}, one for each channel, got "
-            f"{str(value)[:80]}."
+            f"{str(value)[:80]}. {AS_IT_IS}"
         )
     return [float(each) for each in np.broadcast_to(values, channels)]
 
@@ -350,7 +362,9 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
     nodes = reader.all_before(layer)
     if len(nodes) == 2:
         if kind not in _OF_TENSORS:
-            raise BadInput(f"{layer.key}: expected to divide by a number, got a division by another layer's output.")
+            raise BadInput(
+                f"{layer.key}: expected to divide by a number, got a division by another layer's output. {AS_IT_IS}"
+            )
         _merged(reader, layer, _OF_TENSORS[kind], nodes)
         return
     (before,) = nodes
@@ -365,7 +379,9 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
         _per_channel(operands[0] if constant_first else operands[1], layer, "a constant", before.shape[0])
     )
     if kind == "/" and (constant_first or not constant.all()):
-        raise BadInput(f"{layer.key}: expected a division by a number other than 0, got {str(operands)[:80]}.")
+        raise BadInput(
+            f"{layer.key}: expected a division by a number other than 0, got {str(operands)[:80]}. {AS_IT_IS}"
+        )
     if kind == "+":
         _affine(reader, layer, before, 1.0, constant)
     elif kind == "-":
@@ -381,7 +397,9 @@ def _reduced(op: str) -> Callable[[LayerReader, FlatLayer, list[Any]], None]:
         (before,) = reader.before(layer)
         axes = operands[0] if operands and isinstance(operands[0], list) else layer.config.get("axis")
         if not isinstance(axes, list) or sorted(axes) not in ([1, 2], [-3, -2]) or len(before.shape) != 3:
-            raise BadInput(f"{layer.key}: expected a {op} over height and width, axes [1, 2], got axes {axes}.")
+            raise BadInput(
+                f"{layer.key}: expected a {op} over height and width, axes [1, 2], got axes {axes}. {AS_IT_IS}"
+            )
         keep = bool(layer.config.get("keepdims", False))
         shape = (before.shape[0], 1, 1) if keep else (before.shape[0],)
         reader.emit(layer, op, shape, {"keep_dimensions": keep})
@@ -393,7 +411,9 @@ def _reshaped(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> Non
     """``reshape(x, [-1, H, W, C])``: the first side is the batch's."""
     target = next((each for each in (*operands, *map(layer.config.get, ("shape", "newshape"))) if each), None)
     if not isinstance(target, list) or target[0] not in (-1, None) or -1 in target[1:]:
-        raise BadInput(f"{layer.key}: expected to reshape to [-1, ...], with each side but the batch's, got {target}.")
+        raise BadInput(
+            f"{layer.key}: expected to reshape to [-1, ...], with each side but the batch's, got {target}. {AS_IT_IS}"
+        )
     _reshape(reader, replace(layer, config={"target_shape": target[1:]}))
 
 
@@ -495,7 +515,9 @@ def _stack(reader: LayerReader, layer: FlatLayer) -> None:
     """Single channels, put together again."""
     nodes = reader.all_before(layer)
     if layer.config.get("axis") != -1 or any(each.name not in reader.without_channel for each in nodes):
-        raise BadInput(f"{layer.key}: expected to stack channels, x[..., i], on the last axis, got something else.")
+        raise BadInput(
+            f"{layer.key}: expected to stack channels, x[..., i], on the last axis, got something else. {AS_IT_IS}"
+        )
     _joined(reader, layer, nodes)
 
 
@@ -540,7 +562,9 @@ def _same_or_valid(
         for axis in (0, 1)
     ]
     if min(result) < 1:
-        raise BadInput(f"{layer.key}: expected images of at least the size of its window {kernel}, got {size}.")
+        raise BadInput(
+            f"{layer.key}: expected images of at least the size of its window {kernel}, got {size}. {AS_IT_IS}"
+        )
     return (*sides[0], *sides[1]), (result[0], result[1])
 
 
@@ -688,7 +712,9 @@ def _function(reader: LayerReader, layer: FlatLayer, name: str, node: Node) -> N
     steps = _HARD_SIGMOID[reader.generation] if name == "hard_sigmoid" else _FUNCTIONS.get(name)
     if steps is None:
         known = ", ".join(sorted((*_FUNCTIONS, "hard_sigmoid")))
-        raise BadInput(f"{layer.key}: expected an activation that every Keras has ({known}), got {name[:80]}.")
+        raise BadInput(
+            f"{layer.key}: expected an activation that every Keras has ({known}), got {name[:80]}. {AS_IT_IS}"
+        )
     for op, attributes in steps:
         if op == "affine":
             node = _affine(reader, layer, node, attributes["scale"], attributes["offset"])
@@ -712,7 +738,7 @@ def _activation_of(reader: LayerReader, layer: FlatLayer, node: Node) -> None:
     if not isinstance(name, str) or name.startswith("Custom>"):
         raise BadInput(
             f"{layer.key}: expected an activation of Keras's own, got {str(name)[:80]}: what it computes is in its "
-            "author's code, not in the file."
+            f"author's code, not in the file. {_WRITE_IT.format(example='Activation(NAME)')}"
         )
     _function(reader, layer, name, node)
 
@@ -724,7 +750,9 @@ def _relu(reader: LayerReader, layer: FlatLayer, node: Node) -> None:
     ceiling = None if ceiling is None else _number(ceiling, layer, "max_value")
     if threshold:
         if slope or threshold < 0:
-            raise BadInput(f"{layer.key}: expected a ReLU with a threshold above 0 and no slope, got another.")
+            raise BadInput(
+                f"{layer.key}: expected a ReLU with a threshold above 0 and no slope, got another. {AS_IT_IS}"
+            )
         node = reader.emit(layer, "threshold", node.shape, {"threshold": threshold}, inputs=[node])
         if ceiling is not None:
             node = reader.emit(layer, "relu", node.shape, {"max_value": ceiling}, inputs=[node])
@@ -741,7 +769,7 @@ def _relu(reader: LayerReader, layer: FlatLayer, node: Node) -> None:
 
 def _leaky(reader: LayerReader, layer: FlatLayer, node: Node, slope: float) -> Node:
     if not 0 <= slope <= 1:
-        raise BadInput(f"{layer.key}: expected a slope from 0 to 1, got {slope}.")
+        raise BadInput(f"{layer.key}: expected a slope from 0 to 1, got {slope}. {AS_IT_IS}")
     return reader.emit(layer, "leaky_relu", node.shape, {"negative_slope": slope}, inputs=[node])
 
 
@@ -825,7 +853,9 @@ def _four(value: Any, layer: FlatLayer, what: str) -> tuple[int, int, int, int]:
     given = value if isinstance(value, list | tuple) else [value, value]
     sides = [each if isinstance(each, list | tuple) else [each, each] for each in given]
     if len(sides) != 2 or any(len(side) != 2 for side in sides):
-        raise BadInput(f"{layer.key}: expected {what} for both ends of height and width, got {str(value)[:60]}.")
+        raise BadInput(
+            f"{layer.key}: expected {what} for both ends of height and width, got {str(value)[:60]}. {AS_IT_IS}"
+        )
     top, bottom, left, right = (_whole(each, layer, what, 0) for side in sides for each in side)
     return top, bottom, left, right
 
@@ -847,7 +877,9 @@ def _center_crop(reader: LayerReader, layer: FlatLayer) -> None:
     before, channels, size = _only_map(reader, layer)
     target = [_whole(layer.config[side], layer, side) for side in ("height", "width")]
     if target[0] > size[0] or target[1] > size[1]:
-        raise BadInput(f"{layer.key}: expected images of at least {target}, got {size}: Keras would resize them.")
+        raise BadInput(
+            f"{layer.key}: expected images of at least {target}, got {size}: Keras would resize them. {AS_IT_IS}"
+        )
     if tuple(target) == size:
         reader.same_as(layer, before)
         return
@@ -862,7 +894,7 @@ def _crop(
 ) -> None:
     result = (size[0] - ends[0] - ends[1], size[1] - ends[2] - ends[3])
     if min(result) < 1:
-        raise BadInput(f"{layer.key}: expected images larger than what is cut off {ends}, got {size}.")
+        raise BadInput(f"{layer.key}: expected images larger than what is cut off {ends}, got {size}. {AS_IT_IS}")
     reader.emit(layer, "crop", (channels, *result), {"cropping": ends})
 
 
@@ -890,7 +922,9 @@ def _reshape(reader: LayerReader, layer: FlatLayer) -> None:
     known = int(np.prod([each for each in target if each != -1]))
     target = [count // known if each == -1 else each for each in target]
     if int(np.prod(target)) != count or len(target) not in (1, 3):
-        raise BadInput(f"{layer.key}: expected a Reshape of {count} numbers to (C,) or (H, W, C), got {target}.")
+        raise BadInput(
+            f"{layer.key}: expected a Reshape of {count} numbers to (C,) or (H, W, C), got {target}. {AS_IT_IS}"
+        )
     shape = (target[-1], *target[:-1])
     if shape == before.shape:
         reader.same_as(layer, before)
@@ -911,7 +945,7 @@ def _merged(reader: LayerReader, layer: FlatLayer, op: str, nodes: list[Node]) -
     except ValueError:
         shapes = []
     if not shapes:
-        raise BadInput(f"{layer.key}: expected to {op} equal shapes, got {[each.shape for each in nodes]}.")
+        raise BadInput(f"{layer.key}: expected to {op} equal shapes, got {[each.shape for each in nodes]}. {AS_IT_IS}")
     if size:
         nodes = [
             reader.emit(layer, "reshape", (each.shape[0], 1, 1), inputs=[each]) if len(each.shape) == 1 else each
@@ -927,7 +961,7 @@ def _merge(op: str) -> Callable[[LayerReader, FlatLayer], None]:
             return
         nodes = reader.all_before(layer)
         if len(nodes) < 2 or (op == "subtract" and len(nodes) != 2):
-            raise BadInput(f"{layer.key}: expected a {layer.class_name} of two inputs, got {len(nodes)}.")
+            raise BadInput(f"{layer.key}: expected a {layer.class_name} of two inputs, got {len(nodes)}. {AS_IT_IS}")
         _merged(reader, layer, op, nodes)
 
     return read
@@ -936,7 +970,7 @@ def _merge(op: str) -> Callable[[LayerReader, FlatLayer], None]:
 def _concatenate(reader: LayerReader, layer: FlatLayer) -> None:
     nodes = reader.all_before(layer)
     if len({each.shape[1:] for each in nodes}) != 1:
-        raise BadInput(f"{layer.key}: expected to join equal sizes, got {[each.shape for each in nodes]}.")
+        raise BadInput(f"{layer.key}: expected to join equal sizes, got {[each.shape for each in nodes]}. {AS_IT_IS}")
     _expect(layer, axis=(-1, len(nodes[0].shape), (-1,)))
     if len(nodes) == 1:
         reader.same_as(layer, nodes[0])

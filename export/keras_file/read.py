@@ -72,9 +72,19 @@ def read_keras_h5(path: Path) -> KerasFile:
     Raises:
         BadInput: the file is missing, is not HDF5, or holds no Keras model.
     """
+    if (path / "saved_model.pb").is_file():
+        raise BadInput(
+            f"expected a Keras .h5 or .keras file, got {path}, a SavedModel. In the Keras that wrote it (Keras 3 cannot): "
+            "keras.models.load_model(FOLDER).save('WHOLE.h5'), and give that file."
+        )
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise BadInput(f"expected a Keras .h5 file, got {path}, which {what}. Check the path.")
+        raise BadInput(f"expected a Keras .h5 or .keras file, got {path}, which {what}. Check the path.")
+    if path.suffix.lower() == ".keras" and not h5py.is_hdf5(path):
+        raise BadInput(
+            f"expected a .keras archive, got {path}, which is no zip as such an archive is. It was not written to the "
+            "end, or only a part of it has come: copy, download or save it again."
+        )
     try:
         check_storage(str(path))
         with h5py.File(path, "r") as file:

@@ -309,6 +309,8 @@ def _comparable(classifier: KerasClassifier, node: str, value: np.ndarray, expec
     if value.ndim == 2 and value.shape[1] == 1 and expected.shape[1] == 2:
         logits = classifier.layer_of[node] == classifier.doubled
         return np.concatenate([0 * value, value] if logits else [1 - value, value], axis=1)
+    if value.shape == expected.shape[:-1] and expected.shape[-1] == 1:
+        return value[..., None]  # x[..., i]: Keras has no axis for the one channel
     return value[:, 0, 0] if value.ndim == 4 and expected.ndim == 2 and value.shape[1:3] == (1, 1) else value
 
 

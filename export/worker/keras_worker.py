@@ -647,13 +647,19 @@ def layer_outputs(
         here = [name for name in wanted if name.startswith(prefix) and "/" not in name[len(prefix) :]]
         if not here:
             continue
-        outputs = [part.get_layer(name[len(prefix) :]).output for name in here]
+        outputs = [layer_named(part, name[len(prefix) :]).output for name in here]
         computing = part_model(keras, part, outputs)
         computing.run_eagerly = True  # for these few images it takes longer to compile a graph
         given = computing.predict_on_batch(images if feeding is None else values[feeding])
         given = given if isinstance(given, list) else [given]
         values.update((name, np.asarray(value)) for name, value in zip(here, given, strict=True))
     return values
+
+
+def layer_named(model: Any, name: str) -> Any:
+    """A layer of the model, or in Keras 3 one of the bare operations between them, such as ``x / 127.5`` leaves."""
+    bare = [each for each in getattr(model, "operations", ()) if each.name == name]
+    return bare[0] if bare else model.get_layer(name)
 
 
 def inner_model(model: Any, path: str) -> Any:
