@@ -153,15 +153,14 @@ _EXAMPLE = "for mobilenet_v2.preprocess_input: Rescaling(1 / 127.5, offset=-1)"
 
 
 def _refused(layer: FlatLayer) -> BadInput:
-    kind = layer.class_name
-    write_it = _WRITE_IT.format(example=_EXAMPLE)
+    kind, remedy = layer.class_name, f"{_WRITE_IT.format(example=_EXAMPLE)} {AS_IT_IS}"
     if kind == "Lambda":
-        why = f"code, which this project does not run. {write_it}"
+        why = "code, which this project does not run"
     elif kind in KERAS_LAYERS_NOT_READ:
-        why = f"a layer that is not read here. {AS_IT_IS}"
+        why, remedy = "a layer that is not read here", AS_IT_IS
     else:
-        why = f"not Keras's own: what it computes is in its author's code, not in the file. {write_it}"
-    return BadInput(f"{layer.key}: expected one of Keras's layers for photos, got {kind}, {why} {AS_IT_IS}")
+        why = "not Keras's own: what it computes is in its author's code, not in the file"
+    return BadInput(f"{layer.key}: expected one of Keras's layers for photos, got {kind}, {why}. {remedy}")
 
 
 # Keras's own, and not read: their message must not call them somebody's.

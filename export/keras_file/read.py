@@ -74,7 +74,7 @@ def read_keras_h5(path: Path) -> KerasFile:
     """
     if (path / "saved_model.pb").is_file():
         raise BadInput(
-            f"expected a Keras .h5 or .keras file, got {path}, a SavedModel. In the Keras that wrote it (Keras 3 cannot): "
+            f"expected a Keras .h5 or .keras file, got {path}, a SavedModel. In the Keras 2 that wrote it: "
             "keras.models.load_model(FOLDER).save('WHOLE.h5'), and give that file."
         )
     if not path.is_file():

@@ -354,7 +354,10 @@ def test_what_the_file_does_not_say_must_be_given(saved):
 
 OF_THE_WAY_BACK = [
     ROOT / "export" / f"{name}.py"
-    for name in ("keras_to_torch", "keras_file/architecture", "import_keras", "keras_file/read")
+    for name in ("keras_to_torch", "import_keras", "upgrade_keras", "keras_file/architecture", "keras_file/read")
+]
+OF_THE_WAY_BACK += [
+    ROOT / "export" / "keras_file" / f"{name}.py" for name in ("flat_layers", "layer_readers", "weights_alone")
 ]
 OF_THE_WAY_BACK += [ROOT / "lightning_module" / "commands" / f"{name}.py" for name in ("import_keras", "options")]
 
