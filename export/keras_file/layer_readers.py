@@ -1062,3 +1062,7 @@ READERS: dict[str, Callable[[LayerReader, FlatLayer], None]] = {
     **dict.fromkeys((*AUGMENTATION, *_MORE_AUGMENTATION), _augmentation),
     **dict.fromkeys(REGULARISATION, _no_effect),
 }
+# Keras 3's operations without a layer; those of Keras 2 are TFOpLambda.
+BARE_OPERATIONS = frozenset(
+    name for name, reader in READERS.items() if reader is _operation and "OpLambda" not in name and "." not in name
+) | {"Add", "Subtract", "Multiply"}

@@ -97,7 +97,7 @@ def whole_file(weights: Path, architecture: dict[str, Any], folder: Path) -> Pat
         with h5py.File(weights, "r") as file:
             if "model_config" in file.attrs:
                 raise ValueError("it holds its own architecture")
-            if "layer_names" in file.attrs:
+            if any(name.startswith("layer_names") for name in file.attrs):  # Keras splits a long list
                 return _as_h5(file, architecture, folder / "whole.h5")
             if "layers" not in file:
                 raise BadInput(

@@ -128,3 +128,8 @@ if __name__ == "__main__":
     half(folder)
     if V3:
         subclassed(folder)
+        bare = filled(network(lambda x: x / 127.5 - 1.0))
+        bare.save(str(folder / "bare.h5"))
+        with_weights_of(str(folder / "bare.h5"), lambda: network(lambda x: x / 127.5 - 1.0)).save(
+            str(folder / "whole.keras")
+        )
