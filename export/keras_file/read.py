@@ -245,7 +245,8 @@ def _of_archive(config: dict[str, Any], metadata: dict[str, Any], file: h5py.Fil
     root = next((name for name in ("layers", _TF) if name in file), "")
     if not root:
         raise ValueError("the weights have no layers")
-    _collect(config["config"], file, (), weights)
+    if "layers" in config["config"]:  # else a class of its own, which is refused by its name
+        _collect(config["config"], file, (), weights)
     names = {key: [str(place) for place in range(len(arrays))] for key, arrays in weights.items()}
     compiled: Any = config.get("compile_config")
     training = {"optimizer_config": compiled["optimizer"], **compiled} if _has_optimiser(compiled) else None
