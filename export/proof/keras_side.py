@@ -139,9 +139,10 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
             "inputs": str(folder / "training_steps.npy"),
             "targets": str(folder / "targets.npy"),
             "steps": comparison.training_steps.steps,
-            "copy": str(folder / "training.h5"),
+            "copy": str(folder / "float64.h5"),
             "outputs": str(folder / "trained.npz"),
         }
+        tasks["layers"] |= {"copy": tasks["train"]["copy"], "compiled": True}  # loaded once for both
     if (load_photo := comparison.pair.load_photo) is not None:
         files = [path.resolve() for path in [*write_probe_files(probes), *_chosen(comparison.pair.photo_files)]]
         ours = [load_photo(path, comparison.source.image_size, comparison.source.interpolation) for path in files]

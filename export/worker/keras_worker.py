@@ -542,7 +542,7 @@ def predict(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     return {"count": count}
 
 
-_EXACT: dict[str, Any] = {}  # path of a copy -> its model in float64, made only once for all batches
+_EXACT: dict[str, Any] = {}  # path of a copy -> its model in float64, made once for all tasks of a job
 
 
 def predict_exact(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
@@ -556,14 +556,32 @@ def predict_exact(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any
     usual = keras.backend.floatx()
     keras.backend.set_floatx(dtype)  # Keras 2 casts its inputs to this type
     try:
-        if task["copy"] not in _EXACT:
-            _EXACT[task["copy"]] = in_float64(keras, task["model"], Path(task["copy"]), dtype=dtype)
-        size, exact = task.get("batch_size", count), _EXACT[task["copy"]]
-        outputs = [np.asarray(exact.predict_on_batch(batch(start, start + size))) for start in range(0, count, size)]
+        size, twin = task.get("batch_size", count), exact_twin(keras, task, dtype)
+        outputs = [np.asarray(twin.predict_on_batch(batch(start, start + size))) for start in range(0, count, size)]
         np.save(task["outputs"], np.concatenate(outputs))
     finally:
         keras.backend.set_floatx(usual)
     return {"count": count}
+
+
+def exact_twin(keras: Any, task: dict[str, Any], dtype: str = "float64") -> Any:
+    """`in_float64` of the task's ``model``; tasks that name the same ``copy`` share it.
+
+    With ``compiled`` true it can be trained without chance, see `train`; what it predicts is the same.
+    """
+    if task["copy"] not in _EXACT:
+        compiled = bool(task.get("compiled"))
+        change = hold_still if compiled else lambda layer: None
+        _EXACT[task["copy"]] = in_float64(keras, task["model"], Path(task["copy"]), compiled, change, dtype)
+    return _EXACT[task["copy"]]
+
+
+def hold_still(layer: dict[str, Any]) -> None:
+    """Change a layer's configuration so that training it depends neither on chance nor on the rest of the batch."""
+    if layer["class_name"] == "Dropout":
+        layer["config"]["rate"] = 0.0
+    if layer["class_name"] == "BatchNormalization":
+        layer["config"]["trainable"] = False
 
 
 def weights(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
@@ -594,12 +612,12 @@ def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     the layer whose output it is fed, or null if it is fed the images. ``before_activation``, which is optional, names
     layers of which what they have before their activation is wanted; INDEX goes on counting. ``images`` .npy and
     ``scale``, which are optional, are further images, of which ``answers`` .npy gets what the model gives, in float64
-    as well.
+    as well. ``copy`` and ``compiled``, which are optional, are `exact_twin`'s.
     """
     usual = keras.backend.floatx()
     keras.backend.set_floatx("float64")  # Keras 2 casts its inputs to this type
     try:
-        twin = in_float64(keras, task["model"], Path(task["folder"]) / "float64.h5")
+        twin = exact_twin(keras, {"copy": str(Path(task["folder"]) / "float64.h5"), **task})
         inputs = np.load(task["inputs"], allow_pickle=False)
         values = layer_outputs(keras, twin, task["names"], inputs, task.get("fed_by", {}))
         before = before_activations(keras, twin, task.get("before_activation", []), inputs)
@@ -678,21 +696,14 @@ def train(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``inputs`` (B, H, W, 3) and ``targets`` (B, C), float64 .npy, ``steps``, ``copy`` -> ``outputs`` .npz.
 
     Optimiser steps in float64 with the file's training configuration, as anyone would make who trains the model
-    further; but with dropout off and BatchNorm in inference mode, so that the result does not depend on chance or on
-    the rest of the batch. The trained arrays are named as by `weights`. Gives ``failed`` if this Keras does not train
-    the model.
+    further; but with dropout off and BatchNorm in inference mode, see `hold_still`. The weights of ``copy`` change, so
+    the tasks that share it come before. The trained arrays are named as by `weights`. Gives ``failed`` if this Keras
+    does not train the model.
     """
-
-    def hold_still(layer: dict[str, Any]) -> None:
-        if layer["class_name"] == "Dropout":
-            layer["config"]["rate"] = 0.0
-        if layer["class_name"] == "BatchNormalization":
-            layer["config"]["trainable"] = False
-
     usual = keras.backend.floatx()
     keras.backend.set_floatx("float64")
     try:
-        twin = in_float64(keras, task["model"], Path(task["copy"]), compiled=True, change=hold_still)
+        twin = exact_twin(keras, {**task, "compiled": True})
         inputs, targets = (np.load(task[name], allow_pickle=False) for name in ("inputs", "targets"))
         try:
             twin.run_eagerly = True  # compiling a graph takes longer than these few steps
@@ -1077,6 +1088,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
             results.append([{"refused": str(refused)}])
             continue
         results.append([TASKS[task["task"]](keras, model, {**task, "model": job["model"]}) for task in job["tasks"]])
+        _EXACT.clear()
     return {"versions": versions(keras), "results": results}
 
 

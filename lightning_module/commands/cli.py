@@ -193,10 +193,18 @@ def parse(command: str, parser: "ArgumentParser", arguments: list[str], options:
         for jargon, plain in _PLAIN.items():
             message = re.sub(jargon, plain, message)
         hint = ""
-        if unknown := re.search(r"unrecognized arguments: (--[^\s=]+)", message):
+        if unknown := re.search(r"unrecognized arguments: --([^\s=]+)|does not accept option '([^']+)'", message):
             known = [option for action in (options or parser)._actions for option in action.option_strings]
-            near = get_close_matches(unknown[1], known, n=1)
+            near = get_close_matches(f"--{unknown[1] or unknown[2]}", known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
+            if unknown[2]:  # in a configuration, where names have no dashes
+                from lightning_module.commands.configurations import that_set
+
+                where = ", ".join(that_set(unknown[2], arguments)) or "the configuration"
+                message = f"{where}: there is no setting {unknown[2]}"
+                hint = hint.replace("--", "")
+        elif inner := re.search(r"^(--\S+): .*Option '([^']+)' is not accepted", message, re.DOTALL):
+            message = f"{inner[1]}: it has no setting {inner[2]}"
         raise BadInput(f"{message.rstrip('.')}.{hint} See `lightning {command} --help`.") from error
 
 

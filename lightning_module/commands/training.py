@@ -25,9 +25,9 @@ from export.checkpoint import read_hyper_parameters
 from lightning_module.callbacks import BestCheckpoint, ExportTwin, MetricsJournal, best_checkpoint_of
 from lightning_module.classifier import ProductClassifier
 from lightning_module.commands.cli import EXIT_MISMATCH, PARSING, parse
+from lightning_module.commands.configurations import OPTIONS, warn_of_foreign_code
 from lightning_module.commands.endings import keep_log_in
 from lightning_module.commands.finder_flags import FINDERS, find_settings, take_found
-from lightning_module.commands.foreign_code import warn_of_foreign_code
 from lightning_module.commands.kept_settings import KeepConfig, settings_text
 from lightning_module.commands.monitors import check_monitors
 from lightning_module.commands.quiet_lightning import quieten
@@ -55,7 +55,6 @@ from models.cores import use_threads
 from models.timm_mobilenetv2 import ARCHITECTURE
 
 DEFAULT_RUN = "runs/latest"
-CONFIG_OPTIONS = ("--config", "-c")
 
 
 LINKED = ("class_names", "image_size", "interpolation")
@@ -76,7 +75,7 @@ def run(argv: list[str]) -> None:
     # Lightning's MLFlowLogger writes files unless told otherwise, which MLflow 3 refuses to do without this.
     os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
     command, arguments, stack = argv[0], with_shipped_configs(argv), ExitStack()
-    warn_of_foreign_code(arguments, CONFIG_OPTIONS)
+    warn_of_foreign_code(arguments)
 
     class OneCommand(TrainingCLI):
         """Has the parser of this command alone: each takes a good while to make."""
@@ -123,9 +122,9 @@ def with_shipped_configs(argv: list[str]) -> list[str]:
     placed: list[str] = []
     for each in argv:
         option, equals, value = each.partition("=")
-        if placed and placed[-1] in CONFIG_OPTIONS:
+        if placed and placed[-1] in OPTIONS:
             placed.append(_config_file(each, shipped))
-        elif equals and option in CONFIG_OPTIONS:
+        elif equals and option in OPTIONS:
             placed.append(f"{option}={_config_file(value, shipped)}")
         else:
             placed.append(each)

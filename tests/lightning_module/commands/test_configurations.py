@@ -1,15 +1,14 @@
-"""A configuration that names foreign code is warned of before that code is imported."""
+"""A configuration that names foreign code is warned of before that is imported; a wrong name is said with its file."""
 
 import sys
 import warnings
 
 import pytest
 
-from lightning_module.commands.foreign_code import warn_of_foreign_code
+from lightning_module.commands.configurations import OPTIONS, warn_of_foreign_code
 from lightning_module.commands.short_help import shipped_configs
 from tests.conftest import lightning
 
-OPTIONS = ("--config", "-c")
 FOREIGN = {
     "a class": "trainer: {callbacks: [{class_path: stranger.Callback}]}",
     "a class by its name alone": "trainer: {logger: os.system}",
@@ -37,7 +36,7 @@ def test_foreign_code_is_named(tmp_path, text, spelled, option):
     config = tmp_path / "config.yaml"
     config.write_text(text)
     with pytest.warns(UserWarning, match=f"{config} names code outside of this project") as caught:
-        warn_of_foreign_code(["fit", *spelled.format(option, config).split(" ")], OPTIONS)
+        warn_of_foreign_code(["fit", *spelled.format(option, config).split(" ")])
     assert len(caught) == 1
     named = ("stranger.Callback.", "os.system.", "subprocess.Popen.", "not_installed.deep.Module.", "evil.Logger.")
     assert any(f"now run: {name} " in str(caught[0].message) for name in named)
@@ -48,14 +47,14 @@ def test_all_else_is_not(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_foreign_code(["fit", "--config", str(tmp_path / "config.yaml"), "--x", "os.system"], OPTIONS)
+        warn_of_foreign_code(["fit", "--config", str(tmp_path / "config.yaml"), "--x", "os.system"])
 
 
 def test_own_configurations_are_not():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for config in shipped_configs().values():
-            warn_of_foreign_code(["fit", "--config", str(config)], OPTIONS)
+            warn_of_foreign_code(["fit", "--config", str(config)])
 
 
 @pytest.mark.parametrize("refused", [True, False])
@@ -74,3 +73,25 @@ def test_fit_warns_before_it_imports(tmp_path, monkeypatch, capsys, refused):
         else:
             assert lightning("fit", "--config", config) == 2  # it is no callback of Lightning's
     assert (name in sys.modules) is not refused
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("root: photos", "bad.yaml: there is no setting root. Did you mean data.root?"),
+        (
+            "model: {learning_rat: 0.1}",
+            "bad.yaml: there is no setting model.learning_rat. Did you mean model.learning_rate",
+        ),
+        ("model: {schedule: {head_epoch: 2}}", "bad.yaml: there is no setting model.schedule.head_epoch. Did you mean"),
+        ("data: {augmentation: {rotation: 3}}", "lightning: --data.augmentation: it has no setting rotation. See"),
+    ],
+)
+def test_wrong_name_is_said_with_its_file_and_the_right_one(tmp_path, capsys, text, said):
+    good, bad = tmp_path / "good.yaml", tmp_path / "bad.yaml"
+    good.write_text("data: {root: photos}")
+    bad.write_text(text)
+    assert lightning("fit", "--config", good, f"--config={bad}") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert said in line
+    assert "good.yaml" not in line

@@ -1,4 +1,4 @@
-"""What a configuration names for Lightning to import: importing runs code, so foreign code is told before."""
+"""The configurations on a command line: what they set, and the foreign code that they name, which is told before."""
 
 import re
 import warnings
@@ -9,6 +9,9 @@ from typing import Any
 
 import yaml
 
+OPTIONS = ("--config", "-c")
+"""Options that a configuration follows."""
+
 KNOWN = frozenset(
     {"datamodule", "export", "lightning_module", "models"}
     | {"lightning", "lightning_fabric", "pytorch_lightning", "timm", "torch", "torchmetrics", "torchvision"}
@@ -18,23 +21,37 @@ KNOWN = frozenset(
 _DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
 
 
-def warn_of_foreign_code(arguments: Sequence[str], options: Sequence[str]) -> None:
-    """Warn where a configuration on the command line names a class or a function outside of `KNOWN`.
-
-    Args:
-        arguments: the command line.
-        options: those that a configuration follows, such as `--config`.
-    """
-    for before, each in zip(("", *arguments), arguments, strict=False):
-        option, equals, value = each.partition("=")
-        given = each if before in options else value if equals and option in options else ""
-        foreign = sorted(set(_foreign(_content(given, Path())))) if given else []
-        if foreign:
+def warn_of_foreign_code(arguments: Sequence[str]) -> None:
+    """Warn where a configuration on the command line names a class or a function outside of `KNOWN`."""
+    for given, content in _configurations(arguments):
+        if foreign := sorted(set(_foreign(content))):
             warnings.warn(
                 f"{given} names code outside of this project, torch, timm and lightning, which is now run: "
                 f"{', '.join(foreign)}. Use a configuration of somebody else only if you trust its author.",
                 stacklevel=1,
             )
+
+
+def that_set(name: str, arguments: Sequence[str]) -> list[str]:
+    """Return the configurations on the command line that have a setting, such as ``model.hidden``."""
+    found = []
+    for given, content in _configurations(arguments):
+        for part in name.split("."):
+            content = content.get(part) if isinstance(content, dict) and part in content else _MISSING
+        if content is not _MISSING:
+            found.append(given)
+    return found
+
+
+_MISSING = object()
+
+
+def _configurations(arguments: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Each configuration's name, or text, and what is in it."""
+    for before, each in zip(("", *arguments), arguments, strict=False):
+        option, equals, value = each.partition("=")
+        if given := each if before in OPTIONS else value if equals and option in OPTIONS else "":
+            yield given, _content(given, Path())
 
 
 def _content(given: str, folder: Path, within: frozenset[Path] = frozenset()) -> Any:
