@@ -19,7 +19,7 @@ DAMAGED = "The file is damaged or was edited: save or export it again."
 
 # Advice for a file that is whole, and has something that is not read here.
 AS_IT_IS = (
-    "As it is, the Keras that saved the file loads it; one of Keras 2 is loaded by tf_keras, too (pip install "
+    "As it is, the Keras that saved the file loads it; what Keras 2 saved, tf_keras mostly does, too (pip install "
     "tf_keras, and TF_USE_LEGACY_KERAS=1)."
 )
 

@@ -153,7 +153,7 @@ _EXAMPLE = "for mobilenet_v2.preprocess_input: Rescaling(1 / 127.5, offset=-1)"
 
 
 def _refused(layer: FlatLayer) -> BadInput:
-    kind, remedy = layer.class_name, f"{_WRITE_IT.format(example=_EXAMPLE)} {AS_IT_IS}"
+    kind, remedy = layer.class_name, _WRITE_IT.format(example=_EXAMPLE)
     if kind == "Lambda":
         why = "code, which this project does not run"
     elif kind in KERAS_LAYERS_NOT_READ:

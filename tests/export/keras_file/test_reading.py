@@ -193,6 +193,36 @@ def test_archive_that_is_none_and_a_saved_model_are_called_so(tmp_path):
         read_keras_file(tmp_path / "saved")
 
 
+def archive_of(path: Path, root: str, second: str) -> Path:
+    """A `.keras` archive with two dense layers, the second's weights under another name of its group."""
+    config = dense_model()
+    hidden = {"class_name": "Dense", "config": {"name": "hidden", "units": 3, "activation": "relu"}}
+    config["config"]["layers"].insert(2, hidden)
+    with h5py.File(path.with_suffix(".weights"), "w") as file:
+        for name, units, value in (("dense", 3, 0.1), (second, 2, 0.2)):
+            group = file.create_group(f"{root}/{name}/vars")
+            group["0"], group["1"] = np.full((3, units), value, np.float32), np.zeros(units, np.float32)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("metadata.json", json.dumps({"keras_version": "2.12.0"}))
+        archive.write(path.with_suffix(".weights"), "model.weights.h5")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("root", "second", "wrong"),
+    [("_layer_checkpoint_dependencies", "dense_2", "dense_1"), ("layers", "dense_1", "dense_2")],
+)
+def test_archive_of_either_keras_counts_its_layers(tmp_path, root, second, wrong):
+    """Keras 2 counts a layer with weights twice."""
+    graph = read_keras_graph(read_keras_file(archive_of(tmp_path / "m.keras", root, second))).graph
+    assert [float(graph.tensors[f"{name}/kernel"][0, 0]) for name in ("hidden", "last")] == [
+        pytest.approx(0.1), pytest.approx(0.2),
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match="last: expected kernel"):
+        read_keras_graph(read_keras_file(archive_of(tmp_path / "other.keras", root, wrong)))
+
+
 # Pieces of x: as Keras 2 describes them, and as Keras 3.
 DOTS, DOTS3 = {"class_name": "__ellipsis__"}, {"class_name": "__ellipsis__", "config": {}}
 
