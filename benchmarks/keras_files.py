@@ -1,13 +1,24 @@
-"""Keras files as people have them, read here and compared with what their own Keras gave; prints a table.
+"""Old Keras files, each upgraded as `lightning upgrade` does it and compared with what its own Keras gave.
 
-    PYTHON benchmarks/keras_files.py FOLDER [FOLDER ...]
+    PYTHON benchmarks/keras_files.py FOLDER [FOLDER ...] [--write docs/from_keras.md] [--read_only]
 
-Each folder holds files of one Keras (its name is the folder's) and for each a CASE.npz with `images` and `answer`.
+Each folder holds files of one Keras (its name is the folder's) and for each a CASE.npz with `images` and the `answer`
+that its own Keras gave for them. Prints a table, and puts it between the marks in a page.
+
+Keras's processes are forks of one that has imported TensorFlow: the seconds are without that import. With `--read_only`
+no Keras is started: the file is read as `upgrade` reads it, and what was read is computed in torch.
 """
 
+from __future__ import annotations
+
 import argparse
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -15,48 +26,159 @@ import torch
 from export.graph.network import graph_network
 from export.keras_file.architecture import read_keras_graph
 from export.keras_file.read import read_keras_file
+from export.proof import upgrade_proof
+from export.proof.report import Check
+from export.proof.rounding import allowed_difference
+from export.upgrade_keras import UpgradeDiffers, write_upgrade
+from export.worker import keras_process
+from export.worker.environments import TF_KERAS
 from models.bad_input import BadInput
+from tests.keras_forks import KerasForks
 
-# Probabilities may differ by this much, or by as many times what float32's rounding does to this network here.
-TOLERANCE = 1e-5
-ROUNDING = 8
+BEGIN, END = "<!-- benchmarks/keras_files.py writes this table -->\n", "<!-- end of the table -->\n"
+HEAD = "| file | Keras | verdict | largest difference | allowed | seconds |\n|---|---|---|---|---|---|\n"
 
 
-def compare(path: Path) -> tuple[str, float | None, float | None, float]:
-    """Read one file and compute what its own Keras computed.
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file: figures are of numbers up to 1; None where there are none."""
 
-    Returns:
-        Verdict, largest difference in float32, the same in float64 (of numbers up to 1), and seconds.
-    """
-    start = time.perf_counter()
+    verdict: str
+    seconds: float
+    difference: float | None = None
+    allowed: float | None = None
+
+    def row(self, path: Path) -> str:
+        """One line of the table."""
+        figures = " | ".join("" if each is None else f"{each:.1e}" for each in (self.difference, self.allowed))
+        return f"| {path.name} | {path.parent.name} | {self.verdict} | {figures} | {self.seconds:.1f} |\n"
+
+
+def given_and_answered(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The images that the file's own Keras was given, (N, H, W, C), and its answers."""
     with np.load(path.with_suffix(".npz"), allow_pickle=False) as given:
-        images, answer = given["images"], given["answer"]
+        return given["images"], given["answer"]
+
+
+def refused(error: BadInput, start: float) -> Outcome:
+    """Of a file that is not read: the first sentence that says why."""
+    return Outcome(f"refused: {str(error).partition('. ')[0].replace('|', '/')}", time.perf_counter() - start)
+
+
+def read(path: Path) -> Outcome:
+    """Read one file and compute in torch what was read."""
+    start = time.perf_counter()
+    images, answer = given_and_answered(path)
     try:
         source = read_keras_graph(read_keras_file(path), (images.shape[1], images.shape[2]))
     except BadInput as error:
-        return f"refused: {error}", None, None, time.perf_counter() - start
+        return refused(error, start)
     network = graph_network(source.graph)
     photos = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     with torch.inference_mode():
         ours = network(photos).numpy()
         exact = network.double()(photos.double()).numpy()
-    scale = max(1.0, float(np.abs(answer).max()))  # logits are larger than probabilities
-    difference, rounding = (float(np.abs(each - answer).max()) / scale for each in (ours, exact))
-    half = "; ".join(note for note in source.notes if "precision" in note)
-    verdict = "same" if min(difference, rounding) <= TOLERANCE else "half precision" if half else "DIFFERS"
-    return verdict, difference, rounding, time.perf_counter() - start
+    half = any("half precision" in note for note in source.notes)
+    # no Keras has shown the layers to be the same; if they are not, the answers are far off
+    layers = Check("layers_float64", True, 0, 0, "", "")
+    return outcome(layers, (answer, ours, exact), half, time.perf_counter() - start)
+
+
+def outcome(layers: Check, answers: tuple[np.ndarray, np.ndarray, np.ndarray], half: bool, seconds: float) -> Outcome:
+    """From the answers of the old file, ours, and ours in float64."""
+    difference, allowed = compared(layers, *answers)
+    good = "same" if difference <= allowed else "half precision" if half else "DIFFERS"
+    return Outcome(good, seconds, difference, None if half else allowed)
+
+
+def upgrade(path: Path) -> Outcome:
+    """Upgrade one file, with the proof, and ask this environment's Keras for the new file's answers."""
+    start = time.perf_counter()
+    images, answer = given_and_answered(path)
+    with tempfile.TemporaryDirectory(prefix="shelftwin-") as name:
+        new = Path(name, "new.h5")
+        try:
+            upgraded = write_upgrade(path, new)
+        except BadInput as error:
+            return refused(error, start)
+        except UpgradeDiffers as differs:
+            return Outcome(f"DIFFERS: {differs}", time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        ours = answers_of(new, images)
+        exact = exact_answers(new, images)
+    layers = next(check for check in upgraded.proof.report.checks if check.name == "layers_float64")
+    half = any("half precision" in note for note in upgraded.notes)
+    return outcome(layers, (answer, ours, exact), half, seconds)
+
+
+def answers_of(h5: Path, images: np.ndarray) -> np.ndarray:
+    """The file's answers in this environment's Keras, in float32."""
+    given, got = (str(h5.with_name(name)) for name in ("images.npy", "answers.npy"))
+    np.save(given, images)
+    keras_process.run_keras([(h5, [{"task": "predict", "inputs": given, "scale": 1.0, "outputs": got}])])
+    return np.asarray(np.load(got, allow_pickle=False))
+
+
+def exact_answers(h5: Path, images: np.ndarray) -> np.ndarray:
+    """What the file computes, in float64: torch's, since all layers were compared with Keras's."""
+    source = read_keras_graph(read_keras_file(h5), (images.shape[1], images.shape[2]))
+    photos = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    with torch.inference_mode():
+        return np.asarray(graph_network(source.graph).double()(photos.double()).numpy())
+
+
+def compared(layers: Check, old: np.ndarray, new: np.ndarray, exact: np.ndarray) -> tuple[float, float]:
+    """Largest difference, and what is allowed, both of numbers up to 1."""
+    scale = max(1.0, float(np.abs(old).max()))  # logits are larger than probabilities
+    allowed = allowed_difference(layers, {"old": (old, exact), "new": (new, exact)}, scale)
+    return float(np.abs(old - new).max()) / scale, allowed.threshold / scale
+
+
+@contextmanager
+def forked_kerases() -> Iterator[None]:
+    """This environment's Keras and `tf_keras` import TensorFlow once each."""
+    own = KerasForks(keras_process._environment())
+    legacy = KerasForks(keras_process._environment(legacy=True), TF_KERAS.python(print))
+    tf_keras = type("Forked", (), {"is_whole": True, "python": lambda self, progress=None: Path(legacy.executable)})()
+    try:
+        with patch.object(keras_process, "sys", own), patch.object(upgrade_proof, "TF_KERAS", tf_keras):
+            yield
+    finally:
+        own.close()
+        legacy.close()
+
+
+def files_in(folder: Path) -> list[Path]:
+    """The Keras files that have their answers beside them."""
+    known = (".h5", ".hdf5", ".keras")
+    return sorted(each for each in folder.iterdir() if each.suffix in known and each.with_suffix(".npz").is_file())
+
+
+def write_table(page: Path, rows: str) -> None:
+    """Put a table between the marks of a page."""
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"expected the lines {BEGIN!r} and {END!r} in {page}")
+    page.write_text(before + begin + HEAD + rows + end + after)
 
 
 def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Print the table, and write it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
-    print("| case | Keras | verdict | largest difference | in float64 | seconds |\n|---|---|---|---|---|---|")
-    for folder in parser.parse_args().folders:
-        for path in sorted(each for each in folder.iterdir() if each.suffix in (".h5", ".hdf5", ".keras")):
-            verdict, difference, exact, seconds = compare(path)
-            shown = " | ".join("" if each is None else f"{each:.1e}" for each in (difference, exact))
-            print(f"| {path.name} | {folder.name} | {verdict} | {shown} | {seconds:.1f} |", flush=True)
+    parser.add_argument("--write", type=Path, help="a page with the marks of the table")
+    parser.add_argument("--read_only", action="store_true", help="start no Keras")
+    options = parser.parse_args()
+    print(HEAD, end="")
+    rows = ""
+    with nullcontext() if options.read_only else forked_kerases():
+        for path in (path for folder in options.folders for path in files_in(folder)):
+            row = (read if options.read_only else upgrade)(path).row(path)
+            print(row, end="", flush=True)
+            rows += row
+    if options.write:
+        write_table(options.write, rows)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ The interpreter that the tests name is a small script, `CLIENT`. It asks the ser
 is killed, so is the fork.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import runpy
@@ -47,10 +49,12 @@ class KerasForks:
 
     Args:
         environment: of the server: what a worker gets in the tests.
+        python: the interpreter that it is.
     """
 
-    def __init__(self, environment: dict[str, str]) -> None:
+    def __init__(self, environment: dict[str, str], python: Path | str = sys.executable) -> None:
         self._environment = environment
+        self._python = str(python)
         self._folder: tempfile.TemporaryDirectory | None = None
         self._server: subprocess.Popen | None = None
 
@@ -64,12 +68,12 @@ class KerasForks:
                 listener.bind(str(address))
                 listener.listen(64)  # a client may ask while TensorFlow is imported
                 self._server = subprocess.Popen(
-                    [sys.executable, __file__, str(listener.fileno())],
+                    [self._python, __file__, str(listener.fileno())],
                     env=self._environment, stdin=subprocess.PIPE, pass_fds=[listener.fileno()],
                 )  # fmt: skip
             values = {name: self._environment.get(name) for name in LOOKED_AT}
             client.write_text(
-                CLIENT.format(python=sys.executable, looked_at=LOOKED_AT, values=values, address=str(address))
+                CLIENT.format(python=self._python, looked_at=LOOKED_AT, values=values, address=str(address))
             )
             client.chmod(0o755)
         return str(Path(self._folder.name, "python"))
@@ -143,9 +147,7 @@ def become(asked: dict, streams: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    import h5py  # noqa: F401
-    import keras  # noqa: F401
-    import PIL.Image  # noqa: F401
-    import tensorflow  # noqa: F401
-
+    for name in ("h5py", "keras", "PIL.Image", "tensorflow", "tf_keras"):
+        with contextlib.suppress(ImportError):  # not every interpreter has all of them
+            importlib.import_module(name)
     serve(socket.socket(fileno=int(sys.argv[1])))

@@ -6,6 +6,7 @@ After this file there is one form.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,10 +101,13 @@ class _Flattener:
     def __init__(self) -> None:
         self.layers: dict[str, FlatLayer] = {}
         self.fed_by: dict[tuple[str, ...], str | None] = {}
+        self.build_shape: Any = None  # of the outermost Sequential, which Keras 2 may state nowhere else
 
     def add_model(self, config: Any, path: tuple[str, ...], fed: str | None, class_name: str, trainable: bool) -> str:
         """Add a model's layers and return the key of its output; `fed` is the key of its input, None if outermost."""
         given = config if isinstance(config, list) else config["layers"]  # Keras before 2.3 wrote a Sequential's list
+        if not path and isinstance(config, dict):
+            self.build_shape = config.get("build_input_shape")
         trainable = trainable and (isinstance(config, list) or config.get("trainable") is not False)
         if len(path) > _DEEPEST_NESTING or len(given) + len(self.layers) > _MOST_LAYERS:
             raise BadInput(
@@ -189,7 +193,11 @@ class _Flattener:
         named = dict(zip(call.options or {}, options, strict=True))
         if kind != "InputLayer" and not inputs:
             # a Sequential without an InputLayer: its first layer states the shape
-            shape = config.get("batch_input_shape") or (layer.get("build_config") or {}).get("input_shape")
+            shape = (
+                config.get("batch_input_shape")
+                or (layer.get("build_config") or {}).get("input_shape")
+                or self.build_shape
+            )
             source = FlatLayer((*path[:-1], f"{path[-1]}_input"), "InputLayer", {"batch_input_shape": shape}, ())
             self.layers[source.key] = source
             inputs, arguments = [source.key], [Tensor(source.key)]
@@ -334,6 +342,8 @@ def weights_by_layer(file: KerasFile, layers: dict[str, FlatLayer]) -> dict[str,
             if role.startswith(_STATE):
                 continue
             key = group if group in layers else _nested_key(layers, group, parts)
+            if key is None:  # TensorFlow 1 numbers a name that was in use, as where a model is made again in a notebook
+                key = _nested_key(layers, group, [re.sub(r"_\d+$", "", part) for part in parts])
             role = {"depthwise_kernel": "kernel"}.get(role, role)
             if key is not None and layers[key].class_name == "SeparableConv2D" and parts[-1] == "depthwise_kernel":
                 role = parts[-1]

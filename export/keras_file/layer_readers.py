@@ -608,13 +608,17 @@ def _transposed_convolution(reader: LayerReader, layer: FlatLayer) -> None:
     _, channels, size = _only_map(reader, layer)
     kernel = _two(layer.config["kernel_size"], layer, "kernel_size")
     strides = _two(layer.config.get("strides", 1), layer, "strides")
-    _expect(layer, padding=("valid", "same"), dilation_rate=(1, (1, 1)), output_padding=(None,), groups=(1,))
+    _expect(layer, padding=("valid", "same"), dilation_rate=(1, (1, 1)), groups=(1,))
     filters = _whole(layer.config["filters"], layer, "filters")
     same = layer.config.get("padding") == "same"
+    added = layer.config.get("output_padding")
     crop, result = [], []
     for axis in (0, 1):
         whole = (size[axis] - 1) * strides[axis] + kernel[axis]
         wanted = size[axis] * strides[axis] + (0 if same else max(kernel[axis] - strides[axis], 0))
+        if added is not None:  # mirrors `deconv_output_length` in `keras/src/utils/conv_utils.py` of Keras 2
+            odd = added if isinstance(added, int) else added[axis]
+            wanted = whole - (2 * (kernel[axis] // 2) if same else 0) + _whole(odd, layer, "output_padding", 0)
         first = max(whole - wanted, 0) // 2
         crop += [first, whole - wanted - first]
         result.append(wanted)
@@ -622,8 +626,17 @@ def _transposed_convolution(reader: LayerReader, layer: FlatLayer) -> None:
     weights = {"kernel": reader.take(layer, "kernel", (*kernel, filters, channels), 0).transpose(3, 2, 0, 1)}
     if layer.config.get("use_bias", True):
         weights["bias"] = reader.take(layer, "bias", (filters,), 1)
-    attributes = {"strides": strides, "crop": tuple(crop), "same": same}
-    _activation_of(reader, layer, reader.emit(layer, "conv2d_transpose", (filters, *result), attributes, weights))
+    if added is None:
+        attributes = {"strides": strides, "crop": tuple(crop), "same": same}
+        node = reader.emit(layer, "conv2d_transpose", (filters, *result), attributes, weights)
+    else:  # the whole of it, of which a part is kept
+        if min(crop) < 0:
+            raise BadInput(f"{layer.key}: expected an output_padding within the result, got {added}, which adds zeros.")
+        whole = [result[axis] + crop[2 * axis] + crop[2 * axis + 1] for axis in (0, 1)]
+        attributes = {"strides": strides, "crop": (0, 0, 0, 0), "same": False}
+        node = reader.emit(layer, "conv2d_transpose", (filters, *whole), attributes, weights)
+        node = reader.emit(layer, "crop", (filters, *result), {"cropping": tuple(crop)}, inputs=[node])
+    _activation_of(reader, layer, node)
 
 
 def _dense(reader: LayerReader, layer: FlatLayer) -> None:
@@ -1028,11 +1041,10 @@ READERS: dict[str, Callable[[LayerReader, FlatLayer], None]] = {
     "Normalization": _normalization,
     "Resizing": _resizing,
     "CenterCrop": _center_crop,
-    **dict.fromkeys(
-        ("TFOpLambda", "SlicingOpLambda", *_SLICES, *_ARITHMETIC, *_ELEMENTWISE, "Mean", "Max", "Flip"), _operation
-    ),
+    **dict.fromkeys(("TFOpLambda", "SlicingOpLambda", "Mean", "Max", "Flip"), _operation),
+    **dict.fromkeys((*_SLICES, *_ARITHMETIC, *_ELEMENTWISE), _operation),
     "Stack": _stack,
-    "CustomScaleLayer": _custom_scale,
+    **dict.fromkeys(("CustomScaleLayer", "Custom>CustomScaleLayer"), _custom_scale),
     "Lambda": _lambda,
     "Conv2D": _convolution,
     "DepthwiseConv2D": _convolution,

@@ -88,7 +88,8 @@ def read_keras_h5(path: Path) -> KerasFile:
     try:
         check_storage(str(path))
         with h5py.File(path, "r") as file:
-            if "model_config" not in file.attrs and ("layer_names" in file.attrs or "layers" in file or _TF in file):
+            named = any(each.startswith("layer_names") for each in file.attrs)
+            if "model_config" not in file.attrs and (named or "layers" in file or _TF in file):
                 raise BadInput(
                     f"expected a Keras file with architecture and weights, got {path}, which has weights alone, as "
                     "save_weights and ModelCheckpoint(save_weights_only=True) write them. Give the network beside it: "
@@ -339,7 +340,7 @@ def _marks(file: h5py.File) -> dict[str, str]:
         place + name: value.decode(errors="replace") if isinstance(value, bytes) else str(value)
         for place, group in places.items()
         for name, value in group.attrs.items()
-        if name not in elsewhere
+        if name not in elsewhere and not re.fullmatch(r"layer_names\d+", name)
     }
     return {**marks, "groups": " ".join(sorted(file))}
 
@@ -361,4 +362,28 @@ def _read_weights(group: h5py.Group) -> tuple[dict[str, list[np.ndarray]], dict[
 
 
 def _names(group: h5py.Group, attribute: str) -> list[str]:
-    return [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs[attribute]]
+    parts = [group.attrs[attribute]] if attribute in group.attrs else _parts(group, attribute)
+    return [name.decode() if isinstance(name, bytes) else str(name) for part in parts for name in part]
+
+
+def _parts(group: h5py.Group, attribute: str) -> list[Any]:
+    count = sum(re.fullmatch(rf"{attribute}\d+", name) is not None for name in group.attrs)
+    if not count:
+        raise KeyError(f"no {attribute}")
+    return [group.attrs[f"{attribute}{place}"] for place in range(count)]
+
+
+# HDF5 holds no attribute of more than 64 KiB; Keras splits what comes near it.
+_MOST_ATTRIBUTE = 64512
+
+
+def names_attributes(attribute: str, names: list[str]) -> dict[str, np.ndarray]:
+    """Attributes that hold a list of names: one, or where it would be too long ``attribute0``, ``attribute1``, ...
+
+    Mirrors ``save_attributes_to_hdf5_group`` in ``keras/src/legacy/saving/legacy_h5_format.py``.
+    """
+    array = np.array([name.encode() for name in names], dtype=None if names else "S1")
+    count = max(1, -(-array.nbytes // _MOST_ATTRIBUTE))
+    if count == 1:
+        return {attribute: array}
+    return {f"{attribute}{place}": part for place, part in enumerate(np.array_split(array, count + 1))}

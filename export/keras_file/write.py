@@ -17,7 +17,7 @@ import numpy as np
 
 from export.keras_file.golden import Golden, write_golden
 from export.keras_file.keras_layer import KerasLayer
-from export.keras_file.read import DETAILS_ATTRIBUTE, KERAS_VERSION, file_contents
+from export.keras_file.read import DETAILS_ATTRIBUTE, KERAS_VERSION, file_contents, names_attributes
 from export.worker.keras_worker import read_golden
 from models.atomic_write import replacing
 
@@ -105,18 +105,15 @@ def _layer_config(layer: KerasLayer, trainable: bool) -> dict[str, Any]:
 
 
 def _write_weights(group: h5py.Group, layers: list[KerasLayer]) -> None:
-    group.attrs["layer_names"] = _fixed_bytes([layer.name for layer in layers])
+    group.attrs.update(names_attributes("layer_names", [layer.name for layer in layers]))
     group.attrs["backend"] = b"tensorflow"
     group.attrs["keras_version"] = KERAS_VERSION
     for layer in layers:
         layer_group = group.create_group(layer.name)
-        layer_group.attrs["weight_names"] = _fixed_bytes([f"{layer.name}/{name}:0" for name, _, _ in layer.weights])
+        names = [f"{layer.name}/{name}:0" for name, _, _ in layer.weights]
+        layer_group.attrs.update(names_attributes("weight_names", names))
         for name, _, array in layer.weights:
             layer_group.create_dataset(f"{layer.name}/{name}:0", data=np.ascontiguousarray(array))
-
-
-def _fixed_bytes(names: list[str]) -> np.ndarray:
-    return np.array([name.encode() for name in names], dtype=None if names else "S1")
 
 
 def _verify(path: Path, config: dict[str, Any], layers: list[KerasLayer]) -> None:

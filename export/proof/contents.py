@@ -13,7 +13,7 @@ from export.checkpoint import Checkpoint
 from export.keras_file.golden import golden_images
 from export.keras_file.keras_layer import KerasLayer
 from export.keras_file.layers import keras_layers
-from export.keras_file.read import DETAILS_ATTRIBUTE, OWN_MARKS, KerasFile
+from export.keras_file.read import DETAILS_ATTRIBUTE, OWN_MARKS, KerasFile, names_attributes
 from export.keras_file.write import model_config, training_config
 from export.proof.checks import PROBABILITY_THRESHOLD, same_bits
 from export.proof.comparison import Comparison
@@ -34,7 +34,7 @@ from export.worker.keras_worker import (
 # All attributes that `write_keras_h5` writes: those of the file, of its groups, and of each layer's group.
 _ATTRIBUTES = {
     "": ("model_config", "training_config", DETAILS_ATTRIBUTE, "keras_version", "backend"),
-    "model_weights": ("layer_names", "keras_version", "backend"),
+    "model_weights": ("keras_version", "backend"),
     GOLDEN_GROUP: ("sha256",),
 }
 _LAYER_ATTRIBUTES = ("weight_names",)
@@ -147,6 +147,8 @@ def _written_names(layers: list[KerasLayer]) -> set[str]:
     # h5py makes a group of each step of a path
     groups = {str(parent) for path in (*arrays, *of_layers) for parent in PurePosixPath(path).parents} - {"."}
     attributes = {**_ATTRIBUTES, **dict.fromkeys(of_layers, _LAYER_ATTRIBUTES)}
+    listed = names_attributes("layer_names", [layer.name for layer in layers])
+    attributes["model_weights"] = (*attributes["model_weights"], *listed)
     return (
         {f"dataset {path}" for path in arrays}
         | {f"group {path}" for path in (groups | of_layers.keys())}

@@ -67,7 +67,7 @@ KNOWN_LAYERS = frozenset(
     MaxPooling2D Dropout SpatialDropout2D GaussianDropout AlphaDropout ActivityRegularization Flatten Reshape Permute
     Conv2DTranspose ELU ThresholdedReLU Minimum Resizing CenterCrop
     TFOpLambda SlicingOpLambda GetItem TrueDivide Divide Negative Cast Identity Relu Relu6 Sigmoid Silu Tanh Elu
-    Mean Max Stack Flip SpatialDropout1D RandomHeight RandomWidth
+    Mean Max Stack Flip SpatialDropout1D RandomHeight RandomWidth CustomScaleLayer Custom>CustomScaleLayer
     """.split()  # noqa: SIM905
 )
 # Layers that change photos in training and do nothing in inference. None changes the size, as RandomCrop does.

@@ -77,11 +77,6 @@ def augmented():
     return keras.Model(photo, softmax_head(features, 16))
 
 
-def always_augmented():
-    photo = layers.Input((SIZE, SIZE, 3))
-    return keras.Model(photo, softmax_head(base(pooling="avg")(layers.RandomFlip()(photo, training=True))))
-
-
 def flattened():
     return keras.Sequential([base(), layers.Flatten(), layers.Dense(4, activation="softmax")])
 
@@ -107,7 +102,7 @@ def wide():
 
 
 VARIANTS = [nested, sequential, flat, normalised, unsized, flattened, operations, with_lambda, wide]
-VARIANTS += [augmented, always_augmented]
+VARIANTS += [augmented]
 
 
 def randomise(model, generator) -> None:

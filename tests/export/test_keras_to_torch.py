@@ -333,7 +333,6 @@ def test_what_timm_does_not_have_is_built_from_the_file(saved):
 def test_what_has_no_counterpart_is_refused_and_named(saved):
     for name, said in {
         "with_lambda": "Lambda",
-        "always_augmented": "called with training=True",
     }.items():
         with pytest.raises(BadInput, match=said):
             read_keras_classifier(saved / f"{name}.h5", NAMED)

@@ -59,6 +59,23 @@ def resized():
     return keras.Model(photo, L.Dense(3, activation="softmax")(L.Flatten()(L.GlobalMaxPooling2D(keepdims=True)(x))))
 
 
+def called_again():
+    """Layers without weights that are called twice, a gate without height and width, odd settings."""
+    photo = keras.Input((24, 20, 3))
+    relu, pool, flip = L.ReLU(), L.MaxPooling2D(), L.RandomFlip()
+    x = flip(photo)
+    if keras.__version__.startswith("3"):  # preprocess_input of the networks that came from caffe
+        x = keras.ops.stack([x[..., index] for index in (2, 1, 0)], axis=-1) + np.array([-3.0, 2.0, 9.0], "float32")
+    x = relu(L.Conv2D(6, 3, padding="same")(x))
+    x = pool(relu(L.Conv2D(6, 3, padding="same")(pool(x))))
+    gate = L.Dense(6, activation="sigmoid")(L.GlobalAveragePooling2D()(x))
+    x = L.Multiply()([x, gate])
+    x = L.Conv2DTranspose(5, 3, strides=2, padding="same", output_padding=1, activation="tanh")(x)
+    x = L.ReLU(max_value=0.6, threshold=0.1)(x)
+    x = keras.ops.mean(x, axis=(1, 2)) if keras.__version__.startswith("3") else L.GlobalAveragePooling2D()(x)
+    return keras.Model(photo, L.Dense(3, activation="softmax")(x))
+
+
 def save(name, model, folder):
     rng = np.random.default_rng(0)
     model.set_weights([
@@ -76,3 +93,4 @@ if __name__ == "__main__":
     for start in range(0, len(ACTIVATIONS), 5):
         save(f"many_{start}", many_layers(ACTIVATIONS[start : start + 5]), sys.argv[1])
     save("resized", resized(), sys.argv[1])
+    save("called_again", called_again(), sys.argv[1])

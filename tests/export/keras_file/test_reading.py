@@ -17,9 +17,10 @@ from export.checkpoint import read_hyper_parameters
 from export.graph.network import graph_network
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import read_keras_graph
+from export.keras_file.flat_layers import flatten
 from export.keras_file.layer_readers import _picked_channels
 from export.keras_file.preprocessing import first_affine, likely_range
-from export.keras_file.read import packed_labels, read_keras_file
+from export.keras_file.read import names_attributes, packed_labels, read_keras_file
 from export.keras_file.weights_alone import given_architecture, whole_file
 from export.keras_to_torch import ImportSettings, probabilities_of, read_keras_classifier
 from models.bad_input import BadInput
@@ -57,21 +58,25 @@ def test_every_layer_computes_what_keras_computed(saved):
 
 @pytest.mark.keras
 @pytest.mark.parametrize(
-    ("op", "change"),
+    ("name", "op", "change"),
     [
-        ("average_pool", {"count_padding": True}),
-        ("leaky_relu", {"negative_slope": 0.2}),
-        ("elu", {"alpha": 1.0}),
-        ("conv2d_transpose", {"crop": (1, 0, 1, 0)}),
-        ("crop", {"cropping": (0, 1, 2, 1)}),
+        ("many_0", "average_pool", {"count_padding": True}),
+        ("many_0", "leaky_relu", {"negative_slope": 0.2}),
+        ("many_0", "elu", {"alpha": 1.0}),
+        ("many_0", "conv2d_transpose", {"crop": (1, 0, 1, 0)}),
+        ("many_0", "crop", {"cropping": (0, 1, 2, 1)}),
+        ("called_again", "slice_channels", {"start": 1, "stop": 2}),
+        ("called_again", "crop", {"cropping": (1, 0, 1, 0)}),
+        ("called_again", "threshold", {"threshold": 0.4}),
+        ("called_again", "relu", {"max_value": 6.0}),
     ],
 )
-def test_another_setting_would_be_noticed(saved, op, change):
-    graph = read_keras_graph(read_keras_file(saved / "many_0.h5")).graph
+def test_another_setting_would_be_noticed(saved, name, op, change):
+    graph = read_keras_graph(read_keras_file(saved / f"{name}.h5")).graph
     node = next(each for each in graph.nodes if each.op == op)
     other = replace(node, attributes={**node.attributes, **change})
     graph = Graph(tuple(other if each is node else each for each in graph.nodes), graph.tensors)
-    assert difference(graph, saved / "many_0.npz") > 1e-5
+    assert difference(graph, saved / f"{name}.npz") > 1e-5
 
 
 @pytest.mark.keras
@@ -82,6 +87,20 @@ def test_what_timm_does_not_have_becomes_a_classifier(saved):
         assert np.abs(classifier.network(photos).softmax(1).numpy() - given["answer"]).max() < 1e-4
     assert [name for name, _ in classifier.network.head.named_parameters()]
     assert "graph" in classifier.network.architecture
+
+
+@pytest.mark.keras
+def test_weights_in_two_places_are_refused(saved, tmp_path):
+    with h5py.File(saved / "called_again.h5") as file:
+        config = json.loads(file.attrs["model_config"])
+    layer = next(each for each in config["config"]["layers"] if each["class_name"] == "Conv2D")
+    layer["inbound_nodes"] *= 2
+    again = tmp_path / "again.h5"
+    again.write_bytes((saved / "called_again.h5").read_bytes())
+    with h5py.File(again, "r+") as file:
+        file.attrs["model_config"] = json.dumps(config)
+    with pytest.raises(BadInput, match="got 2 calls"):
+        read_keras_graph(read_keras_file(again))
 
 
 # Files without Keras --------------------------------------------------------------------------------------------------
@@ -301,6 +320,94 @@ def test_channels_are_followed_in_their_order():
     ]
     scale, offset = first_affine(Graph(tuple(nodes), {}))
     assert (scale.tolist(), offset.tolist()) == ([30.0, 2.0, 1.0], [51.0, 0.0, 0.0])
+
+
+def nested(path: Path, owners: list[str], parts: int = 1) -> Path:
+    """A Sequential of a nested model and a Dense; `owners`: the names in the file of the nested model's layers."""
+    photo, group = {"name": "photo", "batch_input_shape": [None, 8, 8, 3]}, "base"
+    names = ["Conv/BatchNorm", "expanded_conv/depthwise/BatchNorm"]
+    inner = [{"class_name": "InputLayer", "name": "photo", "config": photo, "inbound_nodes": []}]
+    for before, name in zip(("photo", names[0]), names, strict=True):
+        inbound = [[[before, 0, 0, {}]]]
+        inner.append({"class_name": "BatchNormalization", "name": name, "config": {"name": name, "axis": [3]},
+                      "inbound_nodes": inbound})  # fmt: skip
+    base = {"name": group, "layers": inner, "input_layers": [["photo", 0, 0]], "output_layers": [[names[1], 0, 0]]}
+    layers = [
+        {"class_name": "Model", "config": base},
+        {"class_name": "GlobalAveragePooling2D", "config": {"name": "p"}},
+    ]
+    config = {"class_name": "Sequential", "config": {"name": "model", "layers": layers}}
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        file.attrs["model_config"] = json.dumps(config).encode()
+        weights = file.create_group("model_weights").create_group(group)
+        file["model_weights"].attrs["layer_names"] = [group.encode()]
+        listed = []
+        for role in ("gamma", "beta", "moving_mean", "moving_variance"):
+            for owner in owners:
+                listed.append(f"{owner}/{role}:0")
+                weights[listed[-1]] = rng.uniform(0.5, 1.5, 3).astype(np.float32)
+        for place, part in enumerate(np.array_split(np.array([name.encode() for name in listed]), parts)):
+            weights.attrs["weight_names" if parts == 1 else f"weight_names{place}"] = part
+    return path
+
+
+@pytest.mark.parametrize(
+    ("owners", "parts"),
+    [
+        (["base/Conv/BatchNorm", "base/expanded_conv/depthwise/BatchNorm"], 1),  # MobileNetV3's names
+        (["Conv/BatchNorm_1", "expanded_conv/depthwise/BatchNorm_1"], 1),  # made twice, in TensorFlow 1
+        (["base/Conv/BatchNorm", "base/expanded_conv/depthwise/BatchNorm"], 3),  # too many names for one attribute
+    ],
+)
+def test_arrays_of_a_nested_model_are_found_by_name(tmp_path, owners, parts):
+    file = nested(tmp_path / "m.h5", owners, parts)
+    tensors = read_keras_graph(read_keras_file(file)).graph.tensors
+    with h5py.File(file) as opened:
+        for key, owner in zip(("Conv/BatchNorm", "expanded_conv/depthwise/BatchNorm"), owners, strict=True):
+            for role in ("gamma", "moving_variance"):
+                stored = opened[f"model_weights/base/{owner}/{role}:0"][()]
+                assert np.array_equal(tensors[f"base/{key}/{role}"], stored)
+    with pytest.raises(BadInput, match="belongs to no layer"):
+        read_keras_graph(read_keras_file(nested(tmp_path / "other.h5", [owners[0], "base/elsewhere"], parts)))
+
+
+def always_in_training(keras_3: bool) -> dict:
+    """A Dropout that the model calls with training=True, as each Keras notes it."""
+    history = ["photo", 0, 0]
+    tensor = {"class_name": "__keras_tensor__", "config": {"keras_history": history}}
+    call = {"args": [tensor], "kwargs": {"training": True}} if keras_3 else [[*history, {"training": True}]]
+    layers = [
+        {"class_name": "InputLayer", "name": "photo", "config": {"name": "photo"}, "inbound_nodes": []},
+        {"class_name": "Dropout", "name": "drop", "config": {"name": "drop", "rate": 0.5}, "inbound_nodes": [call]},
+    ]
+    ends = {"input_layers": [history], "output_layers": [["drop", 0, 0]]}
+    return {"class_name": "Functional", "config": {"name": "model", "layers": layers, **ends}}
+
+
+def test_called_with_training_is_chance_in_keras_2_alone():
+    """Keras 3's predict overrules it, and it notes it by itself for each layer that changes photos."""
+    layers, _ = flatten(always_in_training(keras_3=True))
+    assert list(layers) == ["photo", "drop"]
+    with pytest.raises(BadInput, match="drop: .*training=True"):
+        flatten(always_in_training(keras_3=False))
+
+
+def test_more_names_than_an_attribute_holds_are_split(tmp_path):
+    few, many = (names_attributes("layer_names", [f"{place:0100d}" for place in range(count)]) for count in (5, 2000))
+    assert list(few) == ["layer_names"]
+    assert list(many)[:2] == ["layer_names0", "layer_names1"]
+    with h5py.File(tmp_path / "m.h5", "w") as file:
+        file.attrs.update(many)
+    assert [name for part in many.values() for name in part] == [f"{place:0100d}".encode() for place in range(2000)]
+
+
+def test_shape_of_a_sequential_that_states_it_beside_its_layers(tmp_path):
+    config = dense_model()
+    shape = config["config"]["layers"].pop(0)["config"]["batch_input_shape"]
+    config["config"]["build_input_shape"] = shape
+    graph = read_keras_graph(read_keras_file(write(tmp_path / "m.h5", config))).graph
+    assert graph.nodes[0].shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize(
