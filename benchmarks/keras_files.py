@@ -171,6 +171,7 @@ def main() -> None:
     parser.add_argument("--read_only", action="store_true", help="start no Keras")
     options = parser.parse_args()
     print(HEAD, end="")
+    torch.set_num_threads(1)  # the networks are small, and Keras computes beside them
     rows = ""
     with nullcontext() if options.read_only else forked_kerases():
         for path in (path for folder in options.folders for path in files_in(folder)):

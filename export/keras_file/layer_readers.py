@@ -631,7 +631,9 @@ def _transposed_convolution(reader: LayerReader, layer: FlatLayer) -> None:
         node = reader.emit(layer, "conv2d_transpose", (filters, *result), attributes, weights)
     else:  # the whole of it, of which a part is kept
         if min(crop) < 0:
-            raise BadInput(f"{layer.key}: expected an output_padding within the result, got {added}, which adds zeros.")
+            raise BadInput(
+                f"{layer.key}: expected an output_padding within the result, got {added}, which adds zeros. {AS_IT_IS}"
+            )
         whole = [result[axis] + crop[2 * axis] + crop[2 * axis + 1] for axis in (0, 1)]
         attributes = {"strides": strides, "crop": (0, 0, 0, 0), "same": False}
         node = reader.emit(layer, "conv2d_transpose", (filters, *whole), attributes, weights)

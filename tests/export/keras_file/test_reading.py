@@ -20,7 +20,7 @@ from export.keras_file.architecture import read_keras_graph
 from export.keras_file.flat_layers import flatten
 from export.keras_file.layer_readers import _picked_channels
 from export.keras_file.preprocessing import first_affine, likely_range
-from export.keras_file.read import names_attributes, packed_labels, read_keras_file
+from export.keras_file.read import KerasFile, names_attributes, packed_labels, read_keras_file
 from export.keras_file.weights_alone import given_architecture, whole_file
 from export.keras_to_torch import ImportSettings, probabilities_of, read_keras_classifier
 from models.bad_input import BadInput
@@ -87,20 +87,6 @@ def test_what_timm_does_not_have_becomes_a_classifier(saved):
         assert np.abs(classifier.network(photos).softmax(1).numpy() - given["answer"]).max() < 1e-4
     assert [name for name, _ in classifier.network.head.named_parameters()]
     assert "graph" in classifier.network.architecture
-
-
-@pytest.mark.keras
-def test_weights_in_two_places_are_refused(saved, tmp_path):
-    with h5py.File(saved / "called_again.h5") as file:
-        config = json.loads(file.attrs["model_config"])
-    layer = next(each for each in config["config"]["layers"] if each["class_name"] == "Conv2D")
-    layer["inbound_nodes"] *= 2
-    again = tmp_path / "again.h5"
-    again.write_bytes((saved / "called_again.h5").read_bytes())
-    with h5py.File(again, "r+") as file:
-        file.attrs["model_config"] = json.dumps(config)
-    with pytest.raises(BadInput, match="got 2 calls"):
-        read_keras_graph(read_keras_file(again))
 
 
 # Files without Keras --------------------------------------------------------------------------------------------------
@@ -372,6 +358,26 @@ def test_arrays_of_a_nested_model_are_found_by_name(tmp_path, owners, parts):
         read_keras_graph(read_keras_file(nested(tmp_path / "other.h5", [owners[0], "base/elsewhere"], parts)))
 
 
+def called_twice(class_name: str, weights: list[np.ndarray]) -> KerasFile:
+    """A model that calls its one layer on its own output."""
+    layer = {"class_name": class_name, "name": "again", "config": {"name": "again"}}
+    layers = [
+        {"class_name": "InputLayer", "config": {"name": "photo", "batch_input_shape": [None, 4, 4, 3]}},
+        {**layer, "inbound_nodes": [[["photo", 0, 0, {}]], [["again", 0, 0, {}]]]},
+    ]
+    ends = {"input_layers": [["photo", 0, 0]], "output_layers": [["again", 1, 0]]}
+    config = {"class_name": "Model", "config": {"name": "model", "layers": layers, **ends}}
+    names = [f"again/{role}:0" for role in ("gamma", "beta", "moving_mean", "moving_variance")[: len(weights)]]
+    return KerasFile(config, None, {}, {"again": weights}, {"again": names}, {})
+
+
+def test_only_a_layer_without_weights_may_be_called_twice():
+    graph = read_keras_graph(called_twice("MaxPooling2D", [])).graph
+    assert [(node.op, node.shape) for node in graph.nodes[1:]] == [("max_pool", (3, 2, 2)), ("max_pool", (3, 1, 1))]
+    with pytest.raises(BadInput, match=r"again: .* got 2 calls: .* shared"):
+        read_keras_graph(called_twice("BatchNormalization", [np.ones(3, np.float32)] * 4))
+
+
 def always_in_training(keras_3: bool) -> dict:
     """A Dropout that the model calls with training=True, as each Keras notes it."""
     history = ["photo", 0, 0]
@@ -389,7 +395,7 @@ def test_called_with_training_is_chance_in_keras_2_alone():
     """Keras 3's predict overrules it, and it notes it by itself for each layer that changes photos."""
     layers, _ = flatten(always_in_training(keras_3=True))
     assert list(layers) == ["photo", "drop"]
-    with pytest.raises(BadInput, match="drop: .*training=True"):
+    with pytest.raises(BadInput, match=r"drop: .*training=True"):
         flatten(always_in_training(keras_3=False))
 
 
