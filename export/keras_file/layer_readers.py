@@ -634,9 +634,9 @@ def _transposed_convolution(reader: LayerReader, layer: FlatLayer) -> None:
             raise BadInput(
                 f"{layer.key}: expected an output_padding within the result, got {added}, which adds zeros. {AS_IT_IS}"
             )
-        whole = [result[axis] + crop[2 * axis] + crop[2 * axis + 1] for axis in (0, 1)]
+        sides = [result[axis] + crop[2 * axis] + crop[2 * axis + 1] for axis in (0, 1)]
         attributes = {"strides": strides, "crop": (0, 0, 0, 0), "same": False}
-        node = reader.emit(layer, "conv2d_transpose", (filters, *whole), attributes, weights)
+        node = reader.emit(layer, "conv2d_transpose", (filters, *sides), attributes, weights)
         node = reader.emit(layer, "crop", (filters, *result), {"cropping": tuple(crop)}, inputs=[node])
     _activation_of(reader, layer, node)
 
