@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from export.checkpoint import write_checkpoint
+from export.keras_file.architecture import check_some_keras_loads
 from export.keras_to_torch import KerasClassifier
 from export.proof.comparison import image_sets
 from export.proof.import_proof import Import, check_imports
@@ -35,6 +36,7 @@ def write_import(
     *,
     check: bool = True,
     keras_python: Path | None = None,
+    given: Path | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Report | None:
     """Write a classifier that was read from Keras as a checkpoint that `fit` can continue from.
@@ -46,6 +48,7 @@ def write_import(
         photo_names: their names, for the report.
         check: whether to prove that Keras computes the same; if False, nothing is proved.
         keras_python: interpreter whose Keras loads the file; None: our own.
+        given: the file as its owner has it, if `classifier.path` was put together from it: its digest is kept.
         progress: called with a short text at each step.
 
     Returns:
@@ -56,8 +59,8 @@ def write_import(
         ImportDiffers: the two do not compute the same.
         KerasFailed: the Keras process crashed or ran out of time.
     """
-    checkpoint = Path(checkpoint)
-    if checkpoint.exists() and checkpoint.samefile(classifier.path):
+    checkpoint, given = Path(checkpoint), Path(given or classifier.path)
+    if checkpoint.exists() and checkpoint.samefile(given):
         raise BadInput(f"expected a place for the checkpoint, got {checkpoint}, the Keras file itself. Name another.")
     if not checkpoint.parent.is_dir() or checkpoint.is_dir():
         raise BadInput(
@@ -73,7 +76,7 @@ def write_import(
         "schedule": {"batch_norm": classifier.batch_norm},
     }
     origin = {
-        "sha256": file_digest(classifier.path),
+        "sha256": file_digest(given),
         "input_range": classifier.input_range,
         "output": classifier.output,
     }
@@ -81,10 +84,11 @@ def write_import(
     with replacing(checkpoint) as temporary:
         write_checkpoint(temporary, classifier.network, facts, origin)
         if check:
+            check_some_keras_loads(classifier.path, classifier.file, classifier.source)
             sets = image_sets(classifier.image_size, photos, photo_names or [])
-            given = Import(temporary, classifier.path, sets)
-            (report,) = check_imports([given], torch_versions(), keras_python, progress)
-            report.checkpoint["path"] = str(checkpoint)
+            compared = Import(temporary, classifier.path, sets, given)
+            (report,) = check_imports([compared], torch_versions(), keras_python, progress)
+            report.checkpoint["path"], report.model["path"] = str(checkpoint), str(given)
             if report.verdict != PASS:
                 raise ImportDiffers(report)
     return report

@@ -24,6 +24,7 @@ from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import KerasGraph, read_keras_graph
 from export.keras_file.flat_layers import DAMAGED
 from export.keras_file.keras_layer import same_padding
+from export.keras_file.preprocessing import likely_range
 from export.keras_file.read import KerasFile, read_keras_file
 from export.torch_to_keras import trace_network
 from models.bad_input import BadInput
@@ -54,7 +55,6 @@ class ImportSettings:
         interpolation: how photos are resized, by Keras's name.
         input_range: what the Keras model takes: ``unit`` [0, 1], ``raw`` 0..255, ``tf`` [-1, 1].
         output: what it gives: ``softmax``, ``sigmoid`` (one output) or ``logits``.
-        architecture: for a file of weights alone, from `read_architecture`.
     """
 
     class_names: Sequence[str] | None = None
@@ -62,7 +62,6 @@ class ImportSettings:
     interpolation: str | None = None
     input_range: str | None = None
     output: str | None = None
-    architecture: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def read_keras_classifier(path: Path, given: ImportSettings | None = None) -> Ke
             The message names layers and arrays.
     """
     given = given or ImportSettings()
-    file = read_keras_file(path, given.architecture)
+    file = read_keras_file(path)
     if file.details.get("fused_batchnorm") is True:
         raise BadInput(
             f"expected a file with its BatchNorm layers, got {path}, into whose convolutions they were folded: what "
@@ -142,7 +141,7 @@ def read_keras_classifier(path: Path, given: ImportSettings | None = None) -> Ke
             "This project's photos are RGB."
         )
     preprocessing = _preprocessing(source.graph)
-    input_range = _input_range(file, preprocessing, given.input_range)
+    input_range = _input_range(file, source.graph, given.input_range)
     constants = _constants(preprocessing, input_range)
     body = _body(source.graph, len(preprocessing))
     notes = [note for note in source.notes if not source.augmentation or note != source.notes[0]]
@@ -289,7 +288,7 @@ def _preprocessing(graph: Graph) -> list[Node]:
     return found
 
 
-def _input_range(file: KerasFile, preprocessing: list[Node], given: str | None) -> str:
+def _input_range(file: KerasFile, graph: Graph, given: str | None) -> str:
     stated = _stated(file, "input_range", str)
     if given is not None and given not in INPUT_RANGES:
         raise BadInput(f"--input_range: expected one of {', '.join(INPUT_RANGES)}, received {given!r}. Name one.")
@@ -299,12 +298,9 @@ def _input_range(file: KerasFile, preprocessing: list[Node], given: str | None) 
         return str(stated)
     if given is not None:
         return given
-    # Networks expect inputs whose standard deviation is about 1. So a model that divides by 100 or more takes 0..255.
-    scale = abs(float(np.prod([node.attributes["scale"][0] for node in preprocessing]))) if preprocessing else 0.0
-    if 0.5 / 255 <= scale <= 20 / 255:
-        return "raw"
-    if preprocessing and 0.5 <= scale <= 20:
-        return "unit"
+    shown = likely_range(graph)
+    if shown is not None:
+        return shown
     raise BadInput(
         "--input_range: expected to be told what this model takes, received nothing, and the file has no "
         "Rescaling that would show it. Give unit for pixels in [0, 1] (ImageDataGenerator(rescale=1/255)), raw for "
@@ -392,12 +388,18 @@ def _from_graph(
     except NotTimms:  # such as a negative scale: the file's own layers stay, after the range is adapted
         preprocessing, constants = [], _constants([], input_range)
         mean, std = _mean_and_std(constants)
-    names = _plain_names([node.name for node in graph.nodes[len(preprocessing) + 1 :]])
+    names = _plain_names(graph.nodes[len(preprocessing) + 1 :])
     first = graph.nodes[len(preprocessing)].name
     plain = {first: INPUT, **names}
     # the softmax is the loss's and the exporter's
     body = [
-        replace(node, name=plain[node.name], inputs=tuple(plain[name] for name in node.inputs))
+        replace(
+            node,
+            name=plain[node.name],
+            inputs=tuple(plain[name] for name in node.inputs),
+            # an activation that was inside a layer is so again in the twin, and the layer gives what it gave
+            inside=plain[node.inputs[0]] if node.source == graph.node(node.inputs[0]).source else "",
+        )
         for node in graph.nodes[len(preprocessing) + 1 : -1]
     ]
     split = _head_begins(body)
@@ -411,14 +413,15 @@ def _from_graph(
     return network, layer_of, constants
 
 
-def _plain_names(keys: list[str]) -> dict[str, str]:
-    """Layer key -> a name without slashes, the layer's own where no other has it."""
+def _plain_names(nodes: Sequence[Node]) -> dict[str, str]:
+    """Node -> a name without slashes, the layer's own where no other has it; ``hidden_relu`` for what is behind it."""
     taken, names = {"image", INPUT, "probabilities"}, {}
-    for key in keys:
-        candidates = [plain_layer_name(key.rpartition("/")[2]), plain_layer_name(key)]
-        candidates += [f"{candidates[1]}_{number}" for number in range(1, len(keys) + 4)]
-        names[key] = next(name for name in candidates if name not in taken)
-        taken.add(names[key])
+    for node in nodes:
+        own = node.source.rpartition("/")[2] + node.name.removeprefix(node.source)
+        candidates = [plain_layer_name(own), plain_layer_name(node.name)]
+        candidates += [f"{candidates[1]}_{number}" for number in range(1, len(nodes) + 4)]
+        names[node.name] = next(name for name in candidates if name not in taken)
+        taken.add(names[node.name])
     return names
 
 

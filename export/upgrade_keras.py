@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.keras_file.architecture import KerasGraph, read_keras_graph
-from export.keras_file.read import KerasFile, packed_h5, read_keras_file, unpack_h5
+from export.keras_file.architecture import KerasGraph, check_some_keras_loads, read_keras_graph
+from export.keras_file.read import KerasFile, loadable, read_keras_file
 from export.keras_file.upgraded import UpgradedLayers, upgraded_layers, upgraded_training
+from export.keras_file.weights_alone import whole_file
 from export.keras_file.write import own_version, write_keras_h5
 from export.proof.report import PASS
 from export.proof.upgrade_proof import Upgrade, UpgradeProof, check_upgrade
@@ -61,6 +61,7 @@ def write_upgrade(
     new: Path,
     class_names: Sequence[str] | None = None,
     keras_python: Path | None = None,
+    architecture: dict[str, Any] | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Upgraded:
     """Write an old Keras classifier as a file that every Keras loads, and prove that both compute the same.
@@ -71,6 +72,7 @@ def write_upgrade(
         class_names: in the order of the outputs, to be kept in the file; None: left out.
         keras_python: interpreter whose Keras loads the old file; None: this environment's, or else `tf_keras` in an
             environment of its own.
+        architecture: for a file of weights alone, from `given_architecture`.
         progress: called with a short text at each step.
 
     Raises:
@@ -80,13 +82,27 @@ def write_upgrade(
     """
     old, new = Path(old), Path(new)
     _check_places(old, new)
-    file = read_keras_file(old)
+    with tempfile.TemporaryDirectory(prefix="shelftwin-") as folder:
+        whole = old if architecture is None else whole_file(old, architecture, Path(folder))
+        return _write(old, whole, new, class_names, keras_python, progress)
+
+
+def _write(
+    old: Path,
+    whole: Path,
+    new: Path,
+    class_names: Sequence[str] | None,
+    keras_python: Path | None,
+    progress: Callable[[str], None],
+) -> Upgraded:
+    file = read_keras_file(whole)
     source, translated = _translate(file)
+    check_some_keras_loads(whole, file, source)
     outputs = source.graph.output.shape[0]
     if class_names is not None and len(class_names) not in (outputs, 2 if outputs == 1 else outputs):
         raise BadInput(
-            f"--labels: expected {outputs} names, as many as the model has outputs, received {len(class_names)}. "
-            "Name each class once, in the order of the outputs, or leave --labels out."
+            f"--labels, or labels.txt in the zip: expected {outputs} names, as many as the model has outputs, received "
+            f"{len(class_names)}. Give --labels with each class once, in the order of the outputs."
         )
     training, notes = upgraded_training(file.training_config)
     details: dict[str, Any] = {"upgraded_from": file_digest(old), "shelftwin_version": own_version()}
@@ -104,7 +120,7 @@ def write_upgrade(
             frozen=translated.frozen,
         )
         proof = check_upgrade(
-            Upgrade(_loadable(old, Path(folder)), written, source, translated), keras_python, progress
+            Upgrade(loadable(whole, Path(folder)), written, source, translated), keras_python, progress
         )
         proof.report.checkpoint["path"], proof.report.model["path"] = str(old), str(new)
         upgraded = Upgraded(
@@ -174,15 +190,3 @@ def _ends_in(source: KerasGraph) -> str:
     if last.op == "activation":
         return str(last.attributes["function"])
     return "softmax" if last.op == "softmax" else "logits"
-
-
-def _loadable(old: Path, folder: Path) -> Path:
-    """The file that Keras itself loads: of a zip with an `.h5` in it, that `.h5`, under a name of our own."""
-    if not zipfile.is_zipfile(old):
-        return old
-    with zipfile.ZipFile(old) as archive:
-        inside = packed_h5(archive)
-        if inside is None:
-            return old
-        unpack_h5(archive, inside, folder / "old.h5")
-    return folder / "old.h5"

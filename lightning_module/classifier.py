@@ -103,6 +103,11 @@ class ProductClassifier(MeasuredModule):
         class_names, image_size = [str(name) for name in class_names], [int(side) for side in image_size]
         check_settings(class_names, image_size, trainable, learning_rate, pretrained, weights)
         check_fine_tuning(image_size, trainable, train_size, schedule)
+        if graph is not None and train_size is not None:
+            raise BadInput(
+                f"--model.train_size: expected null with a network that was read from a Keras file, received "
+                f"{train_size}: its layers are made for photos of {image_size} pixels. Give --model.train_size null."
+            )
         described = {"backbone": backbone, "hidden": hidden, "dropout": dropout, "pad_type": pad_type, "bn_eps": bn_eps}
         network = build_classifier(len(class_names), graph, **described, mean=mean, std=std)
         # The same memory layout as the data module's photos: a narrow MobileNetV2 trains about twice as fast on a CPU.
@@ -148,7 +153,7 @@ class ProductClassifier(MeasuredModule):
             self.network.backbone.eval()
         elif self.schedule.batch_norm == "frozen":
             for module in self.network.backbone.modules():
-                if isinstance(module, nn.BatchNorm2d):
+                if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
                     module.eval()
         return self
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from export.graph.nodes import Graph, Node
+from export.graph.trace import last_node
 from models.graph_network import INPUT, GraphClassifier, GraphNetwork
 
 
@@ -22,6 +23,7 @@ def describe_nodes(nodes: Sequence[Node], tensors: dict[str, np.ndarray]) -> lis
             "shape": list(node.shape),
             "attributes": {name: _plain(value) for name, value in node.attributes.items()},
             "weights": {role: list(tensors[name].shape) for role, name in node.weights.items()},
+            **({"inside": node.inside} if node.inside else {}),
         }
         for node in nodes
     ]
@@ -74,8 +76,9 @@ def graph_of(network: GraphClassifier, image_size: tuple[int, int]) -> Graph:
             source = f"{part}.layers.{own.module_of[node['name']]}" if node["name"] in own.module_of else part
             attributes = {name: _tuples(value) for name, value in node["attributes"].items()}
             name, inputs, shape = node["name"], tuple(node["inputs"]), tuple(node["shape"])
-            nodes.append(Node(name, node["op"], inputs, shape, attributes, weights, source, name))
-    nodes.append(Node("probabilities", "softmax", (nodes[-1].name,), nodes[-1].shape))
+            inside = node.get("inside", "")
+            nodes.append(Node(name, node["op"], inputs, shape, attributes, weights, source, name, inside=inside))
+    nodes.append(last_node(nodes[-1]))
     return Graph(tuple(nodes), tensors)
 
 

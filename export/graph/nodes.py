@@ -126,6 +126,8 @@ class Node:
         trace_name: name of the operation in the traced torch program, used to find its output there.
         trace_channels_last: whether torch holds that output as (H, W, C).
         trace_layout: how torch holds it, if it is neither that nor (C, H, W) nor (C,).
+        inside: of an activation: name of the node before it whose Keras layer computes it as well, as
+            ``Dense(4, activation="softmax")`` does; empty for a layer of its own.
     """
 
     name: str
@@ -138,6 +140,7 @@ class Node:
     trace_name: str = ""
     trace_channels_last: bool = False
     trace_layout: Layout | None = None
+    inside: str = ""
 
     def __post_init__(self) -> None:
         stated, roles = OPERATIONS[self.op]

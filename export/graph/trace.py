@@ -87,10 +87,7 @@ def trace_graph(recording: Recording, layer_names: LayerNames | None = None, out
         elif node.op == "output":
             (answers,) = node.all_input_nodes
             last = tracer.nodes[tracer.node_of[answers.name]]
-            sigmoid = gives_of(output, last.shape[0]) == "sigmoid"
-            op, attributes = ("activation", {"function": "sigmoid"}) if sigmoid else ("softmax", {})
-            path = module_path(ending) if ending else ""
-            tracer.append(Node("probabilities", op, (last.name,), last.shape, attributes, {}, path), "")
+            tracer.append(last_node(last, output, module_path(ending) if ending else ""), "")
     nodes = _read_by_others(tuple(tracer.nodes.values()))
     used = {tensor for node in nodes for tensor in node.weights.values()}
     computed = {name: origin for name, origin in tracer.computed.items() if name in used}
@@ -130,6 +127,22 @@ def _is_same_value(operation: fx.Node) -> bool:
     if operation.op != "call_function":
         return False
     return bool(operation.meta.get("unchanged")) or CONVERTERS.get(name_of(operation)) is shape.same_value
+
+
+def last_node(answers: Node, output: str = "logits", source: str = "") -> Node:
+    """The graph's last node, which gives probabilities; in one Keras layer with the Dense that gives the answers.
+
+    So ``model.layers[-2]`` gives the features in every Keras.
+
+    Args:
+        answers: what the network gives, but for its own softmax or sigmoid.
+        output: what it is said to give, one of `models.choices.OUTPUTS`.
+        source: module of the network's own softmax or sigmoid.
+    """
+    sigmoid = gives_of(output, answers.shape[0]) == "sigmoid"
+    op, attributes = ("activation", {"function": "sigmoid"}) if sigmoid else ("softmax", {})
+    inside = answers.name if answers.op == "dense" else ""
+    return Node("probabilities", op, (answers.name,), answers.shape, attributes, {}, source, inside=inside)
 
 
 def unknown_operations(recording: Recording) -> list[str]:

@@ -7,11 +7,13 @@ graph in which everything is explicit.
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from export.graph.nodes import Graph, Node
 from export.keras_file.flat_layers import DAMAGED, FlatLayer, flatten, weights_by_layer
-from export.keras_file.layer_readers import REGULARISATION, LayerReader
+from export.keras_file.layer_readers import BARE_OPERATIONS, REGULARISATION, LayerReader
 from export.keras_file.read import KerasFile
 from export.worker.keras_worker import AUGMENTATION
 from models.bad_input import BadInput
@@ -34,6 +36,7 @@ class KerasGraph:
         fed_by: path of a nested model -> key of the layer whose output it is fed, None if it is fed the images; in
             the order of computation.
         notes: for the owner: what the graph does not keep; none of it changes what is computed, except by rounding.
+        half_precision: keys of the layers that compute in another type than float32 in the file.
     """
 
     graph: Graph
@@ -43,6 +46,7 @@ class KerasGraph:
     outputs: dict[str, str]
     fed_by: dict[tuple[str, ...], str | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    half_precision: list[str] = field(default_factory=list)
 
 
 def read_keras_graph(
@@ -73,7 +77,30 @@ def read_keras_graph(
             f"expected the architecture of a Keras model, got one that cannot be read ({type(error).__name__}: "
             f"{str(error)[:120]}). {DAMAGED}"
         ) from error
-    return KerasGraph(graph, layers, reader.rates, reader.augmentation, reader.node_of, fed_by, _notes(reader))
+    half = [key for key in reader.half_precision if layers[key].class_name != "InputLayer"]
+    notes = _notes(reader, half)
+    return KerasGraph(graph, layers, reader.rates, reader.augmentation, reader.node_of, fed_by, notes, half)
+
+
+def check_some_keras_loads(path: Path, file: KerasFile, source: KerasGraph) -> None:
+    """Refuse to prove a `.h5` of Keras 3 with bare operations, such as ``x / 127.5``: it writes them and reads none.
+
+    Raises:
+        BadInput: the file is one.
+    """
+    bare = [
+        key
+        for key, layer in source.layers.items()
+        # of two tensors, an Add is read as the layer
+        if "dtype" not in layer.config and layer.class_name in BARE_OPERATIONS and len(layer.inputs) == 1
+    ]
+    if bare and file.generation == 3 and not zipfile.is_zipfile(path):
+        raise BadInput(
+            f"expected a file that some Keras loads, for the proof, got {path} with {', '.join(bare[:3])}: Keras 3 "
+            "writes such bare operations into a .h5 and cannot read them. With the code that builds the model: "
+            "model.load_weights(OLD), model.save('WHOLE.keras'), and give that file. Or take it unproved: lightning "
+            "import --check false"
+        )
 
 
 def _up_to(nodes: dict[str, Node], output: str) -> dict[str, Node]:
@@ -82,7 +109,7 @@ def _up_to(nodes: dict[str, Node], output: str) -> dict[str, Node]:
     return {name: nodes[name] for name in names[: names.index(output) + 1]}
 
 
-def _notes(reader: LayerReader) -> list[str]:
+def _notes(reader: LayerReader, half: list[str]) -> list[str]:
     notes = []
     if reader.augmentation:
         notes.append(
@@ -90,11 +117,11 @@ def _notes(reader: LayerReader) -> list[str]:
         )
     if reader.without_effect:
         notes.append(f"{', '.join(reader.without_effect)}: left out, as they act in training alone.")
-    if reader.half_precision:
-        some = ", ".join(reader.half_precision[:3]) + (" ..." if len(reader.half_precision) > 3 else "")
+    if half:
+        some = ", ".join(half[:3]) + (" ..." if len(half) > 3 else "")
         notes.append(
-            f"{len(reader.half_precision)} layers compute in half precision or float64 ({some}): here they compute in "
-            "float32, from the same weights; answers differ from the file's by its own rounding."
+            f"{len(half)} layers compute in half precision or float64 ({some}): here they compute in "
+            "float32, from the same weights, and are compared with what the file's own Keras computes in float32."
         )
     return notes
 

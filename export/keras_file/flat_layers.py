@@ -18,6 +18,12 @@ from models.bad_input import BadInput
 # Advice for a file that contradicts itself.
 DAMAGED = "The file is damaged or was edited: save or export it again."
 
+# Advice for a file that is whole, and has something that is not read here.
+AS_IT_IS = (
+    "As it is, the Keras that saved the file loads it; what Keras 2 saved, tf_keras mostly does, too (pip install "
+    "tf_keras, and TF_USE_LEGACY_KERAS=1)."
+)
+
 _MODELS = ("Functional", "Model", "Sequential")
 # No classifier that we know has more layers than this; a file that claims more is not read.
 _MOST_LAYERS = 5000
@@ -84,7 +90,8 @@ def flatten(model: dict[str, Any]) -> tuple[dict[str, FlatLayer], dict[tuple[str
     if model["class_name"] not in _MODELS:
         raise BadInput(
             f"expected a Functional or Sequential model, got {model['class_name']}, a class of its own: the file holds "
-            "its settings, but not what it computes, which is in its author's code."
+            "its settings, but not what it computes, which is in its author's code. With that code at hand: photo = "
+            "keras.Input((height, width, 3)), keras.Model(photo, model.call(photo)).save(NEW)."
         )
     flattener.add_model(model["config"], (), None, model["class_name"], True)
     return flattener.layers, flattener.fed_by
@@ -103,7 +110,9 @@ class _Flattener:
             self.build_shape = config.get("build_input_shape")
         trainable = trainable and (isinstance(config, list) or config.get("trainable") is not False)
         if len(path) > _DEEPEST_NESTING or len(given) + len(self.layers) > _MOST_LAYERS:
-            raise BadInput(f"{'/'.join(path)}: expected a classifier, got models nested or layers too many to be one.")
+            raise BadInput(
+                f"{'/'.join(path)}: expected a classifier, got models nested or layers too many to be one. {AS_IT_IS}"
+            )
         repeated_calls = {} if class_name == "Sequential" else _repeated(given)
         layers = {
             _nth(_name(layer), number): (layer, number)
@@ -147,7 +156,8 @@ class _Flattener:
         unread = [name for name in layers if name not in order]
         if unread:
             raise BadInput(
-                f"expected every layer on the way from the input to the predictions, got {unread[0]!r} aside of it."
+                f"expected every layer on the way from the input to the predictions, got {unread[0]!r} aside of it. "
+                "Save keras.Model(model.inputs[0], model.outputs[0]), which leaves it out."
             )
         return output[last]
 
@@ -166,7 +176,7 @@ class _Flattener:
         if kind in _MODELS:
             inside = inputs[0] if inputs else fed
             if len(inputs) > 1:
-                raise BadInput(f"{key}: expected a nested model with one input, got {len(inputs)}.")
+                raise BadInput(f"{key}: expected a nested model with one input, got {len(inputs)}. {AS_IT_IS}")
             self.fed_by[path] = inside
             return self.add_model(layer["config"], path, inside, kind, trainable)
         if kind == "InputLayer" and fed is not None:
@@ -222,7 +232,9 @@ def shared_weights(key: str, count: int) -> BadInput:
     """Of a layer with weights that is called more than once."""
     return BadInput(
         f"{key}: expected a layer that is called once, got {count} calls: a layer whose weights are shared "
-        "between two places has no counterpart here."
+        "between two places has no counterpart here. In the code that builds the model, give each place a layer of its "
+        "own, and the copies the same weights (copy.set_weights(old.get_layer(NAME).get_weights())): it predicts the "
+        "same; trained further, they go apart."
     )
 
 
@@ -231,9 +243,10 @@ def _only(ends: Any, what: str, repeated: dict[str, int]) -> str:
     if isinstance(ends, list) and len(ends) == 1 and isinstance(ends[0], list):
         ends = ends[0]
     if not (isinstance(ends, list) and len(ends) == 3 and isinstance(ends[0], str)):
+        remedy = "Save keras.Model(model.inputs[0], model.outputs[NUMBER]): a file for each output that you need."
         raise BadInput(
             f"expected a model with one {what}, got {str(ends)[:80]}: only classifiers of one photo fit here. "
-            "Save keras.Model(model.inputs[0], model.outputs[0])."
+            f"{remedy if what == 'output' else AS_IT_IS}"
         )
     return _tensor(ends, repeated).layer
 
@@ -262,7 +275,8 @@ def _inbound(layer: dict[str, Any], number: int, name: str, repeated: dict[str, 
     if options.get("training") is True and not isinstance(call, dict):
         raise BadInput(
             f"{name}: expected a layer that predicts when a photo is classified, got one called with training=True: "
-            "what it gives is left to chance, or to the other photos of the batch."
+            "what it gives is left to chance, or to the other photos of the batch. Leave training=True out in the code "
+            "that builds the model, then model.load_weights(OLD) and model.save(NEW): it gives what is usual."
         )
     return _Call(tuple(arguments), options)
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from export.graph.nodes import Node
-from export.keras_file.flat_layers import DAMAGED, FlatLayer, Tensor, shared_weights
+from export.keras_file.flat_layers import AS_IT_IS, DAMAGED, FlatLayer, Tensor, shared_weights
 from export.keras_file.keras_layer import same_padding
 from export.worker.keras_worker import AUGMENTATION
 from models.bad_input import BadInput
@@ -56,7 +56,9 @@ class LayerReader:
                 raise _refused(layer)
             self._check_dtype(layer)
             if layer.class_name != "Stack" and any(self.node_of[each] in self.without_channel for each in layer.inputs):
-                raise BadInput(f"{key}: expected layers that read all channels, got one that reads x[..., i] alone.")
+                raise BadInput(
+                    f"{key}: expected layers that read all channels, got one that reads x[..., i] alone. {AS_IT_IS}"
+                )
             reader(self, layer)
             if self.weights.get(key):
                 left = ", ".join(sorted(self.weights[key]))
@@ -65,7 +67,9 @@ class LayerReader:
     def before(self, layer: FlatLayer, count: int = 1) -> list[Node]:
         """The nodes that a layer reads; refused if there are not `count` of them."""
         if len(layer.inputs) != count:
-            raise BadInput(f"{layer.key}: expected a {layer.class_name} of {count} inputs, got {len(layer.inputs)}.")
+            raise BadInput(
+                f"{layer.key}: expected a {layer.class_name} of {count} inputs, got {len(layer.inputs)}. {AS_IT_IS}"
+            )
         return self.all_before(layer)
 
     def all_before(self, layer: FlatLayer) -> list[Node]:
@@ -114,14 +118,15 @@ class LayerReader:
         if array.dtype in (np.float16, np.float64):  # a policy for all of Keras: float16, float64
             if not np.array_equal(array.astype(np.float32), array, equal_nan=True):
                 raise BadInput(
-                    f"{layer.key}/{role}: expected weights that float32 holds exactly, got {array.dtype}. In Keras: "
-                    "load the file under set_floatx('float32') and save it again; answers then change by rounding."
+                    f"{layer.key}/{role}: expected weights that float32 holds exactly, got {array.dtype}. With the "
+                    "code that builds the model: build it in float32, model.load_weights(OLD), model.save(NEW); its "
+                    "answers change by float32's rounding."
                 )
             array = array.astype(np.float32)
         if array.shape != shape or array.dtype != np.float32:
             raise BadInput(
                 f"{layer.key}/{role}: expected float32 {shape}, got {array.dtype} {array.shape}: the weights do not "
-                "fit the architecture."
+                "fit the architecture. Give the one that they belong to."
             )
         return array
 
@@ -136,22 +141,26 @@ class LayerReader:
         if dtype in ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16", "float64"):
             self.half_precision.append(layer.key)
         elif dtype not in ("float32", None) and layer.class_name != "InputLayer":
-            raise BadInput(f"{layer.key}: expected a layer that computes in floating point, got {dtype}.")
+            raise BadInput(f"{layer.key}: expected a layer that computes in floating point, got {dtype}. {AS_IT_IS}")
+
+
+# What to do with a layer that cannot be read, if there is Keras's own for what it does; it keeps the answers.
+_WRITE_IT = (
+    "If layers of Keras's own do the same, put them in its place in the code that builds the model "
+    "({example}), then model.load_weights(OLD) and model.save(NEW): the answers stay."
+)
+_EXAMPLE = "for mobilenet_v2.preprocess_input: Rescaling(1 / 127.5, offset=-1)"
 
 
 def _refused(layer: FlatLayer) -> BadInput:
-    name, kind = layer.key, layer.class_name
+    kind, remedy = layer.class_name, _WRITE_IT.format(example=_EXAMPLE)
     if kind == "Lambda":
-        why = (
-            "code, which this project does not run. If you know what it does, write that as a layer of Keras's own "
-            "(mobilenet_v2.preprocess_input is Rescaling(1 / 127.5, offset=-1)) in the code that builds the model, "
-            "then model.load_weights(OLD) and model.save(NEW)"
-        )
+        why = "code, which this project does not run"
     elif kind in KERAS_LAYERS_NOT_READ:
-        why = "a layer that is not read here yet"
+        why, remedy = "a layer that is not read here", AS_IT_IS
     else:
-        why = "a layer that is not Keras's own: what it computes is in its author's code, not in the file"
-    return BadInput(f"{name}: expected one of Keras's layers for photos, got {kind}: {why}.")
+        why = "not Keras's own: what it computes is in its author's code, not in the file"
+    return BadInput(f"{layer.key}: expected one of Keras's layers for photos, got {kind}, {why}. {remedy}")
 
 
 # Keras's own, and not read: their message must not call them somebody's.
@@ -176,7 +185,7 @@ def _expect(layer: FlatLayer, **allowed: tuple[Any, ...]) -> None:
         value = tuple(value) if isinstance(value, list) else value
         if value not in values:
             shown = " or ".join(map(str, values))
-            raise BadInput(f"{layer.key}: expected a {layer.class_name} with {name} {shown}, got {value}.")
+            raise BadInput(f"{layer.key}: expected a {layer.class_name} with {name} {shown}, got {value}. {AS_IT_IS}")
 
 
 def _whole(value: Any, layer: FlatLayer, what: str, lowest: int = 1) -> int:
@@ -204,7 +213,9 @@ def _number(value: Any, layer: FlatLayer, what: str) -> float:
 
 def _image(node: Node, layer: FlatLayer) -> tuple[int, int, int]:
     if len(node.shape) != 3:
-        raise BadInput(f"{layer.key}: expected a {layer.class_name} on images, got it on shape {node.shape}.")
+        raise BadInput(
+            f"{layer.key}: expected a {layer.class_name} on images, got it on shape {node.shape}. {AS_IT_IS}"
+        )
     return node.shape[0], node.shape[1], node.shape[2]
 
 
@@ -221,10 +232,10 @@ def _only_map(reader: LayerReader, layer: FlatLayer) -> tuple[Node, int, tuple[i
 
 def _input(reader: LayerReader, layer: FlatLayer) -> None:
     if reader.nodes:
-        raise BadInput(f"{layer.key}: expected a model with one input, got another.")
+        raise BadInput(f"{layer.key}: expected a model with one input, got another. {AS_IT_IS}")
     shape = layer.config.get("batch_input_shape") or layer.config.get("batch_shape")
     if not (isinstance(shape, list) and len(shape) == 4 and shape[3] in (1, 3, None)):
-        raise BadInput(f"{layer.key}: expected an input of shape [None, height, width, 3], got {shape}.")
+        raise BadInput(f"{layer.key}: expected an input of shape [None, height, width, 3], got {shape}. {AS_IT_IS}")
     given = reader.image_size or (None, None)
     sides = [own if own is not None else size for own, size in zip(shape[1:3], given, strict=True)]
     if None in sides:
@@ -242,10 +253,12 @@ def _per_channel(value: Any, layer: FlatLayer, what: str, channels: int) -> list
         values = np.asarray(value, np.float64).reshape(-1)
     except (TypeError, ValueError):
         values = np.zeros(0)
-    if values.size not in (1, channels) or not np.isfinite(values).all():
+    shape = np.shape(value)
+    along_channels = not shape or shape[-1] == values.size  # not one for each row
+    if values.size not in (1, channels) or not along_channels or not np.isfinite(values).all():
         raise BadInput(
             f"{layer.key}: expected {what} as one finite number or {channels}, one for each channel, got "
-            f"{str(value)[:80]}."
+            f"{str(value)[:80]}. {AS_IT_IS}"
         )
     return [float(each) for each in np.broadcast_to(values, channels)]
 
@@ -348,7 +361,9 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
     nodes = reader.all_before(layer)
     if len(nodes) == 2:
         if kind not in _OF_TENSORS:
-            raise BadInput(f"{layer.key}: expected to divide by a number, got a division by another layer's output.")
+            raise BadInput(
+                f"{layer.key}: expected to divide by a number, got a division by another layer's output. {AS_IT_IS}"
+            )
         _merged(reader, layer, _OF_TENSORS[kind], nodes)
         return
     (before,) = nodes
@@ -363,7 +378,9 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
         _per_channel(operands[0] if constant_first else operands[1], layer, "a constant", before.shape[0])
     )
     if kind == "/" and (constant_first or not constant.all()):
-        raise BadInput(f"{layer.key}: expected a division by a number other than 0, got {str(operands)[:80]}.")
+        raise BadInput(
+            f"{layer.key}: expected a division by a number other than 0, got {str(operands)[:80]}. {AS_IT_IS}"
+        )
     if kind == "+":
         _affine(reader, layer, before, 1.0, constant)
     elif kind == "-":
@@ -379,7 +396,9 @@ def _reduced(op: str) -> Callable[[LayerReader, FlatLayer, list[Any]], None]:
         (before,) = reader.before(layer)
         axes = operands[0] if operands and isinstance(operands[0], list) else layer.config.get("axis")
         if not isinstance(axes, list) or sorted(axes) not in ([1, 2], [-3, -2]) or len(before.shape) != 3:
-            raise BadInput(f"{layer.key}: expected a {op} over height and width, axes [1, 2], got axes {axes}.")
+            raise BadInput(
+                f"{layer.key}: expected a {op} over height and width, axes [1, 2], got axes {axes}. {AS_IT_IS}"
+            )
         keep = bool(layer.config.get("keepdims", False))
         shape = (before.shape[0], 1, 1) if keep else (before.shape[0],)
         reader.emit(layer, op, shape, {"keep_dimensions": keep})
@@ -391,7 +410,9 @@ def _reshaped(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> Non
     """``reshape(x, [-1, H, W, C])``: the first side is the batch's."""
     target = next((each for each in (*operands, *map(layer.config.get, ("shape", "newshape"))) if each), None)
     if not isinstance(target, list) or target[0] not in (-1, None) or -1 in target[1:]:
-        raise BadInput(f"{layer.key}: expected to reshape to [-1, ...], with each side but the batch's, got {target}.")
+        raise BadInput(
+            f"{layer.key}: expected to reshape to [-1, ...], with each side but the batch's, got {target}. {AS_IT_IS}"
+        )
     _reshape(reader, replace(layer, config={"target_shape": target[1:]}))
 
 
@@ -404,12 +425,25 @@ def _tf_resized(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> N
     _resizing(reader, replace(layer, config=config))
 
 
+def _flipped(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    """``reverse(x, [-1])``, ``flip(x, -1)``: the channels in the opposite order."""
+    (before,) = reader.before(layer)
+    axis = operands[0] if operands else layer.config.get("axis")
+    if axis not in (-1, 3, [-1], [3]) or len(before.shape) != 3:
+        raise BadInput(
+            f"{layer.key}: expected a flip of the channels, axis -1, got axis {axis}. Flip photos before they are "
+            "given to the model."
+        )
+    _take_channels(reader, layer, before, range(before.shape[0])[::-1])
+
+
 # Operations with settings -> their reader, given what the call has after the tensor.
 _OPERATIONS: dict[str, Callable[[LayerReader, FlatLayer, list[Any]], None]] = {
     **dict.fromkeys(("math.reduce_mean", "Mean"), _reduced("global_average_pool")),
     **dict.fromkeys(("math.reduce_max", "Max"), _reduced("global_max_pool")),
     "reshape": _reshaped,
     "image.resize": _tf_resized,
+    **dict.fromkeys(("reverse", "Flip"), _flipped),
 }
 
 
@@ -422,31 +456,67 @@ def _slice(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
     Keras 3 has ``stack([x[..., 2], x[..., 1], x[..., 0]], axis=-1)`` for it.
     """
     (before,) = reader.before(layer)
-    index = operands[1][-1] if len(operands) == 2 and isinstance(operands[1], list) and len(operands[1]) == 2 else None
-    if isinstance(index, int) and "llipsis" in str(operands[1][0]) and -1 < index < _image(before, layer)[0]:
-        one = {"start": index, "stop": index + 1}
-        node = reader.emit(layer, "slice_channels", (1, *before.shape[1:]), one)
+    channels, *size = _image(before, layer)
+    given = operands[1] if len(operands) == 2 else None
+    picked = _picked_channels(given if isinstance(given, list) else [given], channels)
+    if picked is None:
+        raise BadInput(
+            f"{layer.key}: expected x[..., i], x[..., i:j] or x[..., ::-1], which choose channels, got another piece "
+            f"of x: {str(given)[:120]}. What else is cut out of a photo, cut it before it is given to the model."
+        )
+    if isinstance(picked, int):
+        node = reader.emit(layer, "slice_channels", (1, *size), {"start": picked, "stop": picked + 1})
         reader.without_channel.add(node.name)
         return
-    shown = str(operands[1:]).replace("'", '"')
-    turned = re.search(r'"step": -1', shown) and not re.search(r'"(start|stop)": -?\d', shown)
-    if not turned or ("llipsis" not in shown and '"..."' not in shown):
-        raise BadInput(
-            f"{layer.key}: expected x[..., ::-1], got another piece of x: {shown[:80]}. It is not read here."
-        )
-    channels, *size = _image(before, layer)
+    _take_channels(reader, layer, before, picked)
+
+
+def _take_channels(reader: LayerReader, layer: FlatLayer, before: Node, picked: range) -> None:
+    size = before.shape[1:]
+    if list(picked) == list(range(picked[0], picked[-1] + 1)):
+        reader.emit(layer, "slice_channels", (len(picked), *size), {"start": picked[0], "stop": picked[-1] + 1})
+        return
     parts = [
         reader.emit(layer, "slice_channels", (1, *size), {"start": index, "stop": index + 1}, inputs=[before])
-        for index in reversed(range(channels))
+        for index in picked
     ]
-    reader.emit(layer, "concatenate", before.shape, inputs=parts)
+    reader.emit(layer, "concatenate", (len(picked), *size), inputs=parts)
+
+
+def _picked_channels(items: list[Any], channels: int) -> int | range | None:
+    """The channel or channels that ``x[items]`` takes of (N, H, W, C); None if it is anything else of x."""
+    slices = [_slice_of(each) for each in items]
+    if slices.count(...) == 1:
+        place = slices.index(...)
+        slices[place : place + 1] = [slice(None)] * (5 - len(slices))
+    if len(slices) != 4 or any(each != slice(None) for each in slices[:3]):
+        return None
+    last = slices[3]
+    if isinstance(last, int):
+        return range(channels)[last] if -channels <= last < channels else None
+    return (range(channels)[last] or None) if isinstance(last, slice) else None
+
+
+def _slice_of(item: Any) -> Any:
+    """An item of ``x[...]`` as Python has it; Keras 2 and Keras 3 describe it differently. None if it is none."""
+    if item in ("...", "Ellipsis") or (isinstance(item, dict) and item.get("class_name") == "__ellipsis__"):
+        return ...
+    if isinstance(item, int) and not isinstance(item, bool):
+        return item
+    described = item.get("config", item) if isinstance(item, dict) else {}
+    parts = [described.get(part) for part in ("start", "stop", "step")]
+    if "step" not in described or any(part is not None and type(part) is not int for part in parts):
+        return None
+    return slice(parts[0], parts[1], None if parts[2] == 1 else parts[2])
 
 
 def _stack(reader: LayerReader, layer: FlatLayer) -> None:
     """Single channels, put together again."""
     nodes = reader.all_before(layer)
     if layer.config.get("axis") != -1 or any(each.name not in reader.without_channel for each in nodes):
-        raise BadInput(f"{layer.key}: expected to stack channels, x[..., i], on the last axis, got something else.")
+        raise BadInput(
+            f"{layer.key}: expected to stack channels, x[..., i], on the last axis, got something else. {AS_IT_IS}"
+        )
     _joined(reader, layer, nodes)
 
 
@@ -491,7 +561,9 @@ def _same_or_valid(
         for axis in (0, 1)
     ]
     if min(result) < 1:
-        raise BadInput(f"{layer.key}: expected images of at least the size of its window {kernel}, got {size}.")
+        raise BadInput(
+            f"{layer.key}: expected images of at least the size of its window {kernel}, got {size}. {AS_IT_IS}"
+        )
     return (*sides[0], *sides[1]), (result[0], result[1])
 
 
@@ -559,10 +631,12 @@ def _transposed_convolution(reader: LayerReader, layer: FlatLayer) -> None:
         node = reader.emit(layer, "conv2d_transpose", (filters, *result), attributes, weights)
     else:  # the whole of it, of which a part is kept
         if min(crop) < 0:
-            raise BadInput(f"{layer.key}: expected an output_padding within the result, got {added}, which adds zeros.")
-        whole = [result[axis] + crop[2 * axis] + crop[2 * axis + 1] for axis in (0, 1)]
+            raise BadInput(
+                f"{layer.key}: expected an output_padding within the result, got {added}, which adds zeros. {AS_IT_IS}"
+            )
+        sides = [result[axis] + crop[2 * axis] + crop[2 * axis + 1] for axis in (0, 1)]
         attributes = {"strides": strides, "crop": (0, 0, 0, 0), "same": False}
-        node = reader.emit(layer, "conv2d_transpose", (filters, *whole), attributes, weights)
+        node = reader.emit(layer, "conv2d_transpose", (filters, *sides), attributes, weights)
         node = reader.emit(layer, "crop", (filters, *result), {"cropping": tuple(crop)}, inputs=[node])
     _activation_of(reader, layer, node)
 
@@ -652,7 +726,9 @@ def _function(reader: LayerReader, layer: FlatLayer, name: str, node: Node) -> N
     steps = _HARD_SIGMOID[reader.generation] if name == "hard_sigmoid" else _FUNCTIONS.get(name)
     if steps is None:
         known = ", ".join(sorted((*_FUNCTIONS, "hard_sigmoid")))
-        raise BadInput(f"{layer.key}: expected an activation that every Keras has ({known}), got {name[:80]}.")
+        raise BadInput(
+            f"{layer.key}: expected an activation that every Keras has ({known}), got {name[:80]}. {AS_IT_IS}"
+        )
     for op, attributes in steps:
         if op == "affine":
             node = _affine(reader, layer, node, attributes["scale"], attributes["offset"])
@@ -676,7 +752,7 @@ def _activation_of(reader: LayerReader, layer: FlatLayer, node: Node) -> None:
     if not isinstance(name, str) or name.startswith("Custom>"):
         raise BadInput(
             f"{layer.key}: expected an activation of Keras's own, got {str(name)[:80]}: what it computes is in its "
-            "author's code, not in the file."
+            f"author's code, not in the file. {_WRITE_IT.format(example='Activation(NAME)')}"
         )
     _function(reader, layer, name, node)
 
@@ -688,7 +764,9 @@ def _relu(reader: LayerReader, layer: FlatLayer, node: Node) -> None:
     ceiling = None if ceiling is None else _number(ceiling, layer, "max_value")
     if threshold:
         if slope or threshold < 0:
-            raise BadInput(f"{layer.key}: expected a ReLU with a threshold above 0 and no slope, got another.")
+            raise BadInput(
+                f"{layer.key}: expected a ReLU with a threshold above 0 and no slope, got another. {AS_IT_IS}"
+            )
         node = reader.emit(layer, "threshold", node.shape, {"threshold": threshold}, inputs=[node])
         if ceiling is not None:
             node = reader.emit(layer, "relu", node.shape, {"max_value": ceiling}, inputs=[node])
@@ -705,7 +783,7 @@ def _relu(reader: LayerReader, layer: FlatLayer, node: Node) -> None:
 
 def _leaky(reader: LayerReader, layer: FlatLayer, node: Node, slope: float) -> Node:
     if not 0 <= slope <= 1:
-        raise BadInput(f"{layer.key}: expected a slope from 0 to 1, got {slope}.")
+        raise BadInput(f"{layer.key}: expected a slope from 0 to 1, got {slope}. {AS_IT_IS}")
     return reader.emit(layer, "leaky_relu", node.shape, {"negative_slope": slope}, inputs=[node])
 
 
@@ -789,7 +867,9 @@ def _four(value: Any, layer: FlatLayer, what: str) -> tuple[int, int, int, int]:
     given = value if isinstance(value, list | tuple) else [value, value]
     sides = [each if isinstance(each, list | tuple) else [each, each] for each in given]
     if len(sides) != 2 or any(len(side) != 2 for side in sides):
-        raise BadInput(f"{layer.key}: expected {what} for both ends of height and width, got {str(value)[:60]}.")
+        raise BadInput(
+            f"{layer.key}: expected {what} for both ends of height and width, got {str(value)[:60]}. {AS_IT_IS}"
+        )
     top, bottom, left, right = (_whole(each, layer, what, 0) for side in sides for each in side)
     return top, bottom, left, right
 
@@ -811,7 +891,9 @@ def _center_crop(reader: LayerReader, layer: FlatLayer) -> None:
     before, channels, size = _only_map(reader, layer)
     target = [_whole(layer.config[side], layer, side) for side in ("height", "width")]
     if target[0] > size[0] or target[1] > size[1]:
-        raise BadInput(f"{layer.key}: expected images of at least {target}, got {size}: Keras would resize them.")
+        raise BadInput(
+            f"{layer.key}: expected images of at least {target}, got {size}: Keras would resize them. {AS_IT_IS}"
+        )
     if tuple(target) == size:
         reader.same_as(layer, before)
         return
@@ -826,7 +908,7 @@ def _crop(
 ) -> None:
     result = (size[0] - ends[0] - ends[1], size[1] - ends[2] - ends[3])
     if min(result) < 1:
-        raise BadInput(f"{layer.key}: expected images larger than what is cut off {ends}, got {size}.")
+        raise BadInput(f"{layer.key}: expected images larger than what is cut off {ends}, got {size}. {AS_IT_IS}")
     reader.emit(layer, "crop", (channels, *result), {"cropping": ends})
 
 
@@ -854,7 +936,7 @@ def _reshape(reader: LayerReader, layer: FlatLayer) -> None:
     known = int(np.prod([each for each in target if each != -1]))
     target = [count // known if each == -1 else each for each in target]
     if int(np.prod(target)) != count:
-        raise BadInput(f"{layer.key}: expected a Reshape of {count} numbers, got {target}.")
+        raise BadInput(f"{layer.key}: expected a Reshape of {count} numbers, got {target}. {AS_IT_IS}")
     shape = (target[-1], *target[:-1])
     if shape == before.shape:
         reader.same_as(layer, before)
@@ -884,7 +966,7 @@ def _merged(reader: LayerReader, layer: FlatLayer, op: str, nodes: list[Node]) -
     except ValueError:
         shapes = []
     if not shapes:
-        raise BadInput(f"{layer.key}: expected to {op} equal shapes, got {[each.shape for each in nodes]}.")
+        raise BadInput(f"{layer.key}: expected to {op} equal shapes, got {[each.shape for each in nodes]}. {AS_IT_IS}")
     if size:
         nodes = [
             reader.emit(layer, "reshape", (each.shape[0], 1, 1), inputs=[each]) if len(each.shape) == 1 else each
@@ -900,7 +982,7 @@ def _merge(op: str) -> Callable[[LayerReader, FlatLayer], None]:
             return
         nodes = reader.all_before(layer)
         if len(nodes) < 2 or (op == "subtract" and len(nodes) != 2):
-            raise BadInput(f"{layer.key}: expected a {layer.class_name} of two inputs, got {len(nodes)}.")
+            raise BadInput(f"{layer.key}: expected a {layer.class_name} of two inputs, got {len(nodes)}. {AS_IT_IS}")
         _merged(reader, layer, op, nodes)
 
     return read
@@ -909,7 +991,7 @@ def _merge(op: str) -> Callable[[LayerReader, FlatLayer], None]:
 def _concatenate(reader: LayerReader, layer: FlatLayer) -> None:
     nodes = reader.all_before(layer)
     if len({each.shape[1:] for each in nodes}) != 1:
-        raise BadInput(f"{layer.key}: expected to join equal sizes, got {[each.shape for each in nodes]}.")
+        raise BadInput(f"{layer.key}: expected to join equal sizes, got {[each.shape for each in nodes]}. {AS_IT_IS}")
     _expect(layer, axis=(-1, len(nodes[0].shape), (-1,)))
     if len(nodes) == 1:
         reader.same_as(layer, nodes[0])
@@ -968,7 +1050,7 @@ READERS: dict[str, Callable[[LayerReader, FlatLayer], None]] = {
     "Normalization": _normalization,
     "Resizing": _resizing,
     "CenterCrop": _center_crop,
-    **dict.fromkeys(("TFOpLambda", "SlicingOpLambda", "Mean", "Max"), _operation),
+    **dict.fromkeys(("TFOpLambda", "SlicingOpLambda", "Mean", "Max", "Flip"), _operation),
     **dict.fromkeys((*_SLICES, *_ARITHMETIC, *_ELEMENTWISE), _operation),
     "Stack": _stack,
     **dict.fromkeys(("CustomScaleLayer", "Custom>CustomScaleLayer"), _custom_scale),
@@ -1002,3 +1084,7 @@ READERS: dict[str, Callable[[LayerReader, FlatLayer], None]] = {
     **dict.fromkeys((*AUGMENTATION, *_MORE_AUGMENTATION), _augmentation),
     **dict.fromkeys(REGULARISATION, _no_effect),
 }
+# Keras 3's operations without a layer; those of Keras 2 are TFOpLambda.
+BARE_OPERATIONS = frozenset(
+    name for name, reader in READERS.items() if reader is _operation and "OpLambda" not in name and "." not in name
+) | {"Add", "Subtract", "Multiply"}

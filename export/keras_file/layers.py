@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from export.graph.nodes import Graph, Node
+from export.keras_file.joined_activations import join_activations
 from export.keras_file.keras_layer import Emit, KerasLayer, NoKerasLayer
 from export.keras_file.operations import (
     activation,
@@ -34,12 +35,14 @@ _LAYERS: dict[str, Emit] = {
 }
 
 
-def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
+def keras_layers(graph: Graph, input_range: str = "unit", separate: bool = False) -> list[KerasLayer]:
     """Translate the graph into Keras layers: one per node, plus a ZeroPadding2D where SAME would pad differently.
 
     Args:
         graph: the neutral graph.
         input_range: ``unit`` (the model takes [0, 1]) or ``raw`` (it takes 0..255 and divides first).
+        separate: whether every activation is a layer of its own, as in files of older versions; otherwise those that a
+            node says are inside another's layer (`Node.inside`) are.
 
     Returns:
         The layers in the order in which Keras loads their weights; the first is the input, the last the output.
@@ -62,6 +65,8 @@ def keras_layers(graph: Graph, input_range: str = "unit") -> list[KerasLayer]:
             fixed = layer.fixed or any(tensor in constants for _, tensor, _ in layer.weights)
             layers.append(replace(layer, node=node.name, fixed=fixed))
         renamed[node.name] = node.name
+    if not separate:
+        layers, _ = join_activations(layers, {node.name: node.inside for node in graph.nodes if node.inside})
     return in_keras_order(layers)
 
 
@@ -87,6 +92,12 @@ def _layers_of(graph: Graph, node: Node, inputs: tuple[str, ...]) -> list[KerasL
         raise
     except Exception as error:  # a shape, or a weight's, that the writer of the operation does not expect
         raise NoKerasLayer(node, f"in this form ({type(error).__name__}: {error})") from error
+
+
+def joined_activations(graph: Graph) -> dict[str, str]:
+    """Activation -> the node in whose Keras layer it is: there the output of the layer is the activation's."""
+    inside = {node.name: node.inside for node in graph.nodes if node.inside}
+    return join_activations(keras_layers(graph, separate=True), inside)[1]
 
 
 def in_keras_order(layers: list[KerasLayer]) -> list[KerasLayer]:

@@ -50,13 +50,12 @@ class KerasFile:
         return 3 if self.marks.get("keras_version", "2").startswith("3") else 2
 
 
-def read_keras_file(path: Path, architecture: dict[str, Any] | None = None) -> KerasFile:
+def read_keras_file(path: Path) -> KerasFile:
     """Read a Keras file of any form without Keras: by what it is, not by its name.
 
     Args:
         path: a `.h5` or `.hdf5`, a `.keras` archive, or a zip with one of them, such as Teachable Machine's
             `converted_keras.zip`. Nothing is unpacked to disk.
-        architecture: for a file of weights alone: what ``model.to_json()`` says.
 
     Raises:
         BadInput: the file is missing, is damaged, or holds no Keras model.
@@ -64,7 +63,7 @@ def read_keras_file(path: Path, architecture: dict[str, Any] | None = None) -> K
     path = Path(path)
     if path.is_file() and zipfile.is_zipfile(path):
         return _read_zip(path)
-    return read_keras_h5(path, architecture)
+    return read_keras_h5(path)
 
 
 def is_keras_file(path: Path) -> bool:
@@ -77,40 +76,36 @@ def is_keras_file(path: Path) -> bool:
         return file.read(8) == b"\x89HDF\r\n\x1a\n"
 
 
-def read_keras_h5(path: Path, architecture: dict[str, Any] | None = None) -> KerasFile:
+def read_keras_h5(path: Path) -> KerasFile:
     """Read a Keras `.h5` without Keras.
-
-    Args:
-        path: the file.
-        architecture: for a file of weights alone, as ``save_weights`` writes them: what ``model.to_json()`` says.
 
     Raises:
         BadInput: the file is missing, is not HDF5, or holds no Keras model.
     """
+    if (path / "saved_model.pb").is_file():
+        raise BadInput(
+            f"expected a Keras .h5 or .keras file, got {path}, a SavedModel. In the Keras 2 that wrote it: "
+            "keras.models.load_model(FOLDER).save('WHOLE.h5'), and give that file."
+        )
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
-        raise BadInput(f"expected a Keras .h5 file, got {path}, which {what}. Check the path.")
+        raise BadInput(f"expected a Keras .h5 or .keras file, got {path}, which {what}. Check the path.")
+    if path.suffix.lower() == ".keras" and not h5py.is_hdf5(path):
+        raise BadInput(
+            f"expected a .keras archive, got {path}, which is no zip as such an archive is. It was not written to the "
+            "end, or only a part of it has come: copy, download or save it again."
+        )
     try:
         check_storage(str(path))
         with h5py.File(path, "r") as file:
             named = any(each.startswith("layer_names") for each in file.attrs)
-            weights_alone = "model_config" not in file.attrs and (named or "layers" in file)
-            if weights_alone and architecture is None:
+            if "model_config" not in file.attrs and (named or "layers" in file or _TF in file):
                 raise BadInput(
                     f"expected a Keras file with architecture and weights, got {path}, which has weights alone, as "
-                    "save_weights and ModelCheckpoint(save_weights_only=True) write them. Give the model beside it: "
-                    "--architecture FILE.json, with what model.to_json() says."
+                    "save_weights and ModelCheckpoint(save_weights_only=True) write them. Give the network beside it: "
+                    "--architecture FILE.json, with what model.to_json() says, or a network of keras.applications as "
+                    "in --architecture MobileNetV2,alpha=0.35,size=96,classes=4"
                 )
-            if architecture is not None and not weights_alone:
-                raise BadInput(
-                    f"--architecture: expected with weights alone, got {path}, which holds its own architecture. "
-                    "Leave it out."
-                )
-            if architecture is not None and not named:
-                return _of_archive(architecture, {}, file)
-            if architecture is not None:
-                weights, names = _read_weights(file)
-                return KerasFile(architecture, None, {}, weights, names, _version(file.attrs, architecture))
             return file_contents(file)
     except Refused as refused:
         raise BadInput(
@@ -127,28 +122,11 @@ def read_keras_h5(path: Path, architecture: dict[str, Any] | None = None) -> Ker
 # No classifier's architecture is as long, and none of its files has as many bytes; larger ones are not unpacked.
 _MOST_JSON = 64 << 20
 _MOST_BYTES = 4 << 30
+_MOST_LABELS = 1 << 20
+# Keras 2's name for the group "layers" in a `.keras` archive.
+_TF = "_layer_checkpoint_dependencies"
 # What a `.keras` archive has at least.
 KERAS_ARCHIVE = ("config.json", "model.weights.h5")
-
-
-def read_architecture(path: Path) -> dict[str, Any]:
-    """An architecture as ``model.to_json()`` writes it.
-
-    Raises:
-        BadInput: the file is missing or no JSON object.
-    """
-    try:
-        if path.stat().st_size > _MOST_JSON:
-            raise ValueError(f"more than {_MOST_JSON >> 20} MiB")
-        content = json.loads(path.read_text())
-        if not isinstance(content, dict) or "config" not in content:
-            raise ValueError("no architecture")
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(
-            f"--architecture: expected a file with what model.to_json() says, got {path}: {error}. Write it with "
-            "open(PATH, 'w').write(model.to_json())"
-        ) from error
-    return content
 
 
 def _read_zip(path: Path) -> KerasFile:
@@ -199,6 +177,26 @@ def packed_h5(archive: zipfile.ZipFile) -> str | None:
     return inside[0] if len(inside) == 1 and not set(KERAS_ARCHIVE) <= set(names) else None
 
 
+def packed_labels(path: Path) -> str | None:
+    """The text of the only ``labels.txt`` in a zip, as Teachable Machine packs it beside the network; else None.
+
+    Raises:
+        BadInput: the zip cannot be read, or the text is none.
+    """
+    if not (path.is_file() and zipfile.is_zipfile(path)):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.rpartition("/")[2].lower() == "labels.txt"]
+            names = [name for name in names if "__MACOSX" not in name]
+            return _unpacked(archive, names[0], _MOST_LABELS).decode("utf-8-sig") if len(names) == 1 else None
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, *UNREADABLE) as error:
+        raise BadInput(
+            f"expected a readable labels.txt in {path}, got one that cannot be read ({type(error).__name__}: "
+            f"{str(error)[:120]}). Download it again, or unpack the zip and give the .h5 in it and --labels."
+        ) from error
+
+
 def unpack_h5(archive: zipfile.ZipFile, name: str, place: Path) -> None:
     """Write a file of a zip under a name of our own; what it unpacks to is counted, whatever it claims.
 
@@ -225,6 +223,28 @@ def _h5_in(archive: zipfile.ZipFile, name: str) -> Iterator[h5py.File]:
             yield opened
 
 
+def loadable(path: Path, folder: Path) -> Path:
+    """The file that Keras itself loads: of a zip with one `.h5` in it, that `.h5`, unpacked into `folder`.
+
+    Raises:
+        BadInput: the zip cannot be read.
+    """
+    if not (path.is_file() and zipfile.is_zipfile(path)):
+        return path
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = packed_h5(archive)
+            if inside is None:
+                return path
+            unpack_h5(archive, inside, folder / "unpacked.h5")
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, OSError, ValueError) as error:
+        raise BadInput(
+            f"expected a zip with a Keras .h5, got {path}, which cannot be unpacked ({type(error).__name__}: "
+            f"{str(error)[:120]}). Download it again."
+        ) from error
+    return folder / "unpacked.h5"
+
+
 def _version(attributes: Any, config: dict[str, Any], metadata: dict[str, Any] | None = None) -> dict[str, str]:
     found = (metadata or {}).get("keras_version") or config.get("keras_version") or attributes.get("keras_version", "2")
     return {"keras_version": found.decode() if isinstance(found, bytes) else str(found)}
@@ -233,10 +253,11 @@ def _version(attributes: Any, config: dict[str, Any], metadata: dict[str, Any] |
 def _of_archive(config: dict[str, Any], metadata: dict[str, Any], file: h5py.File) -> KerasFile:
     """From a `.keras` archive, or the weights of one: arrays lie under the classes of their layers, without names."""
     weights: dict[str, list[np.ndarray]] = {}
-    root = next((name for name in ("layers", "_layer_checkpoint_dependencies") if name in file), "")
+    root = next((name for name in ("layers", _TF) if name in file), "")
     if not root:
         raise ValueError("the weights have no layers")
-    _collect(config["config"], file, (), weights)
+    if "layers" in config["config"]:  # else a class of its own, which is refused by its name
+        _collect(config["config"], file, (), weights)
     names = {key: [str(place) for place in range(len(arrays))] for key, arrays in weights.items()}
     compiled: Any = config.get("compile_config")
     training = {"optimizer_config": compiled["optimizer"], **compiled} if _has_optimiser(compiled) else None
@@ -251,28 +272,37 @@ def _collect(config: Any, group: h5py.Group, path: tuple[str, ...], found: dict[
     """Arrays by the layer's key. A group is named by the layer's class, with a number from the second on.
 
     Mirrors ``_save_container_state`` in ``keras/src/saving/saving_lib.py``. Where the group says its layer's name, as
-    newer Kerases write it, that must be this layer's.
+    newer Kerases write it, that must be this layer's, but for the number that Keras gives it: code that is run again
+    makes dense_1 of dense. Keras 2 counts a layer with weights twice.
     """
-    inside = next((group[name] for name in ("layers", "_layer_checkpoint_dependencies") if name in group), None)
+    inside = next((group[name] for name in ("layers", _TF) if name in group), None)
     seen: dict[str, int] = {}
     for layer in config["layers"]:
         if ".ops." in str(layer.get("module")):
             continue  # a bare operation is no layer
         kind = snake_case(layer["class_name"])
-        number = seen.get(kind, -1) + 1
-        seen[kind] = number
+        number = seen.get(kind, 0)
         name = layer.get("name") or layer["config"]["name"]
         own = None if inside is None else inside.get(f"{kind}_{number}" if number else kind)
+        seen[kind] = number + (2 if own is not None and _TF in group and _has_arrays(own) else 1)
         if own is None:
             continue
         if "layers" in layer["config"]:
             _collect(layer["config"], own, (*path, name), found)
         elif "vars" in own:
             stated = own["vars"].attrs.get("name", name)
-            if stated != name:
+            if _unnumbered(stated) != _unnumbered(name):
                 raise ValueError(f"the weights of {stated} lie where those of {name} should")
             if len(own["vars"]):
                 found["/".join((*path, name))] = [own["vars"][str(place)][()] for place in range(len(own["vars"]))]
+
+
+def _has_arrays(group: h5py.Group) -> bool:
+    return bool(group.visititems(lambda name, item: isinstance(item, h5py.Dataset) or None))
+
+
+def _unnumbered(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
 
 
 def snake_case(class_name: str) -> str:

@@ -12,12 +12,10 @@ from typing import Any
 
 from export.graph.nodes import Graph
 from export.keras_file.architecture import WITHOUT_EFFECT, KerasGraph
+from export.keras_file.joined_activations import join_activations
 from export.keras_file.keras_layer import KerasLayer
 from export.keras_file.layers import in_keras_order, keras_layers
 
-_WITH_ACTIVATION = ("Dense", "Conv2D", "DepthwiseConv2D", "Conv2DTranspose")
-# Those that mean the same inside such a layer, in every Keras.
-_INSIDE = ("softmax", "sigmoid", "tanh", "swish", "selu", "softplus", "softsign")
 _REGULARISERS = ("kernel_regularizer", "bias_regularizer", "depthwise_regularizer", "activity_regularizer")
 
 
@@ -53,9 +51,11 @@ def upgraded_layers(source: KerasGraph, open_size: bool = False) -> UpgradedLaye
         replace(node, name=names[node.name], inputs=tuple(names[each] for each in node.inputs))
         for node in source.graph.nodes
     )
-    layers, moved = _activations_inside(
-        keras_layers(Graph(nodes, source.graph.tensors)), {names[node.name]: node.source for node in source.graph.nodes}
-    )
+    # an activation goes back into the layer that it came from
+    source_of = {names[node.name]: node.source for node in source.graph.nodes}
+    inside = {node.name: node.inputs[0] for node in nodes[1:] if source_of[node.inputs[0]] == source_of[node.name]}
+    layers, moved = join_activations(keras_layers(Graph(nodes, source.graph.tensors)), inside)
+    layers = in_keras_order(layers)
     if open_size:
         shape = layers[0].config["batch_input_shape"]
         layers[0] = replace(layers[0], config={"batch_input_shape": [None, None, None, shape[3]]})
@@ -70,7 +70,6 @@ def upgraded_layers(source: KerasGraph, open_size: bool = False) -> UpgradedLaye
         name = moved.get(names[node], names[node])
         if name in written and name != layers[0].name:
             compared[key] = name
-    source_of = {names[node.name]: node.source for node in source.graph.nodes}
     frozen = frozenset(
         layer.name
         for layer in layers[1:]
@@ -98,31 +97,6 @@ def _names(source: KerasGraph) -> tuple[dict[str, str], list[str]]:
             taken.add(name)
         names[node.name] = name.replace("/", "_")
     return names, [key for key, layer in source.layers.items() if short[key] != layer.path[-1]]
-
-
-def _activations_inside(layers: list[KerasLayer], source_of: dict[str, str]) -> tuple[list[KerasLayer], dict[str, str]]:
-    """Put an activation back into the layer that it came from; also returns where its output is now."""
-    readers = Counter(name for layer in layers for name in layer.inputs)
-    by_name = {layer.name: layer for layer in layers}
-    moved: dict[str, str] = {}
-    for layer in layers:
-        function = _function(layer)
-        before = by_name.get(layer.inputs[0]) if function and len(layer.inputs) == 1 else None
-        if before is None or before.class_name not in _WITH_ACTIVATION or readers[before.name] != 1:
-            continue
-        if source_of.get(layer.name) != source_of.get(before.name, ""):
-            continue
-        by_name[before.name] = replace(before, config={**before.config, "activation": function})
-        del by_name[layer.name]
-        moved[layer.name] = before.name
-    kept = [replace(layer, inputs=tuple(moved.get(name, name) for name in layer.inputs)) for layer in by_name.values()]
-    return in_keras_order(kept), moved
-
-
-def _function(layer: KerasLayer) -> str | None:
-    if layer.class_name == "Activation" and layer.config["activation"] in _INSIDE:
-        return str(layer.config["activation"])
-    return "relu" if layer.class_name == "ReLU" and layer.config == {"max_value": None} else None
 
 
 def _notes(source: KerasGraph, renamed: list[str]) -> list[str]:

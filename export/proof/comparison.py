@@ -13,6 +13,7 @@ import numpy as np
 from export.checkpoint import Checkpoint, read_checkpoint
 from export.graph.fold import fold_batch_norms, folded_state
 from export.graph.nodes import Graph
+from export.keras_file.layers import joined_activations
 from export.keras_file.read import KerasFile, read_keras_h5
 from export.proof import probe_images
 from export.proof.image_sets import ImageSet
@@ -117,6 +118,12 @@ class Comparison:
         with_others = {name: tensors.get(name, array) for name, array in self.traced.tensors.items()}
         graph = Graph(self.traced.nodes, with_others, self.traced.computed)
         return fold_batch_norms(graph) if self.folded else graph
+
+    @cached_property
+    def separate(self) -> bool:
+        """Whether the file has its softmax as a layer of its own, as older versions wrote it."""
+        in_file = {layer["config"]["name"] for layer in self.twin.config["config"]["layers"]}
+        return any(name in in_file for name in joined_activations(self.graph))
 
     @cached_property
     def exact_state(self) -> State | None:

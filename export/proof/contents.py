@@ -51,7 +51,7 @@ def check_contents(comparison: Comparison) -> Check:
     `shelftwin_version`, whose right value nobody knows: only its digest is compared.
     """
     source, graph, twin = comparison.source, comparison.graph, comparison.twin
-    layers = keras_layers(graph, comparison.input_range)
+    layers = keras_layers(graph, comparison.input_range, comparison.separate)
     # not compared here: `check_labels` compares the checkpoint's digest, and the version may be an older one
     own = ("checkpoint_sha256", "shelftwin_version")
     parts: dict[str, tuple[object, object]] = {

@@ -53,6 +53,8 @@ _SKIPPED = {
     ),
     "training_steps": "an import is compared as it predicts: it is trained on with Adam, anew, whatever the file says",
 }
+# What a file of half precision gives as it is, for the synthetic images.
+_AS_SAVED = "as_saved.npy"
 # Advice if the checkpoint was not imported from a Keras file, and the file states nothing about its origin.
 _SAVED_AGAIN = (
     "The file says nothing of its origin, and the checkpoint was imported from no file: probably the twin was saved "
@@ -69,11 +71,13 @@ class Import:
         checkpoint: from ``lightning import``.
         h5: the Keras file, as its owner saved it.
         sets: images for both sides, from `comparison.image_sets`.
+        given: the file whose digest the checkpoint carries, if `h5` was put together from it; None: `h5`.
     """
 
     checkpoint: Path
     h5: Path
     sets: list[ImageSet]
+    given: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +136,7 @@ def check_imports(
                 checkpoint={"path": str(comparison.given.checkpoint), "sha256": comparison.source.digest},
                 model={
                     "path": str(comparison.given.h5),
-                    "sha256": file_digest(comparison.given.h5),
+                    "sha256": file_digest(comparison.given.given or comparison.given.h5),
                     "input_range": comparison.classifier.input_range,
                 },
                 checks=checks,
@@ -161,7 +165,13 @@ def _read(given: Import) -> _Comparison:
         if _is_saved_again(source, read_keras_file(given.h5)):
             raise BadInput(f"{error}\n{_SAVED_AGAIN}") from error
         raise
-    return _Comparison(given, source, classifier, _check_facts(source, classifier), _compared_nodes(classifier))
+    return _Comparison(
+        given,
+        source,
+        classifier,
+        _check_facts(source, classifier, given.given or given.h5),
+        _compared_nodes(classifier),
+    )
 
 
 def _is_saved_again(source: Checkpoint, file: KerasFile) -> bool:
@@ -201,19 +211,29 @@ def _run_checks(comparison: _Comparison, folder: Path) -> tuple[list[Check], lis
             "Keras": (keras_gave[0], exact),
         }
         allowed = allowed_difference(check, sides)
+    why = "; ".join(filter(None, (_half_precision(classifier, folder, keras_gave[0]), allowed.why)))
     for images, from_torch, from_keras in zip(comparison.given.sets, torch_gave, keras_gave, strict=True):
-        checks.append(check_probabilities(images, from_torch, from_keras, threshold=allowed.threshold, why=allowed.why))
+        checks.append(check_probabilities(images, from_torch, from_keras, threshold=allowed.threshold, why=why))
         checks.append(check_top1(images, from_torch, from_keras, tie=allowed.threshold))
         if images.name == "photos":
             photos = worst_photos(images, from_torch, from_keras)
     return checks, layer_errors, photos
 
 
-def _check_facts(source: Checkpoint, classifier: KerasClassifier) -> Check:
+def _half_precision(classifier: KerasClassifier, folder: Path, in_float32: np.ndarray) -> str:
+    """What is compared where the file computes in half precision, and what that does to its answers."""
+    if not classifier.source.half_precision:
+        return ""
+    as_saved = probabilities_of(np.load(folder / _AS_SAVED, allow_pickle=False), classifier.output)
+    moved = float(np.abs(as_saved.astype(np.float64) - in_float32).max())
+    return f"Keras computes the file in float32: its own half precision moves its answers here by up to {moved:.2g}"
+
+
+def _check_facts(source: Checkpoint, classifier: KerasClassifier, given: Path) -> Check:
     """Whether the checkpoint was made from this very file and describes the same network, classes and images."""
     stated, names = classifier.file.details, names_stated(classifier.file, bool(classifier.doubled))
     pairs: dict[str, tuple[Any, Any]] = {
-        "imported_from": (source.imported_from, file_digest(classifier.path)),
+        "imported_from": (source.imported_from, file_digest(given)),
         "architecture": (source.network.architecture, classifier.network.architecture),
         "class_names": (list(source.class_names), names if names is not None else list(source.class_names)),
         "image_size": (list(source.image_size), stated.get("image_size", list(classifier.image_size))),
@@ -290,6 +310,8 @@ def _comparable(classifier: KerasClassifier, node: str, value: np.ndarray, expec
     if value.ndim == 2 and value.shape[1] == 1 and expected.shape[1] == 2:
         logits = classifier.layer_of[node] == classifier.doubled
         return np.concatenate([0 * value, value] if logits else [1 - value, value], axis=1)
+    if value.shape == expected.shape[:-1] and expected.shape[-1] == 1:
+        return value[..., None]  # x[..., i]: Keras has no axis for the one channel
     return value[:, 0, 0] if value.ndim == 4 and expected.ndim == 2 and value.shape[1:3] == (1, 1) else value
 
 
@@ -326,5 +348,11 @@ def _tasks(comparison: _Comparison, folder: Path) -> list[dict[str, object]]:
         if each is comparison.given.sets[0]:
             answers = str(folder / "exact_answers.npy")
             tasks[1] |= {"images": inputs["inputs"], "scale": inputs["scale"], "answers": answers}
-        tasks.append({"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")})
+        predict = {"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")}
+        if classifier.source.half_precision:
+            # the same file, every layer in float32: half precision would be compared with nothing but itself
+            if each is comparison.given.sets[0]:
+                tasks.append({**predict, "outputs": str(folder / _AS_SAVED)})
+            predict |= {"task": "predict_exact", "dtype": "float32", "copy": str(folder / "float32.h5")}
+        tasks.append(predict)
     return tasks

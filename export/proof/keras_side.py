@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from export.keras_file.layers import joined_activations
 from export.proof.comparison import Comparison
 from export.proof.probe_images import write_probe_files
 from export.worker.keras_process import run_keras
@@ -105,10 +106,22 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
     raw = comparison.input_range == "raw"
     np.save(exact, comparison.exact_images * 255 if raw else comparison.exact_images)
     in_file = {layer["config"]["name"] for layer in comparison.twin.config["config"]["layers"]}
-    names = [node.name for node in comparison.graph.nodes[1:] if node.name in in_file]
+    joined = {} if comparison.separate else joined_activations(comparison.graph)
+    place_of = {node.name: joined.get(node.name, node.name) for node in comparison.graph.nodes[1:]}
+    place_of = {node: place for node, place in place_of.items() if place in in_file}
+    # a layer with an activation inside gives the activation's output: what it has before that is asked for, too
+    before = [place for node, place in joined.items() if place in in_file]
+    after = {node: place for node, place in place_of.items() if node not in before}
     tasks: dict[str, Task] = {
         "weights": {"task": "weights", "outputs": str(folder / "weights.npz")},
-        "layers": {"task": "layers", "inputs": str(exact), "names": names, "folder": str(layers)},
+        "layers": {
+            "task": "layers",
+            "inputs": str(exact),
+            "nodes": [*after, *before],
+            "names": list(after.values()),
+            "before_activation": before,
+            "folder": str(layers),
+        },
     }
     for each in comparison.sets:
         inputs = each.save(folder, comparison.input_range)
@@ -179,7 +192,7 @@ def _collect(
     return KerasSide(
         versions=versions,
         weights=_arrays(tasks["weights"]["outputs"]),
-        layers={name: _load(layers / f"{index}.npy") for index, name in enumerate(tasks["layers"]["names"])},
+        layers={name: _load(layers / f"{index}.npy") for index, name in enumerate(tasks["layers"]["nodes"])},
         probabilities=[_load(tasks[each.name]["outputs"]) for each in comparison.sets],
         exact=_load(tasks["layers"]["answers"]),
         trained=_arrays(tasks["train"]["outputs"]) if train and "failed" not in train else None,

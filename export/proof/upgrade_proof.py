@@ -19,6 +19,7 @@ import numpy as np
 
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import KerasGraph
+from export.keras_file.preprocessing import likely_range
 from export.keras_file.upgraded import UpgradedLayers
 from export.proof.checks import check_layers, check_probabilities, check_top1, same_bits
 from export.proof.image_sets import ImageSet
@@ -32,8 +33,6 @@ from models.digests import file_digest
 _TIME_LIMIT = 900.0
 # Two Keras processes need about 1 GiB each; with less than this free, one runs after the other.
 _FREE_FOR_TWO = 4 << 30
-# A first layer that multiplies by less than this takes 0 to 255.
-_RAW_SCALE = 0.05
 
 
 @dataclass(frozen=True)
@@ -104,10 +103,10 @@ def _probes(source: KerasGraph) -> ImageSet:
     """Images in the range that the old file takes, as far as its layers show it; both files are given the same."""
     channels, height, width = source.graph.nodes[0].shape
     images = synthetic_images((height, width))[..., :channels]
-    first = next((node for node in source.graph.nodes[1:] if node.op != "resize"), None)
-    if first is not None and first.op == "affine" and max(map(abs, first.attributes["scale"])) < _RAW_SCALE:
+    shown = likely_range(source.graph)
+    if shown == "raw":
         images = images * np.float32(255)
-    elif first is None or first.op != "affine":
+    elif shown is None:
         images = images * np.float32(2) - np.float32(1)
     return ImageSet("images", images, NAMES)
 
@@ -183,7 +182,7 @@ def _said(refused: str, old: Path) -> str:
 
 
 def _is_half(source: KerasGraph) -> bool:
-    return any("half precision" in note for note in source.notes)
+    return bool(source.half_precision)
 
 
 def _job(upgrade: Upgrade, folder: Path, side: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ _REMEDIES = {
     "keras": "Give an interpreter that has one with --keras-python.",
     "model": "Name an interpreter that has the Keras that it comes from with --keras-python, or export it again.",
     "package": "Install it there.",
+    "architecture": "Give --architecture one that it has, or a FILE.json with what model.to_json() says.",
 }
 
 GPU_VARIABLE = "SHELFTWIN_KERAS_GPU"

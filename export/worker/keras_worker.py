@@ -67,7 +67,7 @@ KNOWN_LAYERS = frozenset(
     MaxPooling2D Dropout SpatialDropout2D GaussianDropout AlphaDropout ActivityRegularization Flatten Reshape Permute
     Conv2DTranspose ELU ThresholdedReLU Minimum Resizing CenterCrop
     TFOpLambda SlicingOpLambda GetItem TrueDivide Divide Negative Cast Identity Relu Relu6 Sigmoid Silu Tanh Elu
-    Mean Max Stack SpatialDropout1D RandomHeight RandomWidth CustomScaleLayer Custom>CustomScaleLayer
+    Mean Max Stack Flip SpatialDropout1D RandomHeight RandomWidth CustomScaleLayer Custom>CustomScaleLayer
     """.split()  # noqa: SIM905
 )
 # Layers that change photos in training and do nothing in inference. None changes the size, as RandomCrop does.
@@ -111,7 +111,7 @@ KNOWN_OPERATIONS = frozenset(
     math.truediv math.divide math.subtract math.multiply math.add math.negative __operators__.add
     __operators__.getitem strided_slice nn.bias_add nn.relu nn.relu6 nn.sigmoid nn.softmax nn.tanh nn.elu nn.selu
     nn.gelu nn.silu nn.swish nn.softplus math.sigmoid math.tanh cast identity reshape concat math.reduce_mean
-    math.reduce_max image.resize
+    math.reduce_max image.resize reverse
     """.split()  # noqa: SIM905
 )
 # Where a file names one by itself, not as a `class_name`.
@@ -579,17 +579,19 @@ _EXACT: dict[str, Any] = {}  # path of a copy -> its model in float64, made once
 
 
 def predict_exact(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """``inputs`` (N, H, W, 3) .npy, ``scale``, ``copy`` -> ``outputs`` .npy: (N, C), all at once, in float64.
+    """``inputs`` (N, H, W, 3) .npy, ``scale``, ``copy`` -> ``outputs`` .npy: (N, C) in float64, all at once.
 
-    ``dtype``, which is optional, may be ``float32``: for a file that computes in half precision by itself.
+    ``dtype``, which is optional, may be ``float32``: for a file that computes in half precision by itself; and
+    ``batch_size`` may say how many at once.
     """
     dtype = task.get("dtype", "float64")
     count, batch = images(task["inputs"], task["scale"], dtype)
     usual = keras.backend.floatx()
     keras.backend.set_floatx(dtype)  # Keras 2 casts its inputs to this type
     try:
-        twin = exact_twin(keras, task, dtype)
-        np.save(task["outputs"], np.asarray(twin.predict_on_batch(batch(0, count))))
+        size, twin = task.get("batch_size", count), exact_twin(keras, task, dtype)
+        outputs = [np.asarray(twin.predict_on_batch(batch(start, start + size))) for start in range(0, count, size)]
+        np.save(task["outputs"], np.concatenate(outputs))
     finally:
         keras.backend.set_floatx(usual)
     return {"count": count}
@@ -640,9 +642,10 @@ def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
     """``inputs`` (N, H, W, 3) float64 .npy, ``names`` -> ``folder``/INDEX.npy: each layer's output, all in float64.
 
     A layer of a nested model is named ``MODEL/LAYER``. ``fed_by``, which is optional, then gives for each nested model
-    the layer whose output it is fed, or null if it is fed the images. ``images`` .npy and ``scale``, which are
-    optional, are further images, of which ``answers`` .npy gets what the model gives, in float64 as well. ``copy`` and
-    ``compiled``, which are optional, are `exact_twin`'s.
+    the layer whose output it is fed, or null if it is fed the images. ``before_activation``, which is optional, names
+    layers of which what they have before their activation is wanted; INDEX goes on counting. ``images`` .npy and
+    ``scale``, which are optional, are further images, of which ``answers`` .npy gets what the model gives, in float64
+    as well. ``copy`` and ``compiled``, which are optional, are `exact_twin`'s.
     """
     usual = keras.backend.floatx()
     keras.backend.set_floatx("float64")  # Keras 2 casts its inputs to this type
@@ -650,15 +653,36 @@ def layers(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
         twin = exact_twin(keras, {"copy": str(Path(task["folder"]) / "float64.h5"), **task})
         inputs = np.load(task["inputs"], allow_pickle=False)
         values = layer_outputs(keras, twin, task["names"], inputs, task.get("fed_by", {}))
+        before = before_activations(keras, twin, task.get("before_activation", []), inputs)
         if "images" in task:
             count, batch = images(task["images"], task["scale"], "float64")
             twin.run_eagerly = True
             np.save(task["answers"], np.asarray(twin.predict_on_batch(batch(0, count))))
     finally:
         keras.backend.set_floatx(usual)
-    for index, name in enumerate(task["names"]):
-        np.save(str(Path(task["folder"]) / f"{index}.npy"), values[name])
-    return {"count": len(task["names"])}
+    outputs = [*(values[name] for name in task["names"]), *before]
+    for index, value in enumerate(outputs):
+        np.save(str(Path(task["folder"]) / f"{index}.npy"), value)
+    return {"count": len(outputs)}
+
+
+def before_activations(keras: Any, model: Any, names: list[str], images: np.ndarray) -> list[np.ndarray]:
+    """What the named layers compute before the activation that is inside them, from what the model feeds them."""
+    if not names:
+        return []
+    named = [model.get_layer(name) for name in names]
+    computing = part_model(keras, model, [layer.input for layer in named])
+    computing.run_eagerly = True
+    given = computing.predict_on_batch(images)
+    values = []
+    for layer, fed in zip(named, given if isinstance(given, list) else [given], strict=True):
+        activation, layer.activation = layer.activation, keras.activations.linear
+        try:
+            value = layer(fed)
+        finally:
+            layer.activation = activation
+        values.append(np.asarray(value.detach().cpu() if hasattr(value, "detach") else value))
+    return values
 
 
 def layer_outputs(
@@ -674,13 +698,19 @@ def layer_outputs(
         here = [name for name in wanted if name.startswith(prefix) and "/" not in name[len(prefix) :]]
         if not here:
             continue
-        outputs = [part.get_layer(name[len(prefix) :]).output for name in here]
+        outputs = [layer_named(part, name[len(prefix) :]).output for name in here]
         computing = part_model(keras, part, outputs)
         computing.run_eagerly = True  # for these few images it takes longer to compile a graph
         given = computing.predict_on_batch(images if feeding is None else values[feeding])
         given = given if isinstance(given, list) else [given]
         values.update((name, np.asarray(value)) for name, value in zip(here, given, strict=True))
     return values
+
+
+def layer_named(model: Any, name: str) -> Any:
+    """A layer of the model, or in Keras 3 one of the bare operations between them, such as ``x / 127.5`` leaves."""
+    bare = [each for each in getattr(model, "operations", ()) if each.name == name]
+    return bare[0] if bare else model.get_layer(name)
 
 
 def inner_model(model: Any, path: str) -> Any:
@@ -1082,10 +1112,34 @@ TASKS = {
 }
 
 
+def application(keras: Any, name: str, settings: dict[str, Any]) -> str:
+    """The architecture of a network of keras.applications, as its ``to_json`` says it, without weights."""
+    build = getattr(keras.applications, name, None)
+    if not name.isalnum() or isinstance(build, type(keras)) or not callable(build):
+        known = [each for each in dir(keras.applications) if each[0].isupper()]
+        raise Refused(
+            "architecture", f"keras.applications of Keras {_version(keras)} has no {name}, it has {', '.join(known)}"
+        )
+    settings = dict(settings)
+    if "size" in settings:
+        height, *width = settings.pop("size")
+        settings["input_shape"] = (height, *(width or [height]), 3)
+    try:
+        return str(build(weights=None, **settings).to_json())
+    except (TypeError, ValueError) as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Refused("architecture", f"Keras {_version(keras)} does not build this {name}: {first_line}") from error
+
+
 def run(request: dict[str, Any]) -> dict[str, Any]:
-    """Do the jobs in order. Each job loads its model once and does its tasks with it."""
+    """Do the jobs in order. Each job loads its model once and does its tasks with it.
+
+    A request may have an ``application`` (``name`` and ``settings``) instead, and gets its ``architecture``.
+    """
     check_packages()
     keras = find_keras()
+    if "application" in request:
+        return {"versions": versions(keras), "architecture": application(keras, **request["application"])}
     results = []
     for job in request["jobs"]:
         try:

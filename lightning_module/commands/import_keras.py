@@ -1,6 +1,9 @@
 """`lightning import`: converts a Keras `.h5` to a checkpoint, and proves that both compute the same."""
 
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +12,7 @@ from lightning_module.commands.options import (
     check_report_place,
     height_and_width,
     list_photo_files,
+    names_in_lines,
     parse_options,
     pixels_of,
     read_labels,
@@ -37,7 +41,7 @@ def import_(
     interpolation: str | None = None,
     input_range: Literal["unit", "raw", "tf"] | None = None,
     output: Literal["softmax", "sigmoid", "logits"] | None = None,
-    architecture: Path | None = None,
+    architecture: str | None = None,
     check: bool = True,
     json: Path | None = None,
     keras_python: Path | None = None,
@@ -52,7 +56,8 @@ def import_(
         model: the Keras file: .h5, .keras, or a zip with one of them, such as Teachable Machine's.
         out: the checkpoint to write; an existing one is replaced when the new one is complete and proved.
         class_names: names of the classes in the order of the outputs, separated by commas.
-        labels: labels.json that names the classes (and may give interpolation), as `lightning fit` writes it.
+        labels: labels.json that names the classes (and may give interpolation), as `lightning fit` writes it, or
+            labels.txt with one class in each line. A labels.txt inside a zip is found.
         photos_root: folder with one folder of photos per class: their sorted names are the classes, and the photos go
             through both sides.
         image_size: one number, or `h,w`, if the model takes any size.
@@ -61,7 +66,8 @@ def import_(
             `tf`, -1 to 1.
         output: what the model gives, if its last layer does not show it: `logits`, if it was trained with
             from_logits=True. A single output becomes two classes, of which it is the second.
-        architecture: for a file of weights alone: a file with what model.to_json() says.
+        architecture: for a file of weights alone: a file with what model.to_json() says, or a network of
+            keras.applications, such as MobileNetV2,alpha=0.35,size=96,classes=4.
         check: compare both in a real Keras; false writes the checkpoint unproved.
         json: file for the whole report.
         keras_python: Python interpreter whose Keras is used for the proof; by default this environment's.
@@ -70,7 +76,6 @@ def import_(
         Whether all checks passed.
     """
     from export.import_keras import ImportDiffers, write_import
-    from export.keras_file.read import read_architecture
     from export.keras_to_torch import ImportSettings, read_keras_classifier
     from export.proof.report import PASS, print_report, write_json
 
@@ -78,19 +83,22 @@ def import_(
         check_report_place("--json", json, model, out)
     stated = read_labels(labels) if labels else {}
     names = [name.strip() for name in class_names.split(",")] if class_names else stated.get("class_names")
+    names = names or _names_in_zip(model)
     if photos_root and not names:
         names = _folder_names(photos_root)
     interpolation = stated.get("interpolation") if interpolation is None else interpolation
-    config = read_architecture(architecture) if architecture else None
     size = height_and_width(image_size)
-    classifier = read_keras_classifier(model, ImportSettings(names, size, interpolation, input_range, output, config))
-    files = list_photo_files(photos_root) if photos_root and check else []
-    pixels = pixels_of(files, classifier.image_size, classifier.interpolation) if files else None
-    photo_names = [str(file) for file in files]
-    try:
-        report = write_import(classifier, out, pixels, photo_names, check=check, keras_python=keras_python)
-    except ImportDiffers as differs:
-        report = differs.report
+    with _whole(model, architecture, keras_python) as whole:
+        classifier = read_keras_classifier(whole, ImportSettings(names, size, interpolation, input_range, output))
+        files = list_photo_files(photos_root) if photos_root and check else []
+        pixels = pixels_of(files, classifier.image_size, classifier.interpolation) if files else None
+        photo_names = [str(file) for file in files]
+        try:
+            report = write_import(
+                classifier, out, pixels, photo_names, check=check, keras_python=keras_python, given=model
+            )
+        except ImportDiffers as differs:
+            report = differs.report
     for note in classifier.notes:
         print(note)
     if report is None or report.verdict == PASS:
@@ -100,6 +108,10 @@ def import_(
             f"{out}: {network.backbone_name}, {len(classifier.class_names)} classes, {height} x {width} pixels, "
             f"{_described(network)}; the Keras model takes {classifier.input_range}, gives {classifier.output}"
         )
+        print(
+            f"To go on: lightning fit --config configs/finetune.yaml --ckpt_path {out} --data.root PHOTOS "
+            "--model.train_size null"
+        )
     if report is None:
         print("not proved: --check false")
         return True
@@ -107,6 +119,24 @@ def import_(
     if json:
         write_json([report], json)
     return report.verdict == PASS
+
+
+@contextmanager
+def _whole(model: Path, architecture: str | None, keras_python: Path | None) -> Iterator[Path]:
+    """The file that Keras loads: what is in a zip; of weights alone, both put together."""
+    from export.keras_file.read import loadable
+    from export.keras_file.weights_alone import given_architecture, whole_file
+
+    config = given_architecture(architecture, keras_python) if architecture else None
+    with tempfile.TemporaryDirectory(prefix="shelftwin-") as folder:
+        yield loadable(model, Path(folder)) if config is None else whole_file(model, config, Path(folder))
+
+
+def _names_in_zip(model: Path) -> list[str] | None:
+    from export.keras_file.read import packed_labels
+
+    text = packed_labels(model)
+    return None if text is None else names_in_lines(text)
 
 
 def _described(network: Any) -> str:
@@ -123,7 +153,7 @@ def _folder_names(root: Path) -> list[str]:
 
 
 def run_upgrade(argv: list[str]) -> None:
-    """Parse `upgrade OLD NEW.h5 [--labels FILE] [--json FILE] [--keras_python PY]` and run it.
+    """Parse `upgrade OLD NEW.h5 [--labels FILE] [--architecture NAME] [...]` and run it.
 
     Raises:
         BadInput: some input cannot be used.
@@ -135,7 +165,12 @@ def run_upgrade(argv: list[str]) -> None:
 
 
 def upgrade(
-    old: Path, new: Path, labels: Path | None = None, json: Path | None = None, keras_python: Path | None = None
+    old: Path,
+    new: Path,
+    labels: Path | None = None,
+    architecture: str | None = None,
+    json: Path | None = None,
+    keras_python: Path | None = None,
 ) -> bool:
     """Write an old Keras file as a .h5 that every Keras loads, and prove that both compute the same.
 
@@ -146,7 +181,9 @@ def upgrade(
         old: the Keras file: .h5, .hdf5, .keras, or a zip with one .h5 in it, such as Teachable Machine's.
         new: the .h5 to write; an existing one is replaced when the new one is complete and proved.
         labels: labels.txt with one class in each line, as Teachable Machine writes it, or labels.json: the names are
-            kept in the new file.
+            kept in the new file. A labels.txt inside a zip is found.
+        architecture: for a file of weights alone: a file with what model.to_json() says, or a network of
+            keras.applications, such as MobileNetV2,alpha=0.35,size=96,classes=4.
         json: file for the whole report.
         keras_python: Python interpreter whose Keras loads the old file; by default this environment's, or where that
             cannot, tf_keras in an environment that is made once.
@@ -154,14 +191,16 @@ def upgrade(
     Returns:
         Whether all checks passed.
     """
+    from export.keras_file.weights_alone import given_architecture
     from export.proof.report import PASS, print_report, print_verdict, write_json
     from export.upgrade_keras import UpgradeDiffers, write_upgrade
 
     if json:
         check_report_place("--json", json, old, new)
-    names = read_labels(labels)["class_names"] if labels else None
+    names = read_labels(labels)["class_names"] if labels else _names_in_zip(old)
+    config = given_architecture(architecture, keras_python) if architecture else None
     try:
-        upgraded = write_upgrade(old, new, names, keras_python, _say)
+        upgraded = write_upgrade(old, new, names, keras_python, config, _say)
     except UpgradeDiffers as differs:
         upgraded = differs.upgraded
     report, refusal = upgraded.proof.report, upgraded.proof.refusal

@@ -52,7 +52,7 @@ def read_labels(path: Path, option: str = "--labels") -> dict[str, Any]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        content = loads(text) if path.suffix.lower() != ".txt" else _names_in_lines(text)
+        content = loads(text) if path.suffix.lower() != ".txt" else names_in_lines(text)
     except (OSError, ValueError) as error:
         raise BadInput(
             f"{option}: expected a labels.json, received {path}, which cannot be read: {error}. Check the file."
@@ -66,7 +66,7 @@ def read_labels(path: Path, option: str = "--labels") -> dict[str, Any]:
     return {**content, "class_names": names} if isinstance(content, dict) else {"class_names": names}
 
 
-def _names_in_lines(text: str) -> list[str]:
+def names_in_lines(text: str) -> list[str]:
     """The names in lines; a number before each is left out if it is the line's own, counted from 0."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     numbered = [line.partition(" ") for line in lines]

@@ -22,16 +22,6 @@ def old(small_checkpoint, tmp_path_factory) -> Path:
     path = write_twin(small_checkpoint, tmp_path_factory.mktemp("old") / "old.h5").path
     with h5py.File(path, "r+") as file:
         del file.attrs["shelftwin"], file["shelftwin_golden"]
-        model = json.loads(file.attrs["model_config"])
-        layers = model["config"]["layers"]
-        dropped = layers.pop()
-        assert dropped["config"]["activation"] == "softmax"
-        layers[-1]["config"]["activation"] = "softmax"
-        model["config"]["output_layers"] = [[layers[-1]["name"], 0, 0]]
-        file.attrs["model_config"] = json.dumps(model).encode()
-        del file["model_weights"][dropped["name"]]
-        names = [name for name in file["model_weights"].attrs["layer_names"] if name.decode() != dropped["name"]]
-        file["model_weights"].attrs["layer_names"] = names
         training = json.loads(file.attrs["training_config"])
         training["metrics"] = ["accuracy", {"class_name": "f1", "config": {}}]
         file.attrs["training_config"] = json.dumps(training).encode()

@@ -13,13 +13,18 @@ import numpy as np
 import pytest
 import torch
 
+from export.checkpoint import read_hyper_parameters
 from export.graph.network import graph_network
-from export.graph.nodes import Graph
+from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import read_keras_graph
 from export.keras_file.flat_layers import flatten
-from export.keras_file.read import KerasFile, names_attributes, read_keras_file
+from export.keras_file.layer_readers import _picked_channels
+from export.keras_file.preprocessing import first_affine, likely_range
+from export.keras_file.read import KerasFile, names_attributes, packed_labels, read_keras_file
+from export.keras_file.weights_alone import given_architecture, whole_file
 from export.keras_to_torch import ImportSettings, probabilities_of, read_keras_classifier
 from models.bad_input import BadInput
+from tests.conftest import lightning
 
 
 @pytest.fixture(scope="module")
@@ -127,23 +132,180 @@ def test_one_output_is_two_classes_with_the_same_sigmoid(tmp_path, activation, o
     assert np.ptp(ours) > 0.01
 
 
-def test_zip_and_weights_alone_are_read(tmp_path):
+def test_zip_and_its_labels_are_read(tmp_path):
     whole = write(tmp_path / "keras_model.h5", dense_model())
     with zipfile.ZipFile(tmp_path / "converted_keras.zip", "w") as archive:
-        archive.write(whole, "keras_model.h5")
-        archive.writestr("labels.txt", "0 no\n1 yes\n")
-    weights = write(tmp_path / "weights.h5", None)
+        archive.write(whole, "converted_keras/keras_model.h5")
+        archive.writestr("converted_keras/labels.txt", "0 no\n1 yes\n")
+        archive.writestr("__MACOSX/labels.txt", "no text")
     expected = read_keras_graph(read_keras_file(whole)).graph.tensors
-    for file in (
-        read_keras_file(tmp_path / "converted_keras.zip"),
-        read_keras_file(weights, dense_model()),
-    ):
-        read = read_keras_graph(file).graph.tensors
-        assert all(np.array_equal(array, expected[name]) for name, array in read.items())
+    read = read_keras_graph(read_keras_file(tmp_path / "converted_keras.zip")).graph.tensors
+    assert all(np.array_equal(array, expected[name]) for name, array in read.items())
+    assert packed_labels(tmp_path / "converted_keras.zip") == "0 no\n1 yes\n"
+    assert packed_labels(whole) is None
+    command = ("import", tmp_path / "converted_keras.zip", tmp_path / "o.ckpt", "--input_range=unit", "--check=false")
+    assert lightning(*command) == 0
+    assert read_hyper_parameters(tmp_path / "o.ckpt")["class_names"] == ["no", "yes"]
+    assert lightning(*command, "--class_names=a,b") == 0
+    assert read_hyper_parameters(tmp_path / "o.ckpt")["class_names"] == ["a", "b"]
+
+
+def test_weights_alone_and_their_architecture_are_a_whole_file(tmp_path):
+    whole, weights = write(tmp_path / "whole.h5", dense_model()), write(tmp_path / "weights.h5", None)
+    expected = read_keras_graph(read_keras_file(whole)).graph
+    (tmp_path / "model.json").write_text(json.dumps(dense_model()))
+    architecture = given_architecture(str(tmp_path / "model.json"))
+    graph = read_keras_graph(read_keras_file(whole_file(weights, architecture, tmp_path))).graph
+    assert graph.nodes == expected.nodes
+    assert all(np.array_equal(array, expected.tensors[name]) for name, array in graph.tensors.items())
     with pytest.raises(BadInput, match=r"weights alone.*--architecture"):
         read_keras_file(weights)
     with pytest.raises(BadInput, match="holds its own architecture"):
-        read_keras_file(whole, dense_model())
+        whole_file(whole, architecture, tmp_path)
+    (tmp_path / "other.json").write_text(json.dumps(dense_model(units=3)))
+    other = whole_file(weights, given_architecture(str(tmp_path / "other.json")), tmp_path)
+    with pytest.raises(BadInput, match="weights do not fit the architecture"):
+        read_keras_graph(read_keras_file(other))
+    for text, said in (
+        ("nowhere.json", "to_json"),
+        ("MobileNetV2,alpha=thin", "alpha=thin"),
+        ("VGG16,weights=x", "weights"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            given_architecture(text)
+
+
+@pytest.mark.keras
+def test_network_of_keras_applications_is_known_by_name():
+    """Keras is asked, which knows its own networks."""
+    architecture = given_architecture("MobileNetV2,alpha=0.35,size=64x32,classes=3")
+    layers = {layer["name"]: layer["config"] for layer in architecture["config"]["layers"]}
+    assert (layers["Conv1"]["filters"], layers["predictions"]["units"]) == (16, 3)
+    first = next(iter(layers.values()))
+    assert (first.get("batch_shape") or first["batch_input_shape"])[1:] == [64, 32, 3]
+    for text, said in (("AlexNet", "no AlexNet, it has"), ("MobileNetV2,minimalistic=true", "does not build")):
+        with pytest.raises(BadInput, match=said):
+            given_architecture(text)
+
+
+def test_archive_that_is_none_and_a_saved_model_are_called_so(tmp_path):
+    (tmp_path / "half.keras").write_bytes(b"PK\x03\x04 a part of an archive")
+    with pytest.raises(BadInput, match="no zip as such an archive is"):
+        read_keras_file(tmp_path / "half.keras")
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"a SavedModel.*save\('WHOLE.h5'\)"):
+        read_keras_file(tmp_path / "saved")
+
+
+def archive_of(path: Path, root: str, second: str) -> Path:
+    """A `.keras` archive with two dense layers, the second's weights under another name of its group."""
+    config = dense_model()
+    hidden = {"class_name": "Dense", "config": {"name": "hidden", "units": 3, "activation": "relu"}}
+    config["config"]["layers"].insert(2, hidden)
+    with h5py.File(path.with_suffix(".weights"), "w") as file:
+        for name, units, value in (("dense", 3, 0.1), (second, 2, 0.2)):
+            group = file.create_group(f"{root}/{name}/vars")
+            group["0"], group["1"] = np.full((3, units), value, np.float32), np.zeros(units, np.float32)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("metadata.json", json.dumps({"keras_version": "2.12.0"}))
+        archive.write(path.with_suffix(".weights"), "model.weights.h5")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("root", "second", "wrong"),
+    [("_layer_checkpoint_dependencies", "dense_2", "dense_1"), ("layers", "dense_1", "dense_2")],
+)
+def test_archive_of_either_keras_counts_its_layers(tmp_path, root, second, wrong):
+    """Keras 2 counts a layer with weights twice."""
+    graph = read_keras_graph(read_keras_file(archive_of(tmp_path / "m.keras", root, second))).graph
+    assert [float(graph.tensors[f"{name}/kernel"][0, 0]) for name in ("hidden", "last")] == [
+        pytest.approx(0.1), pytest.approx(0.2),
+    ]  # fmt: skip
+    with pytest.raises(BadInput, match="last: expected kernel"):
+        read_keras_graph(read_keras_file(archive_of(tmp_path / "other.keras", root, wrong)))
+
+
+# Pieces of x: as Keras 2 describes them, and as Keras 3.
+DOTS, DOTS3 = {"class_name": "__ellipsis__"}, {"class_name": "__ellipsis__", "config": {}}
+
+
+def part(start=None, stop=None, step=None, of_keras_3=False) -> dict:
+    plain = {"start": start, "stop": stop, "step": step}
+    return {"class_name": "__slice__", "config": plain} if of_keras_3 else plain
+
+
+@pytest.mark.parametrize("keras_3", [False, True])
+@pytest.mark.parametrize(
+    ("items", "picked"),
+    [
+        ([DOTS, (None, None, -1)], [2, 1, 0]),
+        ([DOTS3, 2], 2),
+        ([DOTS, -1], 2),
+        ([*[(None, None, None)] * 3, (None, None, -1)], [2, 1, 0]),
+        ([DOTS, (1, 3, None)], [1, 2]),
+        ([DOTS, (None, None, 2)], [0, 2]),
+        # the photo is turned, and not its colours
+        ([DOTS, (None, None, -1), (None, None, None)], None),
+        ([(None, None, None), (None, None, -1)], None),
+        ([(None, None, None), (1, None, None), (1, None, None)], None),
+        ([DOTS, 3], None),
+        ([0], None),
+        ([DOTS, (3, 3, None)], None),
+        ([DOTS, "channels"], None),
+    ],
+    ids=str,
+)
+def test_piece_of_a_photo_is_its_channels_or_refused(items, picked, keras_3):
+    given = [part(*each, of_keras_3=keras_3) if isinstance(each, tuple) else each for each in items]
+    found = _picked_channels(given, 3)
+    assert (list(found) if isinstance(found, range) else found) == picked
+
+
+@pytest.mark.parametrize(
+    ("steps", "shown"),
+    [
+        ([(1 / 127.5, -1.0)], "raw"),
+        ([(2.0, -1.0)], "unit"),
+        ([(1 / 58, -2.1)], "raw"),
+        ([(1 / 0.226, -2.0)], "unit"),
+        ([(255.0, 0.0), "turned", (1.0, -110.0)], "unit"),
+        (["turned", (1.0, -110.0)], "raw"),
+        (["turned"], None),
+        ([], None),
+        ([(0.0, 1.0)], None),
+    ],
+    ids=str,
+)
+def test_preprocessing_shows_the_range_of_pixels(steps, shown):
+    nodes = [Node("photo", "input", (), (3, 8, 8))]
+    for number, step in enumerate(steps):
+        before = nodes[-1].name
+        if step == "turned":
+            for index in (2, 1, 0):
+                attributes = {"start": index, "stop": index + 1}
+                nodes.append(Node(f"{number}_{index}", "slice_channels", (before,), (1, 8, 8), attributes))
+            nodes.append(Node(str(number), "concatenate", tuple(each.name for each in nodes[-3:]), (3, 8, 8)))
+        else:
+            attributes = {"scale": [step[0]] * 3, "offset": [step[1]] * 3}
+            nodes.append(Node(str(number), "affine", (before,), (3, 8, 8), attributes))
+    nodes.append(Node("pool", "global_average_pool", (nodes[-1].name,), (3,), {"keep_dimensions": False}))
+    assert likely_range(Graph(tuple(nodes), {})) == shown
+
+
+def test_channels_are_followed_in_their_order():
+    affine = {"scale": [1.0, 2.0, 3.0], "offset": [0.0, 0.0, 5.0]}
+    nodes = [
+        Node("photo", "input", (), (3, 8, 8)),
+        Node("first", "affine", ("photo",), (3, 8, 8), affine),
+        *(Node(f"c{i}", "slice_channels", ("first",), (1, 8, 8), {"start": i, "stop": i + 1}) for i in range(3)),
+        Node("turned", "concatenate", ("c2", "c1", "c0"), (3, 8, 8)),
+        Node("last", "affine", ("turned",), (3, 8, 8), {"scale": [10.0, 1.0, 1.0], "offset": [1.0, 0.0, 0.0]}),
+    ]
+    scale, offset = first_affine(Graph(tuple(nodes), {}))
+    assert (scale.tolist(), offset.tolist()) == ([30.0, 2.0, 1.0], [51.0, 0.0, 0.0])
 
 
 def nested(path: Path, owners: list[str], parts: int = 1) -> Path:
@@ -257,9 +419,9 @@ def test_shape_of_a_sequential_that_states_it_beside_its_layers(tmp_path):
 @pytest.mark.parametrize(
     ("config", "given", "said"),
     [
-        (dense_model(class_name="Lambda"), {}, "last: .* got Lambda: code"),
+        (dense_model(class_name="Lambda"), {}, "last: .* got Lambda, code"),
         (dense_model(class_name="MyOwn"), {}, "last: .* not Keras's own"),
-        (dense_model(class_name="LSTM"), {}, "last: .* not read here yet"),
+        (dense_model(class_name="LSTM"), {}, "last: .* not read here"),
         (dense_model("linear"), {}, "--output logits"),
         (dense_model("softmax"), {"output": "logits"}, "the file's own, softmax"),
         (dense_model("sigmoid"), {}, "exclude each other"),
