@@ -87,7 +87,7 @@ def _part_by(of_channels: Converter) -> Converter:
 
     def convert(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         several = given["several"]
-        source, dim = several.args[0], arguments(several).get("dim")
+        source, dim = several.args[0], arguments(several).get("dim", 0)
         in_parts = name_of(several) in _SEVERAL and several.name not in tracer.node_of
         is_map = in_parts and name_of(several) != "aten.unbind" and tracer.layout(source) in (MAP, Layout((0, 1, 2)))
         if not in_parts or (is_map and dim % 4 == (3 if tracer.is_channels_last(source) else 1)):
