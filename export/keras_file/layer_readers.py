@@ -560,9 +560,9 @@ def _transposed_convolution(reader: LayerReader, layer: FlatLayer) -> None:
     else:  # the whole of it, of which a part is kept
         if min(crop) < 0:
             raise BadInput(f"{layer.key}: expected an output_padding within the result, got {added}, which adds zeros.")
-        whole = [result[axis] + crop[2 * axis] + crop[2 * axis + 1] for axis in (0, 1)]
+        height, width = result[0] + crop[0] + crop[1], result[1] + crop[2] + crop[3]
         attributes = {"strides": strides, "crop": (0, 0, 0, 0), "same": False}
-        node = reader.emit(layer, "conv2d_transpose", (filters, *whole), attributes, weights)
+        node = reader.emit(layer, "conv2d_transpose", (filters, height, width), attributes, weights)
         node = reader.emit(layer, "crop", (filters, *result), {"cropping": tuple(crop)}, inputs=[node])
     _activation_of(reader, layer, node)
 
