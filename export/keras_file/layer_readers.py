@@ -694,7 +694,7 @@ _FUNCTIONS: dict[str, tuple[_Step, ...]] = {
     "linear": (),
     "relu": (("relu", {"max_value": None}),),
     "relu6": (("relu", {"max_value": 6.0}),),
-    "leaky_relu": (("leaky_relu", {"negative_slope": 0.2}),),
+    "leaky_relu": (("leaky_relu", {"negative_slope": float(np.float32(0.2))}),),  # as in `_leaky`
     "softmax": (("softmax", {}),),
     "softmax_v2": (("softmax", {}),),  # tf.nn.softmax
     "swish": _named("silu"),
@@ -771,7 +771,7 @@ def _relu(reader: LayerReader, layer: FlatLayer, node: Node) -> None:
         if ceiling is not None:
             node = reader.emit(layer, "relu", node.shape, {"max_value": ceiling}, inputs=[node])
     elif slope:
-        node = _leaky(reader, layer, node, slope)
+        node = _leaky(reader, layer, node, slope, exact=ceiling is not None)
         if ceiling is not None:  # min(x, c) = c - relu(c - x)
             turned = _affine(reader, layer, node, -1.0, ceiling)
             kept = reader.emit(layer, "relu", node.shape, {"max_value": None}, inputs=[turned])
@@ -781,9 +781,11 @@ def _relu(reader: LayerReader, layer: FlatLayer, node: Node) -> None:
     reader.same_as(layer, node)
 
 
-def _leaky(reader: LayerReader, layer: FlatLayer, node: Node, slope: float) -> Node:
+def _leaky(reader: LayerReader, layer: FlatLayer, node: Node, slope: float, exact: bool = False) -> Node:
     if not 0 <= slope <= 1:
         raise BadInput(f"{layer.key}: expected a slope from 0 to 1, got {slope}. {AS_IT_IS}")
+    if not exact:  # TensorFlow's leaky_relu takes the slope in float32, whatever the layer computes in
+        slope = float(np.float32(slope))
     return reader.emit(layer, "leaky_relu", node.shape, {"negative_slope": slope}, inputs=[node])
 
 

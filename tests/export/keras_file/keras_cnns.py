@@ -59,6 +59,13 @@ def resized():
     return keras.Model(photo, L.Dense(3, activation="softmax")(L.Flatten()(L.GlobalMaxPooling2D(keepdims=True)(x))))
 
 
+def divided():
+    """The tutorial's preprocessing, as bare operations."""
+    photo = keras.Input((12, 10, 3))
+    x = L.GlobalAveragePooling2D()(L.Conv2D(4, 3, activation="relu")(photo / 127.5 - 1.0))
+    return keras.Model(photo, L.Dense(3, activation="softmax")(x))
+
+
 def called_again():
     """Layers without weights that are called twice, a gate without height and width, odd settings."""
     photo = keras.Input((24, 20, 3))
@@ -94,3 +101,4 @@ if __name__ == "__main__":
         save(f"many_{start}", many_layers(ACTIVATIONS[start : start + 5]), sys.argv[1])
     save("resized", resized(), sys.argv[1])
     save("called_again", called_again(), sys.argv[1])
+    save("divided", divided(), sys.argv[1])
