@@ -112,10 +112,10 @@ def section(results: list[dict[str, Any]], names: list[str]) -> str:
         f"\nWritten by `benchmarks/convertible_names.py`; not edited by hand. {datetime.date.today().isoformat()}, "
         f"timm {timm.__version__}, torch {torch.__version__.split('+')[0]}.\n\n",
         f"{len(tried)} of the {len(names)} names of `timm.list_models()` were tried, in an order of chance, each at "
-        "its own size with random weights: recorded, traced and translated into layers, without a Keras. "
-        "Those of 150 million weights and more "
-        f"({sum(result['kind'] == 'large' for result in tried)}) are left out. Attention is what multiplies two "
-        "computed values as matrices; a CNN has a convolution whose windows overlap; the rest are mixers.\n\n",
+        "its own size with random weights: recorded, traced and translated into layers, without a Keras. Those of 150 "
+        f"million weights and more ({sum(result['kind'] == 'large' for result in tried)}) are left out. Attention is "
+        "what multiplies two computed values as matrices; a CNN has a convolution whose windows overlap; the rest are "
+        "mixers.\n\n",
         "| kind | names | convert | share |\n|---|---|---|---|\n",
     ]
     for each in KINDS:
