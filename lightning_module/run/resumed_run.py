@@ -87,7 +87,7 @@ def check_optimizer_settings(checkpoint: Path, saved: Mapping[str, Any], model: 
         if then is not None and then != now:
             raise BadInput(
                 f"--model.{name}: expected {then}, with which the optimiser in {checkpoint} goes on, received {now}. "
-                "Give the same; or begin from its weights alone: `lightning export` it, and `lightning import` the .h5."
+                f"Give the same; or begin anew from its weights: --model.weights {checkpoint} in place of --ckpt_path."
             )
 
 
@@ -107,12 +107,15 @@ def _alike(value: Any) -> Any:
     return value
 
 
-def changed_settings(run: RunFolder, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def changed_settings(run: RunFolder, settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return by name the settings that have changed since the run began, as (then, now).
+
+    A setting that the run's version did not have yet counts as its default, which does what that version did.
 
     Args:
         run: the run's folder.
         settings: the settings as `KeepConfig` writes them.
+        defaults: likewise, of a fit that is given none.
     """
     try:
         before = yaml.safe_load(run.config.read_text(encoding="utf-8"))
@@ -121,6 +124,7 @@ def changed_settings(run: RunFolder, settings: dict[str, Any]) -> dict[str, tupl
     if not isinstance(before, dict):
         return {}
     then, today = _flat(before), _flat(settings)
+    then = {name: value for name, value in _flat(defaults).items() if name in today and _is_new(name, before)} | then
     return {
         name: (then.get(name), today.get(name)) for name in sorted({*then, *today}) if then.get(name) != today.get(name)
     }
@@ -172,6 +176,18 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def _is_new(name: str, before: dict[str, Any]) -> bool:
+    """Whether settings that were written down have none of that name, and none above it but groups of settings."""
+    *groups, last = name.split(".")
+    for group in groups:
+        if group not in before:
+            return True
+        before = before[group]
+        if not isinstance(before, dict):
+            return False  # such as null in place of a group
+    return last not in before
 
 
 def _is_free(name: str) -> bool:
