@@ -60,7 +60,7 @@ class ClassRows:
             (name, str(then[name]), str(now[name]), "kept" if then[name] == now[name] else "kept, moved")
             for name in both
         ]
-        width = min(40, max(len(name) for name, *_ in rows))
+        width = min(40, max(len(name) for name, *_ in [("class",), *rows]))
         lines = [
             f"{_short(name, width):<{width}}  {before:>6}  {after:>6}  {what}" for name, before, after, what in rows
         ]
@@ -146,7 +146,7 @@ def _last_layer(nodes: list[dict[str, Any]]) -> int:
 def _rows_of(network: TimmClassifier) -> tuple[str, nn.Module]:
     """The name and the module of the layer with a row for each class."""
     if not isinstance(network, GraphClassifier):
-        return "head.predictions.", network.head.predictions
+        return "head.predictions.", cast(nn.Module, network.head.predictions)
     key = network.head.module_of[network.head.nodes[_last_layer(network.head.nodes)]["name"]]
     return f"head.layers.{key}.", network.head.layers[key]
 

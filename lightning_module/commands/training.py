@@ -392,7 +392,7 @@ class TrainingCLI(LightningCLI):
             return
         self.model.take_checkpoint_weights(Path(given))
         self.begins_anew = True
-        print("Training begins anew from these weights: epochs and optimiser were those of other classes.")
+        print("Training begins anew from these weights: epochs and optimiser were of other outputs.")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand; a fit handles signals, and ends cleanly when the cluster wants the machine back."""
