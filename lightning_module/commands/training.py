@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgress
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodule.product_photos import ProductPhotos
@@ -392,7 +392,7 @@ class TrainingCLI(LightningCLI):
             return
         self.model.take_checkpoint_weights(Path(given))
         self.begins_anew = True
-        print("Training begins anew from these weights: epochs and optimiser were of other outputs.")
+        rank_zero_info("Training begins anew from these weights: epochs and optimiser were of other outputs.")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand; a fit handles signals, and ends cleanly when the cluster wants the machine back."""
