@@ -23,8 +23,9 @@ LIST_ENDING = ".txt"
 LONGEST_LINE = 1 << 16
 """Bytes of a line in a list at most: no path is that long."""
 
+NOT_THERE = "is not there"
 WHY = {
-    "photos that are not there": "is not there",
+    "photos that are not there": NOT_THERE,
     "files that are not listed as photos (see formats)": "is not named as a photo is (see --formats)",
     "photos of which there are several with different endings": "is there with several endings",
 }
@@ -185,11 +186,10 @@ class PhotoArguments:
                 continue
             if "\0" in line:
                 yield BadPhoto(Path(_printable(line)), "has a NUL in its name")
-            elif self.base is not None:
-                yield self.base / line
-            else:
-                other = beside / line
-                yield Path(line) if os.path.lexists(line) or not os.path.lexists(other) else other
+                continue
+            places = [Path(), beside] if self.base is None else [self.base]
+            here = next((place / line for place in places if os.path.lexists(place / line)), None)
+            yield here or BadPhoto(Path(line), NOT_THERE)
 
 
 def _is_there(argument: str) -> bool:

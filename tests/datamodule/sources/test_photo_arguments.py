@@ -109,12 +109,13 @@ def test_lists_and_standard_input(shop, data):
 def test_list_is_relative_to_the_working_folder_or_else_to_itself_or_to_base(shop, tmp_path):
     (shop / "list.txt").write_text("tv/2.jpg\nb.jpg\nshop/a.png\nnone.jpg\n")
     Path("b.jpg").touch()
-    assert found("shop/list.txt") == ["shop/tv/2.jpg", "b.jpg", "shop/a.png", "none.jpg"]
+    assert found("shop/list.txt") == ["shop/tv/2.jpg", "b.jpg", "shop/a.png", "none.jpg: is not there"]
     assert found("shop/list.txt", base=shop)[:2] == ["shop/tv/2.jpg", "shop/b.jpg"]
 
 
 def test_bytes_that_are_no_utf8_stay(shop):
     Path("list.txt").write_bytes(b"caf\xe9.jpg\n")
+    Path(os.fsdecode(b"caf\xe9.jpg")).touch()
     assert [os.fsencode(each) for each in found("list.txt")] == [b"caf\xe9.jpg"]
 
 
