@@ -774,7 +774,7 @@ def fetched(setting: str, place: str | None, cache: Path) -> str | None:
     Raises:
         BadInput: it is an address that cannot be read.
     """
-    if place is None or not is_address(place):
+    if place is None or not is_address(str(place)):  # from Python it may be a Path, which is never one
         return place
     here = fetch(setting, place, cache / "addresses", show_progress(f"fetching {place}"))
     # archives often have one folder around all
