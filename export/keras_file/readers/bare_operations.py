@@ -265,7 +265,3 @@ READERS: dict[str, Reader] = {
     "Maximum": _layer_or_operation("maximum"),
     "Minimum": _layer_or_operation("minimum"),
 }
-# Keras 3's operations without a layer; those of Keras 2 are TFOpLambda.
-BARE_OPERATIONS = frozenset(
-    name for name, reader in READERS.items() if reader is _operation and "OpLambda" not in name and "." not in name
-) | {"Add", "Subtract", "Multiply"}
