@@ -12,8 +12,10 @@ from dataclasses import dataclass, field, replace
 
 from export.graph.nodes import Graph, Node
 from export.keras_file.flat_layers import DAMAGED, FlatLayer, flatten, weights_by_layer
-from export.keras_file.layer_readers import REGULARISATION, LayerReader
+from export.keras_file.layer_readers import read_layers
 from export.keras_file.read import KerasFile
+from export.keras_file.readers.layer_reader import LayerReader
+from export.keras_file.readers.training import REGULARISATION
 from export.worker.keras_worker import AUGMENTATION
 from models.bad_input import BadInput
 
@@ -64,8 +66,7 @@ def read_keras_graph(
     """
     try:
         layers, fed_by = flatten(file.config)
-        reader = LayerReader(layers, weights_by_layer(file, layers), image_size, file.generation)
-        reader.read()
+        reader = read_layers(layers, weights_by_layer(file, layers), image_size, file.generation)
         output = reader.node_of[next(reversed(layers))]
         nodes = _up_to(reader.nodes, output)
         graph = Graph(_fold_padding(nodes) if fold_padding else tuple(nodes.values()), reader.tensors)
