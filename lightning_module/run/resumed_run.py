@@ -23,8 +23,8 @@ FREE_TO_CHANGE = (
     "data.store_dir", "data.store_ram_share", "data.table", "data.test_root", "data.val_root",
     "hand_over", "journal", "last_checkpoint", "model.classes", "model.compile", "model.weights", "num_threads",
     "trainer.accelerator", "trainer.default_root_dir", "trainer.devices", "trainer.enable_checkpointing",
-    "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger", "trainer.max_epochs",
-    "trainer.max_time", "trainer.num_nodes", "trainer.profiler", "trainer.strategy",
+    "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger",
+    "trainer.max_epochs", "trainer.max_time", "trainer.num_nodes", "trainer.profiler", "trainer.strategy",
 )  # fmt: skip
 """Settings that may change when a run is resumed, including all settings below them. The photos' folders are among them
 because only their content must stay the same, which `check_photos` checks."""
