@@ -37,7 +37,7 @@ BAD_COLUMNS = ["file", "reason"]
 PHOTOS_HELP = (
     "each a photo; a folder, searched at any depth; a pattern in quotation marks, such as 'SHOP/**/*.jpg'; a table "
     "(.csv, .tsv, .parquet, .jsonl) that names photos; a .txt with a path in each line; or - for paths from standard "
-    "input. (required)"
+    "input"
 )
 
 
