@@ -97,4 +97,6 @@ def _loading_of(classifier: KerasClassifier) -> Loading:
     try:
         return Loading.stated(classifier.file.details)
     except ValueError as error:
-        raise BadInput(f"{classifier.path}: expected to know how photos are loaded, got {error}.") from error
+        raise BadInput(
+            f"{classifier.path}: expected to know how photos are loaded, got {error}. Export the file anew."
+        ) from error

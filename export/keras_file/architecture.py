@@ -7,6 +7,7 @@ graph in which everything is explicit.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 
 from export.graph.nodes import Graph, Node
@@ -77,7 +78,7 @@ def read_keras_graph(
             f"{str(error)[:120]}). {DAMAGED}"
         ) from error
     half = [key for key in reader.half_precision if layers[key].class_name != "InputLayer"]
-    notes = _notes(reader, half)
+    notes = [*_notes(reader, half), *_pixel_centres(file, layers)]
     return KerasGraph(graph, layers, reader.rates, reader.augmentation, reader.node_of, fed_by, notes, half)
 
 
@@ -102,6 +103,22 @@ def _notes(reader: LayerReader, half: list[str]) -> list[str]:
             "float32, from the same weights, and are compared with what the file's own Keras computes in float32."
         )
     return notes
+
+
+def _pixel_centres(file: KerasFile, layers: dict[str, FlatLayer]) -> list[str]:
+    """Of an old UpSampling2D: its own Keras took the corners of the pixels, every later one takes their centres."""
+    if not re.fullmatch(r"2\.[0-2]\.\d+", file.marks.get("keras_version", "")):
+        return []
+    enlarged = [
+        key
+        for key, layer in layers.items()
+        if layer.class_name == "UpSampling2D" and layer.config.get("interpolation") == "bilinear"
+    ]
+    return [
+        f"{key}: Keras {file.marks['keras_version']} on TensorFlow 1 enlarged by the pixels' corners and gave slightly "
+        "other answers than every later Keras gives for this very file. Here it is what later ones compute."
+        for key in enlarged
+    ]
 
 
 def _fold_padding(nodes: dict[str, Node]) -> tuple[Node, ...]:

@@ -344,6 +344,8 @@ def weights_by_layer(file: KerasFile, layers: dict[str, FlatLayer]) -> dict[str,
             key = group if group in layers else _nested_key(layers, group, parts)
             if key is None:  # TensorFlow 1 numbers a name that was in use, as where a model is made again in a notebook
                 key = _nested_key(layers, group, [re.sub(r"_\d+$", "", part) for part in parts])
+            if key is None and len(parts) > 1:
+                key = _key_by_order(layers, group, parts[-2], file.weight_names[group])
             role = {"depthwise_kernel": "kernel"}.get(role, role)
             if key is not None and layers[key].class_name == "SeparableConv2D" and parts[-1] == "depthwise_kernel":
                 role = parts[-1]
@@ -371,3 +373,17 @@ def _nested_key(layers: dict[str, FlatLayer], group: str, parts: list[str]) -> s
             key for key in inside if set(layers[key].path) <= {group, *parts}
         ]
     return inside[0] if len(inside) == 1 else None
+
+
+def _key_by_order(layers: dict[str, FlatLayer], group: str, owner: str, weights: list[str]) -> str | None:
+    """Of layers with one name in nested models, which is meant where the models' names are not stored.
+
+    Keras 2.2 on TensorFlow 1 calls them conv and conv_1, in the order in which they were made. Their place in the file
+    tells: Keras stores the weights that can be trained in the order of the layers, then those that cannot.
+    """
+    name = re.sub(r"_\d+$", "", owner)
+    stored = [weight.partition(":")[0].split("/")[-2] for weight in weights if "/" in weight]
+    owners = list(dict.fromkeys(each for each in stored if re.sub(r"_\d+$", "", each) == name))
+    inside = [key for key, layer in layers.items() if layer.path[0] == group and layer.path[-1] == name]
+    inside.sort(key=lambda key: layers[key].config.get("trainable") is False)
+    return inside[owners.index(owner)] if len(owners) == len(inside) else None

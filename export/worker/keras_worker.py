@@ -889,22 +889,41 @@ def in_float64(
         if layer["class_name"] in AUGMENTATION:
             # Keras 2 cannot build some of them in float64. What they do to a photo is compared in float32.
             kept = {name: layer["config"][name] for name in ("name", "batch_input_shape") if name in layer["config"]}
-            layer.update(class_name="Activation", config={**kept, "activation": "linear"})
+            layer.update(class_name="Activation", config={**kept, "activation": "linear", "trainable": False})
         if not is_bare_operation(layer) or "trainable" in layer["config"]:  # it has no type of its own
             layer["config"]["dtype"] = dtype
         change(layer)
     copy = _with_architecture(path, copy, config)
     twin = keras.models.load_model(str(copy), compile=compiled, **bare_operations(keras, path))
     for _, layer in leaves(twin):
-        if type(layer).__name__ == "Rescaling":
-            # as Python numbers they would be rounded to float32 before they are cast to float64
-            layer.scale, layer.offset = np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
-        if type(layer).__name__ == "Normalization" and layer.mean is not None:
-            # Keras 3 holds them in float32 and takes the square root in float32
-            layer.mean, layer.variance = np.asarray(layer.mean, "float64"), np.asarray(layer.variance, "float64")
-        if type(layer).__name__ == "Activation" and getattr(layer.activation, "__name__", "") == "gelu":
-            layer.activation = exact_gelu(keras)  # TensorFlow's own rounds the square root of 2 to float32
+        hold_settings_in_float64(keras, layer)
     return twin
+
+
+def hold_settings_in_float64(keras: Any, layer: Any) -> None:
+    """Keep a layer from rounding its settings to float32, as some do although they are told to compute in float64.
+
+    The layers' weights are in float64 by themselves.
+    """
+    kind = type(layer).__name__
+    if kind == "Rescaling":
+        # as Python numbers they would be rounded to float32 before they are cast to float64
+        layer.scale, layer.offset = np.asarray(layer.scale, "float64"), np.asarray(layer.offset, "float64")
+    if kind == "Normalization" and layer.mean is not None:
+        # Keras 3 holds them in float32 and takes the square root in float32
+        for name in ("mean", "variance"):
+            held = np.asarray(getattr(layer, name), "float64")
+            stated = getattr(layer, f"input_{name}", None)  # None where it was adapted to photos
+            exact = held if stated is None else np.asarray(stated, "float64")
+            exact = exact.reshape(held.shape) if exact.size == held.size else np.broadcast_to(exact, held.shape)
+            setattr(layer, name, exact)
+    if kind == "ReLU" and hasattr(keras, "ops"):
+        # Keras 3 casts them as it does a Rescaling's
+        for name in ("max_value", "threshold"):
+            if getattr(layer, name, None):
+                setattr(layer, name, np.asarray(getattr(layer, name), "float64"))
+    if getattr(getattr(layer, "activation", None), "__name__", "") == "gelu":
+        layer.activation = exact_gelu(keras)  # TensorFlow's own rounds the square root of 2 to float32
 
 
 def _with_architecture(path: str, copy: Path, config: dict[str, Any]) -> Path:

@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 
 from export import upgrade_keras
+from export.keras_file.keras_layer import KerasLayer
 from export.keras_file.read import read_keras_h5
 from export.keras_file.upgraded import upgraded_training
+from export.keras_file.write import write_keras_h5
 from export.torch_to_keras import write_twin
 from export.upgrade_keras import UpgradeDiffers, write_upgrade
 from lightning_module.commands.options import read_labels
@@ -74,6 +77,49 @@ def test_a_network_that_differs_is_found_and_replaces_nothing(old, tmp_path, mon
         write_upgrade(old, new)
     assert new.read_text() == "a good file"
     assert list(tmp_path.iterdir()) == [new]
+
+
+def deep_network(path: Path) -> Path:
+    """Sixty convolutions with random weights, in which float32's rounding grows to about 1e-4 of a probability."""
+    rng = np.random.default_rng(0)
+    settings = {"filters": 8, "kernel_size": [3, 3], "strides": [1, 1], "dilation_rate": [1, 1], "padding": "same"}
+    settings |= {"data_format": "channels_last", "activation": "tanh", "use_bias": False}
+    layers = [KerasLayer("InputLayer", "photo", {"batch_input_shape": [None, 8, 8, 3]}, ())]
+    for place in range(60):
+        channels = 8 if place else 3
+        kernel = rng.normal(0, 2 / np.sqrt(9 * channels), (3, 3, channels, 8)).astype(np.float32)
+        weights = (("kernel", "", kernel),)
+        layers.append(KerasLayer("Conv2D", f"conv_{place}", settings, (layers[-1].name,), weights))
+    layers.append(KerasLayer("GlobalAveragePooling2D", "pool", {}, (layers[-1].name,)))
+    kernel = rng.normal(0, 1, (8, 3)).astype(np.float32)
+    head = {"units": 3, "activation": "softmax", "use_bias": False}
+    layers.append(KerasLayer("Dense", "last", head, ("pool",), (("kernel", "", kernel),)))
+    write_keras_h5(path, layers, model_name="deep", details={}, training=None)
+    return path
+
+
+@pytest.mark.keras
+def test_one_weight_is_found_where_rounding_would_hide_it(tmp_path, monkeypatch):
+    """What is allowed of the answers grows with the network's own rounding; a weight that is off by 1e-4 does not."""
+    deep = deep_network(tmp_path / "deep.h5")
+    checks = {check.name: check for check in write_upgrade(deep, tmp_path / "new.h5").proof.report.checks}
+    assert checks["answers"].threshold > 1e-5, checks["answers"].detail
+    own = upgrade_keras.upgraded_layers
+
+    def with_another_weight(*given, **options):
+        translated = own(*given, **options)
+        place = [layer.name for layer in translated.layers].index("conv_30")
+        layers = list(translated.layers)
+        ((role, tensor, kernel),) = layers[place].weights
+        kernel = kernel.copy()
+        kernel[1, 1, 0, 0] *= np.float32(1.0001)
+        layers[place] = replace(layers[place], weights=((role, tensor, kernel),))
+        return replace(translated, layers=layers)
+
+    monkeypatch.setattr(upgrade_keras, "upgraded_layers", with_another_weight)
+    with pytest.raises(UpgradeDiffers, match="layers_float64 at conv_30"):
+        write_upgrade(deep, tmp_path / "other.h5")
+    assert not (tmp_path / "other.h5").exists()
 
 
 def test_places_that_cannot_be_meant_are_refused_before_anything_is_read(old, tmp_path):

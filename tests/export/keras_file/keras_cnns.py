@@ -83,6 +83,18 @@ def called_again():
     return keras.Model(photo, L.Dense(3, activation="softmax")(x))
 
 
+def settings_that_float32_rounds():
+    """Each in a layer that some Keras computes with the setting rounded to float32, in float64 as well."""
+    photo = keras.Input((20, 18, 3))
+    x = L.Normalization(mean=[0.48, 0.45, 0.4], variance=[0.05, 0.06, 0.07])(L.Rescaling(1 / 255, offset=0.1)(photo))
+    x = L.LayerNormalization()(L.Conv2D(6, 3, activation="gelu")(x))
+    x = L.ReLU(max_value=0.9, negative_slope=0.1)(L.Conv2D(6, 3)(x))
+    x = L.ReLU(max_value=0.9, threshold=0.1)(L.Conv2D(6, 3)(x))
+    x = L.ELU(0.7)(L.LeakyReLU(0.1)(L.Conv2D(6, 3)(x)))
+    x = L.LayerNormalization(epsilon=1e-5)(L.Dense(8, activation="gelu")(L.GlobalAveragePooling2D()(x)))
+    return keras.Model(photo, L.Dense(3, activation="softmax")(x))
+
+
 def save(name, model, folder):
     rng = np.random.default_rng(0)
     model.set_weights([
@@ -102,3 +114,4 @@ if __name__ == "__main__":
     save("resized", resized(), sys.argv[1])
     save("called_again", called_again(), sys.argv[1])
     save("divided", divided(), sys.argv[1])
+    save("settings", settings_that_float32_rounds(), sys.argv[1])

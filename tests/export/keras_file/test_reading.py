@@ -17,13 +17,14 @@ from export.checkpoint import read_hyper_parameters
 from export.graph.network import graph_network
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import read_keras_graph
-from export.keras_file.flat_layers import flatten
+from export.keras_file.flat_layers import FlatLayer, flatten, weights_by_layer
 from export.keras_file.preprocessing import first_affine, likely_range
 from export.keras_file.read import KerasFile, names_attributes, packed_labels, read_keras_file
 from export.keras_file.readers.bare_operations import picked_channels
+from export.keras_file.readers.layer_reader import LayerReader
 from export.keras_file.weights_alone import given_architecture, whole_file
 from export.keras_to_torch import ImportSettings, probabilities_of, read_keras_classifier
-from export.upgrade_keras import write_upgrade
+from export.upgrade_keras import UpgradeDiffers, write_upgrade
 from models.bad_input import BadInput
 from tests.conftest import lightning
 
@@ -86,6 +87,30 @@ def test_h5_with_bare_operations_is_upgraded(saved, tmp_path):
     report = write_upgrade(saved / "divided.h5", tmp_path / "new.h5").proof.report
     assert report.verdict == "PASS", report.failed
     assert report.versions["old file"] == report.versions["new file"]
+
+
+@pytest.mark.keras
+def test_settings_that_float32_rounds_are_the_same_in_float64(saved, tmp_path):
+    """Keras rounds gelu's constant, a ReLU's limits and a Normalization's mean to float32 although told float64."""
+    report = write_upgrade(saved / "settings.keras", tmp_path / "new.h5").proof.report
+    assert report.verdict == "PASS", report.failed
+    assert max(layer.relative_error for layer in report.layers) < 1e-13
+
+
+@pytest.mark.keras
+def test_a_slope_that_float32_does_not_round_is_noticed(saved, tmp_path, monkeypatch):
+    """TensorFlow's leaky_relu rounds its slope; with the file's own number, the new layers compute another function."""
+    own = LayerReader.emit
+
+    def exact(reader, layer, op, shape, attributes=None, *more, **named):
+        attributes = {"negative_slope": layer.config["negative_slope"]} if op == "leaky_relu" else attributes
+        return own(reader, layer, op, shape, attributes, *more, **named)
+
+    slopes = [n.attributes for n in read_keras_graph(read_keras_file(saved / "settings.keras")).graph.nodes]
+    assert {"negative_slope": float(np.float32(0.1))} in slopes
+    monkeypatch.setattr(LayerReader, "emit", exact)
+    with pytest.raises(UpgradeDiffers, match="layers_float64 at leaky_re_lu"):
+        write_upgrade(saved / "settings.keras", tmp_path / "new.h5")
 
 
 @pytest.mark.keras
@@ -365,6 +390,34 @@ def test_arrays_of_a_nested_model_are_found_by_name(tmp_path, owners, parts):
                 assert np.array_equal(tensors[f"base/{key}/{role}"], stored)
     with pytest.raises(BadInput, match="belongs to no layer"):
         read_keras_graph(read_keras_file(nested(tmp_path / "other.h5", [owners[0], "base/elsewhere"], parts)))
+
+
+@pytest.mark.parametrize(("frozen", "owners"), [(False, ["conv", "conv_1"]), (True, ["conv_1", "conv"])])
+def test_arrays_without_their_models_names_are_found_by_their_place(frozen, owners):
+    """Keras 2.2 on TensorFlow 1: a layer in a model, and one of the same name in a model inside that."""
+    layers = {
+        "/".join(path): FlatLayer(path, "Conv2D", {"trainable": trainable}, ())
+        for path, trainable in ((("mid", "inner", "conv"), not frozen), (("mid", "conv"), True))
+    }
+    names = [f"{owner}/{role}:0" for owner in owners for role in ("kernel", "bias")]
+    arrays = [np.full(1, number, np.float32) for number in range(4)]
+    file = KerasFile({}, None, {}, {"mid": arrays}, {"mid": names}, {})
+    found = weights_by_layer(file, layers)
+    # Keras stores first what can be trained
+    first, second = ("mid/conv", "mid/inner/conv") if frozen else ("mid/inner/conv", "mid/conv")
+    assert {key: [float(each[0]) for each in found[key].values()] for key in layers} == {first: [0, 1], second: [2, 3]}
+    with pytest.raises(BadInput, match="belongs to no layer"):
+        weights_by_layer(replace(file, weights={"mid": arrays[:2]}, weight_names={"mid": names[:2]}), layers)
+
+
+@pytest.mark.parametrize(("version", "said"), [("2.2.4", 1), ("2.12.0", 0), ("2.2.4-tf", 0)])
+def test_enlarging_by_corners_is_said(tmp_path, version, said):
+    config = dense_model()
+    enlarging = {"class_name": "UpSampling2D", "config": {"name": "up", "interpolation": "bilinear"}}
+    config["config"]["layers"].insert(1, enlarging)
+    file = read_keras_file(write(tmp_path / "m.h5", config))
+    notes = read_keras_graph(replace(file, marks={"keras_version": version})).notes
+    assert len([note for note in notes if note.startswith("up: ") and "corners" in note]) == said
 
 
 def called_twice(class_name: str, weights: list[np.ndarray]) -> KerasFile:
