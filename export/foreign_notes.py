@@ -36,13 +36,15 @@ def network_notes(checkpoint: Checkpoint, settings: ForeignSettings, data: Data)
     assert isinstance(network, ForeignClassifier)
     height, width = checkpoint.image_size
     stated = {
-        "size": settings.image_size,
-        "interpolation": settings.interpolation,
-        "mean": settings.mean,
-        "std": settings.std,
+        "size": (settings.image_size, data.image_size),
+        "interpolation": (settings.interpolation, data.interpolation),
+        "mean": (settings.mean, data.mean),
+        "std": (settings.std, data.std),
     }
-    found = [name for name, value in stated.items() if value is None]
-    known = f" ({', '.join(found)} from {data.said_by})" if found and data.said_by else ""
+    found = [name for name, (own, theirs) in stated.items() if own is None and theirs is not None]
+    known = f" ({', '.join(found)} from {data.said_by})" if found else ""
+    unsaid = stated["interpolation"] == (None, None)
+    resized = checkpoint.interpolation + ", as nobody says how (--interpolation)" * unsaid
     channels = "" if network.channels == 3 else f" x {network.channels} channels"
     normalised = f"mean {numbers_text(network.mean)}, std {numbers_text(network.std)}"
     pixels = normalised if network.mean else "pixels of 0 to 1 as they are"
@@ -51,7 +53,7 @@ def network_notes(checkpoint: Checkpoint, settings: ForeignSettings, data: Data)
     names = "as stated" if settings.class_names else f"none stated, so {checkpoint.class_names[0]}"
     names += f" to {checkpoint.class_names[-1]}" if count > 1 and not settings.class_names else ""
     return [
-        f"Input: {height} x {width} pixels{channels}, resized with {checkpoint.interpolation}; {pixels}{known}",
+        f"Input: {height} x {width} pixels{channels}, resized with {resized}; {pixels}{known}",
         f"Output: {_OUTPUTS[kind].format(count=count)}; class names: {names}",
     ]
 

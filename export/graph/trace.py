@@ -29,6 +29,7 @@ from export.graph.tracer import (
     arguments,
     name_of,
     shape_of,
+    shown_path,
 )
 from models.bad_input import BadInput
 from models.classifier import gives_of
@@ -107,7 +108,7 @@ def _stated_ending(recording: Recording, output: str) -> fx.Node | None:
     found = _ENDINGS.get(name_of(last)) if last.op == "call_function" and len(last.users) == 1 else None
     if found in ("softmax", "log_softmax") and arguments(last)["dim"] not in (1, -1):
         found = None
-    shape, where = last.meta["shape"], f" in module {module_path(last) or '(root)'!r}"
+    shape, where = last.meta["shape"], f" in module {shown_path(module_path(last))!r}"
     if shape[1] == 1 and "softmax" in (found or output):
         raise BadInput(
             f"expected two numbers or more before a softmax, got one{where}: its softmax is always 1. If the network "
@@ -116,7 +117,7 @@ def _stated_ending(recording: Recording, output: str) -> fx.Node | None:
     if (found or "logits") != output:
         ends = f"ends in a {found}{where}" if found else f"ends in {name_of(last)}{where}"
         raise BadInput(
-            f"expected a network that gives {output}, as stated, got one that {ends}. State what it gives: "
+            f"expected a network that gives {output}, got one that {ends}. State what it gives: "
             f'--output {found or "logits"} (in Python output="{found or "logits"}").'
         )
     return last if found else None

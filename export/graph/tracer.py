@@ -40,13 +40,20 @@ class NoKerasCounterpart(BadInput):
 
     def __init__(self, operation: str, module_path: str, why: str = "") -> None:
         self.reason = f"{operation}{': ' + why if why else ''}"
-        # where a network from elsewhere is wrapped (`ForeignClassifier`), its owner knows its own paths alone
-        module_path = "" if module_path == "network" else module_path.removeprefix("network.")
         super().__init__(
-            f"{operation} in module {module_path or '(root)'!r} has no counterpart here among Keras's built-in layers"
+            f"{operation} in module {shown_path(module_path)!r} has no counterpart here among Keras's built-in layers"
             f"{': ' + why if why else ''}. What can be converted is listed in export/graph/operations; for other "
             "networks torch.onnx.export followed by onnx2tf gives a SavedModel or TFLite file, without the proof."
         )
+
+
+def shown_path(module_path: str) -> str:
+    """A module's path for people.
+
+    Where a network from elsewhere is wrapped (`models.foreign.networks.ForeignClassifier`), its owner knows its own
+    paths alone.
+    """
+    return ("" if module_path == "network" else module_path.removeprefix("network.")) or "(root)"
 
 
 class Tracer:

@@ -66,8 +66,9 @@ def find_own(
     elif prefix and not prefix.endswith("."):
         prefix += "."
     if counts[prefix] == 0:
+        under = f" under {prefix!r}" if prefix else ""
         raise BadInput(
-            f"expected tensors of the network under {prefix!r}, such as {some_of(sorted(needed), 3)}, got {path}, "
+            f"expected tensors of the network{under}, such as {some_of(sorted(needed), 3)}, got {path}, "
             f"whose names are others: {some_of(list(tensors), 3)}. Is --model the network that was trained?"
         )
     own = {name.removeprefix(prefix): tensor for name, tensor in by_name.items() if name.startswith(prefix)}
