@@ -5,7 +5,7 @@ import itertools
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -40,6 +40,7 @@ from datamodule.sources.roots import (
     check_folder,
     check_sets,
     check_sources,
+    check_wanted_classes,
     find_roots,
     read_class_names,
 )
@@ -52,7 +53,7 @@ from datamodule.split import (
     stratified_split,
     unlisted,
 )
-from models.bad_input import BadInput, some_lines_of, some_of
+from models.bad_input import BadInput, quoted, some_lines_of, some_of
 from models.choices import FORMAT_ENDINGS, INTERPOLATIONS, DeepGrey, Formats, Interpolation, Loading
 
 DEMO_ROOT = Path("runs/demo_photos")
@@ -182,9 +183,12 @@ class ProductPhotos(L.LightningDataModule):
         background: colour that transparent photos are composed on, such as white or "#f0f0f0"; by default what is
             hidden under the transparency shows, often black, as in Keras.
         deep_grey: grey photos of 16 bits: `clip`, as Pillow and Keras do, or `scale` them to 8 bits.
+        class_names: the classes in the order of the outputs, as `classes` of `flow_from_directory`; by default those
+            of the folders or the table, sorted. `foreign_classes` decides about others, and `validate` and `test`,
+            for which they are the checkpoint's, do with photos of some of them.
 
     Attributes:
-        class_names: sorted names of the class folders.
+        class_names: as given, or else the sorted names of the class folders.
         image_size: (height, width).
         interpolation: as given.
         val_sets: names of the validation loaders, in order: ["val"], or ["val", "val_clean"].
@@ -227,6 +231,7 @@ class ProductPhotos(L.LightningDataModule):
         formats: Formats = "keras",
         background: str | None = None,
         deep_grey: DeepGrey = "clip",
+        class_names: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.image_size = parse_image_size(image_size)
@@ -294,11 +299,15 @@ class ProductPhotos(L.LightningDataModule):
             given = Path(root) if root is not None else DEMO_ROOT
             self.root, self.val_root, self.test_root, found = find_roots(given, self.val_root, self.test_root, listing)
             said = [found]
-        self.class_names = (
+        found_names = (
             list(DEMO_CLASSES) if demo
             else self.table.class_names if self.table is not None
-            else read_class_names("root", self.root, listing)
+            else read_class_names("root", self.root, listing, fewest=2 if class_names is None else 1)
         )  # fmt: skip
+        self.class_names = found_names if class_names is None else [str(name) for name in class_names]
+        if class_names is not None:
+            place = Path(table) if table is not None else self.root
+            said.append(check_wanted_classes(place, found_names, self.class_names, foreign_classes))
         for setting, folder in (("val_root", self.val_root), ("test_root", self.test_root)):
             if folder is not None:
                 said.append(check_class_names(setting, folder, listing, self.class_names, foreign_classes))
@@ -415,10 +424,10 @@ class ProductPhotos(L.LightningDataModule):
             self._count_copies(listed["train"].files, listed["val"].files)
         self._sets.update(listed)
 
-    def _list_sets(self, wanted: Iterable[SetName]) -> dict[SetName, LabelledFiles]:
+    def _list_sets(self, wanted: Sequence[SetName]) -> dict[SetName, LabelledFiles]:
         sets: dict[SetName, LabelledFiles] = {}
         if not self.has_validation_photos:
-            training, validation = self._split_root()
+            training, validation = self._split_root("train" in wanted)
         else:
             training = label_all(self._classes_of("train")) if "train" in wanted else LabelledFiles([], [])
             validation = label_all(self._classes_of("val"))
@@ -440,23 +449,34 @@ class ProductPhotos(L.LightningDataModule):
                 sets[name] = validation
         return sets
 
-    def _classes_of(self, name: TableSet) -> list[list[Path]]:
-        """List the photos of a set per class."""
+    def _classes_of(self, name: TableSet, training: bool = True) -> list[list[Path]]:
+        """List the photos of a set per class; not to train on them, some classes are enough."""
         setting, root = {
             "train": ("root", self.root), "val": ("val_root", self.val_root), "test": ("test_root", self.test_root),
         }[name]  # fmt: skip
         if self.table is not None and name in self.table.classes:
-            return self.table.classes[name]
+            of_class = dict(zip(self.table.class_names, self.table.classes[name], strict=True))
+            classes = [of_class.get(each, []) for each in self.class_names]
+            self._check_classes(setting, self.table.file, classes, training)
+            return classes
         assert root is not None
-        return self._list_classes(setting, root)
+        return self._list_classes(setting, root, training)
 
-    def _list_classes(self, setting: str, root: Path) -> list[list[Path]]:
+    def _check_classes(self, setting: str, table: Path, classes: list[list[Path]], training: bool) -> None:
+        empty = [name for name, files in zip(self.class_names, classes, strict=True) if not files]
+        if empty and ((setting == "root" and training) or len(empty) == len(classes)):
+            raise BadInput(
+                f"class_names: expected photos of these classes in {table}; received none of {quoted(empty)}. Leave "
+                "those names out, or add photos of them."
+            )
+
+    def _list_classes(self, setting: str, root: Path, training: bool = True) -> list[list[Path]]:
         """List the photos per class; every class must have some, but to validate and test any class has enough."""
         check_folder(setting, root)
         junk = count_in_junk_folders(root, self.formats) if self.listing == "checked" else Counter[str]()
         classes = [self._photos_in(root / name, junk) for name in self.class_names]
         empty = [name for name, files in zip(self.class_names, classes, strict=True) if not files]
-        if empty and (setting == "root" or len(empty) == len(classes)):
+        if empty and ((setting == "root" and training) or len(empty) == len(classes)):
             found = [
                 f"{name}{what_else(root / name, self.formats)}" if place < 20 else name
                 for place, name in enumerate(empty)
@@ -493,12 +513,12 @@ class ProductPhotos(L.LightningDataModule):
         files = list_photos(folder, self.formats)
         return without_junk(files, folder, junk) if self.listing == "checked" else files
 
-    def _split_root(self) -> tuple[LabelledFiles, LabelledFiles]:
-        classes = self._classes_of("train")
+    def _split_root(self, training: bool = True) -> tuple[LabelledFiles, LabelledFiles]:
+        classes = self._classes_of("train", training)
         too_small = [
             f"{name} ({len(files)})"
             for name, files in zip(self.class_names, classes, strict=True)
-            if int(self.validation_split * len(files)) < 1
+            if int(self.validation_split * len(files)) < 1 and files
         ]
         if too_small:
             raise BadInput(
@@ -774,7 +794,7 @@ def fetched(setting: str, place: str | None, cache: Path) -> str | None:
     Raises:
         BadInput: it is an address that cannot be read.
     """
-    if place is None or not is_address(place):
+    if place is None or not is_address(str(place)):  # from Python it may be a Path, which is never one
         return place
     here = fetch(setting, place, cache / "addresses", show_progress(f"fetching {place}"))
     # archives often have one folder around all

@@ -115,7 +115,12 @@ def count_unlisted(folder: Path, but: Container[Path] = (), formats: Formats = "
 
 def unlisted(folder: Path, but: Container[Path] = (), formats: Formats = "keras") -> str:
     """Return `count_unlisted` as text, such as "3 .webp, 1 .txt"; empty if there are none."""
-    counts = sorted(count_unlisted(folder, but, formats).items(), key=lambda item: (-item[1], item[0]))
+    return described_counts(count_unlisted(folder, but, formats))
+
+
+def described_counts(by_ending: Counter[str]) -> str:
+    """Return counts of files by their extension as text, such as "3 .webp, 1 .txt"; empty if there are none."""
+    counts = sorted(by_ending.items(), key=lambda item: (-item[1], item[0]))
     return some_of([f"{count} {extension}" for extension, count in counts], 10)
 
 

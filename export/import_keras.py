@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 
 from export.checkpoint import write_checkpoint
-from export.keras_file.architecture import check_some_keras_loads
 from export.keras_to_torch import KerasClassifier
 from export.proof.comparison import image_sets
 from export.proof.import_proof import Import, check_imports
@@ -84,7 +83,6 @@ def write_import(
     with replacing(checkpoint) as temporary:
         write_checkpoint(temporary, classifier.network, facts, origin)
         if check:
-            check_some_keras_loads(classifier.path, classifier.file, classifier.source)
             sets = image_sets(classifier.image_size, photos, photo_names or [])
             compared = Import(temporary, classifier.path, sets, given)
             (report,) = check_imports([compared], torch_versions(), keras_python, progress)
@@ -99,4 +97,6 @@ def _loading_of(classifier: KerasClassifier) -> Loading:
     try:
         return Loading.stated(classifier.file.details)
     except ValueError as error:
-        raise BadInput(f"{classifier.path}: expected to know how photos are loaded, got {error}.") from error
+        raise BadInput(
+            f"{classifier.path}: expected to know how photos are loaded, got {error}. Export the file anew."
+        ) from error

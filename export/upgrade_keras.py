@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.keras_file.architecture import KerasGraph, check_some_keras_loads, read_keras_graph
+from export.keras_file.architecture import KerasGraph, read_keras_graph
 from export.keras_file.read import KerasFile, loadable, read_keras_file
 from export.keras_file.upgraded import UpgradedLayers, upgraded_layers, upgraded_training
 from export.keras_file.weights_alone import whole_file
@@ -97,7 +97,6 @@ def _write(
 ) -> Upgraded:
     file = read_keras_file(whole)
     source, translated = _translate(file)
-    check_some_keras_loads(whole, file, source)
     outputs = source.graph.output.shape[0]
     if class_names is not None and len(class_names) not in (outputs, 2 if outputs == 1 else outputs):
         raise BadInput(

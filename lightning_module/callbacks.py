@@ -300,7 +300,8 @@ class ExportTwin(Callback):
         if not self.enabled or getattr(trainer, "fast_dev_run", False) or not trainer.is_global_zero:
             return
         from datamodule.photo_store import load_photo
-        from export.calibrated import fitted_temperature, write_calibrated
+        from export.calibrated import write_calibrated
+        from export.fitted_temperature import fitted_temperature
         from export.proof.page import write_page
         from export.proof.parity import Pair, check_parity
         from export.proof.report import write_json as write_report

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,11 +13,13 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_module.check_settings import check_fine_tuning, check_settings
+from lightning_module.class_rows import Classes, ClassRows, take_weights, with_outputs
 from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Schedule, balanced_weights, shrink
 from lightning_module.measured_module import MeasuredModule
 from lightning_module.optimizer import follow_epochs, make_adam, make_scheduler
 from models.bad_input import BadInput, other_names, quoted
 from models.choices import DeepGrey, Formats, Trainable
+from models.foreign.checkpoint_file import is_ours
 from models.frozen_backbone import Compile, FrozenBackbone, FrozenPrecision, resolve_precision, without_tf32
 from models.graph_network import build_classifier
 from models.pretrained import WeightsReport, load_pretrained
@@ -40,7 +43,8 @@ class ProductClassifier(MeasuredModule):
         interpolation: how photos are resized to that size, by Keras's name.
         backbone: timm's name of a CNN.
         pretrained: start from pretrained weights; false starts untrained.
-        weights: `.safetensors` or `.pth` file in timm naming; null downloads timm's own from its hub.
+        weights: `.safetensors` or `.pth` file in timm naming; or a checkpoint of this project, of which the head is
+            taken, too, its classes matched by name; null downloads timm's own from its hub.
         trainable: `head` keeps the backbone as it is (BatchNorm in inference mode), `all` fine-tunes everything.
         hidden: widths of the dense layers with ReLU between pooled features and predictions; [] for none.
         dropout: rate after each hidden layer, 0 <= dropout < 1.
@@ -61,6 +65,8 @@ class ProductClassifier(MeasuredModule):
         background: colour that transparent photos are composed on, as "#rrggbb"; null for none.
         deep_grey: what becomes of grey photos of 16 bits.
         formats: which files are photos.
+        classes: what is done about a checkpoint (`weights`, `--ckpt_path`) of other classes, or in another order:
+            `match`: the last layer's rows are matched by the classes' names; `strict`: it is refused.
         compile: use torch.compile for the frozen backbone. `auto`: if training is long enough to make up for the half
             minute of compiling, and there is a C++ compiler, or Triton for a GPU (not tested on one yet). `always`
             also compiles training steps of all weights.
@@ -94,6 +100,7 @@ class ProductClassifier(MeasuredModule):
         background: str | None = None,
         deep_grey: DeepGrey = "clip",
         formats: Formats = "keras",
+        classes: Classes = "match",
     ) -> None:
         super().__init__()
         if isinstance(schedule, dict):  # from a checkpoint, which has only plain types
@@ -108,6 +115,8 @@ class ProductClassifier(MeasuredModule):
                 f"--model.train_size: expected null with a network that was read from a Keras file, received "
                 f"{train_size}: its layers are made for photos of {image_size} pixels. Give --model.train_size null."
             )
+        if graph is not None:
+            graph = with_outputs(graph, len(class_names))
         described = {"backbone": backbone, "hidden": hidden, "dropout": dropout, "pad_type": pad_type, "bn_eps": bn_eps}
         network = build_classifier(len(class_names), graph, **described, mean=mean, std=std)
         # The same memory layout as the data module's photos: a narrow MobileNetV2 trains about twice as fast on a CPU.
@@ -115,6 +124,7 @@ class ProductClassifier(MeasuredModule):
         # Both settings affect only speed and not what is learnt, so they are not saved in the checkpoint.
         self._frozen_backbone = FrozenBackbone(self.network, frozen_precision, compile)
         self._compile: Compile = compile
+        self._classes: Classes = classes
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self.class_names = class_names
         self.trainable = trainable
@@ -273,10 +283,27 @@ class ProductClassifier(MeasuredModule):
         """
         if self._has_trained_weights:
             return None
-        self.weights_report = load_pretrained(self.network, self.hparams["weights"])
+        weights = self.hparams["weights"]
+        if weights is not None and is_ours(Path(weights)):
+            self.take_checkpoint_weights(Path(weights))
+            self.weights_report = WeightsReport(str(weights), tuple(self.network.state_dict()), (), ())
+        else:
+            self.weights_report = load_pretrained(self.network, weights)
         self._has_trained_weights = True
         rank_zero_info(str(self.weights_report))
         return self.weights_report
+
+    def take_checkpoint_weights(self, checkpoint: Path) -> ClassRows:
+        """Take a checkpoint's weights, head and all, its classes matched by name, and log how they were.
+
+        Raises:
+            BadInput: it is none of this project or of another network, or its classes do not match.
+        """
+        rows = take_weights(self.network, self.class_names, checkpoint, self._classes)
+        self._has_trained_weights = True
+        if rows.differ:
+            rank_zero_info(str(rows))
+        return rows
 
     def check_device(self, device: torch.device) -> None:
         """Refuse a device that cannot compute as the settings say.
@@ -326,7 +353,8 @@ class ProductClassifier(MeasuredModule):
             raise BadInput(
                 f"The checkpoint was trained on the classes {quoted(saved['class_names'])}, the data has "
                 f"{quoted(self.class_names)} ({other_names(saved['class_names'], self.class_names)}). "
-                "Give the photos of the same classes with --data.root."
+                "Give the photos of the same classes with --data.root, or begin anew from its weights, the classes "
+                "matched by name, with --model.weights."
             )
         self._has_trained_weights = True
 

@@ -377,7 +377,11 @@ def label_of(cell: Cell) -> tuple[str, str]:
 
 
 def each_photo_of(
-    file: Path, photos: Path | None = None, file_column: str | None = None, formats: Formats = "keras"
+    file: Path,
+    photos: Path | None = None,
+    file_column: str | None = None,
+    formats: Formats = "keras",
+    options: tuple[str, str] | None = None,
 ) -> Iterator[tuple[str, str]]:
     """Yield for each row of a table without regard to labels: the photo's path and "", or its name and why it is none.
 
@@ -386,12 +390,13 @@ def each_photo_of(
         photos: as `PhotoTable` has it; likewise the next two.
         file_column: likewise.
         formats: likewise.
+        options: the command's options for the column and for the folder, which a message advises; None if it has none.
 
     Raises:
         BadInput: the table cannot be read, or has no column of photos.
     """
     table = TableFile(file)
-    columns = find_columns(table, photos, file_column, None, "", formats, wants_label=False)
+    columns = find_columns(table, photos, file_column, None, "", formats, wants_label=False, options=options)
     for (names,) in table.pieces([columns.file]):
         for name in names:
             path, why = columns.finder.find(name or "")
@@ -406,6 +411,7 @@ def find_columns(
     set_column: str | None,
     formats: Formats = "keras",
     wants_label: bool = True,
+    options: tuple[str, str] | None = ("--data.file_column", "--data.photos"),
 ) -> Columns:
     """Find out which columns name files, labels and sets, by what is in them.
 
@@ -417,6 +423,7 @@ def find_columns(
         set_column: likewise; "" for none.
         formats: which files are photos.
         wants_label: whether there has to be a column of labels.
+        options: the command's options for the column of files and for their folder, if it has any.
 
     Raises:
         BadInput: a column is not there, or none or several may be meant.
@@ -433,7 +440,7 @@ def find_columns(
         if name
     }
     finder = PhotoFinder([], formats)
-    file, base = _find_files(table, head, photos, named.get("file"), {*named.values()}, finder)
+    file, base = _find_files(table, head, photos, named.get("file"), {*named.values()}, finder, options)
     finder = PhotoFinder([base, table.path.parent], formats, finder.read)
     label = named.get("label")
     in_set = named.get("set") or (None if set_column == "" else _find_sets(head, {file, label}))
@@ -449,6 +456,7 @@ def _find_files(
     named: str | None,
     taken: set[str],
     reader: PhotoFinder,
+    options: tuple[str, str] | None,
 ) -> tuple[str, Path]:
     here = table.path.parent
     beside = [here / name for name in clean_class_names(here)[:MOST_FOLDERS]]
@@ -472,9 +480,12 @@ def _find_files(
     where = f"in {photos}" if photos is not None else f"in {here} or in a folder of it"
     examples = some_of([f"{each}: {_short(next(iter(head[each]), None))}" for each in candidates])
     if by_name is None:
+        remedy = f"Name it with {options[0]}, and the photos' folder with {options[1]}" if options else (
+            "Put the table beside the photos, or write their whole paths into it"
+        )  # fmt: skip
         raise BadInput(
             f"{table.path}: expected a column that names photos; received none whose files are {where}. The first row "
-            f"has {examples}. Name it with --data.file_column, and the photos' folder with --data.photos."
+            f"has {examples}. {remedy}."
         )
     return by_name, photos or here
 

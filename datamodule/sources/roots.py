@@ -84,6 +84,35 @@ def check_class_names(
     return f"{setting} {folder}: {'; '.join(said)}." if said else ""
 
 
+def check_wanted_classes(place: Path, found: list[str], wanted: list[str], foreign_classes: ForeignClasses) -> str:
+    """Compare the classes that there are with those that were asked for, such as a checkpoint's.
+
+    Args:
+        place: the folder or table, for messages.
+        found: its classes.
+        wanted: the classes of the outputs.
+        foreign_classes: what is done about classes that are not among them.
+
+    Returns:
+        Which are missing and which are left out, in words; empty where they are the same.
+
+    Raises:
+        BadInput: none is the same, or some are foreign and `foreign_classes` is `stop`.
+    """
+    if len(wanted) < 2 or len({*wanted}) < len(wanted):
+        raise BadInput(f"class_names: expected two or more names, each once; received {quoted(wanted)}.")
+    missing, foreign = sorted({*wanted} - {*found}), sorted({*found} - {*wanted})
+    if (foreign and foreign_classes == "stop") or len(missing) == len(wanted):
+        raise BadInput(
+            f"class_names: expected the classes {quoted(wanted)}; received {quoted(found)} in {place} "
+            f"(missing: {quoted(missing)}, foreign: {quoted(foreign)}). Give photos of these classes"
+            + (", named likewise." if len(missing) == len(wanted) else ", or --data.foreign_classes skip.")
+        )
+    said = [f"has no photos of {quoted(missing)}"] if missing else []
+    said += [f"classes that are not known are left out: {quoted(foreign)}"] if foreign else []
+    return f"{place}: {'; '.join(said)}." if said else ""
+
+
 def check_sources(root: str | None, table: str | None, kaggle: str | None, demo: bool) -> None:
     """Make sure that there is one source of photos.
 

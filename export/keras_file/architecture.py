@@ -8,14 +8,14 @@ graph in which everything is explicit.
 from __future__ import annotations
 
 import re
-import zipfile
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from export.graph.nodes import Graph, Node
 from export.keras_file.flat_layers import DAMAGED, FlatLayer, flatten, weights_by_layer
-from export.keras_file.layer_readers import BARE_OPERATIONS, REGULARISATION, LayerReader
+from export.keras_file.layer_readers import read_layers
 from export.keras_file.read import KerasFile
+from export.keras_file.readers.layer_reader import LayerReader
+from export.keras_file.readers.training import REGULARISATION
 from export.worker.keras_worker import AUGMENTATION
 from models.bad_input import BadInput
 
@@ -66,8 +66,7 @@ def read_keras_graph(
     """
     try:
         layers, fed_by = flatten(file.config)
-        reader = LayerReader(layers, weights_by_layer(file, layers), image_size, file.generation)
-        reader.read()
+        reader = read_layers(layers, weights_by_layer(file, layers), image_size, file.generation)
         output = reader.node_of[next(reversed(layers))]
         nodes = _up_to(reader.nodes, output)
         graph = Graph(_fold_padding(nodes) if fold_padding else tuple(nodes.values()), reader.tensors)
@@ -81,27 +80,6 @@ def read_keras_graph(
     half = [key for key in reader.half_precision if layers[key].class_name != "InputLayer"]
     notes = [*_notes(reader, half), *_pixel_centres(file, layers)]
     return KerasGraph(graph, layers, reader.rates, reader.augmentation, reader.node_of, fed_by, notes, half)
-
-
-def check_some_keras_loads(path: Path, file: KerasFile, source: KerasGraph) -> None:
-    """Refuse to prove a `.h5` of Keras 3 with bare operations, such as ``x / 127.5``: it writes them and reads none.
-
-    Raises:
-        BadInput: the file is one.
-    """
-    bare = [
-        key
-        for key, layer in source.layers.items()
-        # of two tensors, an Add is read as the layer
-        if "dtype" not in layer.config and layer.class_name in BARE_OPERATIONS and len(layer.inputs) == 1
-    ]
-    if bare and file.generation == 3 and not zipfile.is_zipfile(path):
-        raise BadInput(
-            f"expected a file that some Keras loads, for the proof, got {path} with {', '.join(bare[:3])}: Keras 3 "
-            "writes such bare operations into a .h5 and cannot read them. With the code that builds the model: "
-            "model.load_weights(OLD), model.save('WHOLE.keras'), and give that file. Or take it unproved: lightning "
-            "import --check false"
-        )
 
 
 def _up_to(nodes: dict[str, Node], output: str) -> dict[str, Node]:

@@ -82,7 +82,9 @@ def make_onnx(h5: str, path: Path, task: dict[str, Any]) -> None:
     image = tf.TensorSpec(model.input_shape, tf.float32, name="image")
     proto, _ = tf2onnx.convert.from_keras(model, input_signature=(image,), opset=OPSET)
     texts = {
-        name: value if isinstance(value, str) else json.dumps(value) for name, value in task.get("details", {}).items()
+        name: value if isinstance(value, str) else json.dumps(value)
+        for name, value in task.get("details", {}).items()
+        if value is not None
     }
     onnx.helper.set_model_props(proto, texts)
     onnx.checker.check_model(proto)

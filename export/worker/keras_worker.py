@@ -906,7 +906,7 @@ def in_float64(
         if layer["class_name"] in AUGMENTATION:
             # Keras 2 cannot build some of them in float64. What they do to a photo is compared in float32.
             kept = {name: layer["config"][name] for name in ("name", "batch_input_shape") if name in layer["config"]}
-            layer.update(class_name="Activation", config={**kept, "activation": "linear"})
+            layer.update(class_name="Activation", config={**kept, "activation": "linear", "trainable": False})
         if not is_bare_operation(layer) or "trainable" in layer["config"]:  # it has no type of its own
             layer["config"]["dtype"] = dtype
         change(layer)

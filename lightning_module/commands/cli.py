@@ -214,7 +214,12 @@ def parse(command: str, parser: "ArgumentParser", arguments: list[str], options:
 
 
 def parse_for(
-    function: Callable, command: str, arguments: list[str], exit_codes: str = EXIT_CODES, group: type | None = None
+    function: Callable,
+    command: str,
+    arguments: list[str],
+    exit_codes: str = EXIT_CODES,
+    group: type | None = None,
+    several: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
     """Parse the command line of a command that is a single function, whose arguments are the options.
 
@@ -226,6 +231,7 @@ def parse_for(
         arguments: the arguments to parse.
         exit_codes: text for the end of the help.
         group: a dataclass whose fields are further options; the function takes one of it as `foreign`.
+        several: name and help of the last positional argument, a list of texts, at least one.
 
     Raises:
         BadInput: the arguments cannot be parsed.
@@ -235,7 +241,10 @@ def parse_for(
 
     summary = COMMANDS[command].summary
     parser = ArgumentParser(prog=f"lightning {command}", description=summary, epilog=exit_codes, **PARSING)
-    parser.add_function_arguments(function, as_positional=True, skip={"foreign"} if group else set())
+    skipped: set[str | int] = {*(["foreign"] if group else []), *(several[:1] if several else [])}
+    parser.add_function_arguments(function, as_positional=True, skip=skipped)
+    if several:
+        parser.add_argument(several[0], nargs="+", type=str, help=several[1])
     if group:
         parser.add_class_arguments(group, nested_key=None)
     parser.add_argument("--num_threads", type=PositiveInt | None, default=None, help=f"CPU threads; {BY_DEFAULT}.")

@@ -163,7 +163,8 @@ def _imported(file: Path, foreign: ForeignOptions, place: Path) -> "Checkpoint":
 
 def _calibrated(ckpt: Path, out: Path, temperature: float | str) -> Path:
     """Write a checkpoint that contains the temperature beside the file to export; return its path."""
-    from export.calibrated import Fitted, fitted_temperature, write_calibrated
+    from export.calibrated import write_calibrated
+    from export.fitted_temperature import Fitted, fitted_temperature
 
     fitted = fitted_temperature(ckpt) if isinstance(temperature, str) else Fitted(float(temperature), None)
     if fitted.doubt:

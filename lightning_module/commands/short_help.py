@@ -59,6 +59,7 @@ GROUPS = (
         ("label_column", "null", "its column of labels; null where only one can be"),
         ("set_column", "null", "its column of sets; null looks for it, '' for none"),
         ("kaggle", "null", "owner/dataset on Kaggle, in place of root"),
+        ("class_names", "null", "classes in the order of the outputs; null for root's, sorted"),
         ("demo", "false", "draw a small catalogue and use that"),
     )),
     Group("Random changes of training photos, as ImageDataGenerator's", "data.augmentation.", FIT, (
@@ -78,7 +79,8 @@ GROUPS = (
     Group("Network", "model.", FIT, (
         ("backbone", "mobilenetv2_100", "timm's name of a CNN: see docs/families.md"),
         ("pretrained", "true", "false starts untrained"),
-        ("weights", "null", "file with pretrained weights; null downloads timm's"),
+        ("weights", "null", "file with pretrained weights, or a checkpoint; null downloads timm's"),
+        ("classes", "match", "match, or strict: a checkpoint's classes may differ and are matched by name"),
         ("trainable", "head", "head, or all: fine-tune everything"),
         ("hidden", "[128]", "widths of the dense layers before the predictions; [] for none"),
         ("dropout", "0.0", "after each hidden layer, 0 to below 1"),

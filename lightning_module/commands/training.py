@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ProgressBar, RichProgress
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodule.product_photos import ProductPhotos
@@ -52,6 +52,7 @@ from lightning_module.run.run_folder import RunFolder, run_folder_of
 from lightning_module.run.stop_signals import requeued
 from models.bad_input import BadInput
 from models.cores import use_threads
+from models.foreign.checkpoint_file import is_ours
 from models.timm_mobilenetv2 import ARCHITECTURE
 
 DEFAULT_RUN = "runs/latest"
@@ -154,12 +155,14 @@ class TrainingCLI(LightningCLI):
     Attributes:
         exit_code: 1 if the twin differs from its checkpoint.
         resumes_from: the run's own last.ckpt, if the run is resumed.
+        begins_anew: whether the checkpoint to go on from had other classes, so that only its weights were taken.
         until_the_end: holds what is given back when the command ends; None if this is used from Python.
     """
 
     until_the_end: ExitStack | None = None
     exit_code = 0
     resumes_from: Path | None = None
+    begins_anew = False
     _steps_done = 0
 
     @staticmethod
@@ -228,20 +231,25 @@ class TrainingCLI(LightningCLI):
         given = self.config[subcommand].get("ckpt_path")
         if subcommand != "fit" and not given:
             raise BadInput(f"--ckpt_path: `lightning {subcommand}` needs a checkpoint, such as RUN/best.ckpt.")
-        if subcommand == "fit" and given in (None, "best", "last", "hpc", "registry"):
-            return  # Lightning finds these itself
+        if subcommand == "fit" and given in (None, "best", "last", "hpc", "registry"):  # Lightning finds these itself
+            given = self.config[subcommand].model.weights
+            if given is None or not is_ours(Path(given)):
+                return
         saved = read_hyper_parameters(Path(given))
         bound = {name: value for name, value in saved.items() if name not in LINKED}
-        photos = {name: saved[name] for name in LOADING if name in saved}  # older ones have but two
+        photos: dict[str, Any] = {name: saved[name] for name in LOADING if name in saved}  # older ones have but two
         if subcommand == "fit":
             own = self.config[subcommand]
-            check_optimizer_settings(Path(given), saved, own.model)
             # The command line decides how to train, the checkpoint what is trained.
             architecture = {name: bound[name] for name in (*ARCHITECTURE, "graph") if name in bound}
-            bound = {**architecture, "pretrained": False, "weights": None}
+            bound = (
+                architecture if given == own.model.weights else architecture | {"pretrained": False, "weights": None}
+            )
             kept = [*differing("model", architecture, own.model), *differing("data", photos, own.data)]
             if kept:
                 print(f"As {given} has it, whatever the settings say: {', '.join(kept)}.")
+        else:
+            photos["class_names"] = list(saved["class_names"])  # the photos' classes are matched by name
         self.config = self.parser.parse_object({subcommand: {"model": bound, "data": photos}}, self.config)
 
     def _set_seed(self) -> None:
@@ -289,11 +297,15 @@ class TrainingCLI(LightningCLI):
         if last is None:
             return
         take_found(self.config["fit"], run)
-        changed = changed_settings(run, yaml.safe_load(settings_text(self._parser("fit"), self.config["fit"])))
+        parser = self._parser("fit")
+        today, defaults = (
+            yaml.safe_load(settings_text(parser, each)) for each in (self.config["fit"], parser.get_defaults())
+        )
+        changed = changed_settings(run, today, defaults)
         check_settings(run, changed)
         epochs, steps, stopped = progress_of(last)
-        then, today = changed.get("trainer.max_epochs", (None, None))
-        longer = bool(then and today and 0 < then < today)
+        then, now = changed.get("trainer.max_epochs", (None, None))
+        longer = bool(then and now and 0 < then < now)
         if (outcome := finished(run)) and (not longer or stopped):
             verdict = f"; parity {outcome['parity']}" if outcome.get("parity") else ""
             if other := [name for name in changed if name.startswith("hand_over.")]:
@@ -301,7 +313,7 @@ class TrainingCLI(LightningCLI):
             print(f"The run in {run.path} has finished already, after {epochs} epochs{verdict}.")
             raise SystemExit(outcome.get("exit_code", 0))
         if longer and self._get(self.config, "model")["schedule"]["cosine"]:
-            print(f"The learning rate falls to the end of {today} epochs now, not of {then}: it begins higher again.")
+            print(f"The learning rate falls to the end of {now} epochs now, not of {then}: it begins higher again.")
         print(f"Going on with the run in {run.path}: {epochs} epochs are done, {steps} steps in all.")
         self.resumes_from, self._steps_done = last, steps
 
@@ -356,12 +368,31 @@ class TrainingCLI(LightningCLI):
         """Read the pretrained weights before the photos, so that errors show early. A resumed run has its weights."""
         self.hand_over.at_fit_end = False  # after_fit does it
         self.model.check_device(self.trainer.strategy.root_device)
-        if not self._get(self.config_init, "ckpt_path") and not self.resumes_from:
-            self.model.load_pretrained_weights()
+        if not self.resumes_from:
+            self._take_weights()
         if not self.resumes_from:  # the picture may be an earlier run's
             run_folder_of(self.trainer).learning_rates.unlink(missing_ok=True)
         given, kept = self.config_init[self.subcommand], self.config[self.subcommand]
         find_settings(self.model, self.datamodule, self.trainer, given, kept)
+
+    def _take_weights(self) -> None:
+        """Read the pretrained weights; of a checkpoint to go on from that has other classes, its weights alone.
+
+        Raises:
+            BadInput: they do not fit; or the fit would continue with other settings than the checkpoint's optimiser.
+        """
+        given = self._get(self.config_init, "ckpt_path")
+        if given in (None, "best", "last", "hpc", "registry"):
+            if given is None:
+                self.model.load_pretrained_weights()
+            return
+        saved = read_hyper_parameters(Path(given))
+        if list(saved["class_names"]) == self.model.class_names:
+            check_optimizer_settings(Path(given), saved, self._get(self.config, "model"))
+            return
+        self.model.take_checkpoint_weights(Path(given))
+        self.begins_anew = True
+        rank_zero_info("Training begins anew from these weights: epochs and optimiser were of other outputs.")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Run the subcommand; a fit handles signals, and ends cleanly when the cluster wants the machine back."""
@@ -374,6 +405,8 @@ class TrainingCLI(LightningCLI):
         """Train, from the run's own last checkpoint if the run is resumed."""
         if self.resumes_from:
             settings["ckpt_path"] = str(self.resumes_from)
+        elif self.begins_anew:
+            settings["ckpt_path"] = None
         self.trainer.fit(**settings)
 
     def before_test(self) -> None:

@@ -7,11 +7,10 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
+from export.fitted_temperature import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+
 BINS = 15
 """Number of bins, of equal width, as in the paper."""
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.05, 20.0
-"""Limits of a fitted temperature. If nearly all photos are right, the best one would be almost 0, which would make the
-network almost infinitely sure."""
 FOLDS = 5
 
 

@@ -34,12 +34,14 @@ class Labeller(Protocol):
         image_size: (height, width) in pixels that photos must have.
         interpolation: how photos must be resized to that size.
         loading: how their colours must become RGB.
+        checkpoint_digest: SHA-256 of the checkpoint that it is, or was made of; None if that is not known.
     """
 
     class_names: list[str]
     image_size: tuple[int, int]
     interpolation: str
     loading: Loading
+    checkpoint_digest: str | None
 
     def __enter__(self) -> Self:
         """Start what is needed to compute probabilities."""
@@ -80,7 +82,8 @@ class KerasFileLabeller:
     Args:
         h5: a file of `lightning fit` or `lightning export`, or any other one together with its labels.
         labels: `class_names` and `input_range`; also `image_size` and `interpolation`, if they are not the model's
-            input size and `nearest`. They must not contradict what is stated in the file.
+            input size and `nearest`. They must not contradict what is stated in the file. A model whose one output is
+            a sigmoid has two classes, as in `lightning import`; where one name is stated, it is the second's.
         python: interpreter that has Keras; None for the one that runs this process.
 
     Raises:
@@ -91,7 +94,11 @@ class KerasFileLabeller:
     def __init__(self, h5: Path, labels: dict[str, Any] | None = None, python: Path | None = None) -> None:
         self.h5, self.python = h5, python
         facts = _read_facts(h5, labels or {})
-        self.class_names: list[str] = facts["class_names"]
+        names: list[str] = facts["class_names"]
+        self.class_names = [f"not {names[0]}", *names] if len(names) == 1 else names
+        self.checkpoint_digest: str | None = facts.get("checkpoint_sha256")
+        self._is_sigmoid: bool = facts["output"] == "sigmoid"
+        self._has_one_output = False
         self.interpolation: str = facts["interpolation"]
         self.loading = Loading(facts["background"], facts["deep_grey"])
         self.input_range: InputRange = facts["input_range"]
@@ -128,7 +135,8 @@ class KerasFileLabeller:
         asked = {"task": task, "inputs": str(inputs), "outputs": str(outputs), "scale": scale, "batch_size": filled}
         limit = SECONDS_TO_START + SECONDS_PER_PHOTO * filled  # the first batch of a size includes building the graph
         self._keras.ask({**asked, "copy": str(self._folder / "float64.h5")}, limit)
-        return np.load(outputs, allow_pickle=False)[: len(photos)]
+        answers = np.load(outputs, allow_pickle=False)[: len(photos)]
+        return np.concatenate([1 - answers, answers], axis=1) if self._has_one_output else answers
 
     def _checked_size(self) -> tuple[int, int]:
         given, takes, gives = self.image_size, self._keras.input_shape, self._keras.output_shape
@@ -137,10 +145,13 @@ class KerasFileLabeller:
                 f"{self.h5}: expected a model of one RGB image, (N, height, width, 3), received one of {takes}. "
                 "Another model is needed."
             )
-        if gives is None or len(gives) != 2 or gives[1] != len(self.class_names):
+        self._has_one_output = gives is not None and len(gives) == 2 and gives[1] == 1 and self._is_sigmoid
+        outputs = 1 if self._has_one_output else len(self.class_names)
+        if gives is None or len(gives) != 2 or gives[1] != outputs or (outputs == 1 and len(self.class_names) != 2):
+            one = ", whose one output is no sigmoid" if gives is not None and gives[1:] in ((1,), [1]) else ""
             raise BadInput(
                 f"{self.h5}: expected a probability for each of {len(self.class_names)} class names, received a model "
-                f"that gives {gives}. Give the names that belong to it with --labels."
+                f"that gives {gives}{one}. Give the names that belong to it with --labels."
             )
         size: tuple[int, int] = given if given != (0, 0) else (takes[1] or 0, takes[2] or 0)
         differs = any(own not in (None, side) for own, side in zip(takes[1:3], size, strict=True))
@@ -159,6 +170,7 @@ def _read_facts(h5: Path, labels: dict[str, Any]) -> dict[str, Any]:
         check_storage(str(h5))
         with h5py.File(h5, "r") as file:
             stated = dict(json.loads(file.attrs[DETAILS_ATTRIBUTE])) if DETAILS_ATTRIBUTE in file.attrs else {}
+            stated.setdefault("output", "sigmoid" if _ends_in_sigmoid(file) else "")
     except Refused as refused:
         raise BadInput(f"expected a Keras .h5, received one that is refused: {refused}.") from refused
     except UNREADABLE as error:
@@ -178,7 +190,7 @@ def _read_facts(h5: Path, labels: dict[str, Any]) -> dict[str, Any]:
     except ValueError as error:
         raise BadInput(f"{h5}: expected to know how photos are loaded, received {error}. Mend --labels.") from error
     fits = {
-        "class_names": isinstance(facts.get("class_names"), list) and len(facts["class_names"]) > 1,
+        "class_names": isinstance(facts.get("class_names"), list) and len(facts["class_names"]) > 0,
         "input_range": facts.get("input_range") in get_args(InputRange),
         "interpolation": facts["interpolation"] in INTERPOLATIONS,
         "image_size": facts.get("image_size") is None or _is_size(facts["image_size"]),
@@ -193,7 +205,16 @@ def _read_facts(h5: Path, labels: dict[str, Any]) -> dict[str, Any]:
         )
     if "image_size" in facts:
         facts["image_size"] = tuple(facts["image_size"])
-    return facts
+    return {**facts, "output": stated["output"], "checkpoint_sha256": stated.get("checkpoint_sha256")}
+
+
+def _ends_in_sigmoid(file: h5py.File) -> bool:
+    """Return whether the model's last layer has a sigmoid, as files that do not state their output have it."""
+    try:
+        layers = json.loads(file.attrs["model_config"])["config"]["layers"]
+        return bool(layers[-1]["config"].get("activation") == "sigmoid")
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return False  # no model: Keras says what is wrong with it
 
 
 def _is_size(value: Any) -> bool:

@@ -12,8 +12,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from datamodule.photo_store import open_photo
-from export.calibrated import FEW_MISTAKES, is_calibrated
+from export.calibrated import is_calibrated
 from export.checkpoint import read_content
+from export.fitted_temperature import FEW_MISTAKES
 from lightning_module.evaluation.figures import CONFIDENCE, Evaluation, evaluate, most_confident_mistakes, per_class
 from lightning_module.evaluation.measured_photos import KeepLogits, Measured, MeasuredPhotos
 from lightning_module.run.last_checkpoint import seed_generators

@@ -33,6 +33,7 @@ class CheckpointLabeller:
         source = read_checkpoint(checkpoint)
         self.class_names, self.image_size = list(source.class_names), source.image_size
         self.interpolation, self.loading = source.interpolation, source.loading
+        self.checkpoint_digest: str | None = source.digest
         self.network = source.network.to(self.device).to(memory_format=torch.channels_last)
         # the network is not trained any more, so its whole backbone counts as frozen
         self._backbone = FrozenBackbone(self.network, "float32", "never")

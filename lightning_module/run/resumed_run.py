@@ -21,10 +21,10 @@ FREE_TO_CHANGE = (
     "ckpt_path", "data.demo", "data.kaggle", "data.listing", "data.num_workers", "data.on_copies",
     "data.file_column", "data.label_column", "data.photos", "data.predict_root", "data.root", "data.set_column",
     "data.store_dir", "data.store_ram_share", "data.table", "data.test_root", "data.val_root",
-    "hand_over", "journal", "last_checkpoint", "model.compile", "model.weights", "num_threads", "trainer.accelerator",
-    "trainer.default_root_dir", "trainer.devices", "trainer.enable_checkpointing", "trainer.enable_model_summary",
-    "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger", "trainer.max_epochs",
-    "trainer.max_time", "trainer.num_nodes", "trainer.profiler", "trainer.strategy",
+    "hand_over", "journal", "last_checkpoint", "model.classes", "model.compile", "model.weights", "num_threads",
+    "trainer.accelerator", "trainer.default_root_dir", "trainer.devices", "trainer.enable_checkpointing",
+    "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger",
+    "trainer.max_epochs", "trainer.max_time", "trainer.num_nodes", "trainer.profiler", "trainer.strategy",
 )  # fmt: skip
 """Settings that may change when a run is resumed, including all settings below them. The photos' folders are among them
 because only their content must stay the same, which `check_photos` checks."""
@@ -87,7 +87,7 @@ def check_optimizer_settings(checkpoint: Path, saved: Mapping[str, Any], model: 
         if then is not None and then != now:
             raise BadInput(
                 f"--model.{name}: expected {then}, with which the optimiser in {checkpoint} goes on, received {now}. "
-                "Give the same; or begin from its weights alone: `lightning export` it, and `lightning import` the .h5."
+                f"Give the same; or begin anew from its weights: --model.weights {checkpoint} in place of --ckpt_path."
             )
 
 
@@ -107,12 +107,15 @@ def _alike(value: Any) -> Any:
     return value
 
 
-def changed_settings(run: RunFolder, settings: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def changed_settings(run: RunFolder, settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return by name the settings that have changed since the run began, as (then, now).
+
+    A setting that the run's version did not have yet counts as its default, which does what that version did.
 
     Args:
         run: the run's folder.
         settings: the settings as `KeepConfig` writes them.
+        defaults: likewise, of a fit that is given none.
     """
     try:
         before = yaml.safe_load(run.config.read_text(encoding="utf-8"))
@@ -121,6 +124,7 @@ def changed_settings(run: RunFolder, settings: dict[str, Any]) -> dict[str, tupl
     if not isinstance(before, dict):
         return {}
     then, today = _flat(before), _flat(settings)
+    then = {name: value for name, value in _flat(defaults).items() if name in today and _is_new(name, before)} | then
     return {
         name: (then.get(name), today.get(name)) for name in sorted({*then, *today}) if then.get(name) != today.get(name)
     }
@@ -172,6 +176,18 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
+
+
+def _is_new(name: str, before: dict[str, Any]) -> bool:
+    """Whether settings that were written down have none of that name, and none above it but groups of settings."""
+    *groups, last = name.split(".")
+    for group in groups:
+        if group not in before:
+            return True
+        before = before[group]
+        if not isinstance(before, dict):
+            return False  # such as null in place of a group
+    return last not in before
 
 
 def _is_free(name: str) -> bool:

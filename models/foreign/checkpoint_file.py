@@ -106,6 +106,8 @@ def read_foreign_file(path: Path, use_ema: bool = False) -> ForeignFile:
 
 def is_ours(path: Path) -> bool:
     """Whether a file is a checkpoint of this project; what cannot be read is none."""
+    if not path.is_file():
+        return False
     try:
         content = _read_pickled(path)
     except BadInput:

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from datamodule.demo_photos import draw_catalogue
-from export.calibrated import fitted_temperature, write_calibrated
+from export.calibrated import write_calibrated
 from export.checkpoint import read_checkpoint
+from export.fitted_temperature import fitted_temperature
 from export.keras_file.read import read_keras_h5
 from export.proof.report import Check, Report
 from export.torch_to_keras import write_twin

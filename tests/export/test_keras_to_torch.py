@@ -351,6 +351,7 @@ def test_what_the_file_does_not_say_must_be_given(saved):
     assert "graph" in read_keras_classifier(saved / "unsized.h5", odd).network.architecture
 
 
+READERS = sorted((ROOT / "export" / "keras_file" / "readers").glob("*.py"))
 OF_THE_WAY_BACK = [
     ROOT / "export" / f"{name}.py"
     for name in ("keras_to_torch", "import_keras", "upgrade_keras", "keras_file/architecture", "keras_file/read")
@@ -358,6 +359,7 @@ OF_THE_WAY_BACK = [
 OF_THE_WAY_BACK += [
     ROOT / "export" / "keras_file" / f"{name}.py" for name in ("flat_layers", "layer_readers", "weights_alone")
 ]
+OF_THE_WAY_BACK += [path for path in READERS if "BadInput(" in path.read_text()]
 OF_THE_WAY_BACK += [ROOT / "lightning_module" / "commands" / f"{name}.py" for name in ("import_keras", "options")]
 
 

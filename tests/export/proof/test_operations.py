@@ -296,7 +296,7 @@ def proofs(tmp_path_factory):
     for name in ("everything", "branches", "spoilt"):
         network = networks["branches" if name == "spoilt" else name]
         graph = trace_graph(record(network, SIZE))
-        layers, own = keras_layers(graph), folder / name
+        layers, own = keras_layers(graph, separate=True), folder / name
         faults = {}
         if name == "spoilt":
             layers, faults = spoilt(graph, layers)

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +21,10 @@ from export.checkpoint import read_checkpoint
 from export.torch_to_keras import write_twin
 from export.worker.keras_process import KerasFailed, KerasStream
 from lightning_module.commands import predict
-from lightning_module.evaluation import top_labels
+from lightning_module.evaluation import labelling, top_labels
 from lightning_module.evaluation.labellers import KerasFileLabeller
+from lightning_module.evaluation.labelling import Labelling
+from lightning_module.evaluation.prediction_files import CsvFile
 from lightning_module.evaluation.torch_labeller import CheckpointLabeller
 from models.choices import Loading
 from models.spreadsheet_text import from_text
@@ -131,10 +134,13 @@ def test_names_that_are_formulas_are_text_to_a_spreadsheet(checkpoint, photos, t
     assert rows_of(tmp_path / "p_bad.csv")[0]["file"] == "'=bad.jpg"
 
 
-def test_labels_that_are_formulas_are_text_to_a_spreadsheet():
+def test_labels_that_are_formulas_are_text_to_a_spreadsheet(tmp_path):
     labeller = SimpleNamespace(class_names=["=a", "-b"], probabilities=lambda photos: np.array([[0.75, 0.25]]))
-    row = next(predict.label(labeller, [Path("1.jpg")], np.zeros((1, 2, 2, 3), np.uint8)))
-    assert row[:5] == ["1.jpg", "'=a", "0.750", "'-b", "0.250"]
+    rows = list(predict.label(labeller, [Path("1.jpg")], np.zeros((1, 2, 2, 3), np.uint8)))
+    with ExitStack() as stack:
+        CsvFile(stack, tmp_path / "p.csv", Labelling().columns).write(rows)
+    assert (tmp_path / "p.csv").read_text().splitlines()[1] == "1.jpg,'=a,0.750,'-b,0.250,,"
+    assert rows == [["1.jpg", "=a", 0.75, "-b", 0.25, None, None]]  # other tables need no apostrophe
 
 
 def test_nothing_labelled_is_exit_code_2(checkpoint, photos, tmp_path, capsys):
@@ -219,7 +225,7 @@ def test_interrupted_run_leaves_the_old_file_whole(checkpoint, photos, tmp_path,
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "top_labels", interrupt)
+    monkeypatch.setattr(labelling, "top_labels", interrupt)
     assert lightning("predict", checkpoint, photos, "--out", out) == 130
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("p.csv", "old")]
 
@@ -243,7 +249,7 @@ def test_bad_input_is_refused_and_leaves_nothing(checkpoint, photos, tmp_path, c
         ([photos / "notes.txt", photos], "cannot be read as one"),
         ([tmp_path / "x.h5", photos], "expected a Keras .h5"),
         ([tmp_path / "text.h5", photos], "expected a Keras .h5, as its name says"),
-        ([checkpoint, tmp_path / "nowhere"], "which is neither"),
+        ([checkpoint, tmp_path / "nowhere"], "received 1 of 1 that are not"),
         ([checkpoint, tmp_path / "nothing"], "received none"),
         ([checkpoint, photos, "--batch_size=0"], "--batch_size"),
         ([checkpoint, photos, f"--out={tmp_path / 'nowhere' / 'p.csv'}"], "can be written"),

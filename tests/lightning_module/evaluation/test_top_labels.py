@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from lightning_module.evaluation import top_labels as module
-from lightning_module.evaluation.top_labels import DECIMALS, FLOAT32_ERROR, float32_decides, top_labels
+from lightning_module.evaluation.calibration import probabilities_of
+from lightning_module.evaluation.top_labels import (
+    DECIMALS,
+    FLOAT32_ERROR,
+    float32_decides,
+    top_labels,
+    with_temperature,
+)
 
 
 def printed(found) -> list[list[tuple[int, str]]]:
@@ -74,3 +81,44 @@ def test_two_classes_have_two_labels():
     assert printed(top_labels(np.array([[0.25, 0.75]], np.float32), lambda rows: None)) == [
         [(1, "0.750"), (0, "0.250")]
     ]
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.4, 2.5, 20.0])
+@pytest.mark.parametrize("shown", [1, 3, 6])
+def test_two_roads_print_the_same_at_a_temperature(exact, temperature, shown):
+    first, second = (
+        printed(
+            top_labels(
+                computed(exact, seed), lambda rows, seed=seed: exact[rows] * (1 + 1e-13 * seed), shown, temperature
+            )
+        )
+        for seed in (1, 2)
+    )
+    assert first == second
+    assert {len(row) for row in first} == {shown}
+
+
+def test_a_small_temperature_needs_wider_margins(exact):
+    """The negative control: with those of temperature 1, the errors that it enlarges would be printed."""
+    tempered = with_temperature(exact, 0.05)
+    narrow = [
+        top_labels(with_temperature(computed(exact, seed).astype(np.float64), 0.05), lambda rows: tempered[rows])
+        for seed in (1, 2)
+    ]
+    assert printed(narrow[0]) != printed(narrow[1])
+
+
+def test_a_temperature_divides_the_logits(exact):
+    for temperature in (0.5, 3.0):
+        expected = probabilities_of(np.log(exact), temperature)
+        np.testing.assert_allclose(with_temperature(exact, temperature), expected, rtol=1e-9)
+    assert with_temperature(exact, 1.0) is exact
+    sure = np.array([[1.0, 0.0], [0.0, 1.0]])
+    np.testing.assert_array_equal(with_temperature(sure, 4.0), sure)
+
+
+def test_what_float32_lost_is_computed_again():
+    """A hot temperature makes much of what is zero in float32: 1e-60 to the power of 1/20 is 0.001."""
+    exact = np.array([[1 - 1e-60, 1e-60]])
+    found = top_labels(exact.astype(np.float32), lambda rows: exact[rows], 2, 20.0)
+    assert printed(found) == [[(0, "0.999"), (1, "0.001")]]

@@ -23,6 +23,7 @@ from lightning_module.callbacks import MetricsJournal
 from lightning_module.evaluation.measured_photos import KeepLogits
 from lightning_module.run.checkpoint_io import AtomicCheckpoints
 from lightning_module.run.last_checkpoint import BatchSeed, LastCheckpoint
+from lightning_module.run.resumed_run import changed_settings
 from lightning_module.run.run_folder import RunFolder
 from lightning_module.run.stop_signals import Preempted, StopSignals, requeued
 from models.bad_input import BadInput
@@ -234,6 +235,48 @@ def test_other_settings_are_refused_and_those_of_the_machine_are_not(photos, who
     assert fit(elsewhere, run, "--resume", "--early_stopping.patience=9") == 2  # Lightning keeps the old one
     assert fit(elsewhere, run, "--resume", "--data.store_ram_share=0.4") == 0
     assert kill_and_resume.differences_of_runs(whole, run) == []
+
+
+NEW_SETTINGS = ("data.deep_grey", "data.formats", "data.foreign_classes", "data.class_names", "data.table",
+                "model.classes", "model.schedule", "model.regularisation.random_erasing", "logits")  # fmt: skip
+"""Settings that runs of older versions do not have in their config.yaml, and a whole group of them."""
+
+
+def as_of_an_older_version(run: Path) -> None:
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    for name in NEW_SETTINGS:
+        *groups, last = name.split(".")
+        place = settings
+        for group in groups:
+            place = place[group]
+        del place[last]
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+
+
+def test_run_of_an_older_version_goes_on(photos, whole, tmp_path, interrupt, capsys):
+    """What a setting's default does is what that version did; whoever sets it otherwise changes the run."""
+    run = tmp_path / "run"
+    interrupt(1, 2)
+    assert fit(photos, run) == 143
+    interrupt.off()
+    as_of_an_older_version(run)
+    capsys.readouterr()
+    assert fit(photos, run, "--resume", "--data.deep_grey=scale", "--model.schedule.warmup_epochs=1") == 2
+    said = capsys.readouterr().err
+    assert "began with, --data.deep_grey clip (now scale), --model.schedule.warmup_epochs 0.0 (now 1.0)." in said
+    assert fit(photos, run, "--resume") == 0
+    assert kill_and_resume.differences_of_runs(whole, run) == []
+
+
+def test_what_an_older_run_had_as_null_is_not_new(tmp_path):
+    run = RunFolder(tmp_path)
+    run.config.write_text("data: {augmentation: null, root: a}\nmodel: {dropout: 0.5}\n")
+    today = {
+        "data": {"augmentation": {"cval": 1.0}, "root": "a"},
+        "model": {"hidden": [8], "gone": None, "dropout": 0.5},
+    }
+    defaults = {"data": {"augmentation": {"cval": 1.0}, "root": None}, "model": {"hidden": [8]}}
+    assert changed_settings(run, today, defaults) == {"data.augmentation.cval": (None, 1.0)}
 
 
 def test_more_epochs_for_a_finished_run(photos, whole, tmp_path):
