@@ -80,7 +80,7 @@ GROUPS = (
         ("backbone", "mobilenetv2_100", "timm's name of a CNN: see docs/families.md"),
         ("pretrained", "true", "false starts untrained"),
         ("weights", "null", "file with pretrained weights, or a checkpoint; null downloads timm's"),
-        ("classes", "match", "match, or strict: a checkpoint's classes may differ and are matched by name"),
+        ("classes", "match", "match a checkpoint's classes by name, or strict: they are the same"),
         ("trainable", "head", "head, or all: fine-tune everything"),
         ("hidden", "[128]", "widths of the dense layers before the predictions; [] for none"),
         ("dropout", "0.0", "after each hidden layer, 0 to below 1"),
