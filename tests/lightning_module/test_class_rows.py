@@ -1,5 +1,6 @@
 """The catalogue gains, loses and reorders categories: what a checkpoint knows is matched by the classes' names."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -183,28 +184,39 @@ def photos(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture
+def said(capsys, caplog):
+    """What was printed and logged since it was last asked."""
+    caplog.set_level(logging.INFO)
+
+    def said() -> str:
+        words = "".join(capsys.readouterr()) + caplog.text
+        caplog.clear()
+        return words
+
+    return said
+
+
 @pytest.mark.usefixtures("quick_figures")
-def test_fit_goes_on_with_five_classes_and_test_measures_four(four, photos, tmp_path, capsys):
+def test_fit_goes_on_with_five_classes_and_test_measures_four(four, photos, tmp_path, said):
     run = tmp_path / "run"
     given = [*TINY, f"--trainer.default_root_dir={run}", "--data.on_copies=warn"]
     assert lightning("fit", *given, f"--ckpt_path={four}", f"--data.root={photos / 'five'}") == 0
-    said = "".join(capsys.readouterr())
-    assert "boots        -       0  added, with fresh weights" in said
-    assert "Training begins anew from these weights" in said
+    words = said()
+    assert "boots        -       0  added, with fresh weights" in words
+    assert "Training begins anew from these weights" in words
     assert read_checkpoint(run / "best.ckpt").class_names == ("boots", *CLASS_NAMES)
     measured = [*TINY[:1], TINY[2], f"--ckpt_path={run / 'best.ckpt'}", f"--trainer.default_root_dir={tmp_path / 't'}"]
     assert lightning("test", *measured, f"--data.root={photos / 'four'}") == 0
-    assert "has no photos of ['boots']" in "".join(capsys.readouterr())
+    assert "has no photos of ['boots']" in said()
 
 
-def test_the_other_way_is_refused_or_left_out(four, photos, tmp_path, capsys):
+def test_the_other_way_is_refused_or_left_out(four, photos, tmp_path, said):
     given = ["validate", *TINY[:1], TINY[2], f"--ckpt_path={four}", f"--data.root={photos / 'five'}"]
     assert lightning(*given) == 2
-    assert "foreign: ['boots']). Give photos of these classes, or --data.foreign_classes skip." in "".join(
-        capsys.readouterr()
-    )
+    assert "foreign: ['boots']). Give photos of these classes, or --data.foreign_classes skip." in said()
     assert lightning(*given, "--data.foreign_classes=skip") == 0
-    assert "left out: ['boots']" in "".join(capsys.readouterr())
+    assert "left out: ['boots']" in said()
 
 
 @pytest.mark.parametrize(
@@ -223,11 +235,11 @@ def test_refusals(four, photos, tmp_path, capsys, more, words):
     assert words in capsys.readouterr().err
 
 
-def test_same_classes_go_on_as_before(four, photos, tmp_path, capsys):
+def test_same_classes_go_on_as_before(four, photos, tmp_path, said):
     """Also in the checkpoint's own order, given by name."""
     given = [*TINY, f"--trainer.default_root_dir={tmp_path / 'run'}", f"--data.root={photos / 'four'}"]
     assert lightning("fit", *given, f"--ckpt_path={four}", "--model.classes=strict") == 0
-    assert "begins anew" not in "".join(capsys.readouterr())
+    assert "begins anew" not in said()
 
 
 def test_table_is_measured_in_the_checkpoints_order(photos, tmp_path):

@@ -238,7 +238,7 @@ def test_other_settings_are_refused_and_those_of_the_machine_are_not(photos, who
 
 
 NEW_SETTINGS = ("data.deep_grey", "data.formats", "data.foreign_classes", "data.class_names", "data.table",
-                "model.classes", "model.schedule", "model.regularisation.random_erasing", "logits")  # fmt: skip
+                "model.classes", "model.schedule", "model.regularisation.random_erasing")  # fmt: skip
 """Settings that runs of older versions do not have in their config.yaml, and a whole group of them."""
 
 
