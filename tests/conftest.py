@@ -27,6 +27,13 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 """Photos and weights that are in no repository."""
 CLASS_NAMES = ["jeans", "sofa", "tshirt", "tv"]
+OTHER_PYTHON = os.environ.get("SHELFTWIN_KERAS2_PYTHON") or None
+OTHER_KERAS = pytest.param(
+    OTHER_PYTHON,
+    id="keras2",
+    marks=pytest.mark.skipif(OTHER_PYTHON is None, reason="SHELFTWIN_KERAS2_PYTHON names no other Keras"),
+)
+"""An interpreter with a Keras 2, beside the Keras 3 of this environment."""
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One of several processes on the same cores: more threads than cores wait for each other many times over.

@@ -170,6 +170,7 @@ def without_extras() -> Iterator[None]:
                 del sys.modules[name]
 
 
+@without_extras()
 def find_keras() -> Any:
     """The Keras of this interpreter: Keras 3 if there is one, else tf.keras, else tf_keras.
 
@@ -1173,8 +1174,7 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     A request may have an ``application`` (``name`` and ``settings``) instead, and gets its ``architecture``.
     """
     check_packages()
-    with without_extras():
-        keras = find_keras()
+    keras = find_keras()
     if "application" in request:
         return {"versions": versions(keras), "architecture": application(keras, **request["application"])}
     results = []
@@ -1209,8 +1209,7 @@ def stream(path: str) -> int:
 
     try:
         check_packages()
-        with without_extras():
-            keras = find_keras()
+        keras = find_keras()
         model = load(keras, path)
         shapes = {"input_shape": _shape_of(model, "input_shape"), "output_shape": _shape_of(model, "output_shape")}
         reply({"versions": versions(keras), **shapes})

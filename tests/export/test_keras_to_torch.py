@@ -25,7 +25,7 @@ from export.proof.import_proof import Import, check_imports
 from export.proof.report import Report
 from export.torch_to_keras import write_twin
 from models.bad_input import BadInput
-from tests.conftest import CLASS_NAMES, ROOT, lightning, random_classifier, save_checkpoint
+from tests.conftest import CLASS_NAMES, OTHER_KERAS, ROOT, lightning, random_classifier, save_checkpoint
 
 NAMED = ImportSettings(class_names=CLASS_NAMES)
 UNIT = ImportSettings(class_names=CLASS_NAMES, input_range="unit")
@@ -39,7 +39,6 @@ SETTINGS = {
     "augmented": NAMED,
 }
 # One more Keras, of the second generation: its interpreter. `make test-keras2` names one.
-OTHER_PYTHON = os.environ.get("SHELFTWIN_KERAS2_PYTHON") or None
 
 
 # Our own files --------------------------------------------------------------------------------------------------------
@@ -198,14 +197,7 @@ def saved_by(python: str, folder: Path) -> Path:
     return folder
 
 
-GENERATIONS = [
-    pytest.param(sys.executable, id="here"),
-    pytest.param(
-        OTHER_PYTHON,
-        id="keras2",
-        marks=pytest.mark.skipif(OTHER_PYTHON is None, reason="SHELFTWIN_KERAS2_PYTHON names no other Keras"),
-    ),
-]
+GENERATIONS = [pytest.param(sys.executable, id="here"), OTHER_KERAS]
 
 
 @pytest.fixture(scope="module", params=GENERATIONS)

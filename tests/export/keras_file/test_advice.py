@@ -1,6 +1,5 @@
 """Each refusal's advice was followed in a real Keras, and kept the answers."""
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -16,16 +15,9 @@ from export.keras_to_torch import ImportSettings, read_keras_classifier
 from export.proof import import_proof
 from export.worker import keras_process
 from models.bad_input import BadInput
+from tests.conftest import OTHER_KERAS, OTHER_PYTHON
 
-OTHER_PYTHON = os.environ.get("SHELFTWIN_KERAS2_PYTHON") or None
-GENERATIONS = [
-    pytest.param(None, id="here"),
-    pytest.param(
-        OTHER_PYTHON,
-        id="keras2",
-        marks=pytest.mark.skipif(OTHER_PYTHON is None, reason="SHELFTWIN_KERAS2_PYTHON names no other Keras"),
-    ),
-]
+GENERATIONS = [pytest.param(None, id="here"), OTHER_KERAS]
 ADVICE = {
     "lambda": r"got Lambda, code.*model\.load_weights\(OLD\) and model\.save\(NEW\)",
     "own_layer": r"got OwnScale, not Keras's own.*model\.load_weights\(OLD\) and model\.save\(NEW\)",

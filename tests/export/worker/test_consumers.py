@@ -1,7 +1,6 @@
 """What people do with an exported file works in the Keras here, and in an old one, and gives what torch gives."""
 
 import json
-import os
 import subprocess
 from functools import partial
 from pathlib import Path
@@ -19,18 +18,10 @@ from export.proof.parity import check_pairs
 from export.torch_answers import nchw
 from export.torch_to_keras import write_twin
 from export.worker import keras_process
-from tests.conftest import random_classifier, save_checkpoint
+from tests.conftest import OTHER_KERAS, random_classifier, save_checkpoint
 
 SCRIPT = Path(__file__).with_name("consumer.py")
-OTHER_PYTHON = os.environ.get("SHELFTWIN_KERAS2_PYTHON") or None
-GENERATIONS = [
-    pytest.param(None, id="here"),
-    pytest.param(
-        OTHER_PYTHON,
-        id="keras2",
-        marks=pytest.mark.skipif(OTHER_PYTHON is None, reason="SHELFTWIN_KERAS2_PYTHON names no other Keras"),
-    ),
-]
+GENERATIONS = [pytest.param(None, id="here"), OTHER_KERAS]
 
 
 @pytest.fixture(scope="module")
