@@ -43,7 +43,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
 from lightning_module.classifier import ProductClassifier
-from lightning_module.commands.training import TrainingCLI
+from lightning_module.commands.lightning_cli.training import TrainingCLI
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 RECIPES = {"head": "mobilenetv2.yaml", "all": "finetune.yaml"}

@@ -51,7 +51,7 @@ SERVER = """
 import json, os, sys
 import torch
 torch.set_num_threads(1)
-import lightning_module.commands.training
+import lightning_module.commands.lightning_cli.training
 from lightning_module.commands import cli
 print("ready", flush=True)
 for line in sys.stdin:

@@ -47,7 +47,7 @@ class Command(NamedTuple):
 
     Attributes:
         summary: one line for the help.
-        place: "module:function"; the function takes the list of arguments, with the subcommand's name first.
+        place: "module:function", below this folder; the function takes the arguments, the subcommand's name first.
     """
 
     summary: str
@@ -55,9 +55,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "fit": Command("Train on a folder of photos, hand over the Keras twin and prove it.", "training:run"),
-    "validate": Command("Measure a checkpoint on the validation photos.", "training:run"),
-    "test": Command("Measure a checkpoint on the test photos.", "training:run"),
+    "fit": Command("Train on a folder of photos, hand over the Keras twin and prove it.", "lightning_cli.training:run"),
+    "validate": Command("Measure a checkpoint on the validation photos.", "lightning_cli.training:run"),
+    "test": Command("Measure a checkpoint on the test photos.", "lightning_cli.training:run"),
     "predict": Command("Label photos with a checkpoint or a Keras .h5; writes predictions.csv.", "predict:run"),
     "export": Command(
         "Write a checkpoint, or anybody's weights, as a Keras .h5 or in other formats.", "export:run_export"
@@ -113,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         refuse(f"expected one of {', '.join(COMMANDS)}, received {first!r}.{hint} See `lightning --help`.")
     try:
-        if COMMANDS[first].place == "training:run":
-            from lightning_module.commands.short_help import short_help
+        if COMMANDS[first].place == "lightning_cli.training:run":
+            from lightning_module.commands.lightning_cli.short_help import short_help
 
             if {"-h", "--help"} & set(arguments):
                 print(short_help(first))
@@ -203,7 +203,7 @@ def parse(command: str, parser: "ArgumentParser", arguments: list[str], options:
             near = get_close_matches(f"--{unknown[1] or unknown[2]}", known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             if unknown[2]:  # in a configuration, where names have no dashes
-                from lightning_module.commands.configurations import that_set
+                from lightning_module.commands.lightning_cli.configurations import that_set
 
                 where = ", ".join(that_set(unknown[2], arguments)) or "the configuration"
                 message = f"{where}: there is no setting {unknown[2]}"

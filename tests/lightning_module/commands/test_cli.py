@@ -596,7 +596,7 @@ def test_unexpected_error_is_70_and_its_traceback_in_the_runs_folder(photos, tmp
     def fail(*_):
         raise ZeroDivisionError("planted\nin two lines " + "x" * 1000)
 
-    monkeypatch.setattr("lightning_module.commands.training.report_fit", fail)
+    monkeypatch.setattr("lightning_module.commands.lightning_cli.training.report_fit", fail)
     assert fit(photos, tmp_path / "run") == 70
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("lightning: an error that is not expected, ZeroDivisionError: planted in two lines xxx")
@@ -609,7 +609,7 @@ def test_unexpected_error_is_70_and_its_traceback_in_the_runs_folder(photos, tmp
 
 
 def test_unexpected_error_of_a_help_is_70(monkeypatch):
-    monkeypatch.setattr("lightning_module.commands.short_help.short_help", lambda command: 1 / 0)
+    monkeypatch.setattr("lightning_module.commands.lightning_cli.short_help.short_help", lambda command: 1 / 0)
     assert lightning("fit", "--help") == 70
 
 
@@ -710,7 +710,7 @@ def test_ctrl_c_is_no_traceback(photos, tmp_path, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightning_module.commands.training.report_fit", interrupted)
+    monkeypatch.setattr("lightning_module.commands.lightning_cli.training.report_fit", interrupted)
     assert fit(photos, tmp_path) == 130
     error = capsys.readouterr().err
     assert "lightning: interrupted" in error

@@ -7,8 +7,9 @@ import sys
 import pytest
 from PIL import Image
 
-from lightning_module.commands import cli, training
+from lightning_module.commands import cli
 from lightning_module.commands.cli import COMMANDS
+from lightning_module.commands.lightning_cli import training
 from models import cores
 from tests.conftest import ROOT, lightning, random_classifier, save_checkpoint
 

@@ -16,10 +16,10 @@ import yaml
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
 import datamodule.photo_store
-import lightning_module.commands.training
 import lightning_module.run.last_checkpoint
 from datamodule.demo_photos import draw_catalogue
 from lightning_module.callbacks import MetricsJournal
+from lightning_module.commands.lightning_cli import training
 from lightning_module.evaluation.measured_photos import KeepLogits
 from lightning_module.run.checkpoint_io import AtomicCheckpoints
 from lightning_module.run.last_checkpoint import BatchSeed, LastCheckpoint
@@ -93,12 +93,10 @@ def interrupt(monkeypatch):
             trainer.callbacks.insert(0, Interruption(action, epoch, step))
             return trainer
 
-        monkeypatch.setattr(lightning_module.commands.training.TrainingCLI, "instantiate_trainer", instantiate)
+        monkeypatch.setattr(training.TrainingCLI, "instantiate_trainer", instantiate)
 
-    original = lightning_module.commands.training.TrainingCLI.instantiate_trainer
-    at.off = lambda: monkeypatch.setattr(
-        lightning_module.commands.training.TrainingCLI, "instantiate_trainer", original
-    )
+    original = training.TrainingCLI.instantiate_trainer
+    at.off = lambda: monkeypatch.setattr(training.TrainingCLI, "instantiate_trainer", original)
     return at
 
 
@@ -188,7 +186,7 @@ def test_crash_before_the_first_checkpoint_begins_anew(photos, whole, tmp_path, 
 def test_crash_after_training_goes_on_with_the_evaluation(photos, whole, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(lightning_module.commands.training.TrainingCLI, "after_fit", lambda _: crash())
+        patch.setattr(training.TrainingCLI, "after_fit", lambda _: crash())
         assert fit(photos, run) == 77
     before = (run / "last.ckpt").read_bytes()
     assert fit(photos, run, "--resume") == 0
@@ -200,7 +198,7 @@ def test_crash_after_training_goes_on_with_the_evaluation(photos, whole, tmp_pat
 def test_early_stopping_stays_stopped(photos, tmp_path, monkeypatch, capsys):
     run, settings = tmp_path / "run", ["--early_stopping.patience=1", "--early_stopping.min_delta=10"]
     with monkeypatch.context() as patch:
-        patch.setattr(lightning_module.commands.training.TrainingCLI, "after_fit", lambda _: crash())
+        patch.setattr(training.TrainingCLI, "after_fit", lambda _: crash())
         assert fit(photos, run, *settings) == 77
     assert progress(run) == (2, 2 * STEPS)
     for more in ([], ["--trainer.max_epochs=9"]):
@@ -520,7 +518,7 @@ def test_error_of_a_logger_is_a_message(photos, tmp_path, monkeypatch, capsys):
     def full(*_) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "metrics.csv")
 
-    monkeypatch.setattr(lightning_module.commands.training.ContinuedCSVLogger, "save", full)
+    monkeypatch.setattr(training.ContinuedCSVLogger, "save", full)
     assert fit(photos, tmp_path / "run") == 2
     assert "expected to write metrics.csv; received: No space left on device" in capsys.readouterr().err
 
@@ -637,7 +635,7 @@ def test_ctrl_c_at_any_moment_of_a_fit_is_130_and_names_resume(photos, tmp_path,
             press_ctrl_c() if trainer.state.fn == "validate" else None
         ))  # fmt: skip
     else:
-        monkeypatch.setattr(lightning_module.commands.training, "report_fit", lambda *_: press_ctrl_c())
+        monkeypatch.setattr(training, "report_fit", lambda *_: press_ctrl_c())
     assert fit(photos, run, "--trainer.max_epochs=1") == 130
     said = capsys.readouterr().err
     assert said.splitlines()[-1] == "lightning: interrupted. The same command with --resume continues."

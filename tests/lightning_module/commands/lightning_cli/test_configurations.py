@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 
-from lightning_module.commands.configurations import OPTIONS, warn_of_foreign_code
-from lightning_module.commands.short_help import shipped_configs
+from lightning_module.commands.lightning_cli.configurations import OPTIONS, warn_of_foreign_code
+from lightning_module.commands.lightning_cli.short_help import shipped_configs
 from tests.conftest import lightning
 
 FOREIGN = {

@@ -176,4 +176,4 @@ def _line(name: str, default: str, meaning: str) -> str:
 
 def shipped_configs() -> dict[str, Path]:
     """Return the configurations that come with the project: name -> file."""
-    return {path.stem: path for path in sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))}
+    return {path.stem: path for path in sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))}

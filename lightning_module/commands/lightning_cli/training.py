@@ -25,13 +25,13 @@ from export.checkpoint import read_hyper_parameters
 from lightning_module.callbacks import BestCheckpoint, ExportTwin, MetricsJournal, best_checkpoint_of
 from lightning_module.classifier import ProductClassifier
 from lightning_module.commands.cli import EXIT_MISMATCH, PARSING, parse
-from lightning_module.commands.configurations import OPTIONS, warn_of_foreign_code
 from lightning_module.commands.endings import keep_log_in
-from lightning_module.commands.finder_flags import FINDERS, find_settings, take_found
-from lightning_module.commands.kept_settings import KeepConfig, settings_text
-from lightning_module.commands.monitors import check_monitors
-from lightning_module.commands.quiet_lightning import quieten
-from lightning_module.commands.short_help import shipped_configs
+from lightning_module.commands.lightning_cli.configurations import OPTIONS, warn_of_foreign_code
+from lightning_module.commands.lightning_cli.finder_flags import FINDERS, find_settings, take_found
+from lightning_module.commands.lightning_cli.kept_settings import KeepConfig, settings_text
+from lightning_module.commands.lightning_cli.monitors import check_monitors
+from lightning_module.commands.lightning_cli.quiet_lightning import quieten
+from lightning_module.commands.lightning_cli.short_help import shipped_configs
 from lightning_module.evaluation.measured_photos import KeepLogits
 from lightning_module.evaluation.report import report_fit, report_test
 from lightning_module.run.checkpoint_io import AtomicCheckpoints

@@ -7,7 +7,7 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from lightning_module.commands.finder_flags import FINDERS
+from lightning_module.commands.lightning_cli.finder_flags import FINDERS
 from lightning_module.run.environment import describe_environment, note_resumption
 from lightning_module.run.last_checkpoint import continues
 from lightning_module.run.resumed_run import check_photos

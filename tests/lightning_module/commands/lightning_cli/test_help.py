@@ -12,8 +12,8 @@ from datamodule.augment import Augmentation
 from datamodule.product_photos import ProductPhotos
 from lightning_module.classifier import ProductClassifier
 from lightning_module.commands.cli import COMMANDS, SYNONYMS
-from lightning_module.commands.short_help import GROUPS, WIDTH, shipped_configs, short_help
-from lightning_module.commands.training import LINKED, TrainingCLI, with_shipped_configs
+from lightning_module.commands.lightning_cli.short_help import GROUPS, WIDTH, shipped_configs, short_help
+from lightning_module.commands.lightning_cli.training import LINKED, TrainingCLI, with_shipped_configs
 from models.bad_input import BadInput
 from tests.conftest import lightning
 

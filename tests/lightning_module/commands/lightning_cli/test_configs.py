@@ -6,7 +6,7 @@ import torch
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
 from lightning_module.classifier import ProductClassifier
-from lightning_module.commands.training import TrainingCLI
+from lightning_module.commands.lightning_cli.training import TrainingCLI
 from tests.conftest import ROOT, lightning
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

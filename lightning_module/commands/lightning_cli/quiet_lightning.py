@@ -17,7 +17,7 @@ def _plain_where_ours(
     message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
 ) -> str:
     """Format this project's warnings like its other messages, because users do not need the line of code."""
-    ours = Path(filename).is_relative_to(Path(__file__).parents[2]) and "site-packages" not in filename
+    ours = Path(filename).is_relative_to(Path(__file__).parents[3]) and "site-packages" not in filename
     return f"lightning: {message}\n" if ours else _format_others(message, category, filename, lineno, line)
 
 
