@@ -259,13 +259,13 @@ def _read_journal(root: Path, quarantine: Path) -> list[Move]:
             entry = json.loads(line)
         except ValueError:
             continue  # only partly written: the move it announces had not begun
-        names = [entry.get("file"), entry.get("to", "")] if isinstance(entry, dict) else [None]
-        if not all(isinstance(name, str) for name in names):
+        file, to = (entry.get("file"), entry.get("to", "")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(file, str) or not isinstance(to, str):
             raise BadInput(
                 f'expected {{"file": path}} in {journal}, line {number}; received {line[:200]!r}. Nothing was moved. '
                 "Move the files back by hand: they keep their folders in the quarantine."
             )
-        moves.append(_move_of(names[0], root, quarantine, str(journal), names[1]))
+        moves.append(_move_of(file, root, quarantine, str(journal), to))
     return moves
 
 
