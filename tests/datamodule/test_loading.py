@@ -105,7 +105,9 @@ def test_no_such_colour(tmp_path, given):
 def twins(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("twins")
     network = random_classifier(backbone="mobilenetv2_short", hidden=(), mean=0.5, std=0.5)
-    checkpoint = save_checkpoint(folder / "best.ckpt", network, SIZE, background="#ffffff", deep_grey="scale", formats="all")
+    checkpoint = save_checkpoint(
+        folder / "best.ckpt", network, SIZE, background="#ffffff", deep_grey="scale", formats="all"
+    )
     write_twin(checkpoint, folder / "model.h5")
     return checkpoint, folder / "model.h5"
 
@@ -129,7 +131,9 @@ def test_predict_looks_at_the_files_that_were_photos_in_training(twins, tmp_path
         assert f"{count} photo" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", [{"background": "white"}, {"background": 3}, {"deep_grey": "round"}, {"formats": "tv"}])
+@pytest.mark.parametrize(
+    "wrong", [{"background": "white"}, {"background": 3}, {"deep_grey": "round"}, {"formats": "tv"}]
+)
 def test_a_checkpoint_that_was_edited_is_refused(tmp_path, wrong):
     network = random_classifier(backbone="mobilenetv2_short", hidden=())
     with pytest.raises(BadInput, match="expected settings that photos can be loaded with"):
