@@ -16,6 +16,7 @@ from datamodule.sources.table_file import Cell, TableFile, shown_columns
 from datamodule.split import is_listed
 from models.bad_input import BadInput, quoted, some_of
 from models.choices import FORMAT_ENDINGS, Formats
+from models.spreadsheet_text import from_text
 
 TableSet = Literal["train", "val", "test"]
 SET_OF_ROLE: dict[str, TableSet] = {"root": "train", "val_root": "val", "test_root": "test"}
@@ -59,7 +60,10 @@ class PhotoFinder:
     def find(self, cell: str) -> tuple[str, str]:
         """Return the path of the photo that a cell names, and "" or else why there is none."""
         path, why = self._find(cell)
-        return self._find(cell.replace("\\", "/")) if why and "\\" in cell else (path, why)
+        if why and "\\" in cell:
+            path, why = self._find(cell.replace("\\", "/"))
+        # our own tables have an apostrophe before what a spreadsheet would take for a formula
+        return self.find(plain) if why and (plain := from_text(cell)) != cell else (path, why)
 
     def _find(self, cell: str) -> tuple[str, str]:
         before, slash, last = cell.rpartition("/")
@@ -251,7 +255,7 @@ class PhotoTable:
                 if set_cell not in sets:
                     sets[set_cell] = set_of(set_cell)
                 if cell not in labels:
-                    labels[cell] = label_of(cell)
+                    labels[cell] = label_of(from_text(cell) if cell and table.is_text else cell)
                 set_name, (label, why) = sets[set_cell], labels[cell]
                 if set_name == "predict":  # such photos need no label
                     unlabelled += 1

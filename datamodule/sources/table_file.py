@@ -76,6 +76,11 @@ class TableFile:
                 f"once among {quoted(self.columns)}. Rename them."
             )
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a .csv or a .tsv, which spreadsheets read."""
+        return isinstance(self._reader, _Text)
+
     def column(self, option: str, name: str) -> str:
         """Return the name of a column as the table has it.
 

@@ -98,6 +98,8 @@ def audit(
     """
     if apply and undo:
         raise BadInput("expected --apply or --undo, received both. Run one, then the other.")
+    from datamodule.sources.addresses import is_mangled_address
+
     table = None
     if photos.is_file():
         table = _read_table(photos, photo_folder, file_column, label_column, formats)
@@ -105,6 +107,11 @@ def audit(
             raise BadInput(f"--out: expected another folder than the table's, received {out}. Name one for the audit.")
     if any(folder.resolve().is_relative_to(photos.resolve()) for folder in (out, out / QUARANTINE)):
         raise BadInput(f"--out: expected a folder outside {photos}, received {out}: it would become a class.")
+    if is_mangled_address(photos):
+        raise BadInput(
+            f"expected photos or a table on this machine, received the address {photos}: the audit moves files. Copy "
+            "them to a folder first."
+        )
     if not photos.is_dir() and table is None:
         raise BadInput(
             f"expected a folder with one folder of photos per class, or a table of labels, received {photos}, which is "
