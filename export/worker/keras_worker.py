@@ -38,6 +38,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 import zipfile
 from contextlib import contextmanager
 from importlib import import_module
@@ -772,12 +773,13 @@ def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 
     ``formats`` and ``most_pixels`` are those of `limit_pillow`, ``expected`` is an .npy like ``pixels``. Photos as this
     Keras loads them, uint8 (N, H, W, 3), and their probabilities (N, C). Gives ``skipped`` if Keras cannot load any
-    photo, and ``unreadable``: index -> reason, for the photos that it cannot load; their pixels are 0. Of photos whose
-    pixels are not the expected ones, ``decoded`` has, by index, [h, w, `array_digest`] before they are resized.
+    photo, ``unreadable``: index -> reason, for the photos that it cannot load, and ``lacking``: index -> format, for
+    those of a format that this Pillow was built without; the pixels of both are 0. Of photos whose pixels are not the
+    expected ones, ``decoded`` has, by index, [h, w, `array_digest`] before they are resized.
     """
     pixels = np.zeros((len(task["files"]), *task["image_size"], 3), np.uint8)
     expected = np.load(task["expected"], mmap_mode="r", allow_pickle=False)
-    unreadable, decoded = {}, {}
+    unreadable, decoded, lacking = {}, {}, {}
     limit_pillow(task["formats"], task["most_pixels"])
     for index, path in enumerate(task["files"]):
         try:
@@ -789,10 +791,25 @@ def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
         except ImportError as error:
             return {"skipped": str(error)}
         except Exception as error:  # Pillow's readers can raise anything
-            unreadable[str(index)] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if lacks := lacking_format(path):
+                lacking[str(index)] = lacks
+            else:
+                unreadable[str(index)] = (str(error).strip() or type(error).__name__).splitlines()[0]
     np.save(task["pixels"], pixels)
     predicted = predict(keras, model, {**task, "inputs": task["pixels"]})
-    return {"unreadable": unreadable, "decoded": decoded, **predicted}
+    return {"unreadable": unreadable, "lacking": lacking, "decoded": decoded, **predicted}
+
+
+def lacking_format(path: str) -> str:
+    """Return the format of a photo if this Pillow was built without it, as some are without WebP; else empty text."""
+    from PIL import features
+
+    with Path(path).open("rb") as file:
+        start = file.read(16)
+    name = "WebP" if start[8:12] == b"WEBP" else "AVIF" if start[4:12] == b"ftypavif" else ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an older Pillow has not heard of AVIF
+        return name if name and not features.check(name.lower()) else ""
 
 
 def load_photo(keras: Any, path: str, task: dict[str, Any]) -> Any:
