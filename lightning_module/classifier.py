@@ -200,8 +200,22 @@ class ProductClassifier(MeasuredModule):
         return self._compiled(images)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Compute the loss, a scalar, of images (B, 3, H, W) and labels (B,)."""
-        return self._shared_step(batch, "train")
+        """Compute the loss, a scalar, of images (B, 3, H, W) and labels (B,).
+
+        Raises:
+            BadInput: BatchNorm has one value, of which it can take no variance.
+        """
+        try:
+            return self._shared_step(batch, "train")
+        except ValueError as error:
+            if not str(error).startswith("Expected more than 1 value per channel"):
+                raise
+            height, width = batch[0].shape[2:]
+            raise BadInput(
+                f"--data.batch_size: expected more than one photo in every batch of {height} x {width} pixels, of which "
+                "the backbone leaves one, since BatchNorm needs several; received a last batch of one photo. Give "
+                "another --data.batch_size, so that more photos are left for it, or a larger --data.image_size."
+            ) from error
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         """Do the same as Lightning; with several processes, weight each one's gradients by its share of the photos."""
