@@ -212,8 +212,8 @@ class ProductClassifier(MeasuredModule):
                 raise
             height, width = batch[0].shape[2:]
             raise BadInput(
-                f"--data.batch_size: expected more than one photo in every batch of {height} x {width} pixels, of which "
-                "the backbone leaves one, since BatchNorm needs several; received a last batch of one photo. Give "
+                f"--data.batch_size: expected more than one photo in every batch of {height} x {width} pixels, since "
+                "the backbone leaves one pixel of each and BatchNorm needs several; received a last batch of one. Give "
                 "another --data.batch_size, so that more photos are left for it, or a larger --data.image_size."
             ) from error
 

@@ -113,5 +113,5 @@ def test_one_photo_left_for_the_last_batch(drawn, fit):
     """Of 32 pixels MobileNetV2 leaves one, and a variance takes two."""
     given = ["--data.root", drawn]
     said = fit(*given, "--data.batch_size=19", code=2)
-    assert "received a last batch of one photo. Give another --data.batch_size" in said
+    assert "received a last batch of one. Give another --data.batch_size" in said
     fit(*given, "--data.batch_size=18")
