@@ -20,7 +20,7 @@ from lightning_module.evaluation.measured_photos import KeepLogits, Measured, Me
 from lightning_module.run.last_checkpoint import seed_generators
 from lightning_module.run.run_folder import RunFolder, run_folder_of
 from models.atomic_write import replacing, write_text
-from models.bad_input import BadInput
+from models.bad_input import BadInput, some_of
 from models.page_style import render_template
 
 if TYPE_CHECKING:
@@ -184,9 +184,12 @@ def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -
         content = read_content(Path(first.checkpoint))
     except BadInput:  # it has gone: what is not known is not said in its favour
         content = {}
+    absent = [_absent(each) for each in evaluations]
     sections = [
         {
             "evaluation": each,
+            "absent": some_of(missing),
+            "absent_count": len(missing),
             "name": each.measured.name,
             "photos": len(each.measured.labels),
             "classes": _class_rows(each),
@@ -196,7 +199,7 @@ def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -
             ],
             "mistakes_in_all": int(each.confusion.sum() - each.confusion.trace()),
         }
-        for each in evaluations
+        for each, missing in zip(evaluations, absent, strict=True)
     ]
     return render_template(
         "lightning_module.evaluation",
@@ -210,6 +213,12 @@ def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -
         chosen_without=chosen_without_photos(content),
         calibrated=is_calibrated(content),
     )
+
+
+def _absent(evaluation: Evaluation) -> list[str]:
+    """Names of the classes that have no photos in the set."""
+    counts = evaluation.confusion.sum(axis=1)
+    return [name for name, count in zip(evaluation.measured.class_names, counts, strict=True) if not count]
 
 
 def _class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
