@@ -16,7 +16,7 @@ from export.proof.page import render_page as render_proof
 from export.proof.report import Check, LayerError, PhotoDifference, Report
 from lightning_module.evaluation.figures import evaluate
 from lightning_module.evaluation.measured_photos import MeasuredPhotos
-from lightning_module.evaluation.plots import batch_png, confusion_png, curves_png, reliability_png
+from lightning_module.evaluation.plots import batch_png, confusion_png, coverage_png, curves_png, reliability_png
 from lightning_module.evaluation.report import _data_uri, render_report
 
 LONG = "a_folder_whose_name_nobody_has_kept_short_" * 3
@@ -109,6 +109,7 @@ def report_page() -> str:
         "training_batch": batch_png(random.random((16, 3, 32, 32)), [*CLASSES, *CLASSES][:16]),
         **{f"{each.measured.name}_confusion": confusion_png(each) for each in evaluations},
         **{f"{each.measured.name}_reliability": reliability_png(each) for each in evaluations},
+        **{f"{each.measured.name}_coverage": coverage_png(each) for each in evaluations},
     }
     return render_report(evaluations, {name: _data_uri(content, "png") for name, content in pictures.items()})
 
