@@ -14,8 +14,9 @@ import numpy as np
 from datamodule.photo_store import BadPhoto, LargePhoto, load_photo, open_photo
 from lightning_module.evaluation.labellers import Labeller
 from lightning_module.evaluation.labelling import UNSURE, Labelling, as_printed
+from lightning_module.evaluation.top_labels import with_temperature
 from lightning_module.serving.counters import Counters
-from lightning_module.serving.explanation import PhotoFacts, explain
+from lightning_module.serving.explanation import PhotoFacts, Said, explain
 from lightning_module.serving.limits import Limits, Refused, Room
 from lightning_module.serving.model_facts import ModelFacts
 from lightning_module.serving.served_twin import Answer, ServedTwin, TwinDown
@@ -141,22 +142,28 @@ class Answers:
         Raises:
             Refused: as for `answer`.
         """
+        twin, temperature = self.first, self.labelling.temperature
+
+        def probabilities(photos: np.ndarray) -> np.ndarray:
+            return with_temperature(twin.probabilities(photos).astype(np.float64), temperature)
+
         with self._explaining.held() as share:
             share.grow(1)
             ((pixels, photo),) = await self.decoded([upload])
-            labeller = self.first.labeller
             async with self._one_explanation:
                 try:
+                    answer = await asyncio.wrap_future(twin.submit(pixels, 1))
                     explained = await asyncio.to_thread(
                         explain,
                         pixels,
                         photo,
-                        self.first.probabilities,
+                        Said(int(answer.classes[0]), as_printed(float(answer.probabilities[0]))),
+                        probabilities,
                         self.class_names,
-                        labeller.loading.background is None,
+                        twin.labeller.loading.background is None,
                         self.labelling.min_probability,
                         self.facts.confusion,
-                        self.first.batch_size,
+                        twin.batch_size,
                     )
                 except TwinDown as down:
                     raise _unavailable(down) from down

@@ -47,6 +47,13 @@ class PhotoFacts(NamedTuple):
     transparent: bool
 
 
+class Said(NamedTuple):
+    """The answer that is explained: the class's index, and its probability as it is printed."""
+
+    best: int
+    probability: float
+
+
 def covered(pixels: np.ndarray) -> np.ndarray:
     """Return the photo with each window covered, uint8 (49, H, W, 3), row by row.
 
@@ -92,6 +99,7 @@ def _log_odds(probability: np.ndarray | np.float64) -> np.ndarray:
 def explain(
     pixels: np.ndarray,
     photo: PhotoFacts,
+    said: Said,
     probabilities: Callable[[np.ndarray], np.ndarray],
     class_names: Sequence[str],
     loading_hides_transparency: bool,
@@ -104,7 +112,8 @@ def explain(
     Args:
         pixels: as the network sees the photo, uint8 (H, W, 3).
         photo: what its file was.
-        probabilities: computes them, float32 (N, C), of uint8 (N, H, W, 3).
+        said: the answer.
+        probabilities: computes them, (N, C), of uint8 (N, H, W, 3).
         class_names: C names.
         loading_hides_transparency: whether transparent pixels become what is hidden under them.
         min_probability: below it an answer is unsure; None for `SURE`.
@@ -121,20 +130,20 @@ def explain(
     parts = [probabilities(photos[start : start + batch_size]) for start in range(0, len(photos), batch_size)]
     answers = np.concatenate(parts)
     first, without, others = answers[0], answers[1 : -len(turned)], answers[-len(turned) :]
-    best = int(first.argmax())
+    best = said.best  # where two are equal to the last digit, float32 may have another one first
     cells = saliency(float(first[best]), without[:, best])
     largest = cells.max()
     weakest = without[int(without[:, best].argmin())]
     limit = SURE if min_probability is None else min_probability
     reasons = [
-        *_about_classes(first, class_names, confusion),
+        *_about_classes(first, best, class_names, confusion),
         *_about_photo(pixels, photo, loading_hides_transparency),
-        *_about_changes(first, weakest, others, class_names),
+        *_about_changes(first, best, weakest, others, class_names),
     ]
     return {
         "label": class_names[best],
-        "probability": as_printed(float(first[best])),
-        "unsure": bool(as_printed(float(first[best])) < limit),
+        "probability": said.probability,
+        "unsure": said.probability < limit,
         "saliency": np.round(cells / largest if largest > 0 else cells, 3).tolist(),
         "covered": {
             "probability": as_printed(float(weakest[best])),
@@ -160,9 +169,10 @@ def _turned(pixels: np.ndarray) -> list[np.ndarray]:
     return quarters
 
 
-def _about_classes(first: np.ndarray, class_names: Sequence[str], confusion: Confusion | None) -> list[dict[str, Any]]:
-    order = np.argsort(-first, kind="stable")
-    best, second = int(order[0]), int(order[1])
+def _about_classes(
+    first: np.ndarray, best: int, class_names: Sequence[str], confusion: Confusion | None
+) -> list[dict[str, Any]]:
+    second = next(int(each) for each in np.argsort(-first, kind="stable") if each != best)
     reasons: list[dict[str, Any]] = []
     notable = int((first >= NOTABLE).sum())
     if first[best] < SURE and notable >= SPREAD:
@@ -210,9 +220,8 @@ def _about_photo(pixels: np.ndarray, photo: PhotoFacts, hides_transparency: bool
 
 
 def _about_changes(
-    first: np.ndarray, weakest: np.ndarray, others: np.ndarray, class_names: Sequence[str]
+    first: np.ndarray, best: int, weakest: np.ndarray, others: np.ndarray, class_names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    best = int(first.argmax())
     reasons: list[dict[str, Any]] = []
     if int(weakest.argmax()) != best:
         reasons.append({"code": "part_decides", "label": class_names[int(weakest.argmax())]})

@@ -114,6 +114,8 @@ def listen(host: str, port: int) -> socket.socket:
         BadInput: it cannot be taken.
     """
     try:
+        if not 0 <= port <= 65535:  # getaddrinfo would take the rest of a division
+            raise OverflowError("ports are 0 to 65535")
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]

@@ -127,6 +127,10 @@ function add(files) {
     const card = {file, element, state: "waiting"};
     const image = element.querySelector("img"), url = URL.createObjectURL(file);
     image.addEventListener("error", () => { image.hidden = true; });
+    image.addEventListener("load", () => {
+      image.parentElement.classList.toggle("wide", image.naturalWidth >= image.naturalHeight);
+      showLook(card);
+    });
     image.src = url;
     card.forget = () => URL.revokeObjectURL(url);
     element.querySelector(".again").addEventListener("click", () => queue(card));
