@@ -60,7 +60,7 @@ class Answers:
         self.waiting = Room(limits.waiting, "waiting photos")
         self.received = Room(limits.received, "bytes")
         self._explaining = Room(EXPLAINED_AT_ONCE, "photos to explain")
-        self._decoding = 0
+        self._decoding, self._largest = 0, 0.0
         self._one_explanation = asyncio.Lock()
         self._large = threading.Lock()
         self._pool = ThreadPoolExecutor(usable_cores(), thread_name_prefix="decode")
@@ -105,7 +105,8 @@ class Answers:
 
     def down(self) -> dict[str, str]:
         """Return which twins cannot answer, and why."""
-        return {name: twin.down for name, twin in self.twins.items() if twin.down is not None}
+        why = {name: twin.down or twin.stuck() for name, twin in self.twins.items()}
+        return {name: reason for name, reason in why.items() if reason is not None}
 
     async def answer(self, uploads: Sequence[Upload], top: int | None = None) -> list[dict[str, Any]]:
         """Label photos.
@@ -223,8 +224,8 @@ class Answers:
             said["difference"] = max(float(np.abs(first.raw - each.raw).max()) for each in answers.values())
             said["agree"] = all(each["labels"] == labels for each in twins.values())
             self.counters.disagreements.inc(not said["agree"])
-            largest = max(said["difference"], self.counters.difference._value.get())
-            self.counters.difference.set(largest)
+            self._largest = max(said["difference"], self._largest)
+            self.counters.difference.set(self._largest)
         self.counters.photos.labels(label).inc()
         return said
 

@@ -48,7 +48,7 @@ class Limits:
         photos: in a request.
         waiting: photos that are accepted and not yet answered.
         receive_seconds: until a request must have arrived.
-        received: bytes of all requests whose photos are not decoded yet.
+        received: bytes of all requests that are not answered yet.
         connections: open at once.
     """
 

@@ -17,6 +17,8 @@ from lightning_module.evaluation.top_labels import top_labels
 
 LONGEST_PAUSE = 30.0
 """Seconds between two attempts to start a twin that does not start."""
+LONGEST_BATCH = 60.0
+"""Seconds of one batch from which on a twin counts as stuck."""
 
 
 class Answer(NamedTuple):
@@ -73,6 +75,7 @@ class ServedTwin:
         self.labeller, self.temperature, self.batch_size, self.patience = labeller, temperature, batch_size, patience
         self.others_coming, self.on_batch = others_coming, on_batch
         self.down: str | None = None
+        self._since: float | None = None
         self._queue: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._computing = threading.Lock()  # the explanations' photos come from another thread
         self._closing = threading.Event()
@@ -100,6 +103,12 @@ class ServedTwin:
         if self._thread.ident is not None:
             self._thread.join()
         self.labeller.__exit__(None, None, None)
+
+    def stuck(self) -> str | None:
+        """Return what is wrong if a batch takes far too long; otherwise None."""
+        since = self._since
+        lasted = 0.0 if since is None else time.monotonic() - since
+        return f"it has been computing one batch for {lasted:.0f} s" if lasted > LONGEST_BATCH else None
 
     def submit(self, pixels: np.ndarray, top: int) -> "Future[Answer]":
         """Have a photo labelled.
@@ -143,6 +152,7 @@ class ServedTwin:
 
     def _run(self) -> None:
         while batch := self._next_batch():
+            self._since = time.monotonic()
             try:
                 answers = self._compute(batch)
             except KerasFailed as error:
@@ -157,6 +167,7 @@ class ServedTwin:
                 self.on_batch(len(batch))
                 for each, answer in zip(batch, answers, strict=True):
                     each.future.set_result(answer)
+            self._since = None
 
     def _next_batch(self) -> list[_Waiting]:
         """Wait for photos; an empty list at the end."""

@@ -1,4 +1,5 @@
 // The page of `lightning serve`: sends photos, shows what both twins say. It asks nothing of any other server.
+// Addresses are relative, so that a proxy may have the service in a folder.
 
 const AT_ONCE = 4, TRIES = 8, MOST_CARDS = 200, SHOWN = 5, PROOF_LIMIT = 1e-5;
 const byId = id => document.getElementById(id);
@@ -28,7 +29,7 @@ function power(value) {  // 3.2e-7 as 3.2 × 10⁻⁷
 }
 
 async function speak(language) {
-  words = await (await fetch(`/languages/${language}.json`)).json();
+  words = await (await fetch(`languages/${language}.json`)).json();
   document.documentElement.lang = language;
   byId("language").value = language;
   for (const element of document.querySelectorAll("[data-text]")) element.textContent = say(element.dataset.text);
@@ -108,7 +109,7 @@ function loseServer() {
   showLost(true);
   const look = async () => {
     try {
-      if (!(await fetch("/healthz", {cache: "no-store"})).ok) throw new Lost();
+      if (!(await fetch("healthz", {cache: "no-store"})).ok) throw new Lost();
     } catch {
       setTimeout(look, 2000);
       return;
@@ -162,7 +163,7 @@ function work() {
 
 async function label(card) {
   try {
-    const answer = await patiently("/predict?top=" + Math.min(SHOWN, facts?.class_names.length ?? 1), card.file);
+    const answer = await patiently("predict?top=" + Math.min(SHOWN, facts?.class_names.length ?? 1), card.file);
     card.answer = answer.photos[0];
     card.milliseconds = answer.milliseconds;
     card.state = "answered";
@@ -181,7 +182,7 @@ async function explainNext() {  // one by one, after the labels
   while (toExplain.length) {
     const card = toExplain.shift();
     try {
-      card.explanation = await patiently("/explain", card.file);
+      card.explanation = await patiently("explain", card.file);
     } catch (error) {
       if (error instanceof Lost) loseServer();  // the label stands, without an explanation
     }
@@ -218,11 +219,16 @@ function show(card) {
   const answered = state === "answered";
   part("h2").textContent = answered ? answer.labels[0].label :
     state === "refused" ? refusal(error) : say(state === "lost" ? "no_answer" : "waiting");
-  part(".state").textContent = answered ? say("sure", {percent: percent(answer.labels[0].probability)}) :
-    state === "refused" ? reason(error) : "";
+  part(".state").textContent = answered ? surety(answer) : state === "refused" ? reason(error) : "";
   part(".twins").replaceChildren(...(answered ? Object.entries(answer.twins).map(showTwin) : []));
   showDifference(card);
   showWhy(card);
+}
+
+function surety({label, labels: [first]}) {
+  const values = {percent: percent(first.probability)};
+  return label === first.label ? say("sure", values) :
+    say("too_unsure", {...values, limit: percent(facts.min_probability)});
 }
 
 function reason(error) {
@@ -305,7 +311,7 @@ byId("language").addEventListener("change", event => {
 
 async function learnFacts() {
   try {
-    facts = await (await fetch("/model")).json();
+    facts = await (await fetch("model")).json();
     showFacts();
   } catch {
     loseServer();

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lightning_module.evaluation.labelling import Labelling
 from lightning_module.serving.web.files import FILES, LANGUAGES
+from tests.conftest import CLASS_NAMES
 from tests.lightning_module.serving.conftest import serving
 from tests.test_pages import CONTRASTS, PHONE, SCREEN, browser, is_dark, overhang, too_faint  # noqa: F401
 
@@ -127,6 +129,15 @@ def test_the_server_is_lost_and_comes_back(run, visit, photos):
         _, rows = read(page, photos[0].name)  # by itself
         assert list(rows) == ["PyTorch"]
         assert page.locator("#lost").is_hidden()
+
+
+def test_an_answer_that_is_too_unsure(run, visit, photos):
+    with serving(run, twin="torch", labelling=Labelling(min_probability=1.0)) as service:
+        page = visit(service.url)
+        page.set_input_files("#pick", photos[0])
+        label, _ = read(page, photos[0].name)
+        assert label in CLASS_NAMES  # the likeliest
+        assert "less than the 100.0%" in page.locator(".state").inner_text()
 
 
 def test_the_keyboard_is_enough(service, visit, photos):

@@ -10,6 +10,7 @@ import pytest
 
 from export.worker.keras_process import KerasFailed
 from lightning_module.evaluation.labelling import Labelling
+from lightning_module.serving import served_twin
 from lightning_module.serving.explanation import CELLS, PhotoFacts, Said, covered, explain, saliency
 from lightning_module.serving.limits import Refused, Room
 from lightning_module.serving.model_facts import Confusion, model_facts
@@ -110,6 +111,24 @@ def test_a_twin_that_crashes_refuses_and_starts_again():
         time.sleep(0.01)
     assert twin.submit(photo(3), 1).result(10).classes.tolist() == [3]
     twin.close()
+
+
+def test_a_twin_that_hangs_is_said_to(monkeypatch):
+    monkeypatch.setattr(served_twin, "LONGEST_BATCH", 0.1)
+    begin = threading.Event()
+    begin.set()
+    twin = started(ServedTwin(Told(lambda photos: begin.wait(10))))
+    assert twin.stuck() is None
+    begin.clear()
+    future = twin.submit(photo(0), 1)
+    until = time.monotonic() + 10
+    while twin.stuck() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    assert "one batch" in twin.stuck()
+    begin.set()
+    future.result(10)
+    twin.close()
+    assert twin.stuck() is None
 
 
 def test_a_fault_is_told_to_whoever_asked_and_the_next_is_answered():
