@@ -1,7 +1,7 @@
 """The routes of the service."""
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request, Response
@@ -14,7 +14,6 @@ from lightning_module.serving.limits import Refused
 from lightning_module.serving.schemas import (
     ERRORS,
     PHOTOS_BODY,
-    ErrorAnswer,
     ExplainAnswer,
     HealthAnswer,
     ModelAnswer,
@@ -118,25 +117,15 @@ def _add_facts(app: FastAPI, answers: Answers) -> None:
 
 
 def _add_page(app: FastAPI) -> None:
+    def give(path: str, kind: str, content: Callable[[], bytes]) -> None:
+        async def file(request: Request) -> Response:
+            return Response(content(), media_type=kind)
+
+        app.router.add_route(path, file, methods=["GET", "HEAD"], include_in_schema=False)
+
     for path, (kind, content) in FILES.items():
-
-        async def file(kind: str = kind, content: bytes = content) -> Response:
-            return Response(content, media_type=kind)
-
-        # the default arguments are no query parameters
-        app.router.add_route(path, _constant(file), methods=["GET", "HEAD"], include_in_schema=False)
-
-    async def docs() -> Response:
-        return Response(docs_page(app.openapi()), media_type="text/html; charset=utf-8")
-
-    app.router.add_route("/docs", _constant(docs), methods=["GET", "HEAD"], include_in_schema=False)
-
-
-def _constant(answer: Callable[[], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    async def endpoint(request: Request) -> Response:
-        return await answer()
-
-    return endpoint
+        give(path, kind, lambda content=content: content)  # type: ignore[misc]
+    give("/docs", "text/html; charset=utf-8", lambda: docs_page(app.openapi()).encode())
 
 
 def _add_errors(app: FastAPI) -> None:
@@ -207,6 +196,3 @@ class Counted:
 
 def _since(began: float) -> float:
     return round((time.perf_counter() - began) * 1000, 1)
-
-
-__all__ = ["ErrorAnswer", "make_app"]

@@ -125,8 +125,9 @@ def _from_json(body: bytearray, limits: Limits) -> list[Upload]:
             raise Refused(422, "malformed", f'expected {{"name": ..., "base64": ...}} as photo {index}, received none.')
         name = name if isinstance(name, str) and name else f"photo {index}"
         try:
-            # pages have photos as data:image/jpeg;base64,...
-            photo = base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+            # pages have photos as data:image/jpeg;base64,... and the command base64 writes lines
+            digits = "".join((text.partition(",")[2] if text.startswith("data:") else text).split())
+            photo = base64.b64decode(digits, validate=True)
         except (binascii.Error, ValueError) as error:
             reason = f"is no base64: {error}"
             raise Refused(

@@ -108,14 +108,14 @@ def serving(
         yield Service(client, answers, server, url)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service(run) -> Iterator[Service]:
     """With both twins."""
     with serving(run) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def torch_alone(run) -> Iterator[Service]:
     with serving(run, twin="torch") as running:
         yield running

@@ -143,11 +143,10 @@ def test_an_answer_that_is_too_unsure(run, visit, photos):
 def test_the_keyboard_is_enough(service, visit, photos):
     page = visit(service.url)
     named = []
-    for _ in range(4):
+    for _ in range(2):  # further on is the browser's own bar, from where no key would come back
         page.keyboard.press("Tab")
-        named.append(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
-    assert named[:2] == ["language", "pick"]
-    page.locator("#pick").focus()
+        named.append(page.evaluate("document.activeElement.id"))
+    assert named == ["language", "pick"]
     assert page.locator("#drop").evaluate("box => getComputedStyle(box).outlineStyle") == "solid"
     with page.expect_file_chooser() as chosen:
         page.keyboard.press("Enter")
