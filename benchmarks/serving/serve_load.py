@@ -3,10 +3,12 @@
     python benchmarks/serving/serve_load.py RUN PHOTOS [--seconds 30] [--clients 8] [--json FILE]
 
 For each service: requests per second, the median and the 99th percentile of the seconds that one takes, and how many
-answers were wrong. Each client asks, waits for the answer, compares it, and asks again. Each answer of ours is compared
-with what `lightning predict` writes of the photo; one of the bare service with the label that its Keras gives alone.
-Then SIGTERM comes while all clients ask, and every request that was sent must have its answer. At last come uploads of
-50 MB and clients that send drop by drop, and the most memory that the service takes is read.
+answers were wrong. All of them run and take turns, so that what else the machine does falls on all. Each client asks,
+waits for the answer, compares it, and asks again. Each answer of ours is compared with what `lightning predict` writes
+of the photo; one of the bare service with the label that its Keras gives alone.
+
+Then come uploads of 50 MB and clients that send drop by drop, and the most memory that the service takes is read. At
+last comes SIGTERM while all clients ask, and every request that was sent must have its answer.
 """
 
 import argparse
@@ -24,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +37,8 @@ HERE = Path(__file__).resolve().parent
 BARE = HERE / "bare_keras_service.py"
 LARGE = 50_000_000
 UPLOADS, DRIPPING = 16, 50
+ROUNDS = 6
+"""The services take turns, so that whatever else the machine does falls on all of them."""
 
 
 class Load(NamedTuple):
@@ -56,6 +60,26 @@ class Load(NamedTuple):
             "wrong": self.wrong,
             "lost": len(self.lost),
         }
+
+
+class Side(NamedTuple):
+    """A service: its name, its process, where it listens, what is right of each photo, and what was measured."""
+
+    name: str
+    process: psutil.Process
+    url: str
+    right: dict[str, Any]
+    loads: list[Load]
+
+
+def joined(loads: list[Load]) -> Load:
+    """All turns of a service as one."""
+    return Load(
+        [seconds for each in loads for seconds in each.seconds],
+        sum(each.wrong for each in loads),
+        [error for each in loads for error in each.lost],
+        sum(each.lasted for each in loads),
+    )
 
 
 @contextmanager
@@ -225,20 +249,30 @@ def main() -> None:
     found: dict[str, Any] = {"cores": psutil.cpu_count(), "photos": len(photos), "clients": given.clients}
     services = {f"lightning serve --twin {twin}": [*ours, "--twin", twin] for twin in ("keras", "torch", "both")}
     services["bare Keras + FastAPI"] = [sys.executable, BARE, given.run / "model.h5", given.run / "labels.json"]
-    for name, command in services.items():
-        port, bare = free_port(), name.startswith("bare")
-        right = {photo: rows[0][0] for photo, rows in expected.items()} if bare else expected
-        with running([*command, port] if bare else [*command, "--port", port], port) as process:
-            url = f"http://127.0.0.1:{port}"
-            asyncio.run(load(url, photos, right, given.clients, 3))  # warm
-            found[name] = asyncio.run(load(url, photos, right, given.clients, given.seconds)).row()
-            print(f"{name}: {found[name]}", flush=True)
+    with ExitStack() as stack:
+        sides = []
+        for name, command in services.items():
+            port, bare = free_port(), name.startswith("bare")
+            right = {photo: rows[0][0] for photo, rows in expected.items()} if bare else expected
+            process = stack.enter_context(running([*command, port] if bare else [*command, "--port", port], port))
+            sides.append(Side(name, process, f"http://127.0.0.1:{port}", right, []))
+        for turn in range(ROUNDS + 1):  # the first one is to get warm
+            for side in sides:
+                seconds = given.seconds / ROUNDS if turn else 3
+                loaded = asyncio.run(load(side.url, photos, side.right, given.clients, seconds))
+                if turn:
+                    side.loads.append(loaded)
+        for side in sides:
+            found[side.name] = joined(side.loads).row()
+            print(f"{side.name}: {found[side.name]}", flush=True)
+        for name, process, url, right, _ in sides:
+            if name.startswith("bare"):
+                continue
             if name.endswith("both"):
                 found["memory"] = asyncio.run(memory_under_stress(process, url))
-                print(f"  memory: {found['memory']}", flush=True)
-            if not bare:
-                found[f"{name}, SIGTERM"] = asyncio.run(until_sigterm(process, url, photos, right, given.clients))
-                print(f"  SIGTERM: {found[f'{name}, SIGTERM']}", flush=True)
+                print(f"memory: {found['memory']}", flush=True)
+            found[f"{name}, SIGTERM"] = asyncio.run(until_sigterm(process, url, photos, right, given.clients))
+            print(f"{name}, SIGTERM: {found[f'{name}, SIGTERM']}", flush=True)
     if given.json:
         given.json.write_text(json.dumps(found, indent=2))
 

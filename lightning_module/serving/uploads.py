@@ -30,7 +30,7 @@ class Upload(NamedTuple):
 class _InMemory(MultiPartParser):
     """Starlette's parser, which would otherwise write files above a mebibyte to the disk."""
 
-    spool_max_size = 1 << 62
+    spool_max_size = max_file_size = 1 << 62  # older Starlettes have the latter name
 
 
 async def read_uploads(request: Request, limits: Limits, share: Share) -> list[Upload]:
