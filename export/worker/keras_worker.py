@@ -26,8 +26,10 @@ they could run code.
 
 from __future__ import annotations
 
+import base64
 import faulthandler
 import hashlib
+import io
 import json
 import math
 import os
@@ -571,9 +573,18 @@ def _by_settings(operation: Any, layer: Any) -> Any:
     return type(operation.__name__, (), {"from_config": classmethod(from_config)})
 
 
-def images(path: str, scale: float, precision: str = "float32") -> tuple[int, Callable[[int, int], np.ndarray]]:
-    """Source of batches from an .npy of shape (N, H, W, 3), memory-mapped; multiplied by `scale` in `precision`."""
-    array, dtype = np.load(path, mmap_mode="r", allow_pickle=False), np.dtype(precision).type
+def images(
+    source: str | np.ndarray, scale: float, precision: str = "float32"
+) -> tuple[int, Callable[[int, int], np.ndarray]]:
+    """Source of batches from images, (N, H, W, 3), multiplied by `scale` in `precision`.
+
+    Args:
+        source: path of an .npy, which is memory-mapped; or the images themselves, which `stream` was sent.
+        scale: factor; 1 leaves the values as they are.
+        precision: name of the number format of the batches.
+    """
+    array = source if isinstance(source, np.ndarray) else np.load(source, mmap_mode="r", allow_pickle=False)
+    dtype = np.dtype(precision).type
 
     def batch(start: int, stop: int) -> np.ndarray:
         part = np.asarray(array[start:stop]).astype(dtype)
@@ -1211,6 +1222,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 def stream(path: str) -> int:
     """Load a model and do tasks with it as they arrive, each a line of JSON on stdin, until stdin ends.
 
+    A task may have ``inputs_bytes`` in place of the paths ``inputs`` and ``outputs``: so many bytes of an .npy follow
+    its line, and the result has ``outputs_base64``, an .npy as well. So photos need not be in files.
+
     Every reply is a line of JSON on stdout. The first, once the model is loaded, has ``versions``, ``input_shape`` and
     ``output_shape``; then comes the result of each task. An error is reported as in ``REPLY.json`` and ends the stream.
 
@@ -1230,9 +1244,16 @@ def stream(path: str) -> int:
         model = load(keras, path)
         shapes = {"input_shape": _shape_of(model, "input_shape"), "output_shape": _shape_of(model, "output_shape")}
         reply({"versions": versions(keras), **shapes})
-        for line in sys.stdin:
+        for line in iter(sys.stdin.buffer.readline, b""):
             task = json.loads(line)
-            reply(TASKS[task["task"]](keras, model, {**task, "model": path}))
+            given: dict[str, Any] = {"model": path}
+            if "inputs_bytes" in task:
+                content = sys.stdin.buffer.read(task["inputs_bytes"])
+                given.update(inputs=np.load(io.BytesIO(content), allow_pickle=False), outputs=io.BytesIO())
+            result = TASKS[task["task"]](keras, model, {**task, **given})
+            if "inputs_bytes" in task:
+                result["outputs_base64"] = base64.b64encode(given["outputs"].getvalue()).decode()
+            reply(result)
     except Refused as refused:
         reply({"error": str(refused), "kind": refused.kind})
         return 1

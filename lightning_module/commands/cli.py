@@ -72,6 +72,7 @@ COMMANDS = {
         "Write an old Keras file as a .h5 that every Keras loads, and prove it.", "import_keras:run_upgrade"
     ),
     "audit": Command("Find the photos that should not be trained on; set aside those you choose.", "audit:run"),
+    "serve": Command("Answer photos by HTTP with both twins, and show a page.", "serve:run"),
 }
 
 SYNONYMS = {
