@@ -23,7 +23,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 
 try:
-    import keras
+    if os.environ.get("TF_USE_LEGACY_KERAS"):  # TensorFlow's own switch
+        import tf_keras as keras
+    else:
+        import keras
 except ImportError:
     from tensorflow import keras
 

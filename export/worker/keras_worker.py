@@ -67,13 +67,21 @@ KNOWN_LAYERS = frozenset(
     MaxPooling2D Dropout SpatialDropout2D GaussianDropout AlphaDropout ActivityRegularization Flatten Reshape Permute
     Conv2DTranspose ELU ThresholdedReLU Minimum Resizing CenterCrop
     TFOpLambda SlicingOpLambda GetItem TrueDivide Divide Negative Cast Identity Relu Relu6 Sigmoid Silu Tanh Elu
-    Mean Max Stack Flip SpatialDropout1D RandomHeight RandomWidth CustomScaleLayer Custom>CustomScaleLayer
+    GroupNormalization UnitNormalization RMSNormalization SyncBatchNormalization RepeatVector TimeDistributed
+    Conv1D DepthwiseConv1D SeparableConv1D MaxPooling1D AveragePooling1D GlobalAveragePooling1D GlobalMaxPooling1D
+    ZeroPadding1D Cropping1D UpSampling1D
+    Sum Square Power Absolute Clip Transpose ExpandDims Squeeze Normalize LeakyRelu Pad Resize Exp Softplus Softsign
+    Selu HardSilu HardSigmoid LogSigmoid
+    Mean Max Stack Flip SpatialDropout1D CustomScaleLayer Custom>CustomScaleLayer
     """.split()  # noqa: SIM905
 )
-# Layers that change photos in training and do nothing in inference. None changes the size, as RandomCrop does.
+# Layers that change photos in training and do nothing in inference: RandomCrop only where photos have its size.
 AUGMENTATION = frozenset(
     """
-    RandomFlip RandomRotation RandomTranslation RandomZoom RandomContrast RandomBrightness GaussianNoise
+    RandomFlip RandomRotation RandomTranslation RandomZoom RandomContrast RandomBrightness GaussianNoise RandomCrop
+    AugMix CutMix MixUp RandAugment RandomColorDegeneration RandomColorJitter RandomErasing RandomGaussianBlur
+    RandomGrayscale RandomHue RandomInvert RandomPerspective RandomPosterization RandomSaturation RandomSharpness
+    RandomShear Solarization RandomHeight RandomWidth
     """.split()  # noqa: SIM905
 )
 # What else a file may name for Keras to build: parts of layers and of the training configuration.
@@ -111,7 +119,9 @@ KNOWN_OPERATIONS = frozenset(
     math.truediv math.divide math.subtract math.multiply math.add math.negative __operators__.add
     __operators__.getitem strided_slice nn.bias_add nn.relu nn.relu6 nn.sigmoid nn.softmax nn.tanh nn.elu nn.selu
     nn.gelu nn.silu nn.swish nn.softplus math.sigmoid math.tanh cast identity reshape concat math.reduce_mean
-    math.reduce_max image.resize reverse
+    math.reduce_max image.resize reverse math.maximum math.minimum math.exp math.softplus math.log_sigmoid
+    math.reduce_sum math.square math.pow math.abs abs clip_by_value transpose compat.v1.transpose expand_dims squeeze
+    compat.v1.squeeze math.l2_normalize nn.leaky_relu pad compat.v1.pad
     """.split()  # noqa: SIM905
 )
 # Where a file names one by itself, not as a `class_name`.

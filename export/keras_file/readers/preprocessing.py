@@ -46,7 +46,7 @@ def _rescaling(reader: LayerReader, layer: FlatLayer) -> None:
 def _normalization(reader: LayerReader, layer: FlatLayer) -> None:
     """Keras's Normalization: (x - mean) / max(sqrt(variance), 1e-7)."""
     (before,) = reader.before(layer)
-    expect(layer, axis=(-1, 3, (-1,), (3,), None, ()), invert=(False,))
+    expect(layer, axis=(-1, len(before.shape), (-1,), (len(before.shape),), None, ()))
     channels = before.shape[0]
     if reader.weights[layer.key]:
         shape = () if layer.config.get("axis", -1) in (None, []) else (channels,)
@@ -57,7 +57,11 @@ def _normalization(reader: LayerReader, layer: FlatLayer) -> None:
         mean, variance = layer.config["mean"], layer.config["variance"]
     means = per_channel(mean, layer, "mean", channels)
     variances = per_channel(variance, layer, "variance", channels)
-    scale = [1.0 / max(float(np.sqrt(max(each, 0.0))), 1e-7) for each in variances]
+    deviations = [max(float(np.sqrt(max(each, 0.0))), 1e-7) for each in variances]
+    if layer.config.get("invert"):  # the opposite: x * deviation + mean
+        affine(reader, layer, before, deviations, means)
+        return
+    scale = [1.0 / each for each in deviations]
     affine(reader, layer, before, scale, [-each * factor for each, factor in zip(means, scale, strict=True)])
 
 

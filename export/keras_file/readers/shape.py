@@ -37,7 +37,8 @@ def reshape(reader: LayerReader, layer: FlatLayer) -> None:
         reader.emit(layer, "reshape" if len(shape) == 3 else "regroup", shape)
 
 
-def _permute(reader: LayerReader, layer: FlatLayer) -> None:
+def permute(reader: LayerReader, layer: FlatLayer) -> None:
+    """The axes, counted from 1, in another order."""
     (before,) = reader.before(layer)
     own, dims = (*before.shape[1:], before.shape[0]), list(layer.config["dims"])
     if sorted(dims) != list(range(1, len(own) + 1)):
@@ -49,5 +50,5 @@ def _permute(reader: LayerReader, layer: FlatLayer) -> None:
 READERS: dict[str, Reader] = {
     "Flatten": _flatten,
     "Reshape": reshape,
-    "Permute": _permute,
+    "Permute": permute,
 }
