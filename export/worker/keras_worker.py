@@ -952,6 +952,45 @@ def hold_settings_in_float64(keras: Any, layer: Any) -> None:
                 setattr(layer, name, np.asarray(getattr(layer, name), "float64"))
     if getattr(getattr(layer, "activation", None), "__name__", "") == "gelu":
         layer.activation = exact_gelu(keras)  # TensorFlow's own rounds the square root of 2 to float32
+    if getattr(layer, "interpolation", None) == "bilinear" and kind in ("Resizing", "UpSampling2D"):
+        resize_exactly(keras, layer)
+
+
+def resize_exactly(keras: Any, layer: Any) -> None:
+    """Let a layer that resizes bilinearly do so in float64: TensorFlow's own gives float32, whatever it is given."""
+    own = layer.call
+    einsum = keras.ops.einsum if hasattr(keras, "ops") else import_module("tensorflow").einsum
+    better = max if getattr(layer, "pad_to_aspect_ratio", False) else None
+    better = min if getattr(layer, "crop_to_aspect_ratio", False) else better
+
+    def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes = tuple(inputs.shape[1:3])
+        if None in sizes:
+            return own(inputs, *args, **kwargs)
+        results = (layer.height, layer.width) if hasattr(layer, "height") else np.multiply(sizes, layer.size)
+        matrices = []
+        for axis in (0, 1):
+            size, result = int(sizes[axis]), int(results[axis])
+            # as `resize` in keras/src/backend/tensorflow/image.py, and `smart_resize` in Keras 2
+            seen = better(size, int(sizes[1 - axis] * result / results[1 - axis])) if better else size
+            matrix, first = bilinear_matrix(seen, result), abs(size - seen) // 2
+            if seen < size:
+                matrix = np.pad(matrix, ((0, 0), (first, size - seen - first)))
+            matrices.append(matrix[:, first : first + size] if seen > size else matrix)
+        return einsum("rh,bhwc,sw->brsc", matrices[0], inputs, matrices[1])
+
+    layer.call = call
+
+
+def bilinear_matrix(size: int, result: int) -> np.ndarray:
+    """Bilinear resizing along one axis with half-pixel centres, without antialiasing: float64 (result, size)."""
+    centres = (np.arange(result) + 0.5) * (size / result) - 0.5
+    below = np.floor(centres)
+    share = centres - below
+    matrix = np.zeros((result, size))
+    for offset, weight in ((0, 1 - share), (1, share)):
+        np.add.at(matrix, (np.arange(result), (below.astype(int) + offset).clip(0, size - 1)), weight)
+    return matrix
 
 
 def _with_architecture(path: str, copy: Path, config: dict[str, Any]) -> Path:

@@ -146,7 +146,8 @@ def clip(reader: LayerReader, layer: FlatLayer, before: Node, low: float | None,
 
 def _bare_concatenation(reader: LayerReader, layer: FlatLayer) -> None:
     """``tf.concat``: its axis is in the call, and Keras 2 notes it beside each of the tensors."""
-    axis = next((each for each in (*layer.arguments, *(layer.options or {}).values()) if isinstance(each, int)), None)
+    given = (*layer.arguments, *(layer.options or {}).values())
+    axis = next((each for each in given if isinstance(each, int)), layer.config.get("axis"))
     concatenate(reader, replace(layer, config={"axis": axis}))
 
 
@@ -318,12 +319,15 @@ _OPERATIONS: dict[str, Callable[[LayerReader, FlatLayer, list[Any]], None]] = {
 def _slice(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
     """``x[..., ::-1]``: red, green and blue in the order that caffe's networks take, see `imagenet_utils`.
 
-    Keras 3 has ``stack([x[..., 2], x[..., 1], x[..., 0]], axis=-1)`` for it.
+    ``x[:, 1:-1, ::2]`` cuts rows and columns. Keras 3 has ``stack([x[..., 2], x[..., 1], x[..., 0]], axis=-1)`` for it.
     """
     (before,) = reader.before(layer)
     channels, *size = image_shape(before, layer)
     given = operands[1] if len(operands) == 2 else None
-    picked = picked_channels(given if isinstance(given, list) else [given], channels)
+    items = given if isinstance(given, list) else [given]
+    picked = picked_channels(items, channels)
+    if picked is None and _cut_places(reader, layer, before, items):
+        return
     if picked is None:
         raise BadInput(
             f"{layer.key}: expected x[..., i], x[..., i:j] or x[..., ::-1], which choose channels, got another piece "
@@ -334,6 +338,30 @@ def _slice(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
         reader.without_channel.add(node.name)
         return
     _take_channels(reader, layer, before, picked)
+
+
+def _cut_places(reader: LayerReader, layer: FlatLayer, before: Node, items: list[Any]) -> bool:
+    """Emit ``x[:, i:j, k:l]``, forwards; False if it is anything else."""
+    pieces = [_slice_of(each) for each in items]
+    if pieces.count(...) == 1:
+        place = pieces.index(...)
+        pieces[place : place + 1] = [slice(None)] * (5 - len(pieces))
+    pieces += [slice(None)] * (4 - len(pieces))
+    own = keras_shape(before)
+    if any(not isinstance(each, slice) for each in pieces) or pieces[0] != slice(None) or len(pieces) != 4:
+        return False
+    kept = [range(side)[each] for side, each in zip(own, pieces[1:], strict=True)]
+    if any(not each or each.step < 1 for each in kept):
+        return False
+    node, shape = before, list(own)
+    cut = [axis for axis, each in enumerate(kept) if each != range(own[axis])]
+    for axis in cut:
+        each, shape[axis] = kept[axis], len(kept[axis])
+        attributes = {"axis": axis, "start": each.start, "stop": each[-1] + 1, "step": each.step}
+        part = "" if axis == cut[-1] else "cut"
+        node = reader.emit(layer, "cut", from_keras(shape), attributes, inputs=[node], part=part)
+    reader.same_as(layer, node)
+    return True
 
 
 def _take_channels(reader: LayerReader, layer: FlatLayer, before: Node, picked: range) -> None:

@@ -139,6 +139,8 @@ def refused(layer: FlatLayer) -> BadInput:
     kind, remedy = layer.class_name, WRITE_IT.format(example=_EXAMPLE)
     if kind == "Lambda":
         why = "code, which this project does not run"
+    elif "dtype" not in layer.config:  # as Keras 3's bare operations alone
+        why = "an operation between layers that is not read here"
     elif kind in KERAS_LAYERS_NOT_READ:
         why, remedy = "a layer that is not read here", AS_IT_IS
     else:

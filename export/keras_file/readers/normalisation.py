@@ -27,8 +27,9 @@ def _batch_norm(reader: LayerReader, layer: FlatLayer) -> None:
     size = keras_shape(before)[axes[0]]
     weights = {role: reader.take(layer, role, (size,), place) for place, role in enumerate(roles)}
     if layer.config.get("renorm"):  # what it knows of batches in training; it predicts as every other one
-        for place, role in enumerate(("renorm_mean", "renorm_stddev"), len(roles)):
-            reader.take(layer, role, (size,), place)
+        for place, role in enumerate(("moving_stddev", "renorm_mean", "renorm_stddev"), len(roles)):
+            for each in (role, str(place)):
+                reader.weights[layer.key].pop(each, None)
         reader.renormed.append(layer.key)
     epsilon = finite_number(layer.config.get("epsilon", 1e-3), layer, "epsilon")
     momentum = finite_number(layer.config.get("momentum", 0.99), layer, "momentum")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from export.graph.nodes import Node
 from export.keras_file.flat_layers import AS_IT_IS, FlatLayer
 from export.keras_file.readers.layer_reader import LayerReader, Reader, refused
@@ -26,10 +28,9 @@ def _cropping(reader: LayerReader, layer: FlatLayer) -> None:
 def _center_crop(reader: LayerReader, layer: FlatLayer) -> None:
     before, channels, size = only_map(reader, layer)
     target = [whole_number(layer.config[side], layer, side) for side in ("height", "width")]
-    if target[0] > size[0] or target[1] > size[1]:
-        raise BadInput(
-            f"{layer.key}: expected images of at least {target}, got {size}: Keras would resize them. {AS_IT_IS}"
-        )
+    if target[0] > size[0] or target[1] > size[1]:  # too small to cut: it is resized
+        resizing(reader, replace(layer, config={**layer.config, "crop_to_aspect_ratio": True}))
+        return
     if tuple(target) == size:
         reader.same_as(layer, before)
         return

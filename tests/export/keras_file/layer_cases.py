@@ -7,6 +7,7 @@ No test: `test_layer_cases.py` runs it. Writes CASE.h5, in Keras 3 CASE.keras as
 Needs Keras and numpy; `benchmarks/keras_files.py FOLDER` upgrades what is written.
 """
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parents[3] / "export" / "worker"))
 from keras_worker import find_keras
 
 keras = find_keras()
+logging.getLogger("absl").setLevel(logging.ERROR)  # Keras 3 warns of every .h5
 L = keras.layers
 V3 = str(getattr(keras, "__version__", "2")).startswith("3")
 HEIGHT, WIDTH, CHANNELS = 12, 10, 6
