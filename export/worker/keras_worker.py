@@ -919,13 +919,23 @@ def in_float64(
             kept = {name: layer["config"][name] for name in ("name", "batch_input_shape") if name in layer["config"]}
             layer.update(class_name="Activation", config={**kept, "activation": "linear", "trainable": False})
         if not is_bare_operation(layer) or "trainable" in layer["config"]:  # it has no type of its own
-            layer["config"]["dtype"] = dtype
+            set_dtype(layer["config"], dtype)
         change(layer)
     copy = _with_architecture(path, copy, config)
     twin = keras.models.load_model(str(copy), compile=compiled, **bare_operations(keras, path))
     for _, layer in leaves(twin):
-        hold_settings_in_float64(keras, layer)
+        for each in (layer, getattr(layer, "activation", None), getattr(layer, "layer", None)):
+            hold_settings_in_float64(keras, each)
     return twin
+
+
+def set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Let a layer compute in that type, and the layers that it has inside: an activation, or what a wrapper calls."""
+    config["dtype"] = dtype
+    for name in ("activation", "layer"):
+        inner = config.get(name)
+        if isinstance(inner, dict) and isinstance(inner.get("config"), dict) and "dtype" in inner["config"]:
+            set_dtype(inner["config"], dtype)
 
 
 def hold_settings_in_float64(keras: Any, layer: Any) -> None:
@@ -952,7 +962,9 @@ def hold_settings_in_float64(keras: Any, layer: Any) -> None:
                 setattr(layer, name, np.asarray(getattr(layer, name), "float64"))
     if getattr(getattr(layer, "activation", None), "__name__", "") == "gelu":
         layer.activation = exact_gelu(keras)  # TensorFlow's own rounds the square root of 2 to float32
-    if getattr(layer, "interpolation", None) == "bilinear" and kind in ("Resizing", "UpSampling2D"):
+    if kind == "CenterCrop" or (
+        kind in ("Resizing", "UpSampling2D") and getattr(layer, "interpolation", None) == "bilinear"
+    ):
         resize_exactly(keras, layer)
 
 
@@ -961,13 +973,16 @@ def resize_exactly(keras: Any, layer: Any) -> None:
     own = layer.call
     einsum = keras.ops.einsum if hasattr(keras, "ops") else import_module("tensorflow").einsum
     better = max if getattr(layer, "pad_to_aspect_ratio", False) else None
-    better = min if getattr(layer, "crop_to_aspect_ratio", False) else better
+    cuts = type(layer).__name__ == "CenterCrop"  # and resizes what is too small to be cut
+    better = min if cuts or getattr(layer, "crop_to_aspect_ratio", False) else better
 
     def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
         sizes = tuple(inputs.shape[1:3])
         if None in sizes:
             return own(inputs, *args, **kwargs)
         results = (layer.height, layer.width) if hasattr(layer, "height") else np.multiply(sizes, layer.size)
+        if cuts and sizes[0] >= results[0] and sizes[1] >= results[1]:
+            return own(inputs, *args, **kwargs)
         matrices = []
         for axis in (0, 1):
             size, result = int(sizes[axis]), int(results[axis])

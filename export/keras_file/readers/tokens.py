@@ -91,6 +91,7 @@ def _of_rows(of_images: Reader, settings: _Settings, biased: bool = False, rows:
             own = reader.weights[layer.key]
             reader.weights[layer.key] = {role: each[:, None] if each.ndim == 3 else each for role, each in own.items()}
         of_images(reader, inner)
+        del reader.node_of[inner.inputs[0]]
         if rows:
             node = reader.nodes[reader.node_of[layer.key]]
             reader.emit(layer, "regroup", node.shape[:2], inputs=[node])

@@ -1,6 +1,7 @@
 """One small network for each layer and setting that a classifier may have, saved by whatever Keras runs this file.
 
     KERAS_PYTHON layer_cases.py FOLDER [CASE ...]
+    KERAS_PYTHON layer_cases.py FOLDER --together 16 [CASE ...]
 
 No test: `test_layer_cases.py` runs it. Writes CASE.h5, in Keras 3 CASE.keras as well, and CASE.npz with `images` and
 `answer`, what this Keras gave for them. What this Keras does not have, or does not compute, is named and left out.
@@ -179,7 +180,7 @@ OF_VECTORS = {
         L.Multiply()([L.Dense(6, activation="sigmoid", name="gate")(x), L.Dense(6, activation="relu")(x)]), x]),
 }  # fmt: skip
 ACTIVATIONS = (
-    "elu exponential gelu hard_sigmoid linear relu relu6 selu sigmoid softmax softplus softsign swish tanh celu glu "
+    "elu exponential gelu hard_sigmoid linear relu relu6 selu sigmoid softmax softplus softsign swish tanh celu "
     "hard_shrink hard_silu hard_tanh leaky_relu log_sigmoid log_softmax mish silu soft_shrink sparse_plus "
     "sparse_sigmoid sparsemax squareplus tanh_shrink threshold"
 )
@@ -253,28 +254,33 @@ def operations():
     }
 
 
-def of_map(change):
+def network(changes):
+    """All changes of one map side by side, each with a Dense of its own; their average is classified."""
     photo = keras.Input((HEIGHT + 2, WIDTH + 2, 3))
-    x = change(L.Conv2D(CHANNELS, 3, name="first")(L.Rescaling(1 / 127.5, offset=-1)(photo)))
-    return keras.Model(photo, L.Dense(3, activation="softmax", name="last")(L.Flatten()(x)))
+    first = L.Conv2D(CHANNELS, 3, name="first")(L.Rescaling(1 / 127.5, offset=-1)(photo))
+    outputs = []
+    for name, change in changes.items():
+        try:
+            outputs.append(L.Dense(3, activation="tanh", name=f"of_{name}")(L.Flatten()(change(first))))
+        except Exception as error:  # not every Keras has every layer
+            print("could not build", name, type(error).__name__, str(error)[:150].replace("\n", " "), flush=True)
+    last = L.Dense(3, activation="softmax", name="last")
+    return keras.Model(photo, last(L.Average()(outputs) if len(outputs) > 1 else outputs[0]))
 
 
 def of_vector(change):
-    return of_map(lambda x: change(L.GlobalAveragePooling2D()(x)))
+    return lambda x: change(L.GlobalAveragePooling2D()(x))
 
 
 def of_activation(name):
-    def change(x):
-        return L.Concatenate()([L.Activation(name)(x), L.Conv2D(4, 1, activation=name)(x)])
-
-    return lambda: of_map(change)
+    return lambda x: L.Concatenate()([L.Activation(name)(x), L.Conv2D(4, 1, activation=name)(x)])
 
 
 CASES = {
-    **{name: lambda change=change: of_map(change) for name, change in OF_MAPS.items()},
-    **{name: lambda change=change: of_vector(change) for name, change in OF_VECTORS.items()},
+    **OF_MAPS,
+    **{name: of_vector(change) for name, change in OF_VECTORS.items()},
     **{f"activation_{name}": of_activation(name) for name in ACTIVATIONS.split()},
-    **{name: lambda change=change: of_map(change) for name, change in operations().items()},
+    **operations(),
 }
 
 
@@ -295,8 +301,9 @@ def fill(model):
     model.set_weights(arrays)
 
 
-def save(name, folder):
-    model = CASES[name]()
+def save(name, changes, folder):
+    """Save one network and what it gives; bare operations come back from Keras 3's .keras alone."""
+    model = network(changes)
     fill(model)
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (3, *model.input_shape[1:])).astype("float32")
@@ -307,14 +314,18 @@ def save(name, folder):
 
 
 def main():
-    folder, names = Path(sys.argv[1]), sys.argv[2:] or list(CASES)
+    folder, names = Path(sys.argv[1]), sys.argv[2:]
     folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
+    together = int(names[1]) if names[:1] == ["--together"] else 1
+    names = (names[2:] if together > 1 else names) or list(CASES)
+    for start in range(0, len(names), together):
         keras.backend.clear_session()
+        part = names[start : start + together]
+        name = part[0] if together == 1 else f"{part[0]}_to_{part[-1]}"
         try:
-            save(name, folder)
-        except Exception as error:  # not every Keras has every layer
-            print("could not build", name, type(error).__name__, str(error)[:150].replace("\n", " "), flush=True)
+            save(name, {each: CASES[each] for each in part}, folder)
+        except Exception as error:  # nor does every one compute every layer on a processor
+            print("could not save", name, type(error).__name__, str(error)[:150].replace("\n", " "), flush=True)
 
 
 if __name__ == "__main__":
