@@ -122,6 +122,7 @@ _COMPOSED: dict[str, Callable[[LayerReader, FlatLayer, Node], Node]] = {
     "sparse_plus": _sparse_plus,
     "squareplus": _squareplus,
     "log_softmax": _log_softmax,
+    "log_softmax_v2": _log_softmax,  # tf.nn.log_softmax
 }
 # Keras 2's hard_sigmoid is max(0, min(1, x / 5 + 0.5)), Keras 3's max(0, min(1, x / 6 + 0.5)).
 _HARD_SIGMOID = {2: _clipped(0.2, 0.5, 1.0), 3: (("hard_sigmoid", {}),)}

@@ -282,6 +282,8 @@ CASES = {
     **{f"activation_{name}": of_activation(name) for name in ACTIVATIONS.split()},
     **operations(),
 }
+if not V3:  # it forgets the setting when it saves the layer
+    del CASES["normalization_invert"]
 
 
 def fill(model):
@@ -323,7 +325,7 @@ def main():
         part = names[start : start + together]
         name = part[0] if together == 1 else f"{part[0]}_to_{part[-1]}"
         try:
-            save(name, {each: CASES[each] for each in part}, folder)
+            save(name, {each: CASES[each] for each in part if each in CASES}, folder)
         except Exception as error:  # nor does every one compute every layer on a processor
             print("could not save", name, type(error).__name__, str(error)[:150].replace("\n", " "), flush=True)
 

@@ -60,7 +60,7 @@ def saved(request, tmp_path_factory) -> Path:
         command = [request.param or keras_process.sys.executable, script, folder / name, *together, *cases.split()]
         done = subprocess.run(command, env=keras_process._environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert "could not save" not in done.stdout, done.stdout
+        assert name == "refused" or "could not save" not in done.stdout, done.stdout
     return folder
 
 
