@@ -103,7 +103,8 @@ KNOWN_SETTINGS = frozenset(
 KNOWN_FUNCTIONS = frozenset(
     """
     celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear log_sigmoid
-    log_softmax log_softmax_v2 softmax_v2 mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign sparse_plus sparse_sigmoid
+    log_softmax log_softmax_v2 softmax_v2 mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign
+    sparse_plus sparse_sigmoid
     sparsemax squareplus swish tanh tanh_shrink threshold
     categorical_crossentropy sparse_categorical_crossentropy binary_crossentropy binary_focal_crossentropy
     categorical_focal_crossentropy mean_squared_error mse mean_absolute_error mae mean_absolute_percentage_error mape
