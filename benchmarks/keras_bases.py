@@ -27,7 +27,8 @@ try:
         import tf_keras as keras
     else:
         import keras
-except ImportError:
+    keras.applications  # noqa: B018 - beside a tf.keras 2 there is a package keras without it
+except (ImportError, AttributeError):
     from tensorflow import keras
 
 if TYPE_CHECKING:
