@@ -3,7 +3,8 @@
     PYTHON benchmarks/keras_files.py FOLDER [FOLDER ...] [--rows ROWS.jsonl] [--write docs/from_keras.md] [--read_only]
 
 Each folder holds files of one Keras (its name is the folder's) and for each a CASE.npz with `images` and the `answer`
-that its own Keras gave for them. Prints a table, and puts it between the marks in a page. With `--rows` each row is
+that its own Keras gave for them. Prints a table, and puts it between the marks in a page, where rows of other files
+stay and those of the same are replaced. With `--rows` each row is
 kept as soon as it is known, and a file whose row is there is not done again: the whole takes hours.
 
 Keras's processes are forks of one that has imported TensorFlow: the seconds are without that import. With `--read_only`
@@ -39,7 +40,7 @@ from models.digests import file_digest
 from tests.keras_forks import KerasForks
 
 BEGIN, END = "<!-- benchmarks/keras_files.py writes this table -->\n", "<!-- end of the table -->\n"
-HEAD = "| file | Keras | verdict | largest difference | allowed | seconds |\n|---|---|---|---|---|---|\n"
+HEAD = "| file | Keras | by | verdict | largest difference | allowed | seconds |\n|---|---|---|---|---|---|---|\n"
 
 
 @dataclass(frozen=True)
@@ -51,10 +52,10 @@ class Outcome:
     difference: float | None = None
     allowed: float | None = None
 
-    def row(self, path: Path) -> str:
-        """One line of the table."""
+    def row(self, path: Path, by: str) -> str:
+        """One line of the table; `by` is upgrade, proof included, or reading alone."""
         figures = " | ".join("" if each is None else f"{each:.1e}" for each in (self.difference, self.allowed))
-        return f"| {path.name} | {path.parent.name} | {self.verdict} | {figures} | {self.seconds:.1f} |\n"
+        return f"| {path.name} | {path.parent.name} | {by} | {self.verdict} | {figures} | {self.seconds:.1f} |\n"
 
 
 def given_and_answered(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -168,12 +169,14 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def write_table(page: Path, rows: str) -> None:
-    """Put a table between the marks of a page."""
+    """Put rows between the marks of a page, in the place of those of the same files."""
     before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    table, end, after = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"expected the lines {BEGIN!r} and {END!r} in {page}")
-    page.write_text(before + begin + HEAD + rows + end + after)
+    lines = [*table.removeprefix(HEAD).splitlines(True), *rows.splitlines(True)]
+    by_file = {tuple(line.split(" | ")[:2]): line for line in lines}
+    page.write_text(before + begin + HEAD + "".join(by_file.values()) + end + after)
 
 
 def main() -> None:
@@ -195,7 +198,7 @@ def main() -> None:
                 if options.rows:
                     with options.rows.open("a") as rows:
                         rows.write(json.dumps({"file": key[0], "sha256": key[1], "outcome": asdict(known[key])}) + "\n")
-            row = known[key].row(path)
+            row = known[key].row(path, "reading" if options.read_only else "upgrade")
             print(row, end="", flush=True)
             table += row
     if options.write:

@@ -13,7 +13,7 @@ tf.keras 2.x, tf_keras, Keras 3 on any backend.
 REQUEST.json: ``{"jobs": [{"model": PATH, "tasks": [{"task": NAME, ...}, ...]}, ...]}``; `TASKS` lists what each task
 takes and gives. A job may say ``"compile": false``, to leave out the file's training configuration, and ``"may_refuse":
 true``: if Keras cannot load its model, its result is ``[{"refused": TEXT}]`` and the next job is done.
-REPLY.json: ``{"versions": {...}, "results": [[...], ...]}`` with one list for each job, or
+REPLY.json: ``{"versions": {...}, "results": [[...], ...], "processor_seconds": {...}}`` with one list for each job, or
 ``{"error": TEXT, "kind": "model" | "keras" | "fault"}`` with exit code 1. Arrays are passed as .npy and .npz files,
 with paths in the request. Layout is Keras's, NHWC.
 
@@ -1239,21 +1239,38 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     A request may have an ``application`` (``name`` and ``settings``) instead, and gets its ``architecture``.
     """
     check_packages()
-    keras = find_keras()
+    spent = {"imports": 0.0}
+    with counted(spent, "imports"):
+        keras = find_keras()
     if "application" in request:
         return {"versions": versions(keras), "architecture": application(keras, **request["application"])}
     results = []
     for job in request["jobs"]:
         try:
-            model = load(keras, job["model"], job.get("compile", True))
+            with counted(spent, "loading"):
+                model = load(keras, job["model"], job.get("compile", True))
         except Refused as refused:
             if not job.get("may_refuse"):
                 raise
             results.append([{"refused": str(refused)}])
             continue
-        results.append([TASKS[task["task"]](keras, model, {**task, "model": job["model"]}) for task in job["tasks"]])
+        done = []
+        for task in job["tasks"]:
+            with counted(spent, task["task"]):
+                done.append(TASKS[task["task"]](keras, model, {**task, "model": job["model"]}))
+        results.append(done)
         _EXACT.clear()
-    return {"versions": versions(keras), "results": results}
+    return {"versions": versions(keras), "results": results, "processor_seconds": spent}
+
+
+@contextmanager
+def counted(spent: dict[str, float], what: str) -> Iterator[None]:
+    """Add the processor seconds of what is done inside."""
+    start = time.process_time()
+    try:
+        yield
+    finally:
+        spent[what] = round(spent.get(what, 0.0) + time.process_time() - start, 3)
 
 
 def stream(path: str) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from export.graph.nodes import Node
 from export.keras_file.flat_layers import AS_IT_IS, FlatLayer
 from export.keras_file.readers.layer_reader import LayerReader, Reader
-from export.keras_file.readers.settings import expect, per_channel, whole_number
+from export.keras_file.readers.settings import channels_first, expect, per_channel, whole_number
 from models.bad_input import BadInput
 
 
@@ -17,6 +17,8 @@ def _input(reader: LayerReader, layer: FlatLayer) -> None:
     if reader.nodes:
         raise BadInput(f"{layer.key}: expected a model with one input, got another. {AS_IT_IS}")
     shape = layer.config.get("batch_input_shape") or layer.config.get("batch_shape")
+    if isinstance(shape, list) and len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3, None):
+        raise channels_first(layer)
     if not (isinstance(shape, list) and len(shape) == 4 and shape[3] in (1, 3, None)):
         raise BadInput(f"{layer.key}: expected an input of shape [None, height, width, 3], got {shape}. {AS_IT_IS}")
     given = reader.image_size or (None, None)

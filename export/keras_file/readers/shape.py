@@ -6,13 +6,13 @@ import numpy as np
 
 from export.keras_file.flat_layers import AS_IT_IS, DAMAGED, FlatLayer
 from export.keras_file.readers.layer_reader import LayerReader, Reader
-from export.keras_file.readers.settings import expect, whole_number
+from export.keras_file.readers.settings import expect_channels_last, whole_number
 from models.bad_input import BadInput
 
 
 def _flatten(reader: LayerReader, layer: FlatLayer) -> None:
     (before,) = reader.before(layer)
-    expect(layer, data_format=("channels_last", None))
+    expect_channels_last(layer)
     if len(before.shape) == 1:
         reader.same_as(layer, before)
     else:

@@ -12,7 +12,7 @@ from export.keras_file.readers.convolution import READERS as CONVOLUTIONS
 from export.keras_file.readers.layer_reader import LayerReader, Reader
 from export.keras_file.readers.places import READERS as PLACES
 from export.keras_file.readers.pooling import READERS as POOLING
-from export.keras_file.readers.settings import expect, two_numbers, whole_number
+from export.keras_file.readers.settings import expect_channels_last, two_numbers, whole_number
 from export.keras_file.readers.training import READERS as TRAINING
 from models.bad_input import BadInput
 
@@ -56,7 +56,7 @@ def _as_column(reader: LayerReader, layer: FlatLayer) -> FlatLayer:
         raise BadInput(
             f"{layer.key}: expected a {layer.class_name} on rows of numbers, got it on shape {before.shape}. {AS_IT_IS}"
         )
-    expect(layer, data_format=("channels_last", None))
+    expect_channels_last(layer)
     column = reader.emit(layer, "reshape", (*before.shape, 1), part="column")
     key = f"{layer.key}/column"
     reader.node_of[key] = column.name
