@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import operator
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from export.graph import simpler
+from export.graph.simpler import NotRecorded
 from models.bad_input import BadInput
 
 
@@ -36,10 +39,6 @@ class NotTraced(BadInput):
             "image_size or another backbone, such as those in docs/families.md; for other networks torch.onnx.export "
             "followed by onnx2tf gives a SavedModel or TFLite file, without the proof."
         )
-
-
-class NotRecorded(RuntimeError):
-    """Something that an operation-by-operation record cannot hold."""
 
 
 def _raised_in(network: nn.Module, error: Exception) -> str:
@@ -101,81 +100,28 @@ def record(
             # an inference tensor even where the images are not: only of such are composite operations left whole
             images = images.clone()
             recorder.begin(images)
-            with recorder.paths(network), recorder:
+            with recorder.paths(network), _without_fused_attention(), recorder:
                 output = network(images)
             return recorder.recording(output, len(images))
     except Exception as error:  # from the network, which may raise anything, or from the recorder
         raise NotTraced(network, image_size, error) from error
 
 
+@contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    """In inference, torch's own attention and encoder layers are one operation each, unless they are told otherwise."""
+    usual = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(usual)
+
+
 def view_of_changed_value(changed: Any) -> Any:
     """Stand in the graph for a value that shares memory with another, which was then changed in place."""
     raise NotImplementedError
 
-
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """`scaled_dot_product_attention` in operations that a graph has: torch's own are one for each processor.
-
-    Args:
-        query: (..., N, d).
-        key: (..., M, d).
-        value: (..., M, d').
-        attn_mask: added to the (..., N, M) products, or true where one counts.
-        dropout_p: it is not done in inference.
-        is_causal: whether a token attends to those before it alone.
-        scale: of the products; d ** -0.5 if not given.
-        enable_gqa: refused.
-    """
-    if enable_gqa or dropout_p:
-        raise NotRecorded("attention with dropout, or with fewer heads for keys than for queries")
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, -torch.inf)
-    if attn_mask is not None:
-        scores = scores + attn_mask
-    return scores.softmax(-1) @ value
-
-
-def pixel_shuffle(value: Tensor, upscale_factor: int) -> Tensor:
-    """`torch.pixel_shuffle`: (B, C * r * r, H, W) to (B, C, H * r, W * r)."""
-    batch, channels, rows, columns = value.shape
-    factor = upscale_factor
-    apart = value.reshape(batch, channels // factor**2, factor, factor, rows, columns)
-    return apart.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // factor**2, rows * factor, columns * factor)
-
-
-def pixel_unshuffle(value: Tensor, downscale_factor: int) -> Tensor:
-    """`torch.pixel_unshuffle`: (B, C, H * r, W * r) to (B, C * r * r, H, W)."""
-    batch, channels, rows, columns = value.shape
-    factor = downscale_factor
-    apart = value.reshape(batch, channels, rows // factor, factor, columns // factor, factor)
-    return apart.permute(0, 1, 3, 5, 2, 4).reshape(batch, channels * factor**2, rows // factor, columns // factor)
-
-
-def channel_shuffle(value: Tensor, groups: int) -> Tensor:
-    """`torch.channel_shuffle`: of (B, C, ...), the first channel of each group, then the second of each, ..."""
-    apart = value.reshape(len(value), groups, value.shape[1] // groups, *value.shape[2:])
-    return apart.transpose(1, 2).reshape(value.shape)
-
-
-_IN_SIMPLER_OPERATIONS: dict[str, Callable[..., Tensor]] = {
-    "aten.scaled_dot_product_attention": attention,
-    "aten.pixel_shuffle": pixel_shuffle,
-    "aten.pixel_unshuffle": pixel_unshuffle,
-    "aten.channel_shuffle": channel_shuffle,
-    "aten.native_channel_shuffle": channel_shuffle,
-}
 
 # They have a result, or none, only so that Python can read the memory: `numpy`, `tolist`.
 _READ_BY_PYTHON = ("aten.resolve_conj", "aten.resolve_neg")
@@ -211,7 +157,7 @@ class _Recorder(TorchDispatchMode):
     def begin(self, images: Tensor) -> None:
         self.exact = images.dtype == torch.float64
         node = self.graph.placeholder("image")
-        node.meta = {"shape": tuple(images.shape), "path": "", "computed": True}
+        node.meta = {"shape": tuple(images.shape), "dtype": images.dtype, "path": "", "computed": True}
         self.node_of[images] = node
 
     @contextmanager
@@ -257,9 +203,9 @@ class _Recorder(TorchDispatchMode):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = operation_name(func)
-        if name in _IN_SIMPLER_OPERATIONS:
-            with self:
-                return _IN_SIMPLER_OPERATIONS[name](*args, **kwargs)
+        in_steps = self._in_steps(func, name, args, kwargs)
+        if in_steps is not NotImplemented:
+            return in_steps
         if self.exact and name in _CASTS:  # `x.float()` is there to leave half precision, not float64
             args, kwargs = tree_map_only(torch.dtype, _not_narrower, (args, kwargs))
         leaves = tree_leaves((args, kwargs))
@@ -315,6 +261,42 @@ class _Recorder(TorchDispatchMode):
             parts.append(part)
         return type(result)(parts) if type(result) in (list, tuple) else result
 
+    def _in_steps(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation as several simpler ones, each of which is recorded; `NotImplemented`: as it is."""
+        plain, steps = name.rstrip("_"), simpler.ALWAYS.get(name)
+        if steps is None and plain not in simpler.KNOWN:
+            return NotImplemented
+        names = [argument.name for argument in func._schema.arguments]
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        if steps is None:
+            of_images = [
+                self.read(each).meta["computed"] for each in tree_leaves(arguments) if isinstance(each, Tensor)
+            ]
+            if not any(of_images):
+                return NotImplemented
+            steps = simpler.OF_IMAGES.get(plain)
+            if plain in simpler.BY_WEIGHTS and not all(of_images):
+                constants = plain in simpler.BY_CONSTANTS
+                weights = {key for key, each in arguments.items() if self._is_weight(each, constants)}
+                steps = partial(simpler.BY_WEIGHTS[plain], weights) if weights else steps
+        with self:
+            if plain in simpler.TAKEN_APART:
+                with torch.backends.mkldnn.flags(
+                    enabled=False
+                ):  # it has recurrent layers of its own, for float32 alone
+                    return func.decompose(*args, **kwargs)
+            result = NotImplemented if steps is None else steps(**arguments)
+            if result is not NotImplemented and name.endswith("_"):
+                return args[0].copy_(result)
+            return result
+
+    def _is_weight(self, value: Any, or_constant: bool) -> bool:
+        """Whether an argument is a tensor that does not depend on the images."""
+        if not isinstance(value, Tensor):
+            return False
+        meta = self.read(value).meta
+        return not meta["computed"] and (or_constant or "constant" not in meta)
+
     def _given(self, node: fx.Node, result: Tensor) -> Tensor:
         """What the network goes on with; one image's part is given where the result has one for each image."""
         given = self.given.get(node.name, result)
@@ -345,7 +327,7 @@ class _Recorder(TorchDispatchMode):
             self.values[node.name] = tensor.clone()  # the next operation may change it in place
 
     def _meta(self, tensor: Tensor, computed: bool) -> dict[str, Any]:
-        return {"shape": tuple(tensor.shape), "path": self.path[-1], "computed": computed}
+        return {"shape": tuple(tensor.shape), "dtype": tensor.dtype, "path": self.path[-1], "computed": computed}
 
     def _attribute(self, target: str, tensor: Tensor) -> fx.Node:
         node = self.graph.create_node("get_attr", target, name="attribute")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ LayerNames = Callable[[Iterable[str]], dict[str, str]]
 ELEMENTWISE = frozenset(
     """
     relu leaky_relu elu threshold activation hard_sigmoid hard_swish mish dropout add subtract multiply divide average
-    maximum minimum clip gelu_tanh softplus log_sigmoid absolute cube hard_shrink soft_shrink
+    maximum minimum clip gelu_tanh softplus log_sigmoid absolute cube hard_shrink soft_shrink positive
     """.split()  # noqa: SIM905
 )
 # In torch the channels of what they are given are dimension 1, whatever it was before.
@@ -33,6 +33,25 @@ CHANNELS_FIRST = frozenset(
     pad_constant group_norm map_norm
     """.split()  # noqa: SIM905
 )
+
+
+@dataclass(frozen=True)
+class SumOfSquares:
+    """A value that is `factor * sum(of ** 2) + epsilon`.
+
+    Attributes:
+        of: what is squared.
+        dims: over which of its dimensions.
+        keepdim: whether they are kept, as 1.
+        factor: above 0.
+        epsilon: not negative.
+    """
+
+    of: fx.Node
+    dims: tuple[int, ...]
+    keepdim: bool
+    factor: float = 1.0
+    epsilon: float = 0.0
 
 
 class NoKerasCounterpart(BadInput):
@@ -82,6 +101,8 @@ class Tracer:
         # Recorded names of values that torch has repeated for those that they are joined with -> what was repeated.
         self.repeated: dict[str, fx.Node] = {}
         self.roots: dict[str, tuple[fx.Node, dict[str, Any]]] = {}
+        # Recorded names of sums of squares over any axes, of which a root may be taken.
+        self.squares: dict[str, SumOfSquares] = {}
         (self.batch,) = (node.meta["shape"][0] for node in recording.graph.nodes if node.op == "placeholder")
 
     def emit(

@@ -118,7 +118,7 @@ def _divide(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     elif _is_one_and_absolute(tracer, other, value):
         tracer.emit(operation, "activation", [value], {"function": "softsign"})
     else:
-        raise NoKerasCounterpart("aten.div", module_path(operation), "by a computed value")
+        tracer.emit(operation, "divide", [value, other])
 
 
 def _mean_and_epsilon(tracer: Tracer, value: Any, of: Any) -> float | None:
@@ -177,7 +177,9 @@ def _power(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 
 def _root(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """The square root of a mean of squares: nothing but a division may read it, see `_divide`."""
+    """The square root of a mean of squares, where nothing but a division reads it, see `_divide`."""
+    if not all(name_of(user).rstrip("_") == "aten.div" and user.args[1] is operation for user in operation.users):
+        raise NoKerasCounterpart(name_of(operation), module_path(operation), "that is read by something else")
     tracer.roots[operation.name] = _mean_of_squares(tracer, operation, given)
 
 
@@ -284,7 +286,18 @@ def largest_of_two(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) ->
     return True
 
 
+def _positive(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """All comparisons are recorded as this one."""
+    tracer.emit(operation, "positive", [given["self"]])
+
+
+def _not(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    _affine(tracer, operation, given["self"], -1.0, 1.0)
+
+
 CONVERTERS: dict[str, Converter] = {
+    "aten.gt": _positive,
+    "aten.logical_not": _not,
     "aten.sub": _subtract,
     "aten.rsub": _subtract,
     "aten.add": _add,

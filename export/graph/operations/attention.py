@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import fx
 
+from export.graph.layouts import Layout
 from export.graph.operations.any_layout import image_axis_of, refused, same_for_all, several_of, with_last, without
-from export.graph.tracer import Converter, Tracer, of_weights
+from export.graph.tracer import Converter, SumOfSquares, Tracer, name_of, of_weights
 
 # What works along an axis ---------------------------------------------------------------------------------------------
 
 
 def _norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """The length of vectors: nothing but a division of these very vectors may read it, see `_divide_by_norm`."""
-    dims = several_of(given["dim"])
-    if float(given["ord"]) != 2 or len(dims) != 1 or not given["keepdim"]:
+    """The length of vectors; what only these very vectors are divided by is part of that, see `_divide_by_norm`."""
+    if float(given["ord"]) != 2 or given["dim"] is None:
         raise refused(operation, f"of order {given['ord']} over {given['dim']}")
+    dims = several_of(given["dim"])
+    if len(dims) != 1 or not given["keepdim"] or not _divides_alone(operation, given["self"]):
+        attributes = {"factor": 1.0, "epsilon": 0.0, "inverse": False}
+        _over(tracer, operation, given["self"], dims, bool(given["keepdim"]), "root_of_squares", **attributes)
+        return
     tracer.norms[operation.name] = (given["self"], image_axis_of(tracer, operation, given["self"], dims[0]), 0.0)
+
+
+def _divides_alone(norm: fx.Node, vectors: fx.Node) -> bool:
+    """Whether nothing reads a norm but a division of its vectors, perhaps after it was held above 0 and repeated."""
+    for user in norm.users:
+        if name_of(user) in ("aten.clamp_min", "aten.clamp_min_", "aten.expand", "aten.expand_as"):
+            if user.args[0] is not norm or not _divides_alone(user, vectors):
+                return False
+        elif name_of(user) not in ("aten.div", "aten.div_") or user.args != (vectors, norm):
+            return False
+    return True
 
 
 def _of_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     """A norm that is not let become 0, or that is repeated for each number."""
     source = operation.args[0]
     if not isinstance(source, fx.Node) or source.name not in tracer.norms:
-        raise refused(operation, "")
+        if "min" in given:
+            raise refused(operation, "")
+        _repeat(tracer, operation, given)
+        return
     vectors, axis, least = tracer.norms[source.name]
     tracer.norms[operation.name] = (vectors, axis, max(least, float(given.get("min") or 0.0)))
 
@@ -38,6 +58,19 @@ def _divide_by_norm(tracer: Tracer, operation: fx.Node, value: fx.Node, norm: fx
         raise refused(operation, "of a value by another's norm")
     node, layout = with_last(tracer, value, axis)
     tracer.add(operation, "unit_norm", [node], layout, {"least": least})
+
+
+def _repeat(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """Axes of one, so often; to a value of more axes torch has a view before."""
+    value = given["self"]
+    before, after = value.meta["shape"], operation.meta["shape"]
+    dims = [dim for dim in range(len(after)) if len(before) == len(after) and before[dim] != after[dim]]
+    if not dims:
+        raise refused(operation, f"from {list(before)} to {list(after)}")
+    layout = tracer.layout(value)
+    axes = tuple(layout.order[image_axis_of(tracer, operation, value, dim)] for dim in dims)
+    counts = tuple(after[dim] for dim in dims)
+    tracer.add(operation, "repeat", [tracer.input_name(value)], layout, {"axes": axes, "counts": counts})
 
 
 def _linear(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -110,10 +143,17 @@ def _reduced(op: str) -> Converter:
 
 
 def _mean(tracer: Tracer, operation: fx.Node, given: dict[str, Any], op: str) -> None:
-    value, rank = given["self"], len(given["self"].meta["shape"])
     if given.get("dim") in (None, []):
         raise refused(operation, "over everything, all images included")
-    dims = [dim % rank for dim in several_of(given["dim"])]
+    _over(tracer, operation, given["self"], several_of(given["dim"]), bool(given["keepdim"]), op)
+
+
+def _over(
+    tracer: Tracer, operation: fx.Node, value: fx.Node, dims: Sequence[int], keepdim: bool, op: str, **attributes: Any
+) -> None:
+    """Add what works over some axes at once, which are neighbours in Keras."""
+    rank = len(value.meta["shape"])
+    dims = [dim % rank for dim in dims]
     axes = [image_axis_of(tracer, operation, value, dim) for dim in dims]
     layout = tracer.layout(value)
     places = sorted(layout.order[axis] for axis in axes)
@@ -122,9 +162,61 @@ def _mean(tracer: Tracer, operation: fx.Node, given: dict[str, Any], op: str) ->
         layout = replace(layout, order=tuple([*places, *kept].index(place) for place in layout.order))
         places = list(range(len(places)))
     node = tracer.in_order(value, layout.order)
-    if not given["keepdim"]:
+    if not keepdim:
         layout = without(layout, dims, rank)
-    tracer.add(operation, op, [node], layout, {"axes": tuple(places)})
+    tracer.add(operation, op, [node], layout, {"axes": tuple(places), **attributes})
+
+
+def noting_squares(convert: Converter) -> Converter:
+    """A converter of sums and means that notes sums of squares, and of what such are multiplied by and added to."""
+
+    def noting(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+        convert(tracer, operation, given)
+        value, other = given["self"], given.get("other")
+        if isinstance(value, fx.Node) and value.name in tracer.squares and isinstance(other, int | float):
+            _note_number(tracer, operation, tracer.squares[value.name], float(other))
+        elif "dim" in given and given["dim"] not in (None, []):
+            _note_sum(tracer, operation, value, several_of(given["dim"]), bool(given["keepdim"]))
+
+    return noting
+
+
+def _note_number(tracer: Tracer, operation: fx.Node, squares: SumOfSquares, number: float) -> None:
+    name = name_of(operation).rstrip("_")
+    if name == "aten.add" and number >= 0:
+        squares = replace(squares, epsilon=squares.epsilon + number)
+    elif name in ("aten.mul", "aten.div") and number > 0:
+        factor = number if name == "aten.mul" else 1.0 / number
+        squares = replace(squares, factor=squares.factor * factor, epsilon=squares.epsilon * factor)
+    else:
+        return
+    tracer.squares[operation.name] = squares
+
+
+def _note_sum(tracer: Tracer, operation: fx.Node, value: fx.Node, dims: list[int], keepdim: bool) -> None:
+    squared = value.args[0] if value.op == "call_function" and value.args else None
+    node = tracer.nodes[tracer.input_name(value)]
+    if (
+        not isinstance(squared, fx.Node)
+        or node.op != "multiply"
+        or set(node.inputs) != {tracer.node_of.get(squared.name)}
+    ):
+        return
+    shape = value.meta["shape"]
+    dims = [dim % len(shape) for dim in dims]
+    factor = 1.0 if name_of(operation) == "aten.sum" else 1.0 / math.prod(shape[dim] for dim in dims)
+    tracer.squares[operation.name] = SumOfSquares(squared, tuple(dims), keepdim, factor)
+
+
+def _root(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """Of a sum of squares, which is what a LayerNormalization divides by."""
+    exponent = {"aten.sqrt": 0.5, "aten.rsqrt": -0.5}.get(name_of(operation).rstrip("_"), given.get("exponent"))
+    squares = tracer.squares.get(given["self"].name) if isinstance(given["self"], fx.Node) else None
+    inverse = exponent == -0.5
+    if squares is None or exponent not in (0.5, -0.5) or (inverse and not squares.epsilon > 0):
+        raise refused(operation, f"with exponent {exponent}, of something other than a sum of squares")
+    attributes = {"factor": squares.factor, "epsilon": squares.epsilon, "inverse": inverse}
+    _over(tracer, operation, squares.of, squares.dims, squares.keepdim, "root_of_squares", **attributes)
 
 
 # Products of two values -----------------------------------------------------------------------------------------------
@@ -137,10 +229,11 @@ _SMALL = 2
 
 def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     left, right = given["self"], given["other" if "other" in given else "mat2"]
+    for weight, beside in ((left, right), (right, left)):
+        if not weight.meta["computed"]:
+            weight_of_each_image(tracer, operation, weight, beside)
     layout, other = tracer.layout(left), tracer.layout(right)
     one, two = tracer.image_shape(left), tracer.image_shape(right)
-    if not (left.meta["computed"] and right.meta["computed"]):
-        raise of_weights(operation)
     rank = len(one)
     in_front = layout.batch_axis < len(left.meta["shape"]) - 2
     if (
@@ -165,6 +258,39 @@ def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         tracer.in_order(right, (*middle, rank - 1, 0) if last else order),
     ]
     tracer.add(operation, "matmul", nodes, replace(layout, order=order), {"last": last})
+
+
+def weight_of_each_image(tracer: Tracer, operation: fx.Node, value: fx.Node, beside: fx.Node) -> str:
+    """Make a weight that has one of itself for each image, such as a learned query, a value like others.
+
+    Args:
+        tracer: gets a node that has the weight for every image.
+        operation: what reads it.
+        value: the weight, (B, ...).
+        beside: a computed value, of which the node has the number of images.
+
+    Returns:
+        The node's name.
+    """
+    shape = value.meta["shape"]
+    if shape[:1] != (tracer.batch,):
+        raise of_weights(operation)
+    weight = same_for_all(value)
+    if math.prod(weight.meta["shape"]) == math.prod(shape[1:]):
+        name = tracer.weight_name(weight)
+    else:
+        name = tracer.weight_name(value, in_its_shape=True)
+        if name not in tracer.computed_tensors:
+            raise of_weights(operation)
+        array = tracer.computed_tensors[name]
+        tracer.computed_tensors[name] = _of_one_image(operation, array, 1)
+    if name is None:
+        raise of_weights(operation)
+    layout = Layout(tuple(range(len(shape) - 1)))
+    attributes = {"shape": shape[1:], "order": layout.order, "constant": None}
+    node = tracer.add(operation, "array", [tracer.input_name(beside)], layout, attributes, {"array": name}, value=value)
+    tracer.place(value, node, layout)
+    return node
 
 
 def _addcmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -263,6 +389,9 @@ CONVERTERS: dict[str, Converter] = {
     "aten.rms_norm": _rms_norm,
     "aten.batch_norm": _batch_norm,
     "aten.linalg_vector_norm": _norm,
+    "aten.amax": _reduced("largest"),
+    "aten.max": _reduced("largest"),
+    **dict.fromkeys(("aten.sqrt", "aten.rsqrt", "aten.pow"), _root),
     **dict.fromkeys(("aten.clamp_min", "aten.expand", "aten.expand_as"), _of_norm),
     "aten.softmax": _softmax,
     "aten._softmax": _softmax,

@@ -19,10 +19,9 @@ from export.graph.tracer import Converter, Tracer, arguments, name_of, of_weight
 
 def converters(known: dict[str, Converter]) -> dict[str, Converter]:
     """Converters for values of any layout, which leave maps and vectors to those that are known for them."""
-    return {
-        **{name: after(known.get(name), convert) for name, convert in _ANY_LAYOUT.items()},
-        "getitem": _part_by(known["getitem"]),
-    }
+    both = {name: after(known.get(name), convert) for name, convert in _ANY_LAYOUT.items()}
+    noted = {name: attention.noting_squares(both[name]) for name in _MAY_BE_SQUARES}
+    return {**both, **noted, "getitem": _part_by(known["getitem"])}
 
 
 def _regroup(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -214,6 +213,7 @@ def _stack(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     tracer.add(operation, "stack", nodes, Layout((*order[:axis], place, *order[axis:])), {"axis": place})
 
 
+_MAY_BE_SQUARES = ("aten.mean", "aten.sum", "aten.add", "aten.mul", "aten.div")
 _SEVERAL = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unbind", "aten.tensor_split")
 
 _ANY_LAYOUT: dict[str, Converter] = {

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from math import sqrt
 
 import numpy as np
 
 from export.graph.nodes import Graph, Node
-from export.keras_file.keras_layer import Emit, KerasLayer, NoKerasLayer, permute, reshape, zero_padding
+from export.keras_file.keras_layer import Emit, KerasLayer, permute, reshape, zero_padding
 from export.keras_file.operations.convolution import conv2d
-from export.keras_file.operations.normalisation import rms_norm
+from export.keras_file.operations.normalisation import NO_EPSILON, rms_norm
 
 
 def _shape(node: Node) -> tuple[int, ...]:
@@ -135,14 +136,92 @@ def _sum(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLay
     yield KerasLayer("Rescaling", node.name, {"scale": float(count), "offset": 0.0}, (f"{node.name}_mean",))
 
 
-def _mean(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+def _mean(graph: Graph, node: Node, inputs: tuple[str, ...], pooling: str = "AveragePooling2D") -> Iterator[KerasLayer]:
     shape, axes = _shape(graph.node(node.inputs[0])), node.attributes["axes"]
     before, after = math.prod(shape[: axes[0]]), math.prod(shape[axes[-1] + 1 :])
     along = math.prod(shape[axis] for axis in axes)
     yield reshape(f"{node.name}_rows", (before, along, after), inputs)
     config = {"pool_size": [1, along], "strides": [1, along], "padding": "valid", "data_format": "channels_last"}
-    yield KerasLayer("AveragePooling2D", f"{node.name}_pool", config, (f"{node.name}_rows",))
+    yield KerasLayer(pooling, f"{node.name}_pool", config, (f"{node.name}_rows",))
     yield reshape(node.name, _shape(node), (f"{node.name}_pool",))
+
+
+def _largest(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    yield from _mean(graph, node, inputs, "MaxPooling2D")
+
+
+def _root_of_squares(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """The root of a mean of squares is the mean of x times (x divided by that root).
+
+    What is added under the root is the square of a number that is beside the others. That number, divided by the root,
+    gives the inverse.
+    """
+    shape, axes, name = _shape(graph.node(node.inputs[0])), node.attributes["axes"], node.name
+    before, after = math.prod(shape[: axes[0]]), math.prod(shape[axes[-1] + 1 :])
+    count = math.prod(shape[axis] for axis in axes)
+    factor, number = node.attributes["factor"], sqrt(node.attributes["epsilon"] / node.attributes["factor"])
+    yield reshape(f"{name}_rows", (before, count, after), inputs)
+    rows = f"{name}_rows"
+    if after > 1:
+        yield permute(f"{name}_turned", (1, 3, 2), (rows,))
+        rows = f"{name}_turned"
+    yield reshape(f"{name}_columns", (before * after, count, 1), (rows,))
+    rows = f"{name}_columns"
+    if number:
+        yield _crop(f"{name}_first", (rows,), 0, count - 1)
+        yield KerasLayer("Rescaling", f"{name}_number", {"scale": 0.0, "offset": number}, (f"{name}_first",))
+        both = []
+        for part, source, size in (("numbers", rows, count), ("number", f"{name}_number", 1)):
+            yield reshape(f"{name}_{part}_row", (before * after, size), (source,))
+            both.append(f"{name}_{part}_row")
+        yield KerasLayer("Concatenate", f"{name}_more", {"axis": -1}, tuple(both))
+        rows, count = f"{name}_more", count + 1
+    else:
+        yield reshape(f"{name}_row", (before * after, count), (rows,))
+        rows = f"{name}_row"
+    yield KerasLayer("Rescaling", f"{name}_negative", {"scale": -1.0, "offset": 0.0}, (rows,))
+    yield KerasLayer("Concatenate", f"{name}_both", {"axis": -1}, (rows, f"{name}_negative"))
+    alone = {"epsilon": NO_EPSILON, "center": False, "scale": False}
+    yield KerasLayer("LayerNormalization", f"{name}_divided", alone, (f"{name}_both",))
+    if node.attributes["inverse"]:
+        yield reshape(f"{name}_seen", (before * after, 2 * count, 1), (f"{name}_divided",))
+        yield _crop(f"{name}_last", (f"{name}_seen",), count - 1, count)
+        scale, source = 1 / (number * sqrt(count * factor)), f"{name}_last"
+    else:
+        yield KerasLayer("Multiply", f"{name}_products", {}, (f"{name}_divided", f"{name}_both"))
+        yield reshape(f"{name}_seen", (before * after, 2 * count, 1), (f"{name}_products",))
+        pool = {"pool_size": [1, 2 * count], "strides": [1, 2 * count], "padding": "valid"}
+        pool["data_format"] = "channels_last"
+        yield KerasLayer("AveragePooling2D", f"{name}_root", pool, (f"{name}_seen",))
+        scale, source = sqrt(count * factor), f"{name}_root"
+    yield KerasLayer("Rescaling", f"{name}_scaled", {"scale": scale, "offset": 0.0}, (source,))
+    yield reshape(name, _shape(node), (f"{name}_scaled",))
+
+
+def _repeat(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    shape, names = list(_shape(graph.node(node.inputs[0]))), inputs
+    for number, (axis, count) in enumerate(zip(node.attributes["axes"], node.attributes["counts"], strict=True)):
+        before, _, after = _around(tuple(shape), axis)
+        start, repeat = f"{node.name}_{number}", {"size": [1, count], "interpolation": "nearest"}
+        yield reshape(f"{start}_rows", (before, 1, after), names)
+        yield KerasLayer("UpSampling2D", start, {**repeat, "data_format": "channels_last"}, (f"{start}_rows",))
+        names, shape[axis] = (start,), count
+    yield reshape(node.name, _shape(node), names)
+
+
+def _positive(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    """What is above 0, divided by its own length; twice, so that the length of the smallest numbers counts as well."""
+    shape, name = _shape(node), node.name
+    yield KerasLayer("ReLU", f"{name}_above", {"max_value": None}, inputs)
+    yield reshape(f"{name}_numbers", (math.prod(shape), 1), (f"{name}_above",))
+    yield KerasLayer("Rescaling", f"{name}_negative", {"scale": -1.0, "offset": 0.0}, (f"{name}_numbers",))
+    yield KerasLayer("Concatenate", f"{name}_both", {"axis": -1}, (f"{name}_numbers", f"{name}_negative"))
+    alone = {"epsilon": NO_EPSILON, "center": False, "scale": False}
+    yield KerasLayer("LayerNormalization", f"{name}_nearly", alone, (f"{name}_both",))
+    yield KerasLayer("LayerNormalization", f"{name}_ones", alone, (f"{name}_nearly",))
+    yield reshape(f"{name}_columns", (math.prod(shape), 2, 1), (f"{name}_ones",))
+    yield _crop(f"{name}_own", (f"{name}_columns",), 0, 1)
+    yield reshape(name, shape, (f"{name}_own",))
 
 
 def _unit_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
@@ -155,7 +234,7 @@ def _unit_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Ke
 
 
 # So small that its square is nothing beside that of what is divided by, and not so small that float32 has no square.
-_LITTLE = 2.0**-40
+_LITTLE = 2.0**-60
 
 
 def _divide(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
@@ -218,10 +297,15 @@ def _multiply_array(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterat
 def _array(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     """It is made from as many numbers of some value, whatever they are: only so it has the number of images."""
     numbers, needed = math.prod(graph.node(node.inputs[0]).shape), math.prod(node.shape)
-    if numbers < needed:
-        raise NoKerasLayer(node, f"{needed} numbers beside a value of {numbers}")
     yield reshape(f"{node.name}_numbers", (1, numbers, 1), inputs)
-    yield _crop(f"{node.name}_cropped", (f"{node.name}_numbers",), 0, numbers - needed)
+    if numbers < needed:
+        times = -(-needed // numbers)
+        repeat = {"size": [1, times], "interpolation": "nearest", "data_format": "channels_last"}
+        yield KerasLayer("UpSampling2D", f"{node.name}_enough", repeat, (f"{node.name}_numbers",))
+        inputs, numbers = (f"{node.name}_enough",), numbers * times
+    else:
+        inputs = (f"{node.name}_numbers",)
+    yield _crop(f"{node.name}_cropped", inputs, 0, numbers - needed)
     yield reshape(f"{node.name}_rows", _shape(node), (f"{node.name}_cropped",))
     yield from _negative_array(graph, node, _shape(node), node.name)
     yield KerasLayer("Rescaling", node.name, {"scale": -1.0, "offset": 0.0}, (f"{node.name}_array",))
@@ -283,6 +367,10 @@ LAYERS: dict[str, Emit] = {
     "roll": _roll,
     "mean": _mean,
     "sum": _sum,
+    "largest": _largest,
+    "root_of_squares": _root_of_squares,
+    "repeat": _repeat,
+    "positive": _positive,
     "stack": _stack,
     "conv1d": _conv1d,
     "add_array": _add_array,
