@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from models.foreign.checkpoint_file import ForeignFile, is_ours, read_foreign_fi
 from models.foreign.fitting import Fitted, check_fit, classes_in, find_own
 from models.foreign.networks import Data, Factory, ForeignClassifier, arguments_in, find_factory
 from models.foreign.settings import ForeignSettings, Numbers
-from models.state_dicts import rounded
+from models.state_dicts import copied, rounded
 
 # Adam's own rate in Keras: how the network was trained is not known.
 LEARNING_RATE = 1e-3
@@ -123,7 +122,7 @@ def checkpoint_of_module(
         raise BadInput(
             f"output: expected one of {', '.join(OUTPUTS)}, received {output!r}. Say what the network gives."
         )
-    own = copy.deepcopy(network).cpu().eval()
+    own = copied(network).cpu().eval()
     inexact = rounded({key: tensor.float() for key, tensor in _numbers(own).items()}, _numbers(own))
     if inexact:
         raise BadInput(

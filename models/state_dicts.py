@@ -1,12 +1,13 @@
 """Weights from a file: whether they are what was written, plain arrays, and those of the network they are for."""
 
+import copy
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models.bad_input import BadInput
@@ -98,3 +99,13 @@ class Unfilled(TorchFunctionMode):
         ):
             return args[0] if args else given["tensor"]
         return func(*args, **given)
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy of a network that is in training, too.
+
+    `copy.deepcopy` refuses tensors that were computed from others, such as the weight that `torch.nn.utils.weight_norm`
+    keeps until the next forward pass computes it again.
+    """
+    computed = [each for module in network.modules() for each in vars(module).values() if isinstance(each, Tensor)]
+    return copy.deepcopy(network, {id(each): each.detach().clone() for each in computed if not each.is_leaf})

@@ -53,6 +53,8 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "log_sigmoid": ((), ()),
     "absolute": ((), ()),
     "cube": ((), ()),
+    "power": (("exponent",), ()),  # any, of numbers from 1e-13 to 1e13; with a positive one, 0 of those below
+    "logarithm": ((), ()),  # of numbers from 1e-13 to 1e13
     "clip": (("low", "high"), ()),  # None: not on that side
     "hard_shrink": (("threshold",), ()),  # 0 where |x| is not above the threshold
     "soft_shrink": (("threshold",), ()),  # that, and nearer to 0 by the threshold
@@ -177,11 +179,15 @@ class Graph:
         nodes: in the order of computation; the first is the input, the last the output.
         tensors: the network's arrays, as stored in the torch state dict and by the same names; and the computed ones.
         computed: names of those that the state dict does not have -> where they come from.
+        unused: names in the state dict of what has no part in what is computed, such as a head for training only.
+        untrained: names of arrays that training leaves as they are: buffers and what is computed from such, constants.
     """
 
     nodes: tuple[Node, ...]
     tensors: dict[str, np.ndarray]
     computed: dict[str, Computed] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    untrained: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         seen: set[str] = set()

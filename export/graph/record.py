@@ -300,8 +300,8 @@ class _Recorder(TorchDispatchMode):
     def _given(self, node: fx.Node, result: Tensor) -> Tensor:
         """What the network goes on with; one image's part is given where the result has one for each image."""
         given = self.given.get(node.name, result)
-        if given.shape != result.shape and given.shape[1:] == result.shape[1:]:
-            given = given.repeat(len(result) // len(given), *(1,) * (given.dim() - 1))
+        if given.shape != result.shape and given.dim() == result.dim():
+            given = given.repeat([whole // one for whole, one in zip(result.shape, given.shape, strict=True)])
         return given
 
     def read(self, tensor: Tensor) -> fx.Node:

@@ -347,6 +347,28 @@ def _erf(self: Tensor) -> Tensor:
     return (functional.gelu(value) + functional.gelu(-value)) / value
 
 
+def _power(self: Any, exponent: Any) -> Any:
+    """Whole powers are products; a trained power, and a power of a number, go by the logarithm."""
+    if isinstance(self, int | float):
+        return (exponent * math.log(self)).exp()
+    if isinstance(exponent, Tensor):
+        return (self.log() * exponent).exp()
+    if exponent != int(exponent) or exponent in (2, 3) or abs(exponent) > 16:
+        return NotImplemented
+    if exponent < 0:
+        return _reciprocal(self if exponent == -1 else self.pow(-exponent))
+    if exponent < 2:
+        return self * 1.0 if exponent else self * 0.0 + 1.0
+    half = self.pow(exponent // 2) if exponent > 3 else self
+    return half * half * self if exponent % 2 else half * half
+
+
+def _log_sum_exp(self: Tensor, dim: list[int], keepdim: bool = False) -> Tensor:
+    largest = self.amax(dim, keepdim=True)
+    total = (self - largest).exp().sum(dim, keepdim=True).log() + largest
+    return total if keepdim else total.squeeze(dim)
+
+
 def _larger(self: Tensor, other: Any) -> Tensor:
     """Whether a value is above another, as that their difference is above 0."""
     return torch.gt(self if isinstance(other, int | float) and other == 0 else self - other, 0)
@@ -429,6 +451,30 @@ def _smaller_of_weight(weights: set[str], self: Tensor, other: Tensor) -> Tensor
     return weight - functional.relu(weight - value)
 
 
+def _in_line(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """An operation of two computed values, of which one lacks axes in front that the other has: it gets axes of one."""
+
+    def run(self: Any, other: Any, **given: Any) -> Any:
+        if not (isinstance(self, Tensor) and isinstance(other, Tensor)) or self.dim() == other.dim():
+            return NotImplemented
+        rank = max(self.dim(), other.dim())
+        one, two = (each.reshape((1,) * (rank - each.dim()) + tuple(each.shape)) for each in (self, other))
+        return operation(one, two, **given)
+
+    return run
+
+
+def _weight_in_line(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """The same of a value and a weight, which may lack axes, but not have more."""
+    in_line = _in_line(operation)
+
+    def run(weights: set[str], self: Any, other: Any, **given: Any) -> Any:
+        value, weight = (other, self) if "self" in weights else (self, other)
+        return in_line(self, other, **given) if weight.dim() > value.dim() else NotImplemented
+
+    return run
+
+
 Simpler = Callable[..., Any]
 
 ALWAYS: dict[str, Simpler] = {
@@ -441,6 +487,10 @@ ALWAYS: dict[str, Simpler] = {
 """Of weights as well as of what is computed from images."""
 
 OF_IMAGES: dict[str, Simpler] = {
+    "aten.add": _in_line(torch.add),
+    "aten.sub": _in_line(torch.sub),
+    "aten.mul": _in_line(torch.mul),
+    "aten.div": _in_line(torch.div),
     "aten.mm": lambda self, mat2: self @ mat2,
     "aten.mv": lambda self, vec: self @ vec,
     "aten.addmm": _add_product,
@@ -473,6 +523,11 @@ OF_IMAGES: dict[str, Simpler] = {
     "aten.min": _min,
     "aten.reciprocal": _reciprocal,
     "aten.erf": _erf,
+    "aten.pow": _power,
+    "aten.log1p": lambda self: (self + 1.0).log(),
+    "aten.log2": lambda self: self.log() * (1 / math.log(2)),
+    "aten.log10": lambda self: self.log() * (1 / math.log(10)),
+    "aten.logsumexp": _log_sum_exp,
     "aten.expm1": lambda self: self.exp() - 1.0,
     "aten.gt": _gt,
     "aten.ge": lambda self, other: torch.logical_not(_lt(self, other)),
@@ -489,6 +544,8 @@ OF_IMAGES: dict[str, Simpler] = {
 """Of what is computed from images alone."""
 
 BY_WEIGHTS: dict[str, Simpler] = {
+    "aten.add": _weight_in_line(torch.add),
+    "aten.mul": _weight_in_line(torch.mul),
     "aten.matmul": _product_with_weight,
     "aten.bmm": _product_with_weight,
     "aten.sub": _difference_with_weight,
@@ -499,7 +556,7 @@ BY_WEIGHTS: dict[str, Simpler] = {
 }
 """Of one computed value and one weight, whose argument's name comes first."""
 
-BY_CONSTANTS = frozenset({"aten.matmul", "aten.bmm", "aten.maximum", "aten.minimum"})
+BY_CONSTANTS = frozenset({"aten.matmul", "aten.bmm", "aten.maximum", "aten.minimum", "aten.add", "aten.mul"})
 """Those of them that take a constant as well; numbers to subtract or divide by are exact as they are."""
 
 TAKEN_APART = frozenset(

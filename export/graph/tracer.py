@@ -23,7 +23,8 @@ LayerNames = Callable[[Iterable[str]], dict[str, str]]
 ELEMENTWISE = frozenset(
     """
     relu leaky_relu elu threshold activation hard_sigmoid hard_swish mish dropout add subtract multiply divide average
-    maximum minimum clip gelu_tanh softplus log_sigmoid absolute cube hard_shrink soft_shrink positive
+    maximum minimum clip gelu_tanh softplus log_sigmoid absolute cube hard_shrink soft_shrink positive power
+    logarithm
     """.split()  # noqa: SIM905
 )
 # In torch the channels of what they are given are dimension 1, whatever it was before.

@@ -160,56 +160,6 @@ def _addcmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     tracer.emit(operation, "channel_affine", [value], {}, weights)
 
 
-def _power(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    value, exponent = given["self"], given.get("exponent", 2)
-    constant = tracer.constant(exponent)
-    exponent = None if constant is None or constant.size != 1 else float(constant.reshape(-1)[0])
-    if exponent == 2:
-        tracer.emit(operation, "multiply", [value, value])
-    elif exponent == 3:
-        tracer.emit(operation, "cube", [value])
-    elif exponent == -0.5:
-        _inverse_root(tracer, operation, given)
-    elif exponent == 0.5:
-        _root(tracer, operation, given)
-    else:
-        raise NoKerasCounterpart(name_of(operation), module_path(operation), f"with exponent {exponent}")
-
-
-def _root(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """The square root of a mean of squares, where nothing but a division reads it, see `_divide`."""
-    if not all(name_of(user).rstrip("_") == "aten.div" and user.args[1] is operation for user in operation.users):
-        raise NoKerasCounterpart(name_of(operation), module_path(operation), "that is read by something else")
-    tracer.roots[operation.name] = _mean_of_squares(tracer, operation, given)
-
-
-def _inverse_root(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    of, attributes = _mean_of_squares(tracer, operation, given)
-    tracer.emit(operation, "inverse_rms", [of], attributes)
-
-
-def _mean_of_squares(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> tuple[fx.Node, dict[str, Any]]:
-    of, attributes = tracer.mean_squares.get(given["self"].name, (None, {}))
-    if of is None or not attributes["epsilon"] > 0:
-        why = "of something other than a mean of squares over the channels, or a variance, and a positive number"
-        raise NoKerasCounterpart(name_of(operation), module_path(operation), why)
-    return of, attributes
-
-
-def _variance(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """Nothing but a root may read it."""
-    dims = given["dim"] if isinstance(given["dim"], list | tuple) else [given["dim"]]
-    source = given["self"]
-    rank = len(shape_of(source))
-    channels = 1 if rank == 1 or not tracer.is_channels_last(source) else rank
-    if [axis % (rank + 1) for axis in dims] != [channels] or not given["keepdim"]:
-        raise NoKerasCounterpart(name_of(operation), module_path(operation), f"over dimensions {given['dim']}")
-    count = shape_of(source)[channels - 1]
-    correction = given["correction"] if given.get("correction") is not None else int(given.get("unbiased", True))
-    factor = count / (count - correction)
-    tracer.mean_squares[operation.name] = (source, {"centred": True, "factor": factor, "epsilon": 0.0})
-
-
 def _clamp(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     low, high = (None if given.get(name) is None else float(given[name]) for name in ("min", "max"))
     if low == 0:
@@ -305,11 +255,6 @@ CONVERTERS: dict[str, Converter] = {
     "aten.div": _divide,
     "aten.addcmul": _addcmul,
     "aten.neg": _negative,
-    "aten.pow": _power,
-    "aten.square": _power,
-    "aten.sqrt": _root,
-    "aten.rsqrt": _inverse_root,
-    "aten.var": _variance,
     "aten.clamp": _clamp,
     "aten.clamp_min": _clamp,
     "aten.clamp_max": _clamp,

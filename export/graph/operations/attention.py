@@ -12,7 +12,7 @@ from torch import fx
 
 from export.graph.layouts import Layout
 from export.graph.operations.any_layout import image_axis_of, refused, same_for_all, several_of, with_last, without
-from export.graph.tracer import Converter, SumOfSquares, Tracer, name_of, of_weights
+from export.graph.tracer import Converter, Tracer, name_of, of_weights
 
 # What works along an axis ---------------------------------------------------------------------------------------------
 
@@ -24,7 +24,7 @@ def _norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     dims = several_of(given["dim"])
     if len(dims) != 1 or not given["keepdim"] or not _divides_alone(operation, given["self"]):
         attributes = {"factor": 1.0, "epsilon": 0.0, "inverse": False}
-        _over(tracer, operation, given["self"], dims, bool(given["keepdim"]), "root_of_squares", **attributes)
+        over_axes(tracer, operation, given["self"], dims, bool(given["keepdim"]), "root_of_squares", **attributes)
         return
     tracer.norms[operation.name] = (given["self"], image_axis_of(tracer, operation, given["self"], dims[0]), 0.0)
 
@@ -145,10 +145,10 @@ def _reduced(op: str) -> Converter:
 def _mean(tracer: Tracer, operation: fx.Node, given: dict[str, Any], op: str) -> None:
     if given.get("dim") in (None, []):
         raise refused(operation, "over everything, all images included")
-    _over(tracer, operation, given["self"], several_of(given["dim"]), bool(given["keepdim"]), op)
+    over_axes(tracer, operation, given["self"], several_of(given["dim"]), bool(given["keepdim"]), op)
 
 
-def _over(
+def over_axes(
     tracer: Tracer, operation: fx.Node, value: fx.Node, dims: Sequence[int], keepdim: bool, op: str, **attributes: Any
 ) -> None:
     """Add what works over some axes at once, which are neighbours in Keras."""
@@ -165,58 +165,6 @@ def _over(
     if not keepdim:
         layout = without(layout, dims, rank)
     tracer.add(operation, op, [node], layout, {"axes": tuple(places), **attributes})
-
-
-def noting_squares(convert: Converter) -> Converter:
-    """A converter of sums and means that notes sums of squares, and of what such are multiplied by and added to."""
-
-    def noting(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-        convert(tracer, operation, given)
-        value, other = given["self"], given.get("other")
-        if isinstance(value, fx.Node) and value.name in tracer.squares and isinstance(other, int | float):
-            _note_number(tracer, operation, tracer.squares[value.name], float(other))
-        elif "dim" in given and given["dim"] not in (None, []):
-            _note_sum(tracer, operation, value, several_of(given["dim"]), bool(given["keepdim"]))
-
-    return noting
-
-
-def _note_number(tracer: Tracer, operation: fx.Node, squares: SumOfSquares, number: float) -> None:
-    name = name_of(operation).rstrip("_")
-    if name == "aten.add" and number >= 0:
-        squares = replace(squares, epsilon=squares.epsilon + number)
-    elif name in ("aten.mul", "aten.div") and number > 0:
-        factor = number if name == "aten.mul" else 1.0 / number
-        squares = replace(squares, factor=squares.factor * factor, epsilon=squares.epsilon * factor)
-    else:
-        return
-    tracer.squares[operation.name] = squares
-
-
-def _note_sum(tracer: Tracer, operation: fx.Node, value: fx.Node, dims: list[int], keepdim: bool) -> None:
-    squared = value.args[0] if value.op == "call_function" and value.args else None
-    node = tracer.nodes[tracer.input_name(value)]
-    if (
-        not isinstance(squared, fx.Node)
-        or node.op != "multiply"
-        or set(node.inputs) != {tracer.node_of.get(squared.name)}
-    ):
-        return
-    shape = value.meta["shape"]
-    dims = [dim % len(shape) for dim in dims]
-    factor = 1.0 if name_of(operation) == "aten.sum" else 1.0 / math.prod(shape[dim] for dim in dims)
-    tracer.squares[operation.name] = SumOfSquares(squared, tuple(dims), keepdim, factor)
-
-
-def _root(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """Of a sum of squares, which is what a LayerNormalization divides by."""
-    exponent = {"aten.sqrt": 0.5, "aten.rsqrt": -0.5}.get(name_of(operation).rstrip("_"), given.get("exponent"))
-    squares = tracer.squares.get(given["self"].name) if isinstance(given["self"], fx.Node) else None
-    inverse = exponent == -0.5
-    if squares is None or exponent not in (0.5, -0.5) or (inverse and not squares.epsilon > 0):
-        raise refused(operation, f"with exponent {exponent}, of something other than a sum of squares")
-    attributes = {"factor": squares.factor, "epsilon": squares.epsilon, "inverse": inverse}
-    _over(tracer, operation, squares.of, squares.dims, squares.keepdim, "root_of_squares", **attributes)
 
 
 # Products of two values -----------------------------------------------------------------------------------------------
@@ -240,7 +188,7 @@ def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         not in_front
         or rank != len(two)
         or two[:-2] not in (one[:-2], (1,) * (rank - 2))  # all heads may share their keys
-        or (layout.batch_axis, layout.merged) != (other.batch_axis, other.merged)
+        or replace(other, order=layout.order) != layout
     ):
         raise refused(operation, f"of shapes {list(left.meta['shape'])} and {list(right.meta['shape'])}")
     windows = math.prod(two[:-2])
@@ -283,7 +231,7 @@ def weight_of_each_image(tracer: Tracer, operation: fx.Node, value: fx.Node, bes
         if name not in tracer.computed_tensors:
             raise of_weights(operation)
         array = tracer.computed_tensors[name]
-        tracer.computed_tensors[name] = _of_one_image(operation, array, 1)
+        tracer.computed_tensors[name] = _of_one_image(operation, array, 0, Layout(()))
     if name is None:
         raise of_weights(operation)
     layout = Layout(tuple(range(len(shape) - 1)))
@@ -350,21 +298,22 @@ def _with_array(tracer: Tracer, operation: fx.Node, op: str, value: fx.Node, oth
     constant, name = tracer.constant(other), tracer.weight_name(other)
     if name is None and constant is None:
         raise of_weights(operation)
-    if own[layout.batch_axis] not in (1, tracer.batch * layout.merged) or operation.meta["shape"] != shape:
+    axis = layout.batch_axis
+    everywhere = tracer.batch * layout.merged * layout.outer
+    if own[axis] not in (1, everywhere) or operation.meta["shape"] != shape:
         raise refused(operation, f"of an array of shape {list(own)}")
-    if own[layout.batch_axis] != 1:
-        if layout.batch_axis:
-            raise refused(operation, f"of an array of shape {list(own)}")
+    if own[axis] != 1:
+        held = other.meta["shape"]
         if constant is not None:
-            constant = _of_one_image(operation, constant, layout.merged)
-        elif name in tracer.computed_tensors:
-            array = tracer.computed_tensors[name]
-            tracer.computed_tensors[name] = _of_one_image(operation, array, layout.merged)
+            constant = _of_one_image(operation, constant.reshape(own), axis, layout)
+        elif name in tracer.computed_tensors and layout.outer == 1:
+            one = _of_one_image(operation, tracer.computed_tensors[name].reshape(own), axis, layout)
+            tracer.computed_tensors[name] = one.reshape(one.shape[len(own) - len(held) :])
         else:
             raise refused(operation, f"of a weight of shape {list(own)}")
         of_image = layout.of_image(own)
     else:
-        of_image = (*own[: layout.batch_axis], *(1,) * (layout.merged > 1), *own[layout.batch_axis + 1 :])
+        of_image = (*own[:axis], *(1,) * len(layout.own), *own[axis + 1 :])
     attributes = {
         "shape": of_image,
         "order": layout.order,
@@ -374,12 +323,14 @@ def _with_array(tracer: Tracer, operation: fx.Node, op: str, value: fx.Node, oth
     tracer.add(operation, f"{op}_array", [tracer.input_name(value)], layout, attributes, weights)
 
 
-def _of_one_image(operation: fx.Node, array: np.ndarray, merged: int) -> np.ndarray:
-    """The first image's part of an array that has one for each."""
-    first = array[:merged]
-    if not np.array_equal(array, np.concatenate([first] * (len(array) // merged))):
+def _of_one_image(operation: fx.Node, array: np.ndarray, axis: int, layout: Layout) -> np.ndarray:
+    """The first image's part of an array that has one for each in that axis."""
+    images = array.shape[axis] // (layout.merged * layout.outer)
+    apart = array.reshape(*array.shape[:axis], layout.outer, images, layout.merged, *array.shape[axis + 1 :])
+    first = np.take(apart, [0], axis + 1)
+    if not np.array_equal(apart, np.broadcast_to(first, apart.shape)):
         raise refused(operation, "of an array that is another for each image")
-    return first
+    return first.reshape(*array.shape[:axis], layout.merged * layout.outer, *array.shape[axis + 1 :])
 
 
 CONVERTERS: dict[str, Converter] = {
@@ -391,7 +342,6 @@ CONVERTERS: dict[str, Converter] = {
     "aten.linalg_vector_norm": _norm,
     "aten.amax": _reduced("largest"),
     "aten.max": _reduced("largest"),
-    **dict.fromkeys(("aten.sqrt", "aten.rsqrt", "aten.pow"), _root),
     **dict.fromkeys(("aten.clamp_min", "aten.expand", "aten.expand_as"), _of_norm),
     "aten.softmax": _softmax,
     "aten._softmax": _softmax,
