@@ -9,7 +9,7 @@ a Permute or Reshape is made only where a layer needs the axes in another order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from torch import Tensor
@@ -21,7 +21,7 @@ class Layout:
 
     Attributes:
         order: for each axis of one image's value in torch, which axis of Keras's it is, both without the batch.
-        batch_axis: where torch has the batch.
+        batch_axis: where torch has the batch; -1 if it has none, as of a weight that is the same for all images.
         merged: how many values of one image torch has in the batch's axis, image by image, such as windows. With more
             than one they are an axis of the image's value.
         outer: how many there are of which each is that of all images, such as tokens first. They, too, are an axis.
@@ -39,6 +39,8 @@ class Layout:
 
     def of_image(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Torch's shape of one image's value, from that of all."""
+        if self.batch_axis < 0:
+            return tuple(shape)
         return (*shape[: self.batch_axis], *self.own, *shape[self.batch_axis + 1 :])
 
     def in_keras(self, of_image: Sequence[int]) -> tuple[int, ...]:
@@ -53,6 +55,8 @@ class Layout:
 
     def to_keras(self, value: Tensor, batch: int) -> Tensor:
         """Torch's tensor as Keras has it, batch first."""
+        if self.batch_axis < 0:
+            return replace(self, batch_axis=0).to_keras(value.expand(batch, *value.shape), batch)
         own = (self.outer, batch, self.merged)
         apart = value.reshape(*value.shape[: self.batch_axis], *own, *value.shape[self.batch_axis + 1 :])
         first = apart.movedim(self.batch_axis + 1, 0)

@@ -126,6 +126,9 @@ def view_of_changed_value(changed: Any) -> Any:
 # They have a result, or none, only so that Python can read the memory: `numpy`, `tolist`.
 _READ_BY_PYTHON = ("aten.resolve_conj", "aten.resolve_neg")
 
+# Their result depends on their argument's shape alone.
+_OF_SHAPE = frozenset(f"aten.{name}" for name in ("new_zeros", "new_ones", "new_full", "new_empty", "zeros_like",
+                                                  "ones_like", "full_like", "empty_like"))  # fmt: skip
 
 _CASTS = ("aten.to", "aten._to_copy")
 
@@ -214,6 +217,8 @@ class _Recorder(TorchDispatchMode):
         given = [each for each in leaves if isinstance(each, Tensor)]
         nodes = [self.read(tensor) for tensor in given]
         computed = any(node.meta["computed"] for node in nodes)
+        if name in _OF_SHAPE:
+            computed, nodes = False, []
         # the result of an operation on constants alone is one, but not if it is random
         constant = not computed and all("constant" in node.meta for node in nodes)
         if constant and torch.Tag.nondeterministic_seeded in func.tags:
@@ -263,7 +268,8 @@ class _Recorder(TorchDispatchMode):
 
     def _in_steps(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation as several simpler ones, each of which is recorded; `NotImplemented`: as it is."""
-        plain, steps = name.rstrip("_"), simpler.ALWAYS.get(name)
+        plain = name if name.endswith("__") else name.rstrip("_")  # `__and__` is not in place
+        steps = simpler.ALWAYS.get(name)
         if steps is None and plain not in simpler.KNOWN:
             return NotImplemented
         names = [argument.name for argument in func._schema.arguments]
@@ -286,7 +292,7 @@ class _Recorder(TorchDispatchMode):
                 ):  # it has recurrent layers of its own, for float32 alone
                     return func.decompose(*args, **kwargs)
             result = NotImplemented if steps is None else steps(**arguments)
-            if result is not NotImplemented and name.endswith("_"):
+            if result is not NotImplemented and plain != name:
                 return args[0].copy_(result)
             return result
 
@@ -363,6 +369,13 @@ class _Recorder(TorchDispatchMode):
         for tensor, same in aliases:
             if same and len(changed) == 1:
                 self.node_of[tensor] = node
+            elif len(changed) == 1 and not node.meta["computed"] and tensor.is_contiguous():
+                # of weights and constants the change of a part is one of the whole
+                part, whole = changed[0], self.node_of[tensor]
+                place = (part.shape, part.stride(), part.storage_offset() - tensor.storage_offset())
+                scatter = torch.ops.aten.as_strided_scatter.default
+                self.node_of[tensor] = self.graph.call_function(scatter, (whole, node, *map(_plain, place)))
+                self.node_of[tensor].meta = self._meta(tensor, computed=False)
             else:
                 stale = self.graph.call_function(view_of_changed_value, (node,))
                 stale.meta = self._meta(tensor, computed=True)
@@ -385,6 +398,10 @@ def _changed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
             value = args[position] if position < len(args) else kwargs.get(argument.name)
             changed += [each for each in tree_leaves(value) if isinstance(each, Tensor)]
     return changed
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _memory(tensor: Tensor) -> int:

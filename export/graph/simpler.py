@@ -536,9 +536,9 @@ OF_IMAGES: dict[str, Simpler] = {
     "aten.sign": _sign,
     "aten.where": _where,
     "aten.masked_fill": _masked_fill,
-    "aten.bitwise_not": torch.logical_not,
-    "aten.logical_and": lambda self, other: self * other,
-    "aten.bitwise_and": lambda self, other: self * other,
+    "aten.bitwise_not": lambda self: torch.logical_not(self),
+    **dict.fromkeys(("aten.logical_and", "aten.bitwise_and", "aten.__and__"), lambda self, other: self * other),
+    **dict.fromkeys(("aten.logical_or", "aten.bitwise_or", "aten.__or__"), lambda self, other: ~(~self * ~other)),
     "aten.rrelu": _rrelu,
 }
 """Of what is computed from images alone."""
@@ -556,12 +556,12 @@ BY_WEIGHTS: dict[str, Simpler] = {
 }
 """Of one computed value and one weight, whose argument's name comes first."""
 
-BY_CONSTANTS = frozenset({"aten.matmul", "aten.bmm", "aten.maximum", "aten.minimum", "aten.add", "aten.mul"})
-"""Those of them that take a constant as well; numbers to subtract or divide by are exact as they are."""
+BY_CONSTANTS = frozenset(f"aten.{name}" for name in ("matmul", "bmm", "maximum", "minimum", "add", "mul", "sub", "rsub"))
+"""Those of them that take a constant as well; one to divide by is exact as it is."""
 
 TAKEN_APART = frozenset(
-    f"aten.{name}" for name in ("einsum", "tensordot", "inner", "outer", "tile", "cosine_similarity", "lstm", "gru",
-                                "rnn_tanh", "rnn_relu", "rot90", "fliplr", "flipud")
+    f"aten.{name}" for name in ("einsum", "narrow", "tensordot", "inner", "outer", "tile", "cosine_similarity", "lstm",
+                                "gru", "rnn_tanh", "rnn_relu", "rot90", "fliplr", "flipud")
 )  # fmt: skip
 """Torch itself says what they consist of."""
 

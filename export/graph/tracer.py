@@ -290,10 +290,10 @@ class Tracer:
         """Name of the node that a recorded value stands for."""
         return self.node_of[value.name]
 
-    def replace_last(self, operation: fx.Node, node: Node) -> None:
-        """Put `node` in the place of the last node, which has the same name."""
+    def replace_last(self, operation: fx.Node, node: Node, value: fx.Node) -> None:
+        """Put `node` in the place of that of `value`, which has the same name and layout."""
         self.nodes[node.name] = node
-        self.node_of[operation.name] = node.name
+        self.alias(operation, value)
 
     def weight_name(self, value: Any, in_its_shape: bool = False) -> str | None:
         """Name of the tensor of weights, trained or computed from such, that a value stands for; None for others.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import fx
 
-from export.graph.nodes import Node
 from export.graph.record import module_path
 from export.graph.tracer import (
     Converter,
@@ -74,8 +74,7 @@ def _add(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         and len(value.users) == 1
     ):
         attributes = {"scale": before.attributes["scale"], "offset": offset}
-        fused = Node(before.name, "affine", before.inputs, before.shape, attributes, {}, before.source, operation.name)
-        tracer.replace_last(operation, fused)
+        tracer.replace_last(operation, replace(before, attributes=attributes, trace_name=operation.name), value)
         return
     tracer.emit(operation, "affine", [value], {"scale": (1.0,) * len(offset), "offset": offset})
 

@@ -177,15 +177,19 @@ _SMALL = 2
 
 def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     left, right = given["self"], given["other" if "other" in given else "mat2"]
-    for weight, beside in ((left, right), (right, left)):
+    layout, other = (tracer.layout(value) if value.meta["computed"] else None for value in (left, right))
+    rank = len(left.meta["shape"])
+    # images are in front, or among the rows of the first or the columns of the second, with a weight for each head
+    among = layout is not None and layout.batch_axis == rank - 2, other is not None and other.batch_axis == rank - 1
+    for weight, beside, of_one in ((left, right, among[1]), (right, left, among[0])):
         if not weight.meta["computed"]:
-            weight_of_each_image(tracer, operation, weight, beside)
-    layout, other = tracer.layout(left), tracer.layout(right)
+            weight_of_each_image(tracer, operation, weight, beside, of_one)
+    layout, other = layout or other or tracer.layout(left), other or layout or tracer.layout(right)
     one, two = tracer.image_shape(left), tracer.image_shape(right)
     rank = len(one)
     in_front = layout.batch_axis < len(left.meta["shape"]) - 2
     if (
-        not in_front
+        (not in_front and not (any(among) and layout.own))
         or rank != len(two)
         or two[:-2] not in (one[:-2], (1,) * (rank - 2))  # all heads may share their keys
         or replace(other, order=layout.order) != layout
@@ -208,24 +212,28 @@ def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     tracer.add(operation, "matmul", nodes, replace(layout, order=order), {"last": last})
 
 
-def weight_of_each_image(tracer: Tracer, operation: fx.Node, value: fx.Node, beside: fx.Node) -> str:
+def weight_of_each_image(
+    tracer: Tracer, operation: fx.Node, value: fx.Node, beside: fx.Node, of_one: bool = False
+) -> str:
     """Make a weight that has one of itself for each image, such as a learned query, a value like others.
 
     Args:
         tracer: gets a node that has the weight for every image.
         operation: what reads it.
-        value: the weight, (B, ...).
+        value: the weight, (B, ...); without the batch if `of_one`.
         beside: a computed value, of which the node has the number of images.
+        of_one: whether torch has but one of it.
 
     Returns:
         The node's name.
     """
     shape = value.meta["shape"]
-    if shape[:1] != (tracer.batch,):
+    if shape[:1] != (tracer.batch,) and not of_one:
         raise of_weights(operation)
     weight = same_for_all(value)
+    shape = (tracer.batch, *shape) if of_one else shape
     if math.prod(weight.meta["shape"]) == math.prod(shape[1:]):
-        name = tracer.weight_name(weight)
+        name = tracer.weight_name(weight, of_one)
     else:
         name = tracer.weight_name(value, in_its_shape=True)
         if name not in tracer.computed_tensors:
@@ -234,7 +242,7 @@ def weight_of_each_image(tracer: Tracer, operation: fx.Node, value: fx.Node, bes
         tracer.computed_tensors[name] = _of_one_image(operation, array, 0, Layout(()))
     if name is None:
         raise of_weights(operation)
-    layout = Layout(tuple(range(len(shape) - 1)))
+    layout = Layout(tuple(range(len(shape) - 1)), batch_axis=-of_one)
     attributes = {"shape": shape[1:], "order": layout.order, "constant": None}
     node = tracer.add(operation, "array", [tracer.input_name(beside)], layout, attributes, {"array": name}, value=value)
     tracer.place(value, node, layout)
