@@ -53,8 +53,8 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "log_sigmoid": ((), ()),
     "absolute": ((), ()),
     "cube": ((), ()),
-    "power": (("exponent",), ()),  # any, of numbers from 1e-13 to 1e13; with a positive one, 0 of those below
-    "logarithm": ((), ()),  # of numbers from 1e-13 to 1e13
+    "power": (("exponent",), ()),  # any, of numbers from 1e-34 to 1e34; with a positive one, 0 of those below
+    "logarithm": ((), ()),  # of numbers from 1e-34 to 1e34
     "clip": (("low", "high"), ()),  # None: not on that side
     "hard_shrink": (("threshold",), ()),  # 0 where |x| is not above the threshold
     "soft_shrink": (("threshold",), ()),  # that, and nearer to 0 by the threshold

@@ -35,10 +35,22 @@ class NotTraced(BadInput):
         name, module = getattr(network, "backbone_name", type(network).__name__), _raised_in(network, error)
         super().__init__(
             f"expected a network whose operations can be recorded, got {name} at {image_size[0]}x{image_size[1]} "
-            f"pixels, where module {module or '(root)'!r} raises {type(error).__name__}: {self.reason}. Try another "
-            "image_size or another backbone, such as those in docs/families.md; for other networks torch.onnx.export "
-            "followed by onnx2tf gives a SavedModel or TFLite file, without the proof."
+            f"pixels, where module {module or '(root)'!r} raises {type(error).__name__}: {self.reason}. "
+            + _advice(error)
         )
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, NotRecorded):
+        return (
+            "Write that part of its forward in torch's operations on whole tensors, or take another backbone, such as "
+            "those in docs/families.md; for other networks torch.onnx.export followed by onnx2tf gives a SavedModel or "
+            "TFLite file, without the proof."
+        )
+    return (
+        "If its layers are made for images of another size, give the size that it was trained at (image_size, on the "
+        "command line --image_size HEIGHT,WIDTH); otherwise mend what it raises."
+    )
 
 
 def _raised_in(network: nn.Module, error: Exception) -> str:

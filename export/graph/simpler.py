@@ -556,7 +556,9 @@ BY_WEIGHTS: dict[str, Simpler] = {
 }
 """Of one computed value and one weight, whose argument's name comes first."""
 
-BY_CONSTANTS = frozenset(f"aten.{name}" for name in ("matmul", "bmm", "maximum", "minimum", "add", "mul", "sub", "rsub"))
+BY_CONSTANTS = frozenset(
+    f"aten.{name}" for name in ("matmul", "bmm", "maximum", "minimum", "add", "mul", "sub", "rsub")
+)
 """Those of them that take a constant as well; one to divide by is exact as it is."""
 
 TAKEN_APART = frozenset(

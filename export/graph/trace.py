@@ -118,10 +118,11 @@ def _stated_ending(recording: Recording, output: str) -> fx.Node | None:
     while _is_same_value(last) and len(last.users) == 1:
         last = last.all_input_nodes[0]
     found = _ENDINGS.get(name_of(last)) if last.op == "call_function" and len(last.users) == 1 else None
-    if found in ("softmax", "log_softmax") and arguments(last)["dim"] not in (1, -1):
+    shape = last.meta["shape"]
+    if found in ("softmax", "log_softmax") and arguments(last)["dim"] % len(shape) != 1:
         found = None
-    shape, where = last.meta["shape"], f" in module {shown_path(module_path(last))!r}"
-    if shape[1] == 1 and "softmax" in (found or output):
+    where = f" in module {shown_path(module_path(last))!r}"
+    if shape[1:2] in ((), (1,)) and "softmax" in (found or output):
         raise BadInput(
             f"expected two numbers or more before a softmax, got one{where}: its softmax is always 1. If the network "
             "gives the logit of a yes or no, leave its softmax out and state logits."
@@ -136,9 +137,11 @@ def _stated_ending(recording: Recording, output: str) -> fx.Node | None:
 
 
 def _is_same_value(operation: fx.Node) -> bool:
-    """Whether an operation gives its input back."""
+    """Whether an operation gives its input back, or the same numbers in another shape."""
     if operation.op != "call_function":
         return False
+    if name_of(operation) in shape.SAME_NUMBERS:
+        return True
     return bool(operation.meta.get("unchanged")) or CONVERTERS.get(name_of(operation)) is shape.same_value
 
 

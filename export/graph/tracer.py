@@ -217,7 +217,7 @@ class Tracer:
             name=self._unique(self.layer_names.get(path) or plain_layer_name(path)),
             op=op,
             inputs=tuple(inputs),
-            shape=channels_first(layout.in_keras(of_image), True),
+            shape=channels_first(layout.in_keras(of_image) or (1,), True),
             attributes=attributes or {},
             weights={role: self._for_one_node(name) for role, name in (weights or {}).items()},
             source=path,

@@ -45,7 +45,8 @@ def _regroup(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         node = tracer.input_name(value)
     new = replace(new, order=order)
     held = tracer.nodes[node]
-    if (*held.shape[1:], held.shape[0]) == new.in_keras(target):
+    # a single number is an axis of one in Keras
+    if (*held.shape[1:], held.shape[0]) == (new.in_keras(target) or (1,)):
         tracer.place(operation, node, new)
     else:
         source_node = held.inputs[0] if held.op == "regroup" else node  # two reshapes are one

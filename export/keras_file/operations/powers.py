@@ -90,13 +90,14 @@ def _divide(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Keras
 
 
 def _zero_or_one(name: str, shape: tuple[int, ...], inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    """What is above 0, divided by its own length; twice, so that the length of the smallest numbers counts as well."""
+    """What is above 0, divided by its own length; three times, so that this is 1 of the smallest numbers as well."""
     yield KerasLayer("ReLU", f"{name}_above", {"max_value": None}, inputs)
     yield reshape(f"{name}_numbers", (math.prod(shape), 1), (f"{name}_above",))
     yield KerasLayer("Rescaling", f"{name}_negative", {"scale": -1.0, "offset": 0.0}, (f"{name}_numbers",))
     yield KerasLayer("Concatenate", f"{name}_both", {"axis": -1}, (f"{name}_numbers", f"{name}_negative"))
     alone = {"epsilon": NO_EPSILON, "center": False, "scale": False}
-    yield KerasLayer("LayerNormalization", f"{name}_nearly", alone, (f"{name}_both",))
+    yield KerasLayer("LayerNormalization", f"{name}_larger", alone, (f"{name}_both",))
+    yield KerasLayer("LayerNormalization", f"{name}_nearly", alone, (f"{name}_larger",))
     yield KerasLayer("LayerNormalization", f"{name}_ones", alone, (f"{name}_nearly",))
     yield reshape(f"{name}_columns", (math.prod(shape), 2, 1), (f"{name}_ones",))
     yield crop_columns(f"{name}_own", (f"{name}_columns",), 0, 1)
@@ -107,9 +108,9 @@ def _positive(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Ker
     yield from _zero_or_one(node.name, keras_shape(node), inputs)
 
 
-# How far a step of `_natural_logarithm` goes at most. From 0, with these eight, it comes to every logarithm of up to 32
-# as near as float64 can say.
-_STEPS = (16.0, 8.0, 4.0, 2.5, 2.0, 2.0, 2.0, 2.0)
+# How far a step of `_natural_logarithm` goes at most. From 0, with these eight, it comes to every logarithm from -80 to
+# 80 as near as float64 can say. All but the last come to 86, whose exponential float32 still holds: of 0, too.
+_STEPS = (43.0, 21.0, 10.5, 5.0, 2.5, 2.0, 2.0, 2.0)
 
 
 def _natural_logarithm(name: str, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:

@@ -272,6 +272,9 @@ BRANCHES = {
     "logarithm": Apply(lambda x: torch.log1p(x.abs())),
     "log_sum_exp": Apply(lambda x: torch.logsumexp(x, 1, keepdim=True) * x),
     "error_function": Apply(lambda x: x * 0.5 * (1.0 + torch.erf(x / 2**0.5))),
+    "power_alone": Apply(lambda x: x.exp() ** 0.3),
+    "logarithm_alone": Apply(lambda x: (x * 0.1).exp().log()),
+    "above_zero": Apply(lambda x: (x > 0).to(x.dtype)),
     "where": Apply(lambda x: torch.where(x > 0, x, x * 0.1)),
     "mask": Apply(lambda x: x * (x.mean(1, keepdim=True) >= x).float() + x.masked_fill(x < 0.1, 0.5)),
     "signs": Apply(lambda x: x.sign() * (x.abs() + 1) + (~(x > 0.2) & (x > -0.5)).float()),
@@ -323,7 +326,11 @@ class Branches(nn.Module):
 def off_by_a_little(layer, op):
     """The same layer with another number; None if there is nothing in it that could be another."""
     config = layer.config
-    if op == "positive" and layer.class_name == "Rescaling":  # the number is divided by its own length
+    if op == "positive" and layer.class_name != "Cropping2D":  # a number is divided by its own length
+        return None
+    if op == "array" and layer.class_name == "Cropping2D":  # of what it cuts it takes nothing but the number of images
+        return None
+    if op in ("power", "logarithm") and not layer.name.endswith(("_7_step", "_scaled")):  # the next step mends it
         return None
     if layer.weights:
         (role, tensor, array), *others = layer.weights
@@ -352,7 +359,7 @@ def off_by_a_little(layer, op):
 
 
 # They have no number that could be another. With their axes in another order Keras would refuse the shape.
-ONLY_MOVED = {"to_depth", "channel_shuffle", "largest_channel", "largest_column", "cube"}
+ONLY_MOVED = {"to_depth", "channel_shuffle", "largest_channel", "largest_column", "largest_place", "cube"}
 
 
 def spoilt(graph, layers):
