@@ -72,6 +72,7 @@ COMMANDS = {
         "Write an old Keras file as a .h5 that every Keras loads, and prove it.", "import_keras:run_upgrade"
     ),
     "audit": Command("Find the photos that should not be trained on; set aside those you choose.", "audit:run"),
+    "serve": Command("Answer photos by HTTP with both twins, and show a page.", "serve:run"),
 }
 
 SYNONYMS = {
@@ -207,6 +208,9 @@ def parse(command: str, parser: "ArgumentParser", arguments: list[str], options:
                 hint = hint.replace("--", "")
         elif inner := re.search(r"^(--\S+): .*Option '([^']+)' is not accepted", message, re.DOTALL):
             message = f"{inner[1]}: it has no setting {inner[2]}"
+        elif inner := re.search(r"^--data\.class_names: .*Expected a str. Got value: ([^\n]*)", message, re.DOTALL):
+            message = f"--data.class_names: expected names; received one that is read as something else, {inner[1]}"
+            hint = ' Put each into quotation marks of its own: --data.class_names \'["1","true"]\'.'
         raise BadInput(f"{message.rstrip('.')}.{hint} See `lightning {command} --help`.") from error
 
 

@@ -79,7 +79,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stderr.strip() == ""
     lines = [line.split()[0] for line in shown.stdout.splitlines() if line.startswith("  ")]
-    assert lines == ["fit", "validate", "test", "predict", "export", "parity", "import", "upgrade", "audit"]
+    assert lines == ["fit", "validate", "test", "predict", "export", "parity", "import", "upgrade", "audit", "serve"]
     assert "1 they differ; 2 bad input; 3 Keras itself crashed" in shown.stdout
     assert shown.stdout.strip() in (ROOT / "docs" / "commands.md").read_text()
 
