@@ -27,6 +27,7 @@ from datamodule.photo_store import PhotoStore
 from datamodule.split import list_photos
 from export.checkpoint import write_checkpoint
 from models.cores import THREAD_VARIABLES
+from models.state_dicts import check_undamaged
 from models.timm_mobilenetv2 import TimmClassifier
 
 REPO = Path(__file__).resolve().parents[1]
@@ -86,6 +87,10 @@ def compare_starts(predict: list[str | Path]) -> None:
     print("| from the shell | processor seconds | of `import torch` |\n|---|---|---|")
     print(f"| `import torch` alone | {alone:.2f} | 1.00 |")
     print(f"| `lightning predict` with one photo | {ours:.2f} | {ours / alone:.2f} |")
+    start = time.process_time()
+    check_undamaged(Path(predict[predict.index("predict") + 1]))
+    checked = time.process_time() - start
+    print(f"| of which: is the checkpoint damaged? | {checked:.2f} | {checked / alone:.2f} |")
 
 
 def compare_threads(predict: list[str | Path], photos: int) -> None:

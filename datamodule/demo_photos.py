@@ -397,6 +397,6 @@ def holds_catalogue(root: Path, record: dict[str, int]) -> bool:
         raise BadInput(
             "root: expected a folder that is empty or does not exist, to draw the demo catalogue into; "
             f"received {root}, which holds something else. "
-            "Give another with --data.root DIR, or leave demo out to use what is there."
+            "Give another with --data.root DIR, or train on what is there with --data.demo false."
         )
     return False

@@ -38,7 +38,7 @@ from models.bad_input import BadInput, quoted, some_lines_of, some_of
 from models.choices import INTERPOLATIONS, DeepGrey, Formats, Interpolation
 
 DEMO_ROOT = Path("runs/demo_photos")
-MOST_NAMED = 50
+MOST_NAMED = 20
 """How many photos that cannot be read a message names."""
 
 SETS_OF_STAGE: dict[str | None, tuple[SetName, ...]] = {

@@ -1,1 +1,4 @@
-"""The page of `lightning serve`, and its page about the interface; `languages` has their words."""
+"""The page of `lightning serve`: HTML, style, script and languages, and the documentation of its routes.
+
+`files` reads them once and says of what kind each is; `app` alone imports it.
+"""
