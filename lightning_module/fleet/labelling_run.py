@@ -131,7 +131,7 @@ def label_into(
         written = listing.parts - len(missing)
         try:
             with closing(engines.label(listing, missing, job, model, labeller)) as labelled:
-                for part in labelled:
+                for part in labelled if missing else ():
                     data_set.write(part, listing.parts)
                     written += 1
                     done += listing.rows(part.number)

@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, NamedTuple
 
 from export.worker.keras_process import KerasFailed
@@ -24,8 +25,8 @@ from models.cores import use_threads, wait_asleep
 MOST_CPUS = 8
 """CPUs of a worker without a GPU, at most: it computes four photos at once, which keeps no more of them busy."""
 MOST_TRIES = 5
-"""How often a part is begun: one that ends its worker every time, such as by a photo that crashes the decoder, would
-otherwise be tried for ever."""
+"""How often a machine begins a part. Ray tries for ever, as it should where machines come and go; but a part that ends
+its worker every time, such as by a photo that crashes the decoder, has to come to an end."""
 STARTS = 3
 """How often Ray is started if this machine is too busy for it."""
 FAILURES: dict[str, type[Exception]] = {each.__name__: each for each in (BadInput, KerasFailed)}
@@ -85,6 +86,7 @@ def import_ray() -> Any:
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # its warning about a default that will change
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data itself does what it warns of
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # on a busy machine it needs more than 15 s
     try:
         import ray
@@ -159,8 +161,8 @@ def label_on_ray(
         if job.device == "cuda" and not workers.gpus:
             raise BadInput("--device: expected a cluster with GPUs for cuda, received one without. Use --device cpu.")
         print(
-            f"on Ray {ray.__version__}: {_counted(len(nodes), 'machine')}, {_counted(workers.count, 'worker')} with "
-            f"{_counted(workers.cpus, 'CPU')}{f' and {workers.gpus:g} GPU' if workers.gpus else ''} each"
+            f"on Ray {ray.__version__}: {_amount(len(nodes), 'machine')}, {_amount(workers.count, 'worker')} with "
+            f"{_amount(workers.cpus, 'CPU')}{f' and {workers.gpus:g} GPU' if workers.gpus else ''} each"
         )
         _settle(ray.data.DataContext.get_current())
         blocks = [
@@ -168,14 +170,19 @@ def label_on_ray(
         ]
         labelled = ray.data.from_blocks(blocks).map_batches(
             PartWorker,
-            fn_constructor_args=(job, ray.put(model.read_bytes()), model.suffix, workers.cpus, str(Path.cwd())),
+            fn_constructor_args=(
+                job,
+                ray.put(model.read_bytes()),
+                model.suffix,
+                workers.cpus,
+                str(Path.cwd()),
+                token_hex(8),
+            ),
             batch_size=1,
             batch_format="pyarrow",
             compute=ray.data.ActorPoolStrategy(size=min(workers.count, len(numbers))),
             num_cpus=workers.cpus,
             num_gpus=workers.gpus,
-            max_restarts=-1,
-            max_task_retries=MOST_TRIES - 1,
         )
         del blocks
         by_machine: Counter[str] = Counter()
@@ -198,10 +205,11 @@ class PartWorker:
         ending: of its name.
         cpus: how many threads compute and decode.
         folder: where the command was given, which relative paths begin at.
+        run: no other run has the same.
     """
 
-    def __init__(self, job: Job, model: Any, ending: str, cpus: int, folder: str) -> None:
-        self.job, self.model, self.ending, self.cpus, self.folder = job, model, ending, cpus, folder
+    def __init__(self, job: Job, model: Any, ending: str, cpus: int, folder: str, run: str) -> None:
+        self.job, self.model, self.ending, self.cpus, self.folder, self.run = job, model, ending, cpus, folder, run
         self.machine = f"{platform.node()}/{_node_id()[:8]}"
         self._stack = ExitStack()
         self._labeller: Labeller | None = None
@@ -221,7 +229,8 @@ class PartWorker:
             if self._labeller is None:
                 self._labeller = self._started()
             part = part_of(row["number"], zlib.decompress(row["lines"]))
-            ((_, content),) = labelled_parts([part], self.job, self._labeller, self.cpus)
+            with self._counted(part.number):
+                ((_, content),) = labelled_parts([part], self.job, self._labeller, self.cpus)
         except tuple(FAILURES.values()) as error:
             failure, content = type(error).__name__, str(error).encode()
         return pyarrow.table(
@@ -235,6 +244,28 @@ class PartWorker:
                 ]
             ),
         )
+
+    @contextmanager
+    def _counted(self, number: int) -> Iterator[None]:
+        """Count in a file, which outlives this process, how often a part is begun here.
+
+        Raises:
+            BadInput: it has been begun too often, and its worker has died each time.
+        """
+        tries = Path(tempfile.gettempdir()) / f"shelftwin-{self.run}-{number}.tries"
+        with tries.open("ab") as file:
+            file.write(b".")
+        count = tries.stat().st_size
+        if count > MOST_TRIES:
+            tries.unlink()
+            raise BadInput(
+                f"expected a worker that labels part {number}, received {MOST_TRIES} on {self.machine} that have died "
+                f"of it. Is there memory for them? Or does a photo of it crash the decoder?"
+            )
+        try:
+            yield
+        finally:
+            tries.unlink(missing_ok=True)
 
     def _started(self) -> Labeller:
         wait_asleep()
@@ -272,5 +303,5 @@ def _settle(context: Any) -> None:
             handler.setLevel("CRITICAL")
 
 
-def _counted(count: int, what: str) -> str:
+def _amount(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"
