@@ -26,31 +26,71 @@ from pathlib import Path
 from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(REPO), str(REPO / "benchmarks")]
 ENGINES = {
     "local": ["--engine", "local"],
     "ray, 1 worker": ["--engine", "ray", "--num_workers", "1"],
     "ray, 2 workers": ["--engine", "ray", "--num_workers", "2"],
 }
 BATCH = 32
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPO), "TF_CPP_MIN_LOG_LEVEL": "3"}
+# Threads wait asleep in all of them, as in ours, or those of timm's loop would hinder its own workers.
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPO), "TF_CPP_MIN_LOG_LEVEL": "3", "OMP_WAIT_POLICY": "passive"}
 
 
-def write_model(folder: Path, backbone: str, size: int) -> Path:
-    """Write a checkpoint with random weights, and its twin; sure of some photos and not of others."""
+def write_model(folder: Path, backbone: str, size: int, photos: Path | None = None) -> Path:
+    """Write a checkpoint and its twin.
+
+    Args:
+        folder: where to.
+        backbone: its name in timm.
+        size: of the photos that it takes, in pixels.
+        photos: folders of classes, on which the head is fitted; the backbone then has pretrained weights, where they
+            are at hand. None leaves all weights random.
+    """
     import torch
+    from compat import WEIGHTS
 
     from datamodule.demo_photos import DEMO_CLASSES
     from export.torch_to_keras import write_twin
+    from models.pretrained import load_pretrained
     from models.timm_mobilenetv2 import TimmClassifier
 
     torch.manual_seed(0)
-    network = TimmClassifier(len(DEMO_CLASSES), backbone=backbone).eval()
+    pretrained = photos is not None and WEIGHTS.is_file()
+    expected: dict[str, Any] = {"pad_type": "same", "bn_eps": 1e-3, "mean": 0.5, "std": 0.5} if pretrained else {}
+    network = TimmClassifier(len(DEMO_CLASSES), backbone=backbone, **expected).eval()
+    if pretrained:
+        load_pretrained(network, WEIGHTS)
+    if photos is not None:
+        fit_head(network, photos, size)
+        print(f"{backbone} at {size} pixels, {'pretrained' if pretrained else 'random'} weights, its head fitted")
     facts = {"class_names": sorted(DEMO_CLASSES), "image_size": [size, size], "interpolation": "nearest"}
     hyper_parameters = {**network.architecture, **facts, "trainable": "head", "learning_rate": 1e-3}
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     torch.save({"state_dict": state, "hyper_parameters": hyper_parameters}, folder / "best.ckpt")
     write_twin(folder / "best.ckpt", folder / "model.h5")
     return folder / "best.ckpt"
+
+
+def fit_head(network: Any, photos: Path, size: int) -> None:
+    """Fit the head on a few photos of each class, so that the network is as sure as trained ones are."""
+    import numpy as np
+    import torch
+
+    from datamodule.photo_store import load_photo
+
+    files = [file for folder in sorted(photos.iterdir()) if folder.is_dir() for file in sorted(folder.iterdir())[:50]]
+    names = sorted({file.parent.name for file in files})
+    labels = torch.tensor([names.index(file.parent.name) for file in files])
+    pixels = torch.from_numpy(np.stack([load_photo(file, (size, size)) for file in files])).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        features = torch.cat([network.features(part.float() / 255) for part in pixels.split(BATCH)])
+    optimizer = torch.optim.Adam(network.head.parameters(), 1e-2)
+    for _ in range(300):
+        loss = torch.nn.functional.cross_entropy(network.head(features), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
 
 
 def measured(command: list[str], folder: Path) -> tuple[float, float, str]:
@@ -93,7 +133,6 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 def grow(photos: list[int], with_nodes: bool, engines: list[str]) -> None:
     """Measure the command for growing numbers of photos, and print a table."""
-    sys.path.insert(0, str(REPO / "benchmarks"))
     from scale import SIZE, write_catalogue
 
     print("| photos | engine | s in all | ms a photo | most memory, MB | files as those of the first |")
@@ -241,8 +280,8 @@ def beside(count: int, turns: int, size: int, photo_size: int) -> None:
 
     with tempfile.TemporaryDirectory(prefix="predict-") as name:
         folder = Path(name)
-        write_model(folder, "mobilenetv2_100", size)
         draw_catalogue(folder / "photos", per_class=count // 4, seed=0, size=photo_size)
+        write_model(folder, "mobilenetv2_100", size, folder / "photos")
         rates: dict[str, list[float]] = {side: [] for side in SIDES}
         for turn in range(turns):
             for side in SIDES:
