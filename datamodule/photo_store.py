@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from typing import Any
 
 import numpy as np
 import PIL
@@ -35,13 +36,13 @@ class BadPhoto(Exception):
     """A file that cannot be read as a photo.
 
     Attributes:
-        path: the file.
+        path: the file, or its address.
         reason: what is wrong with it, in one line.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
-        self.path = path
+        self.path: Any = path
         self.reason = reason
 
 
@@ -66,11 +67,11 @@ def read_file(path: Path) -> bytes:
         return file.read(size)
 
 
-def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
+def open_photo(path: Path | str, content: bytes | None = None) -> Image.Image:
     """Open a photo's file without decoding it yet. Every photo is opened here: Pillow alone would open too much.
 
     Args:
-        path: the file.
+        path: the file, or its address.
         content: what is in it, if it was read already.
 
     Raises:
@@ -79,7 +80,7 @@ def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
         OSError: it cannot be read; or any other exception of Pillow's readers.
     """
     try:
-        photo = Image.open(io.BytesIO(read_file(path) if content is None else content), formats=READ_FORMATS)
+        photo = Image.open(io.BytesIO(read_file(Path(path)) if content is None else content), formats=READ_FORMATS)
     except Image.UnidentifiedImageError:
         *first, last = (name for name in READ_FORMATS if name != "DIB")
         raise BadPhoto(path, f"is not an image in a format that is read: {', '.join(first)} or {last}") from None
@@ -110,7 +111,11 @@ def to_rgb(photo: Image.Image, loading: Loading = AS_KERAS) -> Image.Image:
 
 
 def load_photo(
-    path: Path, image_size: tuple[int, int], interpolation: str = "nearest", loading: Loading = AS_KERAS
+    path: Path | str,
+    image_size: tuple[int, int],
+    interpolation: str = "nearest",
+    loading: Loading = AS_KERAS,
+    content: bytes | None = None,
 ) -> np.ndarray:
     """Load one photo exactly as `keras.utils.load_img(path, target_size=image_size, interpolation=...)` does.
 
@@ -121,10 +126,11 @@ def load_photo(
     Source mirrored: `keras/src/utils/image_utils.py`, `load_img`.
 
     Args:
-        path: the file.
+        path: the file, or its address.
         image_size: (height, width) in pixels.
         interpolation: one of `models.choices.INTERPOLATIONS`.
         loading: how its colours become RGB; the defaults are Keras's.
+        content: what is in it, if it was read already.
 
     Returns:
         uint8, shape (height, width, 3), RGB, 0..255.
@@ -136,7 +142,7 @@ def load_photo(
     height, width = image_size
     resample = Image.Resampling[interpolation.upper()]
     try:
-        with open_photo(path) as photo:
+        with open_photo(path, content) as photo:
             rgb = to_rgb(photo, loading)
             if rgb.size != (width, height):
                 rgb = rgb.resize((width, height), resample)

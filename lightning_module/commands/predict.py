@@ -28,6 +28,7 @@ from lightning_module.evaluation.prediction_files import (
 )
 from lightning_module.fleet.data_set import DataSet
 from lightning_module.fleet.labelling_run import PHOTOS_PER_PART, Engine, Engines, label_into
+from lightning_module.fleet.sources import Sources
 from models.bad_input import BadInput
 from models.choices import FORMAT_ENDINGS, Formats
 
@@ -129,23 +130,25 @@ def predict(
         )
     labeller = _labeller(model, "cpu" if engine == "ray" else device, keras_python, labels)
     labelling = choose_labelling(labeller, model, top, min_probability, temperature)
-    listed = PhotoArguments(photos, formats, file_column, base, getattr(sys.stdin, "buffer", None))
+    given = photos, formats, file_column, base, getattr(sys.stdin, "buffer", None)
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are either read or reported
     if data_set is not None:
+        sources = Sources(*given)
         make = partial(_labeller, keras_python=keras_python, labels=labels)
         with _progress() as progress:
             task = progress.add_task("labelling photos", total=None)
             summary = label_into(
-                data_set, listed, model, labels, labeller, labelling, engines, make, device, batch_size,
+                data_set, sources, model, labels, labeller, labelling, engines, make, device, batch_size,
                 lambda done, of: progress.update(task, completed=done, total=of),
             )  # fmt: skip
         print("\n".join(summary.lines(data_set.folder)))
-        _say_left_out(listed, formats, {each.resolve() for each in data_set.folder.iterdir()})
+        _say_left_out(sources, formats, {each.resolve() for each in data_set.folder.iterdir()})
         if not summary.labelled:
             raise BadInput(f"expected photos that can be read, received none: {data_set.folder} says why.")
         return
     assert out is not None
     assert format is not None
+    listed = PhotoArguments(*given)
     with ExitStack() as stack:
         stack.enter_context(labeller)
         progress = stack.enter_context(_progress())
@@ -173,7 +176,7 @@ def predict(
         raise BadInput(f"expected photos that can be read, received none: {out} has no rows, and {bad_out} says why.")
 
 
-def _say_left_out(listed: PhotoArguments, formats: Formats, own: set[Path]) -> None:
+def _say_left_out(listed: PhotoArguments | Sources, formats: Formats, own: set[Path]) -> None:
     """Print what folders have besides photos, but for our own files."""
     if listed.junk:
         print(f"left out, as they are no photos: {describe_junk(listed.junk)}")

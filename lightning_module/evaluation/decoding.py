@@ -8,40 +8,48 @@ from pathlib import Path
 import numpy as np
 
 from datamodule.photo_store import BadPhoto, load_photo
+from datamodule.sources.remote_photos import Address, read_address
 from lightning_module.evaluation.labellers import Labeller
 from models.cores import usable_cores
 
+Found = Path | Address | BadPhoto
+"""A photo's path or address, or what was named but cannot be one."""
 
-def in_batches(files: Iterator[Path | BadPhoto], batch_size: int) -> Iterator[list[Path | BadPhoto]]:
+
+def in_batches(files: Iterator[Found], batch_size: int) -> Iterator[list[Found]]:
     """Yield as many photos at once; the last may be fewer."""
     return iter(lambda: list(islice(files, batch_size)), [])
 
 
 def decoded(
-    batches: Iterable[Sequence[Path | BadPhoto]], labeller: Labeller, threads: int | None = None
-) -> Iterator[list[tuple[Path, np.ndarray | BadPhoto]]]:
+    batches: Iterable[Sequence[Found]], labeller: Labeller, threads: int | None = None
+) -> Iterator[list[tuple[Path | str, np.ndarray | BadPhoto]]]:
     """Decode photos batch by batch, only one batch ahead.
 
     Args:
-        batches: paths, and what was named but cannot be one, which counts as a file that cannot be read.
+        batches: photos; what was named but cannot be one counts as a file that cannot be read.
         labeller: says how photos are loaded.
         threads: how many photos are decoded at once; None for as many as there are cores.
 
     Yields:
         For each file of a batch, in order, its pixels, uint8 (H, W, 3), or why it cannot be read.
+
+    Raises:
+        BadInput: an address cannot be reached.
     """
     coming = iter(batches)
     with ThreadPoolExecutor(threads or usable_cores()) as pool:
 
-        def load(file: Path | BadPhoto) -> np.ndarray | BadPhoto:
+        def load(file: Found) -> np.ndarray | BadPhoto:
             if isinstance(file, BadPhoto):
                 return file
             try:
-                return load_photo(file, labeller.image_size, labeller.interpolation, labeller.loading)
+                content = read_address(file) if isinstance(file, Address) else None
+                return load_photo(file, labeller.image_size, labeller.interpolation, labeller.loading, content)
             except BadPhoto as error:
                 return error
 
-        def begin() -> list[tuple[Path, Future[np.ndarray | BadPhoto]]]:
+        def begin() -> list[tuple[Path | str, Future[np.ndarray | BadPhoto]]]:
             return [
                 (each.path if isinstance(each, BadPhoto) else each, pool.submit(load, each))
                 for each in next(coming, ())

@@ -9,7 +9,7 @@ import numpy as np
 
 from datamodule.photo_store import BadPhoto
 from export.fitted_temperature import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, Fitted, fitted_beside
-from lightning_module.evaluation.decoding import decoded
+from lightning_module.evaluation.decoding import Found, decoded
 from lightning_module.evaluation.labellers import Labeller
 from lightning_module.evaluation.prediction_files import Row
 from lightning_module.evaluation.top_labels import DECIMALS, SHOWN, top_labels
@@ -44,7 +44,7 @@ class Labelling:
 
 
 def labelled(
-    batches: Iterable[Sequence[Path | BadPhoto]],
+    batches: Iterable[Sequence[Found]],
     labeller: Labeller,
     labelling: Labelling,
     threads: int | None = None,
@@ -52,7 +52,7 @@ def labelled(
     """Label photos batch by batch; the next batch is decoded while one is computed.
 
     Args:
-        batches: paths, and what was named but cannot be one.
+        batches: photos, and what was named but cannot be one.
         labeller: computes the probabilities.
         labelling: what is written.
         threads: how many photos are decoded at once; None for as many as there are cores.
@@ -61,7 +61,7 @@ def labelled(
         For each photo of a batch, in order, its row, or why it cannot be read.
 
     Raises:
-        BadInput: the labeller's outputs are not probabilities.
+        BadInput: the labeller's outputs are not probabilities, or an address cannot be reached.
     """
     for batch in decoded(batches, labeller, threads):
         files = [file for file, pixels in batch if not isinstance(pixels, BadPhoto)]
@@ -71,13 +71,13 @@ def labelled(
 
 
 def label(
-    labeller: Labeller, files: Sequence[Path], photos: np.ndarray, labelling: Labelling = Labelling()
+    labeller: Labeller, files: Sequence[Path | str], photos: np.ndarray, labelling: Labelling = Labelling()
 ) -> Iterator[Row]:
     """Yield the rows of the table.
 
     Args:
         labeller: computes the probabilities.
-        files: N paths.
+        files: what N photos are called.
         photos: their pixels, uint8, shape (N, H, W, 3).
         labelling: what is written.
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lightning_module.fleet.listing import Found, Listing
+from lightning_module.evaluation.decoding import Found
+from lightning_module.fleet.listing import Listing
 from lightning_module.fleet.parts import NUMBER_KEY, REQUEST_KEY, LabelledPart
 from lightning_module.fleet.request import Request
 from models.atomic_write import replacing, write_text

@@ -2,20 +2,20 @@
 
 import shlex
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from datamodule.sources.photo_arguments import PhotoArguments
 from export.worker.keras_worker import pillow_versions
+from lightning_module.evaluation.decoding import Found
 from lightning_module.evaluation.labellers import Device, Labeller
 from lightning_module.evaluation.labelling import Labelling
 from lightning_module.fleet.data_set import DataSet
 from lightning_module.fleet.listing import Listing
 from lightning_module.fleet.local_engine import label_here
-from lightning_module.fleet.parts import Job, LabelledPart
+from lightning_module.fleet.parts import Job, LabelledPart, model_digest
 from lightning_module.fleet.request import Request
 from lightning_module.fleet.summary import Summary
 from models.bad_input import BadInput
@@ -74,7 +74,7 @@ class Engines:
 
 def label_into(
     data_set: DataSet,
-    photos: PhotoArguments,
+    photos: Iterable[Found],
     model: Path,
     labels: Path | None,
     labeller: Labeller,
@@ -89,7 +89,7 @@ def label_into(
 
     Args:
         data_set: the folder.
-        photos: the photos.
+        photos: the photos, in order.
         model: its file.
         labels: the file of --labels.
         labeller: computes the probabilities; not entered yet.
@@ -110,7 +110,7 @@ def label_into(
                 listing.photos,
                 listing.digest,
                 engines.photos_per_part,
-                file_digest(model),
+                model_digest(model),
                 file_digest(labels) if labels else None,
                 labelling.top,
                 labelling.min_probability,

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datamodule.photo_store import BadPhoto
-
-Found = Path | BadPhoto
-"""A photo's path, or what was named but cannot be one."""
+from datamodule.sources.addresses import is_address
+from datamodule.sources.remote_photos import Address
+from lightning_module.evaluation.decoding import Found
 
 
 class Part(NamedTuple):
@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
 
 class Listing:
-    """A file with a line for each photo: its path as JSON, or [path, reason] of what cannot be one.
+    """A file with a line for each photo: its path or address as JSON, or [path, reason] of what cannot be one.
 
     Args:
         file: is there already.
@@ -86,4 +86,10 @@ class Listing:
 def part_of(number: int, lines: bytes) -> Part:
     """Return the photos that a listing's lines name."""
     given = [json.loads(line) for line in lines.splitlines()]
-    return Part(number, [Path(each) if isinstance(each, str) else BadPhoto(Path(each[0]), each[1]) for each in given])
+    return Part(number, [_found(each) for each in given])
+
+
+def _found(entry: str | list[str]) -> Found:
+    if not isinstance(entry, str):
+        return BadPhoto(Path(entry[0]), entry[1])
+    return Address(entry) if is_address(entry) else Path(entry)  # no path has two slashes that follow each other

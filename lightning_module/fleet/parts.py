@@ -1,5 +1,7 @@
 """The labelling of a part, the same for every engine: photos in, the content of one Parquet file out."""
 
+import hashlib
+import json
 import os
 import sys
 from collections import deque
@@ -14,11 +16,13 @@ import numpy as np
 from datamodule.photo_store import BadPhoto
 from export.worker.keras_process import KerasFailed
 from export.worker.keras_worker import pillow_versions
+from lightning_module.evaluation.decoding import Found
 from lightning_module.evaluation.labellers import Device, Labeller
 from lightning_module.evaluation.labelling import Labelling, labelled
 from lightning_module.evaluation.prediction_files import Row, parquet_table
 from lightning_module.fleet.listing import Part
 from models.bad_input import BadInput
+from models.digests import file_digest
 
 MODEL, REASON = "model_sha256", "reason"
 """Columns beside those of `lightning predict`: digest of the file that labelled, and why a photo cannot be read."""
@@ -67,6 +71,20 @@ class Job:
             )
 
 
+def content_of(model: Path) -> dict[str, bytes]:
+    """Return what a model's file has, under the name "", or each file of its folder, by its path in it."""
+    files = sorted(each for each in model.rglob("*") if each.is_file()) if model.is_dir() else [model]
+    return {"" if each == model else each.relative_to(model).as_posix(): each.read_bytes() for each in files}
+
+
+def model_digest(model: Path) -> str:
+    """Return the SHA-256 of a model's file, hexadecimal; of a folder, of its files' names and digests."""
+    if not model.is_dir():
+        return file_digest(model)
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in content_of(model).items()}
+    return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+
+
 class LabelledPart(NamedTuple):
     """A part's number and the content of its file."""
 
@@ -92,7 +110,7 @@ def labelled_parts(
     """
     begun: deque[Part] = deque()
 
-    def batches() -> Iterator[list[Path | BadPhoto]]:
+    def batches() -> Iterator[list[Found]]:
         for part in parts:
             _check_there(part)
             begun.append(part)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from export.worker.keras_process import KerasFailed
 from lightning_module.evaluation.labellers import Labeller
 from lightning_module.fleet.listing import Listing, part_of
-from lightning_module.fleet.parts import Job, LabelledPart, Restarting, labelled_parts
+from lightning_module.fleet.parts import Job, LabelledPart, Restarting, content_of, labelled_parts
 from models.bad_input import BadInput
 from models.cores import use_threads, wait_asleep
 
@@ -140,7 +140,7 @@ def label_on_ray(
         listing: the photos, which all machines must see at the same paths.
         numbers: of the parts.
         job: what is asked for.
-        model: its file, which need not be on the other machines: its content is sent to them.
+        model: its file or folder, which need not be on the other machines: its content is sent to them.
         asked: how many workers; None chooses.
         address: as for `cluster`.
 
@@ -172,8 +172,8 @@ def label_on_ray(
             PartWorker,
             fn_constructor_args=(
                 job,
-                ray.put(model.read_bytes()),
-                model.suffix,
+                ray.put(content_of(model)),
+                model.name,
                 workers.cpus,
                 str(Path.cwd()),
                 token_hex(8),
@@ -201,15 +201,15 @@ class PartWorker:
 
     Args:
         job: what is asked for.
-        model: content of the model's file.
-        ending: of its name.
+        model: what `content_of` returns, or where Ray keeps it.
+        name: of the model.
         cpus: how many threads compute and decode.
         folder: where the command was given, which relative paths begin at.
         run: no other run has the same.
     """
 
-    def __init__(self, job: Job, model: Any, ending: str, cpus: int, folder: str, run: str) -> None:
-        self.job, self.model, self.ending, self.cpus, self.folder, self.run = job, model, ending, cpus, folder, run
+    def __init__(self, job: Job, model: Any, name: str, cpus: int, folder: str, run: str) -> None:
+        self.job, self.model, self.name, self.cpus, self.folder, self.run = job, model, name, cpus, folder, run
         self.machine = f"{platform.node()}/{_node_id()[:8]}"
         self._stack = ExitStack()
         self._labeller: Labeller | None = None
@@ -275,10 +275,11 @@ class PartWorker:
             os.chdir(self.folder)
         import ray
 
-        model = ray.get(self.model) if isinstance(self.model, ray.ObjectRef) else self.model
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="shelftwin-")))
-        file = folder / f"model{self.ending}"
-        file.write_bytes(model)
+        content = ray.get(self.model) if isinstance(self.model, ray.ObjectRef) else self.model
+        file = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="shelftwin-")), self.name)
+        for inside, data in content.items():
+            (file / inside).parent.mkdir(parents=True, exist_ok=True)
+            (file / inside).write_bytes(data)
         has_gpu = bool(ray.get_gpu_ids())
         labeller = self.job.make_labeller(file, self.job.device if has_gpu else "cpu")
         return self._stack.enter_context(Restarting(labeller))
