@@ -27,7 +27,7 @@ def list_addresses(folder: str, formats: Formats, junk: Counter[str]) -> list[Ad
     """Return the addresses of the photos in a folder, at any depth: folder by folder, by name within each.
 
     Args:
-        folder: as fsspec takes it, but no archive.
+        folder: as fsspec takes it, but no archive; or that of one photo.
         formats: which names are photos'.
         junk: counts what is left out, by kind.
 
@@ -49,6 +49,8 @@ def list_addresses(folder: str, formats: Formats, junk: Counter[str]) -> list[Ad
     # fsspec has a backend for each kind of address, and each raises errors of its own; all mean that it cannot be read
     except Exception as error:
         raise _unreachable(folder, error) from error
+    if found == [base] and base.lower().endswith(FORMAT_ENDINGS[formats]):
+        return [Address(folder)]
     kept: list[tuple[str, str]] = []
     for name in found:
         inside = PurePosixPath(name[len(base) :].lstrip("/"))

@@ -4,15 +4,15 @@ import shlex
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from datamodule.layout import describe_junk
-from datamodule.photo_store import BadPhoto
+from datamodule.photo_store import BadPhoto, default_store_dir
 from datamodule.sources.photo_arguments import PhotoArguments
 from datamodule.split import count_unlisted, described_counts
 from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, EXIT_UNEXPECTED, parse_for, underscored
@@ -30,15 +30,15 @@ from lightning_module.fleet.data_set import DataSet
 from lightning_module.fleet.labelling_run import PHOTOS_PER_PART, Engine, Engines, label_into
 from lightning_module.fleet.sources import Sources
 from models.bad_input import BadInput
-from models.choices import FORMAT_ENDINGS, Formats
+from models.choices import FORMAT_ENDINGS, Formats, widest
 
 NAMED = 20
 """How many photos that cannot be read are named on the terminal; the file lists all of them."""
 BAD_COLUMNS = ["file", "reason"]
 PHOTOS_HELP = (
     "each a photo; a folder, searched at any depth; a pattern in quotation marks, such as 'SHOP/**/*.jpg'; a table "
-    "(.csv, .tsv, .parquet, .jsonl) that names photos; a .txt with a path in each line; or - for paths from standard "
-    "input"
+    "(.csv, .tsv, .parquet, .jsonl) that names photos; a .txt with a path in each line; the address (s3://, zip://) of "
+    "a photo, a folder or a table; or - for paths from standard input"
 )
 
 
@@ -64,12 +64,12 @@ def predict(
     min_probability: float | None = None,
     temperature: Temperature = "auto",
     file_column: str | None = None,
-    base: Path | None = None,
+    base: str | None = None,
     batch_size: int = 32,
     device: Device = "auto",
     keras_python: Path | None = None,
     labels: Path | None = None,
-    formats: Formats = "web",
+    formats: Formats | None = None,
     engine: Engine | None = None,
     num_workers: int | None = None,
     ray_address: str | None = None,
@@ -93,14 +93,15 @@ def predict(
             metrics.json beside the model: `fitted`. `auto`: that one with --min_probability, if there is one. The
             order of the labels stays.
         file_column: column of tables that names the photos; it is looked for if left out.
-        base: folder that names in tables and lists are relative to; by default a table's own or one in it, and for
-            lists the working folder, or else the list's.
+        base: folder that names in tables and lists are relative to, or its address; by default a table's own or one in
+            it, and for lists the working folder, or else the list's.
         batch_size: number of photos that are computed at once; the result does not depend on it.
         device: where a checkpoint is computed: `auto` is a GPU if there is one.
         keras_python: Python interpreter whose Keras computes a .h5; by default this environment's.
         labels: labels.json for a .h5 that does not itself state its classes and input range.
         formats: which files are photos: `keras`: what Keras lists; `web`: WebP, AVIF, GIF and JFIF as well; `all`: all
-            formats that are read. But for `keras`, files without an ending are looked at.
+            formats that are read. But for `keras`, files without an ending are looked at. By default `web`, or `all`
+            where the model was trained so.
         engine: a data set: OUT is a folder, which may be gone on with. `local`: this process; `ray`: a Ray cluster, on
             this machine unless --ray_address is given. The rows are the same.
         num_workers: workers of `ray`; by default one for each GPU, or else for every 8 CPUs of a machine.
@@ -130,10 +131,11 @@ def predict(
         )
     labeller = _labeller(model, "cpu" if engine == "ray" else device, keras_python, labels)
     labelling = choose_labelling(labeller, model, top, min_probability, temperature)
-    given = photos, formats, file_column, base, getattr(sys.stdin, "buffer", None)
+    formats = formats or widest("web", labeller.formats)
+    stdin = getattr(sys.stdin, "buffer", None)
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are either read or reported
     if data_set is not None:
-        sources = Sources(*given)
+        sources = Sources(photos, formats, file_column, base, stdin)
         make = partial(_labeller, keras_python=keras_python, labels=labels)
         with _progress() as progress:
             task = progress.add_task("labelling photos", total=None)
@@ -148,7 +150,8 @@ def predict(
         return
     assert out is not None
     assert format is not None
-    listed = PhotoArguments(*given)
+    cache = default_store_dir() / "addresses"
+    listed = PhotoArguments(photos, formats, file_column, base, stdin, cache, _fetching)
     with ExitStack() as stack:
         stack.enter_context(labeller)
         progress = stack.enter_context(_progress())
@@ -156,10 +159,10 @@ def predict(
         rows, bad_rows = FILES[format](stack, out, labelling.columns), CsvFile(stack, bad_out, BAD_COLUMNS)
         rows.begin()
         named: list[BadPhoto] = []
-        for results in labelled(in_batches(iter(listed), batch_size), labeller, labelling):
+        for results in labelled(in_batches(iter(listed), batch_size), labeller, labelling, name_of=listed.name_of):
             bad = [each for each in results if isinstance(each, BadPhoto)]
             rows.write(each for each in results if not isinstance(each, BadPhoto))
-            bad_rows.write([str(each.path), each.reason] for each in bad)
+            bad_rows.write([listed.name_of(each.path), each.reason] for each in bad)
             named.extend(bad[: NAMED - len(named)])
             progress.advance(task, len(results))
     if not bad_rows.count and _is_ours(bad_out):
@@ -254,6 +257,10 @@ def _labeller(model: Path, device: Device, keras_python: Path | None, labels: Pa
             f"expected a Keras .h5, as its name says, received {model}, which begins as none. Is it damaged, or a "
             ".keras? `lightning fit` writes RUN/model.h5."
         ) from error
+
+
+def _fetching(items: Iterable, total: int) -> Iterable:
+    return track(items, "fetching photos", total, transient=True, disable=not sys.stdout.isatty())
 
 
 def _progress() -> Progress:

@@ -1,9 +1,9 @@
 """What `lightning predict` writes of each photo: how many labels, from which probability on, at which temperature."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -48,6 +48,7 @@ def labelled(
     labeller: Labeller,
     labelling: Labelling,
     threads: int | None = None,
+    name_of: Callable[[Any], str] = str,
 ) -> Iterator[list[Row | BadPhoto]]:
     """Label photos batch by batch; the next batch is decoded while one is computed.
 
@@ -56,6 +57,7 @@ def labelled(
         labeller: computes the probabilities.
         labelling: what is written.
         threads: how many photos are decoded at once; None for as many as there are cores.
+        name_of: what a photo is called in its row.
 
     Yields:
         For each photo of a batch, in order, its row, or why it cannot be read.
@@ -64,7 +66,7 @@ def labelled(
         BadInput: the labeller's outputs are not probabilities, or an address cannot be reached.
     """
     for batch in decoded(batches, labeller, threads):
-        files = [file for file, pixels in batch if not isinstance(pixels, BadPhoto)]
+        files = [name_of(file) for file, pixels in batch if not isinstance(pixels, BadPhoto)]
         photos = [pixels for _, pixels in batch if not isinstance(pixels, BadPhoto)]
         rows = label(labeller, files, np.stack(photos), labelling) if photos else iter(())
         yield [pixels if isinstance(pixels, BadPhoto) else next(rows) for _, pixels in batch]
@@ -84,13 +86,7 @@ def label(
     Raises:
         BadInput: the labeller's outputs are not probabilities.
     """
-    probabilities = labeller.probabilities(photos)
-    if not (np.abs(probabilities.sum(axis=1) - 1) < 1e-3).all() or (probabilities < 0).any():  # NaN is not near 1
-        raise BadInput(
-            f"expected probabilities of {len(labeller.class_names)} classes that add up to 1, received "
-            f"{probabilities[0].tolist()[:4]} ... for {files[0]}. The model gives something else, or its weights are "
-            "no numbers."
-        )
+    probabilities = checked_probabilities(labeller, files, photos)
     found = top_labels(probabilities, lambda rows: labeller.exact(photos[rows]), labelling.top, labelling.temperature)
     least = labelling.min_probability
     for file, classes, values in zip(files, found.classes, found.probabilities, strict=True):
@@ -100,9 +96,30 @@ def label(
         row += [None] * (1 + 2 * labelling.top - len(row))
         if least is not None:
             row.append(row[1])
-            if float(f"{row[2]:.{DECIMALS}f}") < least:  # as printed, which is the same from both twins
+            if as_printed(row[2]) < least:
                 row[1] = UNSURE
         yield row
+
+
+def checked_probabilities(labeller: Labeller, files: Sequence[Path | str], photos: np.ndarray) -> np.ndarray:
+    """Return the probabilities of photos in float32, shape (N, C); see `label` for the arguments.
+
+    Raises:
+        BadInput: the labeller's outputs are not probabilities.
+    """
+    probabilities = labeller.probabilities(photos)
+    if not (np.abs(probabilities.sum(axis=1) - 1) < 1e-3).all() or (probabilities < 0).any():  # NaN is not near 1
+        raise BadInput(
+            f"expected probabilities of {len(labeller.class_names)} classes that add up to 1, received "
+            f"{probabilities[0].tolist()[:4]} ... for {files[0]}. The model gives something else, or its weights are "
+            "no numbers."
+        )
+    return probabilities
+
+
+def as_printed(probability: float) -> float:
+    """Return a probability as it is printed, which is the same from both twins."""
+    return float(f"{probability:.{DECIMALS}f}")
 
 
 def choose_labelling(

@@ -35,10 +35,14 @@ class Sources:
         arguments: Sequence[str],
         formats: Formats,
         file_column: str | None,
-        base: Path | None,
+        base: str | None,
         stdin: BufferedReader | None,
     ) -> None:
         self.formats = formats
+        if base is not None and is_address(base):
+            raise BadInput(
+                f"--base: expected a folder for a data set, received {base}. Give the photos' address itself."
+            )
         self._groups: list[str | PhotoArguments] = []
         for remote, group in groupby(arguments, is_address):
             given = [*group]
