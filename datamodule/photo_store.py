@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
+from typing import Any
 
 import numpy as np
 import PIL
@@ -35,13 +36,13 @@ class BadPhoto(Exception):
     """A file that cannot be read as a photo.
 
     Attributes:
-        path: the file.
+        path: the file, or its address.
         reason: what is wrong with it, in one line.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
-        self.path = path
+        self.path: Any = path
         self.reason = reason
 
 
@@ -70,11 +71,11 @@ def read_file(path: Path) -> bytes:
         return file.read(size)
 
 
-def open_photo(path: Path, content: bytes | None = None, most_pixels: int = MOST_PIXELS) -> Image.Image:
+def open_photo(path: Path | str, content: bytes | None = None, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """Open a photo's file without decoding it yet. Every photo is opened here: Pillow alone would open too much.
 
     Args:
-        path: the file.
+        path: the file, or its address.
         content: what is in it, if it was read already.
         most_pixels: of a photo that is read.
 
@@ -86,7 +87,7 @@ def open_photo(path: Path, content: bytes | None = None, most_pixels: int = MOST
     if content is not None and not content:
         raise BadPhoto(path, "is empty (0 bytes)")
     try:
-        photo = Image.open(io.BytesIO(read_file(path) if content is None else content), formats=READ_FORMATS)
+        photo = Image.open(io.BytesIO(read_file(Path(path)) if content is None else content), formats=READ_FORMATS)
     except Image.UnidentifiedImageError:
         *first, last = (name for name in READ_FORMATS if name != "DIB")
         raise BadPhoto(path, f"is not an image in a format that is read: {', '.join(first)} or {last}") from None
@@ -117,7 +118,7 @@ def to_rgb(photo: Image.Image, loading: Loading = AS_KERAS) -> Image.Image:
 
 
 def load_photo(
-    path: Path,
+    path: Path | str,
     image_size: tuple[int, int],
     interpolation: str = "nearest",
     loading: Loading = AS_KERAS,
@@ -133,7 +134,7 @@ def load_photo(
     Source mirrored: `keras/src/utils/image_utils.py`, `load_img`.
 
     Args:
-        path: the file.
+        path: the file, or its address.
         image_size: (height, width) in pixels.
         interpolation: one of `models.choices.INTERPOLATIONS`.
         loading: how its colours become RGB; the defaults are Keras's.

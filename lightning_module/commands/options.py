@@ -137,18 +137,27 @@ def parse_options(
     name: str, function: Callable, argv: list[str], repeatable: Iterable[str] = (), group: type | None = None
 ) -> dict[str, Any]:
     """Parse a function's arguments; options in `repeatable` may be given several times; `group` as in `parse_for`."""
-    spelled = [underscored(each) for each in argv[1:]]  # --keras-python is accepted for --keras_python
-    given: list[str] = []
-    for each in spelled:
-        if given and given[-1] in _FLAGS:  # a flag's value is optional
-            given[-1] += f"={each}" if each in ("true", "false") else "=true"
-            if each in ("true", "false"):
-                continue
+    given = with_flags([underscored(each) for each in argv[1:]], _FLAGS)  # --keras-python is --keras_python
+    for place, each in enumerate(given):
         option, equals, value = each.partition("=")
-        given.append(f"{option}+{equals}{value}" if option in repeatable else each)
-    if given and given[-1] in _FLAGS:
-        given[-1] += "=true"
+        if option in repeatable:
+            given[place] = f"{option}+{equals}{value}"
     return parse_for(function, name, given, group=group)
+
+
+def with_flags(arguments: Iterable[str], flags: Sequence[str]) -> list[str]:
+    """Return arguments in which options that need no value have one."""
+    given: list[str] = []
+    for each in arguments:
+        if given and given[-1] in flags and each in ("true", "false"):
+            given[-1] += f"={each}"
+            continue
+        if given and given[-1] in flags:
+            given[-1] += "=true"
+        given.append(each)
+    if given and given[-1] in flags:
+        given[-1] += "=true"
+    return given
 
 
 def check_report_place(option: str, place: Path, *inputs: Path) -> None:

@@ -4,32 +4,33 @@ import shlex
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from datamodule.layout import describe_junk
-from datamodule.photo_store import BadPhoto, default_store_dir, load_photo
+from datamodule.photo_store import BadPhoto, default_store_dir
 from datamodule.sources.photo_arguments import PhotoArguments
 from datamodule.split import count_unlisted, described_counts
 from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, EXIT_UNEXPECTED, parse_for, underscored
-from lightning_module.commands.options import H5_ENDINGS, check_report_place, read_labels
+from lightning_module.commands.options import H5_ENDINGS, check_report_place, read_labels, with_flags
+from lightning_module.evaluation.decoding import in_batches
 from lightning_module.evaluation.labellers import Device, KerasFileLabeller, Labeller, is_hdf5
-from lightning_module.evaluation.labelling import Temperature, choose_labelling, label
+from lightning_module.evaluation.labelling import Temperature, choose_labelling, labelled
 from lightning_module.evaluation.prediction_files import (
     FILES,
     PREDICTION_FORMATS,
     CsvFile,
     PredictionFormat,
 )
+from lightning_module.fleet.data_set import DataSet
+from lightning_module.fleet.labelling_run import PHOTOS_PER_PART, Engine, Engines, label_into
+from lightning_module.fleet.sources import Sources
 from models.bad_input import BadInput
 from models.choices import FORMAT_ENDINGS, Formats, widest
-from models.cores import usable_cores
 
 NAMED = 20
 """How many photos that cannot be read are named on the terminal; the file lists all of them."""
@@ -50,7 +51,7 @@ def run(argv: list[str]) -> None:
     """
     codes = f"Exit codes: 0 done, photos that cannot be read being left out; {EXIT_BAD_INPUT} bad input; "
     codes += f"{EXIT_KERAS_FAILED} Keras itself crashed; {EXIT_UNEXPECTED} an error in the program."
-    given = [underscored(each) for each in argv[1:]]
+    given = with_flags([underscored(each) for each in argv[1:]], ("--resume",))
     predict(**parse_for(predict, "predict", given, codes, several=("photos", PHOTOS_HELP)))
 
 
@@ -69,11 +70,16 @@ def predict(
     keras_python: Path | None = None,
     labels: Path | None = None,
     formats: Formats | None = None,
+    engine: Engine | None = None,
+    num_workers: int | None = None,
+    ray_address: str | None = None,
+    photos_per_part: int | None = None,
+    resume: bool = False,
 ) -> None:
     """Write the likeliest labels of photos, with their probabilities, into a table.
 
     Photos that cannot be read are left out and listed, with the reason, in OUT_bad.csv. If none can be read, the exit
-    code is 2.
+    code is 2. With one of the last five options, or a folder as OUT, the table is a Parquet data set of many files.
 
     Args:
         model: checkpoint of `lightning fit`, such as RUN/best.ckpt, or a Keras .h5, such as RUN/model.h5.
@@ -96,12 +102,26 @@ def predict(
         formats: which files are photos: `keras`: what Keras lists; `web`: WebP, AVIF, GIF and JFIF as well; `all`: all
             formats that are read. But for `keras`, files without an ending are looked at. By default `web`, or `all`
             where the model was trained so.
+        engine: a data set: OUT is a folder, which may be gone on with. `local`: this process; `ray`: a Ray cluster, on
+            this machine unless --ray_address is given. The rows are the same.
+        num_workers: workers of `ray`; by default one for each GPU, or else for every 8 CPUs of a machine.
+        ray_address: of a Ray cluster that is running, `auto` for this machine's.
+        photos_per_part: rows of a data set's file, 1000 if left out.
+        resume: go on with the data set in OUT, where there is one, from the files that it has.
     """
-    out, format = _place(out, format)
-    bad_out = out.with_name(f"{out.stem}_bad.csv")
-    inputs = [model, *(Path(each) for each in photos if "\0" not in each), *([labels] if labels else [])]
-    for place in (out, bad_out):
-        check_report_place("--out", place, *inputs)
+    data_set_options = (engine, num_workers, ray_address, photos_per_part)
+    is_data_set = resume or any(each is not None for each in data_set_options) or (out is not None and out.is_dir())
+    data_set = None
+    if is_data_set:
+        per_part = PHOTOS_PER_PART if photos_per_part is None else photos_per_part
+        engines = Engines(engine or "local", num_workers, ray_address, per_part)
+        data_set = DataSet(_folder(out, format), resume)
+    else:
+        out, format = _place(out, format)
+        bad_out = out.with_name(f"{out.stem}_bad.csv")
+        inputs = [model, *(Path(each) for each in photos if "\0" not in each), *([labels] if labels else [])]
+        for place in (out, bad_out):
+            check_report_place("--out", place, *inputs)
     if batch_size < 1:
         raise BadInput(f"--batch_size: expected 1 or more, received {batch_size}.")
     if min_probability is not None and not 0 <= min_probability <= 1:
@@ -109,12 +129,29 @@ def predict(
             f"--min_probability: expected a number from 0 to 1, received {min_probability}. Give 0.8 for eighty "
             "percent."
         )
-    labeller = _labeller(model, device, keras_python, labels)
+    labeller = _labeller(model, "cpu" if engine == "ray" else device, keras_python, labels)
     labelling = choose_labelling(labeller, model, top, min_probability, temperature)
     formats = formats or widest("web", labeller.formats)
-    stdin, cache = getattr(sys.stdin, "buffer", None), default_store_dir() / "addresses"
-    listed = PhotoArguments(photos, formats, file_column, base, stdin, cache, _fetching)
+    stdin = getattr(sys.stdin, "buffer", None)
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are either read or reported
+    if data_set is not None:
+        sources = Sources(photos, formats, file_column, base, stdin)
+        make = partial(_labeller, keras_python=keras_python, labels=labels)
+        with _progress() as progress:
+            task = progress.add_task("labelling photos", total=None)
+            summary = label_into(
+                data_set, sources, model, labels, labeller, labelling, engines, make, device, batch_size,
+                lambda done, of: progress.update(task, completed=done, total=of),
+            )  # fmt: skip
+        print("\n".join(summary.lines(data_set.folder)))
+        _say_left_out(sources, formats, {each.resolve() for each in data_set.folder.iterdir()})
+        if not summary.labelled:
+            raise BadInput(f"expected photos that can be read, received none: {data_set.folder} says why.")
+        return
+    assert out is not None
+    assert format is not None
+    cache = default_store_dir() / "addresses"
+    listed = PhotoArguments(photos, formats, file_column, base, stdin, cache, _fetching)
     with ExitStack() as stack:
         stack.enter_context(labeller)
         progress = stack.enter_context(_progress())
@@ -122,13 +159,12 @@ def predict(
         rows, bad_rows = FILES[format](stack, out, labelling.columns), CsvFile(stack, bad_out, BAD_COLUMNS)
         rows.begin()
         named: list[BadPhoto] = []
-        for batch, bad in decoded(iter(listed), batch_size, labeller):
-            if batch:
-                pixels = np.stack([each for _, each in batch])
-                rows.write(label(labeller, [listed.name_of(file) for file, _ in batch], pixels, labelling))
+        for results in labelled(in_batches(iter(listed), batch_size), labeller, labelling, name_of=listed.name_of):
+            bad = [each for each in results if isinstance(each, BadPhoto)]
+            rows.write(each for each in results if not isinstance(each, BadPhoto))
             bad_rows.write([listed.name_of(each.path), each.reason] for each in bad)
             named.extend(bad[: NAMED - len(named)])
-            progress.advance(task, len(batch) + len(bad))
+            progress.advance(task, len(results))
     if not bad_rows.count and _is_ours(bad_out):
         bad_out.unlink()  # an earlier run's file, which would be mistaken for this one's
     print(f"{rows.count} {'photo' if rows.count == 1 else 'photos'} labelled: {out}")
@@ -138,53 +174,36 @@ def predict(
             print(f"  {each}")
         if bad_rows.count > len(named):
             print(f"  and {bad_rows.count - len(named)} more")
-    if listed.junk:
-        print(f"left out, as they are no photos: {describe_junk(listed.junk)}")
-    others: Counter[str] = Counter()
-    for folder in dict.fromkeys(listed.folders):
-        others += count_unlisted(folder, {out.resolve(), bad_out.resolve()}, formats)
-    if others:
-        print(f"left out, as their names are no photos': {described_counts(others)}")
+    _say_left_out(listed, formats, {out.resolve(), bad_out.resolve()})
     if not rows.count:
         raise BadInput(f"expected photos that can be read, received none: {out} has no rows, and {bad_out} says why.")
 
 
-def decoded(
-    files: Iterator[Path | BadPhoto], batch_size: int, labeller: Labeller
-) -> Iterator[tuple[list[tuple[Path, np.ndarray]], list[BadPhoto]]]:
-    """Decode photos batch by batch, only one batch ahead.
+def _say_left_out(listed: PhotoArguments | Sources, formats: Formats, own: set[Path]) -> None:
+    """Print what folders have besides photos, but for our own files."""
+    if listed.junk:
+        print(f"left out, as they are no photos: {describe_junk(listed.junk)}")
+    others: Counter[str] = Counter()
+    for folder in dict.fromkeys(listed.folders):
+        others += count_unlisted(folder, own, formats)
+    if others:
+        print(f"left out, as their names are no photos': {described_counts(others)}")
 
-    Args:
-        files: paths, and what was named but cannot be one, which counts as a file that cannot be read.
-        batch_size: how many are taken at once.
-        labeller: says how photos are loaded.
 
-    Yields:
-        Files with their pixels, uint8 (H, W, 3), and the files that cannot be read; together `batch_size`.
+def _folder(out: Path | None, format: PredictionFormat | None) -> Path:
+    """Return the folder of a data set.
+
+    Raises:
+        BadInput: another format was asked for, or the name is a table's.
     """
-    with ThreadPoolExecutor(usable_cores()) as pool:
-
-        def load(file: Path | BadPhoto) -> np.ndarray:
-            if isinstance(file, BadPhoto):
-                raise file
-            return load_photo(file, labeller.image_size, labeller.interpolation, labeller.loading)
-
-        def begin() -> list[tuple[Path, Future[np.ndarray]]]:
-            return [
-                (each.path if isinstance(each, BadPhoto) else each, pool.submit(load, each))
-                for each in islice(files, batch_size)
-            ]
-
-        ahead = begin()
-        while ahead:
-            here, ahead = ahead, begin()
-            batch, bad = [], []
-            for file, coming in here:
-                try:
-                    batch.append((file, coming.result()))
-                except BadPhoto as error:
-                    bad.append(error)
-            yield batch, bad
+    if format not in (None, "parquet"):
+        raise BadInput(f"--format: expected parquet for a data set, received {format}. Leave --format out.")
+    if out is not None and out.suffix.lower().removeprefix(".") in PREDICTION_FORMATS and not out.is_dir():
+        raise BadInput(
+            f"--out: expected a folder for a data set, which --engine, --resume and the like ask for; received {out}, "
+            f"which is named as a file. Give {shlex.quote(str(out.with_suffix('')))}."
+        )
+    return Path("predictions") if out is None else out
 
 
 def _place(out: Path | None, format: PredictionFormat | None) -> tuple[Path, PredictionFormat]:

@@ -1,13 +1,15 @@
 """What `lightning predict` writes of each photo: how many labels, from which probability on, at which temperature."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+from datamodule.photo_store import BadPhoto
 from export.fitted_temperature import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, Fitted, fitted_beside
+from lightning_module.evaluation.decoding import Found, decoded
 from lightning_module.evaluation.labellers import Labeller
 from lightning_module.evaluation.prediction_files import Row
 from lightning_module.evaluation.top_labels import DECIMALS, SHOWN, top_labels
@@ -39,6 +41,35 @@ class Labelling:
         places = ["", *(f"_{place}" for place in range(2, self.top + 1))]
         labels = [f"{column}{place}" for place in places for column in ("label", "probability")]
         return ["file", *labels, *([] if self.min_probability is None else [LIKELIEST])]
+
+
+def labelled(
+    batches: Iterable[Sequence[Found]],
+    labeller: Labeller,
+    labelling: Labelling,
+    threads: int | None = None,
+    name_of: Callable[[Any], str] = str,
+) -> Iterator[list[Row | BadPhoto]]:
+    """Label photos batch by batch; the next batch is decoded while one is computed.
+
+    Args:
+        batches: photos, and what was named but cannot be one.
+        labeller: computes the probabilities.
+        labelling: what is written.
+        threads: how many photos are decoded at once; None for as many as there are cores.
+        name_of: what a photo is called in its row.
+
+    Yields:
+        For each photo of a batch, in order, its row, or why it cannot be read.
+
+    Raises:
+        BadInput: the labeller's outputs are not probabilities, or an address cannot be reached.
+    """
+    for batch in decoded(batches, labeller, threads):
+        files = [name_of(file) for file, pixels in batch if not isinstance(pixels, BadPhoto)]
+        photos = [pixels for _, pixels in batch if not isinstance(pixels, BadPhoto)]
+        rows = label(labeller, files, np.stack(photos), labelling) if photos else iter(())
+        yield [pixels if isinstance(pixels, BadPhoto) else next(rows) for _, pixels in batch]
 
 
 def label(

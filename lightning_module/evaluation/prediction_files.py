@@ -3,7 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, ClassVar, Literal, get_args
@@ -109,33 +109,37 @@ class ParquetFile(RowsFile):
     _WHOLE: ClassVar = {"compression": "zstd"}
 
     def _open(self, temporary: Path) -> None:
-        import pyarrow
         from pyarrow import parquet
 
-        kinds = [
-            (name, pyarrow.float64() if name.startswith(NUMBER) else pyarrow.string())
-            for name in self.columns
-        ]  # fmt: skip
-        self._schema = pyarrow.schema(kinds)
         self._rows: list[Row] = []
-        self._writer = self.stack.enter_context(parquet.ParquetWriter(temporary, self._schema, **self._WHOLE))
+        schema = parquet_table(self.columns, []).schema
+        self._writer = self.stack.enter_context(parquet.ParquetWriter(temporary, schema, **self._WHOLE))
         self.stack.push(lambda kind, *_: self._flush() if kind is None else None)  # before the writer is closed
 
     def _write(self, row: Row) -> None:
-        self._rows.append([_parquet_cell(each) for each in row])
+        self._rows.append(row)
         if len(self._rows) == ROWS_AT_ONCE:
             self._flush()
 
     def _flush(self) -> None:
-        import pyarrow
-
         if self._rows:
-            columns = [
-                pyarrow.array(cells, kind)
-                for cells, kind in zip(zip(*self._rows, strict=True), self._schema.types, strict=True)
-            ]  # fmt: skip
-            self._writer.write_table(pyarrow.Table.from_arrays(columns, schema=self._schema))
+            self._writer.write_table(parquet_table(self.columns, self._rows))
             self._rows = []
+
+
+def parquet_table(columns: list[str], rows: Sequence[Row]) -> Any:
+    r"""Return rows as a pyarrow.Table of text and float64.
+
+    Args:
+        columns: their names.
+        rows: their cells. Bytes of a file name that are not UTF-8 become `\xff`.
+    """
+    import pyarrow
+
+    kinds = [pyarrow.float64() if name.startswith(NUMBER) else pyarrow.string() for name in columns]
+    cells = [[_parquet_cell(row[place]) for row in rows] for place in range(len(columns))]
+    arrays = [pyarrow.array(each, kind) for each, kind in zip(cells, kinds, strict=True)]
+    return pyarrow.Table.from_arrays(arrays, names=columns)
 
 
 def _parquet_cell(value: Any) -> Any:

@@ -20,8 +20,7 @@ from datamodule.photo_store import load_photo
 from export.checkpoint import read_checkpoint
 from export.torch_to_keras import write_twin
 from export.worker.keras_process import KerasFailed, KerasStream
-from lightning_module.commands import predict
-from lightning_module.evaluation import labelling, top_labels
+from lightning_module.evaluation import decoding, labelling, top_labels
 from lightning_module.evaluation.labellers import KerasFileLabeller
 from lightning_module.evaluation.labelling import Labelling
 from lightning_module.evaluation.prediction_files import CsvFile
@@ -136,7 +135,7 @@ def test_names_that_are_formulas_are_text_to_a_spreadsheet(checkpoint, photos, t
 
 def test_labels_that_are_formulas_are_text_to_a_spreadsheet(tmp_path):
     labeller = SimpleNamespace(class_names=["=a", "-b"], probabilities=lambda photos: np.array([[0.75, 0.25]]))
-    rows = list(predict.label(labeller, [Path("1.jpg")], np.zeros((1, 2, 2, 3), np.uint8)))
+    rows = list(labelling.label(labeller, [Path("1.jpg")], np.zeros((1, 2, 2, 3), np.uint8)))
     with ExitStack() as stack:
         CsvFile(stack, tmp_path / "p.csv", Labelling().columns).write(rows)
     assert (tmp_path / "p.csv").read_text().splitlines()[1] == "1.jpg,'=a,0.750,'-b,0.250,,"
@@ -209,10 +208,10 @@ def test_no_more_than_two_batches_are_decoded_at_once(photos, monkeypatch):
         begun.append(path)
         return np.zeros((4, 4, 3), np.uint8)
 
-    monkeypatch.setattr(predict, "load_photo", load)
+    monkeypatch.setattr(decoding, "load_photo", load)
     labeller = SimpleNamespace(image_size=(4, 4), interpolation="nearest", loading=Loading())
     taken = 0
-    for batch, _ in predict.decoded((Path(str(number)) for number in range(100)), 8, labeller):
+    for batch in decoding.decoded(decoding.in_batches((Path(str(each)) for each in range(100)), 8), labeller):
         taken += len(batch)
         assert len(begun) <= taken + 8
     assert taken == 100

@@ -19,7 +19,7 @@ from export.checkpoint import read_checkpoint
 from export.import_keras import write_import
 from export.keras_to_torch import read_keras_classifier
 from export.torch_to_keras import write_twin
-from lightning_module.commands import predict
+from lightning_module.evaluation import decoding, labelling
 from lightning_module.evaluation.calibration import probabilities_of
 from lightning_module.evaluation.torch_labeller import CheckpointLabeller
 from models.digests import file_digest
@@ -224,14 +224,14 @@ def test_standard_input_that_ends_at_once_leaves_nothing(there, monkeypatch, cap
 def test_memory_is_that_of_a_batch(there, monkeypatch):
     """A list of any length is taken line by line, as photos are decoded."""
     taken = []
-    monkeypatch.setattr(predict, "load_photo", lambda path, *_: taken.append(path) or np.zeros((48, 40, 3), np.uint8))
+    monkeypatch.setattr(decoding, "load_photo", lambda path, *_: taken.append(path) or np.zeros((48, 40, 3), np.uint8))
     given = SimpleNamespace(readline=lambda _: b"shop/tv/tv_0001.jpg\n", peek=lambda _: b"")
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=given))
 
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(predict, "label", stop)
+    monkeypatch.setattr(labelling, "label", stop)
     assert run("-", "--batch_size=4") == 130
     assert len(taken) <= 8
 

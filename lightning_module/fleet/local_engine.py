@@ -1,0 +1,26 @@
+"""Labels parts in this process: photos are decoded on all cores while the ones before are computed."""
+
+from collections.abc import Generator, Sequence
+
+from lightning_module.evaluation.labellers import Labeller
+from lightning_module.fleet.listing import Listing
+from lightning_module.fleet.parts import Job, LabelledPart, Restarting, labelled_parts
+
+
+def label_here(
+    listing: Listing, numbers: Sequence[int], job: Job, labeller: Labeller
+) -> Generator[LabelledPart, None, None]:
+    """Label parts, in order.
+
+    Args:
+        listing: the photos.
+        numbers: of the parts.
+        job: what is asked for.
+        labeller: computes the probabilities; not entered yet.
+
+    Raises:
+        BadInput: some input cannot be used.
+        KerasFailed: the Keras process crashed or ran out of time, and did so again.
+    """
+    with Restarting(labeller) as ready:
+        yield from labelled_parts(listing.each_part(numbers), job, ready)
