@@ -81,6 +81,8 @@ def check_weights(graph: Graph, twin: KerasFile, loaded: dict[str, np.ndarray]) 
     detail = f"{compared} arrays, in the file and as loaded, against {len(own | sources)} tensors of the checkpoint"
     if graph.computed:
         detail += f"; {len(graph.computed)} arrays are computed from {len(sources)} of these"
+    if graph.unused:
+        detail += f"; {len(graph.unused)} tensors have no part in what the network computes"
     first = different[0] if different else None
     return Check("weights", not different, len(different), 0, "arrays differ", detail, first)
 

@@ -174,7 +174,7 @@ def _run_checks(
         report.skipped |= {"file_pixels": reason, "file_labels": reason}
     if comparison.folded and comparison.source.trainable == "all":
         report.skipped["training_steps"] = "with BatchNorm folded into them, other weights are trained"
-    elif comparison.traced.computed and comparison.source.trainable == "all":
+    elif comparison.source.trainable == "all" and any(each.sources for each in comparison.traced.computed.values()):
         report.skipped["training_steps"] = "in place of the weights that others are computed from, those are trained"
     elif comparison.training_steps is None:
         report.skipped["training_steps"] = (

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -134,21 +135,27 @@ def audit(
             _check_classes(photos, out)
         _require_extra()
         architecture = {"backbone": backbone, "pad_type": pad_type, "bn_eps": bn_eps, "mean": mean, "std": std}
+        made = [each for each in (out, *out.parents) if not each.exists()]
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise BadInput(f"--out: expected a folder that can be made, received {out}: {error}.") from error
-        features = _features(architecture, weights, checkpoint, image_size, interpolation, out / FEATURES)
-        given = {
-            "listing": None if listing == "checked" else listing,
-            "photo_folder": photo_folder,
-            "file_column": file_column,
-            "label_column": label_column,
-            "formats": None if formats == "keras" else formats,
-        }
-        command = ["lightning", "audit", str(photos), "--out", str(out)]
-        command += [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
-        _audit(photos, out, features, validation_split, seed, listing, table, formats, sets, shlex.join(command))
+        try:
+            features = _features(architecture, weights, checkpoint, image_size, interpolation, out / FEATURES)
+            given = {
+                "listing": None if listing == "checked" else listing,
+                "photo_folder": photo_folder,
+                "file_column": file_column,
+                "label_column": label_column,
+                "formats": None if formats == "keras" else formats,
+            }
+            command = ["lightning", "audit", str(photos), "--out", str(out)]
+            command += [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
+            _audit(photos, out, features, validation_split, seed, listing, table, formats, sets, shlex.join(command))
+        finally:
+            with suppress(OSError):  # a folder with something in it stays
+                for each in made:
+                    each.rmdir()
 
 
 def _sets_in(photos: Path, listing: "Listing") -> "Roots | None":

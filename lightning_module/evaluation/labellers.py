@@ -79,7 +79,7 @@ def is_hdf5(path: Path) -> bool:
 
 
 class KerasFileLabeller:
-    """A `.h5` in a separate Keras process, one for all batches; photos and probabilities are passed through files.
+    """A `.h5` in a separate Keras process, one for all batches; photos and probabilities pass through pipes.
 
     Args:
         h5: a file of `lightning fit` or `lightning export`, or any other one together with its labels.
@@ -133,12 +133,9 @@ class KerasFileLabeller:
         scale = {"unit": 1 / 255, "raw": 1.0, "tf": 1.0}[self.input_range]
         if self.input_range == "tf":  # the same as in mobilenet_v2.preprocess_input
             images = images.astype(dtype) / dtype(127.5) - dtype(1)
-        inputs, outputs = self._folder / "photos.npy", self._folder / "probabilities.npy"
-        np.save(inputs, images)
-        asked = {"task": task, "inputs": str(inputs), "outputs": str(outputs), "scale": scale, "batch_size": filled}
+        asked = {"task": task, "scale": scale, "batch_size": filled, "copy": str(self._folder / "float64.h5")}
         limit = SECONDS_TO_START + SECONDS_PER_PHOTO * filled  # the first batch of a size includes building the graph
-        self._keras.ask({**asked, "copy": str(self._folder / "float64.h5")}, limit)
-        answers = np.load(outputs, allow_pickle=False)[: len(photos)]
+        answers = self._keras.compute(asked, images, limit)[: len(photos)]
         return np.concatenate([1 - answers, answers], axis=1) if self._has_one_output else answers
 
     def _checked_size(self) -> tuple[int, int]:

@@ -55,13 +55,7 @@ def label(
     Raises:
         BadInput: the labeller's outputs are not probabilities.
     """
-    probabilities = labeller.probabilities(photos)
-    if not (np.abs(probabilities.sum(axis=1) - 1) < 1e-3).all() or (probabilities < 0).any():  # NaN is not near 1
-        raise BadInput(
-            f"expected probabilities of {len(labeller.class_names)} classes that add up to 1, received "
-            f"{probabilities[0].tolist()[:4]} ... for {files[0]}. The model gives something else, or its weights are "
-            "no numbers."
-        )
+    probabilities = checked_probabilities(labeller, files, photos)
     found = top_labels(probabilities, lambda rows: labeller.exact(photos[rows]), labelling.top, labelling.temperature)
     least = labelling.min_probability
     for file, classes, values in zip(files, found.classes, found.probabilities, strict=True):
@@ -71,9 +65,30 @@ def label(
         row += [None] * (1 + 2 * labelling.top - len(row))
         if least is not None:
             row.append(row[1])
-            if float(f"{row[2]:.{DECIMALS}f}") < least:  # as printed, which is the same from both twins
+            if as_printed(row[2]) < least:
                 row[1] = UNSURE
         yield row
+
+
+def checked_probabilities(labeller: Labeller, files: Sequence[Path | str], photos: np.ndarray) -> np.ndarray:
+    """Return the probabilities of photos in float32, shape (N, C); see `label` for the arguments.
+
+    Raises:
+        BadInput: the labeller's outputs are not probabilities.
+    """
+    probabilities = labeller.probabilities(photos)
+    if not (np.abs(probabilities.sum(axis=1) - 1) < 1e-3).all() or (probabilities < 0).any():  # NaN is not near 1
+        raise BadInput(
+            f"expected probabilities of {len(labeller.class_names)} classes that add up to 1, received "
+            f"{probabilities[0].tolist()[:4]} ... for {files[0]}. The model gives something else, or its weights are "
+            "no numbers."
+        )
+    return probabilities
+
+
+def as_printed(probability: float) -> float:
+    """Return a probability as it is printed, which is the same from both twins."""
+    return float(f"{probability:.{DECIMALS}f}")
 
 
 def choose_labelling(

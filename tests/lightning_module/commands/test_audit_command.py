@@ -197,7 +197,8 @@ def test_weights_out_of_reach_name_the_option(photos, tmp_path, capsys, monkeypa
 
     monkeypatch.setattr("models.pretrained.huggingface_hub.get_session", unreachable)
     monkeypatch.setattr("models.pretrained._cached_file", lambda *_: None)
-    assert lightning("audit", photos, "--out", tmp_path / "out") == 2
+    assert lightning("audit", photos, "--out", tmp_path / "made" / "out") == 2
+    assert not (tmp_path / "made").exists()  # a failed command leaves no empty folder
     assert "--weights FILE" in capsys.readouterr().err
 
 

@@ -79,7 +79,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stderr.strip() == ""
     lines = [line.split()[0] for line in shown.stdout.splitlines() if line.startswith("  ")]
-    assert lines == ["fit", "validate", "test", "predict", "export", "parity", "import", "upgrade", "audit"]
+    assert lines == ["fit", "validate", "test", "predict", "export", "parity", "import", "upgrade", "audit", "serve"]
     assert "1 they differ; 2 bad input; 3 Keras itself crashed" in shown.stdout
     assert shown.stdout.strip() in (ROOT / "docs" / "commands.md").read_text()
 
@@ -104,6 +104,17 @@ def test_help_that_nobody_reads_leaves_no_traceback():
     for arguments in ([], ["fit", "--help"]):
         done = without_a_reader(*arguments)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fit", "--help"]])
+def test_output_that_cannot_be_written_is_an_error_of_its_own_and_not_a_mismatch(arguments):
+    command = [sys.executable, "-m", "lightning_module", *arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    assert done.returncode == cli.EXIT_UNEXPECTED
+    assert "No space left on device" in done.stderr
+    assert "Traceback (" not in done.stderr
 
 
 @pytest.mark.slow
