@@ -258,6 +258,8 @@ def test_each_check_of_the_proof_is_explained_on_the_page(pages):
 def test_a_suspect_is_moved_to_a_class_kept_or_set_aside(show, pages, tmp_path):
     page = show(pages["audit"])
     keys = page.locator("[data-choices]")
+    tops = [page.locator("#suspect .card").nth(place).bounding_box()["y"] for place in (0, 1)]
+    assert tops[0] == tops[1]  # beside each other
     pressed = page.locator("[data-choices] [aria-pressed=true]")
     assert pressed.all_inner_texts() == ["Move to"]
     keys.nth(0).locator("select").select_option(label=CLASSES[3])
