@@ -139,7 +139,7 @@ def refused(layer: FlatLayer) -> BadInput:
     kind, remedy = layer.class_name, WRITE_IT.format(example=_EXAMPLE)
     if kind == "Lambda":
         why = "code, which this project does not run"
-    elif "dtype" not in layer.config:  # as Keras 3's bare operations alone
+    elif kind in KERAS_OPERATIONS_NOT_READ:
         why = "an operation between layers that is not read here"
     elif kind in KERAS_LAYERS_NOT_READ:
         why, remedy = "a layer that is not read here", AS_IT_IS
@@ -159,5 +159,12 @@ KERAS_LAYERS_NOT_READ = frozenset(
     MultiHeadAttention RNN RandomCrop
     SimpleRNN SpectralNormalization StringLookup TextVectorization
     UpSampling3D ZeroPadding3D RandomElasticTransform Pipeline
+    """.split()  # noqa: SIM905
+)
+# Keras 3's functions that stand between layers, `keras.ops.sqrt` and the like.
+KERAS_OPERATIONS_NOT_READ = frozenset(
+    """
+    Argmax Argmin AveragePool Conv DepthwiseConv SeparableConv Einsum Floor Greater Less Log LogSoftmax Logsumexp Matmul
+    MaxPool Mod Moments OneHot Repeat Roll Round Rsqrt Sign Split Sqrt Std Swapaxes Tensordot Tile TopK Var Where
     """.split()  # noqa: SIM905
 )
