@@ -299,10 +299,12 @@ class _Recorder(TorchDispatchMode):
                 steps = partial(simpler.BY_WEIGHTS[plain], weights) if weights else steps
         with self:
             if plain in simpler.TAKEN_APART:
-                with torch.backends.mkldnn.flags(
-                    enabled=False
-                ):  # it has recurrent layers of its own, for float32 alone
+                usual = torch._C._get_mkldnn_enabled()
+                torch._C._set_mkldnn_enabled(False)  # it has recurrent layers of its own, for float32 alone
+                try:
                     return func.decompose(*args, **kwargs)
+                finally:
+                    torch._C._set_mkldnn_enabled(usual)
             result = NotImplemented if steps is None else steps(**arguments)
             if result is not NotImplemented and plain != name:
                 return args[0].copy_(result)
