@@ -45,6 +45,10 @@ class BadPhoto(Exception):
         self.reason = reason
 
 
+class LargePhoto(BadPhoto):
+    """A file with more bytes or pixels than are read."""
+
+
 def read_file(path: Path) -> bytes:
     """Return the whole content of a photo's file.
 
@@ -59,35 +63,38 @@ def read_file(path: Path) -> bytes:
     if S_ISREG(kind) and not size:  # so say the files of /proc as well, of which some never end
         raise BadPhoto(path, "is empty (0 bytes)")
     if size > MOST_PHOTO_BYTES:
-        raise BadPhoto(
+        raise LargePhoto(
             path, f"is too large, make it smaller: {size >> 20} MiB, at most {MOST_PHOTO_BYTES >> 20} are read"
         )
     with path.open("rb") as file:
         return file.read(size)
 
 
-def open_photo(path: Path, content: bytes | None = None) -> Image.Image:
+def open_photo(path: Path, content: bytes | None = None, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """Open a photo's file without decoding it yet. Every photo is opened here: Pillow alone would open too much.
 
     Args:
         path: the file.
         content: what is in it, if it was read already.
+        most_pixels: of a photo that is read.
 
     Raises:
-        BadPhoto: it is none of `PHOTO_FORMATS`, whatever its name says; or it has more than `MOST_PIXELS`, or is what
-            `read_file` refuses.
+        BadPhoto: it is none of `PHOTO_FORMATS`, whatever its name says, or what `read_file` refuses; `LargePhoto` if it
+            has more than `most_pixels`.
         OSError: it cannot be read; or any other exception of Pillow's readers.
     """
+    if content is not None and not content:
+        raise BadPhoto(path, "is empty (0 bytes)")
     try:
         photo = Image.open(io.BytesIO(read_file(path) if content is None else content), formats=READ_FORMATS)
     except Image.UnidentifiedImageError:
         *first, last = (name for name in READ_FORMATS if name != "DIB")
         raise BadPhoto(path, f"is not an image in a format that is read: {', '.join(first)} or {last}") from None
     except Image.DecompressionBombError as error:
-        raise BadPhoto(path, f"is too large, make it smaller: {error}") from None
-    if photo.width * photo.height > MOST_PIXELS:
-        size = f"{photo.width} x {photo.height} pixels, at most {MOST_PIXELS // 10**6} megapixels are read"
-        raise BadPhoto(path, f"is too large, make it smaller: {size}")
+        raise LargePhoto(path, f"is too large, make it smaller: {error}") from None
+    if photo.width * photo.height > most_pixels:
+        size = f"{photo.width} x {photo.height} pixels, at most {most_pixels / 10**6:g} megapixels are read"
+        raise LargePhoto(path, f"is too large, make it smaller: {size}")
     return photo
 
 
@@ -110,7 +117,12 @@ def to_rgb(photo: Image.Image, loading: Loading = AS_KERAS) -> Image.Image:
 
 
 def load_photo(
-    path: Path, image_size: tuple[int, int], interpolation: str = "nearest", loading: Loading = AS_KERAS
+    path: Path,
+    image_size: tuple[int, int],
+    interpolation: str = "nearest",
+    loading: Loading = AS_KERAS,
+    content: bytes | None = None,
+    most_pixels: int = MOST_PIXELS,
 ) -> np.ndarray:
     """Load one photo exactly as `keras.utils.load_img(path, target_size=image_size, interpolation=...)` does.
 
@@ -125,18 +137,20 @@ def load_photo(
         image_size: (height, width) in pixels.
         interpolation: one of `models.choices.INTERPOLATIONS`.
         loading: how its colours become RGB; the defaults are Keras's.
+        content: what is in the file, if it was read already; then there need not be one.
+        most_pixels: of a photo that is read.
 
     Returns:
         uint8, shape (height, width, 3), RGB, 0..255.
 
     Raises:
-        BadPhoto: the file cannot be read, or has more than `MOST_PIXELS`. (Keras reads photos of up to 179 million
-            pixels, Pillow's limit against decompression bombs.)
+        BadPhoto: the file cannot be read; `LargePhoto` if it has more than `most_pixels`. (Keras reads photos of up to
+            179 million pixels, Pillow's limit against decompression bombs.)
     """
     height, width = image_size
     resample = Image.Resampling[interpolation.upper()]
     try:
-        with open_photo(path) as photo:
+        with open_photo(path, content, most_pixels) as photo:
             rgb = to_rgb(photo, loading)
             if rgb.size != (width, height):
                 rgb = rgb.resize((width, height), resample)

@@ -17,11 +17,15 @@ ANOTHER_OF_THE_RUN = (
     "--resume."
 )
 
+_ARCHIVE = b"PK\x03\x04"
+"""The first bytes of a zip archive, as torch's are."""
+
 
 def check_undamaged(path: Path, remedy: str = ANOTHER_OF_THE_RUN) -> None:
     """Compare a checkpoint with its own checksums: torch writes them, but does not look at them when it reads.
 
-    A file that is not one of torch's archives is left to whoever reads it.
+    A file that is not one of torch's archives is left to whoever reads it; but one that only begins as an archive was
+    cut off, and so was an empty one.
 
     Args:
         path: the file.
@@ -31,17 +35,28 @@ def check_undamaged(path: Path, remedy: str = ANOTHER_OF_THE_RUN) -> None:
         BadInput: the file is no longer what was written.
     """
     if not zipfile.is_zipfile(path):
-        return
+        damage = _cut_off(path)
+    else:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            damage = f"the checksum of {damaged} does not match" if damaged else ""
+        except Exception as error:  # damage can make the reader raise anything
+            damage = f"its table of contents cannot be read ({type(error).__name__})"
+    if damage:
+        raise BadInput(f"expected a checkpoint as it was written, got {path}, which is damaged: {damage}. {remedy}")
+
+
+def _cut_off(path: Path) -> str:
+    """How a file that is no whole archive was cut off, in words; empty if it is something else."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # damage can make the reader raise anything
-        damaged = f"its table of contents ({type(error).__name__})"
-    if damaged:
-        raise BadInput(
-            f"expected a checkpoint as it was written, got {path}, which is damaged: the checksum of {damaged} does "
-            f"not match. {remedy}"
-        )
+        with path.open("rb") as file:
+            start = file.read(len(_ARCHIVE))
+    except OSError:
+        return ""  # whoever reads it says so
+    if not start:
+        return "it is empty"
+    return "it ends before its table of contents, which is the last part" if start == _ARCHIVE else ""
 
 
 def is_dense(tensor: Tensor) -> bool:

@@ -100,7 +100,7 @@ def _keras_layout(node: Node, value: Tensor, batch: int) -> np.ndarray:
         return node.trace_layout.to_keras(value, batch).reshape(batch, *node.shape[1:], node.shape[0]).numpy()
     if len(node.shape) == 1:
         return value.reshape(len(value), -1).numpy()
-    return (value if node.trace_channels_last else value.permute(0, 2, 3, 1)).numpy()
+    return (value if node.trace_channels_last else value.movedim(1, -1)).numpy()
 
 
 def torch_train(

@@ -42,15 +42,36 @@ class Labelling:
 
 
 def label(
-    labeller: Labeller, files: Sequence[Path], photos: np.ndarray, labelling: Labelling = Labelling()
+    labeller: Labeller, files: Sequence[Path | str], photos: np.ndarray, labelling: Labelling = Labelling()
 ) -> Iterator[Row]:
     """Yield the rows of the table.
 
     Args:
         labeller: computes the probabilities.
-        files: N paths.
+        files: what N photos are called.
         photos: their pixels, uint8, shape (N, H, W, 3).
         labelling: what is written.
+
+    Raises:
+        BadInput: the labeller's outputs are not probabilities.
+    """
+    probabilities = checked_probabilities(labeller, files, photos)
+    found = top_labels(probabilities, lambda rows: labeller.exact(photos[rows]), labelling.top, labelling.temperature)
+    least = labelling.min_probability
+    for file, classes, values in zip(files, found.classes, found.probabilities, strict=True):
+        row: Row = [str(file)]
+        for index, value in zip(classes, values, strict=True):
+            row += [labeller.class_names[index], float(value)]
+        row += [None] * (1 + 2 * labelling.top - len(row))
+        if least is not None:
+            row.append(row[1])
+            if as_printed(row[2]) < least:
+                row[1] = UNSURE
+        yield row
+
+
+def checked_probabilities(labeller: Labeller, files: Sequence[Path | str], photos: np.ndarray) -> np.ndarray:
+    """Return the probabilities of photos in float32, shape (N, C); see `label` for the arguments.
 
     Raises:
         BadInput: the labeller's outputs are not probabilities.
@@ -62,18 +83,12 @@ def label(
             f"{probabilities[0].tolist()[:4]} ... for {files[0]}. The model gives something else, or its weights are "
             "no numbers."
         )
-    found = top_labels(probabilities, lambda rows: labeller.exact(photos[rows]), labelling.top, labelling.temperature)
-    least = labelling.min_probability
-    for file, classes, values in zip(files, found.classes, found.probabilities, strict=True):
-        row: Row = [str(file)]
-        for index, value in zip(classes, values, strict=True):
-            row += [labeller.class_names[index], float(value)]
-        row += [None] * (1 + 2 * labelling.top - len(row))
-        if least is not None:
-            row.append(row[1])
-            if float(f"{row[2]:.{DECIMALS}f}") < least:  # as printed, which is the same from both twins
-                row[1] = UNSURE
-        yield row
+    return probabilities
+
+
+def as_printed(probability: float) -> float:
+    """Return a probability as it is printed, which is the same from both twins."""
+    return float(f"{probability:.{DECIMALS}f}")
 
 
 def choose_labelling(

@@ -149,13 +149,33 @@ def _repeat(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Keras
     yield reshape(node.name, keras_shape(node), names)
 
 
+# torch's least length; for Keras's, which is larger, the vectors below it are told apart.
+_SMALLEST_LENGTH = 1e-12
+
+
 def _unit_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    """A vector divided by its root mean square is longer by the root of its numbers' count."""
-    count, least = node.shape[0], node.attributes["least"]
-    attributes = {"epsilon": max(least, 1e-12) ** 2 / count}
-    inner = Node(f"{node.name}_rms", "rms_norm", node.inputs, node.shape, attributes)
+    """A vector divided by its root mean square is longer by the root of its numbers' count.
+
+    Of one that is shorter than `least`, the result is shorter than 1 by as much: by its length / `least`.
+    """
+    count, least, name = node.shape[0], node.attributes["least"], node.name
+    attributes = {"epsilon": _SMALLEST_LENGTH**2 / count}
+    inner = Node(f"{name}_rms", "rms_norm", node.inputs, node.shape, attributes)
     yield from rms_norm(graph, inner, inputs)
-    yield KerasLayer("Rescaling", node.name, {"scale": count**-0.5, "offset": 0.0}, (inner.name,))
+    unit = name if least <= _SMALLEST_LENGTH else f"{name}_unit"
+    yield KerasLayer("Rescaling", unit, {"scale": count**-0.5, "offset": 0.0}, (inner.name,))
+    if unit == name:
+        return
+    rows = math.prod(node.shape[1:])
+    yield KerasLayer("Multiply", f"{name}_products", {}, (*inputs, unit))
+    yield reshape(f"{name}_rows", (rows, count, 1), (f"{name}_products",))
+    pool = {"pool_size": [1, count], "strides": [1, count], "padding": "valid", "data_format": "channels_last"}
+    yield KerasLayer("AveragePooling2D", f"{name}_mean", pool, (f"{name}_rows",))
+    share = {"scale": count / least, "offset": 0.0}
+    yield KerasLayer("Rescaling", f"{name}_share", share, (f"{name}_mean",))
+    yield KerasLayer("ReLU", f"{name}_at_most_1", {"max_value": 1.0}, (f"{name}_share",))
+    yield reshape(f"{name}_factor", (*node.shape[1:], 1), (f"{name}_at_most_1",))
+    yield KerasLayer("Multiply", name, {}, (unit, f"{name}_factor"))
 
 
 # Arrays that are the same for all images ------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stderr.strip() == ""
     lines = [line.split()[0] for line in shown.stdout.splitlines() if line.startswith("  ")]
-    assert lines == ["fit", "validate", "test", "predict", "export", "parity", "import", "upgrade", "audit"]
+    assert lines == ["fit", "validate", "test", "predict", "export", "parity", "import", "upgrade", "audit", "serve"]
     assert "1 they differ; 2 bad input; 3 Keras itself crashed" in shown.stdout
     assert shown.stdout.strip() in (ROOT / "docs" / "commands.md").read_text()
 
@@ -104,6 +104,17 @@ def test_help_that_nobody_reads_leaves_no_traceback():
     for arguments in ([], ["fit", "--help"]):
         done = without_a_reader(*arguments)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fit", "--help"]])
+def test_output_that_cannot_be_written_is_an_error_of_its_own_and_not_a_mismatch(arguments):
+    command = [sys.executable, "-m", "lightning_module", *arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    assert done.returncode == cli.EXIT_UNEXPECTED
+    assert "No space left on device" in done.stderr
+    assert "Traceback (" not in done.stderr
 
 
 @pytest.mark.slow
@@ -328,6 +339,24 @@ def test_photos_that_vanish_in_training_cost_neither_checkpoint_nor_twin(
     assert pairs[0].photo_names == [str(own / file.relative_to(photos)) for file in held_out.val_files]
     assert (pairs[0].photos == held_out.photos_of(held_out.val_files)).all()
     assert all(file.is_file() for file in pairs[0].photo_files)
+
+
+def test_photos_that_are_spoiled_in_training_cost_neither_checkpoint_nor_twin(photos, tmp_path, monkeypatch, capsys):
+    """Their proof is a real one: it reads from their files only those that can still be read."""
+
+    def spoil(journal, *given):
+        for path in own.glob("jeans/*.jpg"):
+            path.write_bytes(path.read_bytes()[:300])
+        return happens(journal, *given)
+
+    own = Path(shutil.copytree(photos, tmp_path / "own"))
+    happens = MetricsJournal.on_train_epoch_end
+    monkeypatch.setattr(MetricsJournal, "on_train_epoch_end", spoil)
+    assert fit(own, tmp_path / "run", hand_over=True) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "These cannot be read any more, and are not loaded again:" in said
+    assert "parity PASS" in said
+    assert (tmp_path / "run" / "model.h5").is_file()
 
 
 def test_a_crashing_keras_is_a_message_and_no_mismatch(finished, tmp_path, capsys):
@@ -639,7 +668,7 @@ def test_unexpected_error_of_a_command_without_a_run(finished, tmp_path, monkeyp
         ("loggers.wandb._WANDB_AVAILABLE", ["--trainer.logger=WandbLogger"], "wandb>=99999"),
         ("loggers.mlflow._MLFLOW_AVAILABLE", ["--trainer.logger=MLFlowLogger"], "mlflow>=99999"),
         ("loggers.comet._COMET_AVAILABLE", ["--trainer.logger=CometLogger"], "comet-ml>=99999"),
-        ("accelerators.cpu._PSUTIL_AVAILABLE", ["--trainer.callbacks+=DeviceStatsMonitor"], "psutil"),
+        ("accelerators.cpu._PSUTIL_AVAILABLE", ["--trainer.callbacks+=DeviceStatsMonitor"], "psutil>=99999"),
         ("strategies.deepspeed._DEEPSPEED_AVAILABLE", ["--trainer.strategy=deepspeed"], "deepspeed"),
     ],
 )
