@@ -41,16 +41,15 @@ class NotTraced(BadInput):
 
 
 def _advice(error: Exception) -> str:
-    if isinstance(error, NotRecorded):
-        return (
-            "Write that part of its forward in torch's operations on whole tensors, or take another backbone, such as "
-            "those in docs/families.md; for other networks torch.onnx.export followed by onnx2tf gives a SavedModel or "
-            "TFLite file, without the proof."
-        )
-    return (
-        "If its layers are made for images of another size, give the size that it was trained at (image_size, on the "
-        "command line --image_size HEIGHT,WIDTH); otherwise mend what it raises."
+    first = (
+        "Write that part of its forward in torch's operations on whole tensors, or take another backbone, such as "
+        "those in docs/families.md"
+        if isinstance(error, NotRecorded)
+        else "If its layers are made for images of another size, give the size that it was trained at (image_size, on "
+        "the command line --image_size HEIGHT,WIDTH); otherwise mend what it raises"
     )
+    others = "for other networks torch.onnx.export followed by onnx2tf gives a SavedModel or TFLite file"
+    return f"{first}; {others}, without the proof."
 
 
 def _raised_in(network: nn.Module, error: Exception) -> str:
@@ -299,10 +298,12 @@ class _Recorder(TorchDispatchMode):
                 steps = partial(simpler.BY_WEIGHTS[plain], weights) if weights else steps
         with self:
             if plain in simpler.TAKEN_APART:
-                with torch.backends.mkldnn.flags(
-                    enabled=False
-                ):  # it has recurrent layers of its own, for float32 alone
+                usual = torch._C._get_mkldnn_enabled()
+                torch._C._set_mkldnn_enabled(False)  # it has recurrent layers of its own, for float32 alone
+                try:
                     return func.decompose(*args, **kwargs)
+                finally:
+                    torch._C._set_mkldnn_enabled(usual)
             result = NotImplemented if steps is None else steps(**arguments)
             if result is not NotImplemented and plain != name:
                 return args[0].copy_(result)

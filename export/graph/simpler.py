@@ -257,7 +257,7 @@ def _interpolated(mode: str) -> Any:
         factors = given.get("scale_factors")
         scale = float((factors[0] if factors else given.get("scales")) or 0)
         if given.get("output_size") is None or scale:
-            return functional.interpolate(value, scale_factor=(1.0, scale), mode=mode, **aligned)
+            return functional.interpolate(value, scale_factor=(1.0, float(scale or 1.0)), mode=mode, **aligned)
         return functional.interpolate(value, size=(1, given["output_size"][0]), mode=mode, **aligned)
 
     return _as_rows(run, lambda given: given)

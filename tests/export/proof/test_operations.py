@@ -328,8 +328,8 @@ def off_by_a_little(layer, op):
     config = layer.config
     if op == "positive" and layer.class_name != "Cropping2D":  # a number is divided by its own length
         return None
-    if op == "array" and layer.class_name == "Cropping2D":  # of what it cuts it takes nothing but the number of images
-        return None
+    if layer.class_name == "Cropping2D" and (op == "array" or (op == "root_of_squares" and "_first" in layer.name)):
+        return None  # of what it cuts, nothing but the number of images is taken
     if op in ("power", "logarithm") and not layer.name.endswith(("_7_step", "_scaled")):  # the next step mends it
         return None
     if layer.weights:
