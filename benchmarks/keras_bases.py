@@ -23,8 +23,12 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 
 try:
-    import keras
-except ImportError:
+    if os.environ.get("TF_USE_LEGACY_KERAS"):  # TensorFlow's own switch
+        import tf_keras as keras
+    else:
+        import keras
+    keras.applications  # noqa: B018 - beside a tf.keras 2 there is a package keras without it
+except (ImportError, AttributeError):
     from tensorflow import keras
 
 if TYPE_CHECKING:

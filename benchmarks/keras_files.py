@@ -1,9 +1,11 @@
 """Old Keras files, each upgraded as `lightning upgrade` does it and compared with what its own Keras gave.
 
-    PYTHON benchmarks/keras_files.py FOLDER [FOLDER ...] [--write docs/from_keras.md] [--read_only]
+    PYTHON benchmarks/keras_files.py FOLDER [FOLDER ...] [--rows ROWS.jsonl] [--write docs/from_keras.md] [--read_only]
 
 Each folder holds files of one Keras (its name is the folder's) and for each a CASE.npz with `images` and the `answer`
-that its own Keras gave for them. Prints a table, and puts it between the marks in a page.
+that its own Keras gave for them. Prints a table, and puts it between the marks in a page, where rows of other files
+stay and those of the same are replaced. With `--rows` each row is
+kept as soon as it is known, and a file whose row is there is not done again: the whole takes hours.
 
 Keras's processes are forks of one that has imported TensorFlow: the seconds are without that import. With `--read_only`
 no Keras is started: the file is read as `upgrade` reads it, and what was read is computed in torch.
@@ -12,11 +14,12 @@ no Keras is started: the file is read as `upgrade` reads it, and what was read i
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest.mock import patch
 
@@ -33,10 +36,11 @@ from export.upgrade_keras import UpgradeDiffers, write_upgrade
 from export.worker import keras_process
 from export.worker.environments import TF_KERAS
 from models.bad_input import BadInput
+from models.digests import file_digest
 from tests.keras_forks import KerasForks
 
 BEGIN, END = "<!-- benchmarks/keras_files.py writes this table -->\n", "<!-- end of the table -->\n"
-HEAD = "| file | Keras | verdict | largest difference | allowed | seconds |\n|---|---|---|---|---|---|\n"
+HEAD = "| file | Keras | by | verdict | largest difference | allowed | seconds |\n|---|---|---|---|---|---|---|\n"
 
 
 @dataclass(frozen=True)
@@ -48,10 +52,10 @@ class Outcome:
     difference: float | None = None
     allowed: float | None = None
 
-    def row(self, path: Path) -> str:
-        """One line of the table."""
+    def row(self, path: Path, by: str) -> str:
+        """One line of the table; `by` is upgrade, proof included, or reading alone."""
         figures = " | ".join("" if each is None else f"{each:.1e}" for each in (self.difference, self.allowed))
-        return f"| {path.name} | {path.parent.name} | {self.verdict} | {figures} | {self.seconds:.1f} |\n"
+        return f"| {path.name} | {path.parent.name} | {by} | {self.verdict} | {figures} | {self.seconds:.1f} |\n"
 
 
 def given_and_answered(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -103,6 +107,8 @@ def upgrade(path: Path) -> Outcome:
             return refused(error, start)
         except UpgradeDiffers as differs:
             return Outcome(f"DIFFERS: {differs}", time.perf_counter() - start)
+        except keras_process.KerasFailed as failed:
+            return Outcome(f"Keras failed: {str(failed).splitlines()[-1][:200]}", time.perf_counter() - start)
         seconds = time.perf_counter() - start
         ours = answers_of(new, images)
         exact = exact_answers(new, images)
@@ -148,6 +154,14 @@ def forked_kerases() -> Iterator[None]:
         legacy.close()
 
 
+def kept_rows(rows: Path | None) -> dict[tuple[str, str], Outcome]:
+    """Outcomes of earlier runs: folder and name of a file, with its digest -> what became of it."""
+    if rows is None or not rows.exists():
+        return {}
+    lines = map(json.loads, rows.read_text().splitlines())
+    return {(each["file"], each["sha256"]): Outcome(**each["outcome"]) for each in lines}
+
+
 def files_in(folder: Path) -> list[Path]:
     """The Keras files that have their answers beside them."""
     known = (".h5", ".hdf5", ".keras")
@@ -155,12 +169,14 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def write_table(page: Path, rows: str) -> None:
-    """Put a table between the marks of a page."""
+    """Put rows between the marks of a page, in the place of those of the same files."""
     before, begin, rest = page.read_text().partition(BEGIN)
-    _, end, after = rest.partition(END)
+    table, end, after = rest.partition(END)
     if not begin or not end:
         raise SystemExit(f"expected the lines {BEGIN!r} and {END!r} in {page}")
-    page.write_text(before + begin + HEAD + rows + end + after)
+    lines = [*table.removeprefix(HEAD).splitlines(True), *rows.splitlines(True)]
+    by_file = {tuple(line.split(" | ")[:2]): line for line in lines}
+    page.write_text(before + begin + HEAD + "".join(by_file.values()) + end + after)
 
 
 def main() -> None:
@@ -168,18 +184,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--write", type=Path, help="a page with the marks of the table")
+    parser.add_argument("--rows", type=Path, help="keeps the rows of files that are done")
     parser.add_argument("--read_only", action="store_true", help="start no Keras")
     options = parser.parse_args()
     print(HEAD, end="")
     torch.set_num_threads(1)  # the networks are small, and Keras computes beside them
-    rows = ""
+    table, known = "", kept_rows(options.rows)
     with nullcontext() if options.read_only else forked_kerases():
         for path in (path for folder in options.folders for path in files_in(folder)):
-            row = (read if options.read_only else upgrade)(path).row(path)
+            key = f"{path.parent.name}/{path.name}", file_digest(path)
+            if key not in known:
+                known[key] = (read if options.read_only else upgrade)(path)
+                if options.rows:
+                    with options.rows.open("a") as rows:
+                        rows.write(json.dumps({"file": key[0], "sha256": key[1], "outcome": asdict(known[key])}) + "\n")
+            row = known[key].row(path, "reading" if options.read_only else "upgrade")
             print(row, end="", flush=True)
-            rows += row
+            table += row
     if options.write:
-        write_table(options.write, rows)
+        write_table(options.write, table)
 
 
 if __name__ == "__main__":

@@ -4,63 +4,43 @@ import hashlib
 import itertools
 import os
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
-from PIL import ImageColor
-from rich.progress import track
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from datamodule.augment import Augmentation, TransformParameters
 from datamodule.demo_photos import DEMO_CLASSES, draw_catalogue
-from datamodule.layout import (
-    Listing,
-    count_in_junk_folders,
-    describe_junk,
-    innermost,
-    what_else,
-    without_junk,
-)
-from datamodule.near_duplicates import group_near_duplicates
+from datamodule.layout import Listing
+from datamodule.photo_batches import PhotoBatch, PhotoSet, SetName, keep_batch
 from datamodule.photo_order import EpochShuffle, OwnShare, ResumableLoader, even_batch_size, mix_seed
+from datamodule.photo_sets import PhotoSets, Places, Split
+from datamodule.photo_settings import fetched, parse_image_size, parse_loading, show_progress
 from datamodule.photo_store import BadPhoto, PhotoStore, default_store_dir
-from datamodule.sources.addresses import fetch, is_address
 from datamodule.sources.kaggle_photos import download_photos
-from datamodule.sources.photo_table import PhotoTable, TableSet
+from datamodule.sources.photo_table import PhotoTable
 from datamodule.sources.roots import (
     ForeignClasses,
     check_class_names,
     check_folder,
     check_sets,
     check_sources,
-    check_wanted_classes,
     find_roots,
     read_class_names,
 )
-from datamodule.split import (
-    LabelledFiles,
-    grouped_split,
-    keras_split,
-    label_all,
-    list_photos,
-    stratified_split,
-    unlisted,
-)
+from datamodule.split import LabelledFiles
 from models.bad_input import BadInput, quoted, some_lines_of, some_of
-from models.choices import FORMAT_ENDINGS, INTERPOLATIONS, DeepGrey, Formats, Interpolation, Loading
+from models.choices import INTERPOLATIONS, DeepGrey, Formats, Interpolation
 
 DEMO_ROOT = Path("runs/demo_photos")
 MOST_NAMED = 50
 """How many photos that cannot be read a message names."""
 
-SetName = Literal["train", "val", "val_clean", "test", "predict"]
 SETS_OF_STAGE: dict[str | None, tuple[SetName, ...]] = {
     "fit": ("train", "val"),
     "validate": ("val",),
@@ -72,59 +52,6 @@ SETS_OF_STAGE: dict[str | None, tuple[SetName, ...]] = {
 
 MOST_COPIES = 0.1
 """Share of the validation photos that may be training photos, too."""
-
-
-class PhotoBatch(NamedTuple):
-    """What a loader yields and what moves to the device.
-
-    Attributes:
-        photos: uint8, shape (B, H, W, 3), RGB, 0..255.
-        labels: int64, shape (B,); -1 where there are none.
-        indices: int64, shape (B,), rows of the set's list of files; stays on the host.
-        set_name: which set this is; decides about augmentation.
-    """
-
-    photos: Tensor
-    labels: Tensor
-    indices: Tensor
-    set_name: SetName
-
-
-class PhotoSet(Dataset):
-    """The photos of one set, fetched a whole batch at a time.
-
-    Args:
-        name: the set's name, copied into every batch.
-        store: holds all of `labelled.files`.
-        labelled: the files and their labels.
-        repeats: how many times each photo is in the set: photo i is at i, N + i, 2 N + i, ... of N photos.
-    """
-
-    def __init__(self, name: SetName, store: PhotoStore, labelled: LabelledFiles, repeats: int = 1) -> None:
-        self.name = name
-        self.store = store
-        self.files = labelled.files
-        self.labels = torch.tensor(labelled.labels, dtype=torch.int64)
-        self.repeats = repeats
-
-    def __len__(self) -> int:
-        return len(self.files) * self.repeats
-
-    def __getitem__(self, index: int) -> PhotoBatch:
-        """Return one photo as a batch of one."""
-        return self.__getitems__([index])
-
-    def __getitems__(self, indices: list[int]) -> PhotoBatch:
-        """Return a batch: the loader calls this once per batch, so nothing has to be collated afterwards."""
-        places = torch.tensor(indices, dtype=torch.int64)
-        rows = places % len(self.files)
-        photos = torch.from_numpy(self.store.photos_of([self.files[row] for row in rows.tolist()]))
-        return PhotoBatch(photos, self.labels[rows], places, self.name)
-
-
-def keep_batch(batch: Any) -> Any:
-    """Collate nothing: `PhotoSet` gives whole batches."""
-    return batch
 
 
 class ProductPhotos(L.LightningDataModule):
@@ -209,7 +136,7 @@ class ProductPhotos(L.LightningDataModule):
         interpolation: Interpolation = "nearest",
         batch_size: int = 32,
         validation_split: float = 0.2,
-        split: Literal["keras", "stratified", "grouped"] = "keras",
+        split: Split = "keras",
         augmentation: Augmentation | None = None,
         augment_validation: bool = False,
         on_bad_photo: Literal["stop", "skip"] = "stop",
@@ -306,15 +233,22 @@ class ProductPhotos(L.LightningDataModule):
         )  # fmt: skip
         self.class_names = found_names if class_names is None else [str(name) for name in class_names]
         if class_names is not None:
+            if len(self.class_names) < 2 or len({*self.class_names}) < len(self.class_names):
+                raise BadInput(
+                    f"class_names: expected two or more names, each once; received {quoted(self.class_names)}."
+                )
             place = Path(table) if table is not None else self.root
-            said.append(check_wanted_classes(place, found_names, self.class_names, foreign_classes))
+            said.append(check_class_names("class_names", place, found_names, self.class_names, foreign_classes))
         for setting, folder in (("val_root", self.val_root), ("test_root", self.test_root)):
             if folder is not None:
-                said.append(check_class_names(setting, folder, listing, self.class_names, foreign_classes))
+                found_names = read_class_names(setting, folder, listing, fewest=1)
+                said.append(check_class_names(setting, folder, found_names, self.class_names, foreign_classes))
         for sentence in filter(None, said):
             rank_zero_info(sentence)
         if self.predict_root is not None:
             check_folder("predict_root", self.predict_root)
+        places = Places(self.root, self.val_root, self.test_root, self.predict_root, self.table)
+        self.photo_sets = PhotoSets(places, self.class_names, listing, formats, split, validation_split, seed)
         self.val_sets: list[SetName] = ["val", "val_clean"] if augment_validation else ["val"]
         self.store = PhotoStore(
             self.image_size,
@@ -324,22 +258,19 @@ class ProductPhotos(L.LightningDataModule):
             self.loading,
         )
         self._sets: dict[SetName, LabelledFiles] = {}
-        self._said: set[str] = set()
         self._named: set[Path] = set()
-        self._grouped_files: list[Path] = []
-        self._groups: list[int] = []
         self._drawn: dict[SetName, tuple[int, TransformParameters]] = {}
         self._order: EpochShuffle | None = None
 
     @property
     def has_validation_photos(self) -> bool:
         """Whether there are photos of their own for validation; otherwise a share of the training photos is."""
-        return self.val_root is not None or (self.table is not None and "val" in self.table.classes)
+        return self.photo_sets.has_validation_photos
 
     @property
     def has_test_photos(self) -> bool:
         """Whether there are photos of their own for testing; otherwise the validation photos are tested."""
-        return self.test_root is not None or (self.table is not None and "test" in self.table.classes)
+        return self.photo_sets.has_test_photos
 
     @property
     def train_files(self) -> list[Path]:
@@ -412,7 +343,7 @@ class ProductPhotos(L.LightningDataModule):
             wanted = tuple(name for name in wanted if name not in self._sets)
             if not wanted:
                 return
-        listed = self._list_sets(wanted)
+        listed = self.photo_sets.list_sets(wanted)
         if self.trainer is not None:  # Lightning starts processes itself, without torchrun's variables
             self.store.processes = max(self.store.processes, self.trainer.num_devices)
         bad_photos = self.store.add(
@@ -423,123 +354,6 @@ class ProductPhotos(L.LightningDataModule):
         if "train" in listed and "val" in listed:
             self._count_copies(listed["train"].files, listed["val"].files)
         self._sets.update(listed)
-
-    def _list_sets(self, wanted: Sequence[SetName]) -> dict[SetName, LabelledFiles]:
-        sets: dict[SetName, LabelledFiles] = {}
-        if not self.has_validation_photos:
-            training, validation = self._split_root("train" in wanted)
-        else:
-            training = label_all(self._classes_of("train")) if "train" in wanted else LabelledFiles([], [])
-            validation = label_all(self._classes_of("val"))
-        for name in wanted:
-            if name == "train":
-                sets[name] = training
-            elif name == "test" and self.has_test_photos:
-                sets[name] = label_all(self._classes_of("test"))
-            elif name == "predict" and self.predict_root is not None:
-                files = self._photos_in(self.predict_root, Counter())
-                if not files:
-                    raise BadInput(
-                        f"predict_root: expected photos; received {self.predict_root}, which has none that ends in "
-                        f"{self._endings()}{what_else(self.predict_root, self.formats)}. Point it at the folder that "
-                        f"has them, {self._other_formats()}or convert photos with other endings."
-                    )
-                sets[name] = LabelledFiles(files, [-1] * len(files))
-            else:
-                sets[name] = validation
-        return sets
-
-    def _classes_of(self, name: TableSet, training: bool = True) -> list[list[Path]]:
-        """List the photos of a set per class; not to train on them, some classes are enough."""
-        setting, root = {
-            "train": ("root", self.root), "val": ("val_root", self.val_root), "test": ("test_root", self.test_root),
-        }[name]  # fmt: skip
-        if self.table is not None and name in self.table.classes:
-            of_class = dict(zip(self.table.class_names, self.table.classes[name], strict=True))
-            classes = [of_class.get(each, []) for each in self.class_names]
-            self._check_classes(setting, self.table.file, classes, training)
-            return classes
-        assert root is not None
-        return self._list_classes(setting, root, training)
-
-    def _check_classes(self, setting: str, table: Path, classes: list[list[Path]], training: bool) -> None:
-        empty = [name for name, files in zip(self.class_names, classes, strict=True) if not files]
-        if empty and ((setting == "root" and training) or len(empty) == len(classes)):
-            raise BadInput(
-                f"class_names: expected photos of these classes in {table}; received none of {quoted(empty)}. Leave "
-                "those names out, or add photos of them."
-            )
-
-    def _list_classes(self, setting: str, root: Path, training: bool = True) -> list[list[Path]]:
-        """List the photos per class; every class must have some, but to validate and test any class has enough."""
-        check_folder(setting, root)
-        junk = count_in_junk_folders(root, self.formats) if self.listing == "checked" else Counter[str]()
-        classes = [self._photos_in(root / name, junk) for name in self.class_names]
-        empty = [name for name, files in zip(self.class_names, classes, strict=True) if not files]
-        if empty and ((setting == "root" and training) or len(empty) == len(classes)):
-            found = [
-                f"{name}{what_else(root / name, self.formats)}" if place < 20 else name
-                for place, name in enumerate(empty)
-            ]
-            raise BadInput(
-                f"{setting}: expected photos ({self._endings()}) in every class folder of {root}; "
-                f"received none in {some_of(found)}. "
-                f"Put photos there, {self._other_formats()}convert those with other endings, or remove the folder"
-                f"{' (some are hidden)' if any(name.startswith('.') for name in empty) else ''}."
-            )
-        left_out = []
-        if junk:
-            left_out.append(f"{describe_junk(junk)} (--data.listing keras takes them)")
-        if others := unlisted(root, formats=self.formats):
-            left_out.append(f"{self._not_listed()}: {others}")
-        if left_out and (said := f"{root}: left out {'; and '.join(left_out)}") not in self._said:
-            self._said.add(said)  # the photos are listed again for every stage
-            rank_zero_warn(said)
-        return classes
-
-    def _endings(self) -> str:
-        names = FORMAT_ENDINGS[self.formats]
-        return ", ".join(f".{name}" for name in names if name not in ("jpeg", "tiff"))
-
-    def _not_listed(self) -> str:
-        who = "Keras does not list as photos either" if self.formats == "keras" else "are not listed as photos"
-        return f"files that {who}"
-
-    def _other_formats(self) -> str:
-        return "give --data.formats web if they are WebP and the like, " if self.formats == "keras" else ""
-
-    def _photos_in(self, folder: Path, junk: Counter[str]) -> list[Path]:
-        """List a folder's photos, and count in `junk` what is left out."""
-        files = list_photos(folder, self.formats)
-        return without_junk(files, folder, junk) if self.listing == "checked" else files
-
-    def _split_root(self, training: bool = True) -> tuple[LabelledFiles, LabelledFiles]:
-        classes = self._classes_of("train", training)
-        too_small = [
-            f"{name} ({len(files)})"
-            for name, files in zip(self.class_names, classes, strict=True)
-            if int(self.validation_split * len(files)) < 1 and files
-        ]
-        if too_small:
-            raise BadInput(
-                f"root: expected enough photos in each class to hold out a share of {self.validation_split} "
-                f"(at least {int(np.ceil(1 / self.validation_split))}); received {some_of(too_small)}. "
-                "Add photos, raise validation_split or give val_root."
-            )
-        if self.split == "stratified":
-            return stratified_split(classes, self.validation_split, self.seed)
-        if self.split == "grouped":
-            return grouped_split(classes, self._group(label_all(classes).files), self.validation_split, self.seed)
-        return keras_split(classes, self.validation_split)
-
-    def _group(self, files: list[Path]) -> list[int]:
-        """Group near-duplicates, which takes a while and so is done once for all stages."""
-        if files != self._grouped_files:
-            self._groups = group_near_duplicates(files, show_progress("comparing photos"))
-            self._grouped_files = files
-            if copies := len(files) - len(set(self._groups)):
-                rank_zero_info(f"{copies} photos are near-duplicates of others; they stay in one set with them")
-        return self._groups
 
     def _leave_out(
         self, bad_photos: list[BadPhoto], listed: dict[SetName, LabelledFiles]
@@ -748,65 +562,3 @@ class ProductPhotos(L.LightningDataModule):
             names = some_lines_of(bad_photos, MOST_NAMED)
             raise BadInput(f"expected readable photos; received:\n{names}\nMend or remove them.")
         return self.store.photos_of(files)
-
-
-def parse_image_size(image_size: int | list[int] | tuple[int, int] | str) -> tuple[int, int]:
-    """Read one number, [h, w] or "h,w" as (height, width).
-
-    Raises:
-        BadInput: it is none of these.
-    """
-    try:
-        parts = [int(part) for part in image_size.split(",")] if isinstance(image_size, str) else image_size
-        sides = [parts] if isinstance(parts, int) else [int(part) for part in parts]
-        if len(sides) == 1:
-            sides *= 2
-        height, width = sides
-        if min(height, width) < 1:
-            raise ValueError
-    except (TypeError, ValueError):
-        raise BadInput(
-            f"image_size: expected one number of pixels, or height and width as [h, w] or h,w; received {image_size!r}."
-        ) from None
-    return height, width
-
-
-def parse_loading(background: str | None, deep_grey: DeepGrey) -> Loading:
-    """Read the name or the number of a colour.
-
-    Raises:
-        BadInput: there is no such colour.
-    """
-    if background is None:
-        return Loading(None, deep_grey)
-    try:
-        red, green, blue = ImageColor.getrgb(background)[:3]
-    except ValueError:
-        raise BadInput(
-            f"background: expected a colour such as white or '#f0f0f0'; received {background[:40]!r}. Name another."
-        ) from None
-    return Loading(f"#{red:02x}{green:02x}{blue:02x}", deep_grey)
-
-
-def fetched(setting: str, place: str | None, cache: Path) -> str | None:
-    """Return where the photos or the table of an address are on this machine; any other path as it is.
-
-    Raises:
-        BadInput: it is an address that cannot be read.
-    """
-    if place is None or not is_address(str(place)):  # from Python it may be a Path, which is never one
-        return place
-    here = fetch(setting, place, cache / "addresses", show_progress(f"fetching {place}"))
-    # archives often have one folder around all
-    return str(innermost(here) if setting.endswith("root") else here)
-
-
-def show_progress(description: str) -> Callable[[Iterable, int], Iterable]:
-    """Make a progress bar that shows where there is something to wait for; on the first process only."""
-
-    def show(results: Iterable, total: int) -> Iterable:
-        if total > 200 and getattr(rank_zero_only, "rank", 0) == 0:
-            return track(results, description=description, total=total, transient=True)
-        return results
-
-    return show

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Sequence
@@ -18,11 +17,11 @@ from export.foreign_notes import network_notes, numbers_text, weights_notes
 from export.graph.record import NotTraced
 from models.bad_input import BadInput, some_of
 from models.choices import MOST_PIXELS, OUTPUTS
-from models.foreign.checkpoint_file import ForeignFile, is_ours, read_foreign_file
+from models.foreign.checkpoint_file import ForeignFile, read_foreign_file
 from models.foreign.fitting import Fitted, check_fit, classes_in, find_own
-from models.foreign.networks import Data, Factory, ForeignClassifier, arguments_in, find_factory
+from models.foreign.networks import Data, Factory, ForeignClassifier, arguments_in, find_factory, rows_of
 from models.foreign.settings import ForeignSettings, Numbers
-from models.state_dicts import rounded
+from models.state_dicts import copied, rounded
 
 # Adam's own rate in Keras: how the network was trained is not known.
 LEARNING_RATE = 1e-3
@@ -36,13 +35,7 @@ def read_any_checkpoint(path: Path, settings: ForeignSettings) -> Checkpoint:
     Raises:
         BadInput: as `read_checkpoint` and `read_foreign_checkpoint` raise it, or a checkpoint of ours has settings.
     """
-    stated = settings != ForeignSettings()
-    if stated and path.is_file() and is_ours(path):
-        raise BadInput(
-            f"expected no --model and the like with a checkpoint of this project, got {path}, which says all that "
-            "itself. Leave them out."
-        )
-    if not stated:
+    if settings == ForeignSettings():
         try:
             return read_checkpoint(path)
         except NotOurs:  # then the other reader says what is wrong
@@ -123,7 +116,7 @@ def checkpoint_of_module(
         raise BadInput(
             f"output: expected one of {', '.join(OUTPUTS)}, received {output!r}. Say what the network gives."
         )
-    own = copy.deepcopy(network).cpu().eval()
+    own = copied(network).cpu().eval()
     inexact = rounded({key: tensor.float() for key, tensor in _numbers(own).items()}, _numbers(own))
     if inexact:
         raise BadInput(
@@ -151,8 +144,13 @@ def _loaded(factory: Factory, file: ForeignFile, settings: ForeignSettings) -> t
     """The network with the file's weights, its tensors in the file, and what it was built with."""
     stated = file.stated
     arguments = {**arguments_in(stated), **factory.size_arguments(settings.image_size, stated), **settings.model_args}
+    if settings.num_classes is not None and not factory.takes_num_classes:
+        raise BadInput(
+            f"--num_classes: expected with a function that takes num_classes, received {settings.num_classes} with "
+            f"{factory.name}, which does not. Leave it out; what it takes is given by --model_args."
+        )
     count = settings.num_classes or stated.get("num_classes")
-    if count is not None:
+    if count is not None and factory.takes_num_classes:
         arguments["num_classes"] = count
     network = factory.network(arguments)
     fitted = find_own(file.path, file.tensors, network.state_dict(), settings.prefix)
@@ -178,7 +176,7 @@ def _channels_and_count(
     for each in channels:
         try:
             with torch.inference_mode():
-                answers = network(torch.zeros(2, each, *size))
+                answers = rows_of(network(torch.zeros(2, each, *size)), 2)
         except Exception as error:  # of somebody else's code
             failed.append(error)
             continue

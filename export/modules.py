@@ -103,4 +103,4 @@ def prove_module(
 def _each(value: Numbers | None) -> tuple[float, ...] | None:
     if value is None:
         return None
-    return (float(value),) if isinstance(value, int | float) else tuple(float(each) for each in value)
+    return tuple(float(each) for each in np.atleast_1d(value))  # NumPy's and torch's numbers as well

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,12 +119,15 @@ def _traced(checkpoint: Checkpoint) -> _Traced:
     else:
         recording = record(network, checkpoint.image_size, images)
         graph, answers = (
-            trace_graph(recording, _layer_names(network, checkpoint.backbone), network.output),
+            trace_graph(
+                recording, _layer_names(network, checkpoint.backbone), network.output, whole=not checkpoint.foreign
+            ),
             recording.output,
         )
     # copies: the network's owner may change its weights, and the file's are these
     tensors = {name: array.copy() for name, array in graph.tensors.items()}
-    traced = _Traced(Graph(graph.nodes, tensors, graph.computed), probabilities_of(answers, network.output).numpy())
+    graph = replace(graph, tensors=tensors)
+    traced = _Traced(graph, probabilities_of(answers, network.output).numpy())
     if not checkpoint.foreign:
         if len(_kept) == _MOST_KEPT:
             _kept.clear()
@@ -165,6 +168,7 @@ def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool
         "interpolation": checkpoint.interpolation,
         "background": checkpoint.loading.background,
         "deep_grey": checkpoint.loading.deep_grey,
+        "formats": checkpoint.formats,
         "input_range": input_range,
         "fused_batchnorm": fused_batchnorm,
         "backbone": checkpoint.backbone,
@@ -180,9 +184,13 @@ def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool
 
 
 def _computed_weights(graph: Graph) -> dict[str, Any]:
-    """Which arrays of the file the checkpoint does not have, and from which of its tensors each was computed."""
+    """Which arrays of the file the checkpoint does not have, and from which of its tensors each was computed.
+
+    And which tensors of the checkpoint have no part in what is computed, so that the file does not have them.
+    """
     sources = {name: list(origin.sources) for name, origin in graph.computed.items()}
-    return {"computed_weights": sources} if sources else {}
+    facts: dict[str, Any] = {"computed_weights": sources} if sources else {}
+    return {**facts, "unused_weights": list(graph.unused)} if graph.unused else facts
 
 
 def _layer_names(network: Classifier, backbone: str) -> LayerNames:

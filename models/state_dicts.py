@@ -1,12 +1,13 @@
 """Weights from a file: whether they are what was written, plain arrays, and those of the network they are for."""
 
+import copy
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from models.bad_input import BadInput
@@ -16,11 +17,15 @@ ANOTHER_OF_THE_RUN = (
     "--resume."
 )
 
+_ARCHIVE = b"PK\x03\x04"
+"""The first bytes of a zip archive, as torch's are."""
+
 
 def check_undamaged(path: Path, remedy: str = ANOTHER_OF_THE_RUN) -> None:
     """Compare a checkpoint with its own checksums: torch writes them, but does not look at them when it reads.
 
-    A file that is not one of torch's archives is left to whoever reads it.
+    A file that is not one of torch's archives is left to whoever reads it; but one that only begins as an archive was
+    cut off, and so was an empty one.
 
     Args:
         path: the file.
@@ -30,17 +35,28 @@ def check_undamaged(path: Path, remedy: str = ANOTHER_OF_THE_RUN) -> None:
         BadInput: the file is no longer what was written.
     """
     if not zipfile.is_zipfile(path):
-        return
+        damage = _cut_off(path)
+    else:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+            damage = f"the checksum of {damaged} does not match" if damaged else ""
+        except Exception as error:  # damage can make the reader raise anything
+            damage = f"its table of contents cannot be read ({type(error).__name__})"
+    if damage:
+        raise BadInput(f"expected a checkpoint as it was written, got {path}, which is damaged: {damage}. {remedy}")
+
+
+def _cut_off(path: Path) -> str:
+    """How a file that is no whole archive was cut off, in words; empty if it is something else."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except Exception as error:  # damage can make the reader raise anything
-        damaged = f"its table of contents ({type(error).__name__})"
-    if damaged:
-        raise BadInput(
-            f"expected a checkpoint as it was written, got {path}, which is damaged: the checksum of {damaged} does "
-            f"not match. {remedy}"
-        )
+        with path.open("rb") as file:
+            start = file.read(len(_ARCHIVE))
+    except OSError:
+        return ""  # whoever reads it says so
+    if not start:
+        return "it is empty"
+    return "it ends before its table of contents, which is the last part" if start == _ARCHIVE else ""
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -85,16 +101,28 @@ def _holds(kind: torch.dtype, tensor: Tensor) -> bool:
 
 
 class Unfilled(TorchFunctionMode):
-    """Leaves a new network's weights as they are in place of filling them with random numbers.
+    """Gives a new network's weights no random numbers, which take longer to draw than all else.
 
-    On the meta device there is nothing to fill, and `normal_` would import torch's compiler to find that out.
+    What `torch.nn.init` would fill is left as it is; what is drawn directly gets the middle of a normal distribution,
+    or the lower end of a uniform one: `trunc_normal_` draws until every number is within its bounds. On the meta device
+    there is nothing to fill, and `normal_` would import torch's compiler to find that out.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}
-        if getattr(func, "__module__", "") == "torch.nn.init" or getattr(func, "__name__", "") in (
-            "normal_",
-            "uniform_",
-        ):
+        if getattr(func, "__module__", "") == "torch.nn.init":
             return args[0] if args else given["tensor"]
-        return func(*args, **given)
+        number = {"normal_": "mean", "uniform_": "from"}.get(getattr(func, "__name__", ""))
+        if number is None:
+            return func(*args, **given)
+        return args[0] if args[0].is_meta else args[0].fill_(args[1] if len(args) > 1 else given.get(number, 0.0))
+
+
+def copied(network: nn.Module) -> nn.Module:
+    """A copy of a network that is in training, too.
+
+    `copy.deepcopy` refuses tensors that were computed from others, such as the weight that `torch.nn.utils.weight_norm`
+    keeps until the next forward pass computes it again.
+    """
+    computed = [each for module in network.modules() for each in vars(module).values() if isinstance(each, Tensor)]
+    return copy.deepcopy(network, {id(each): each.detach().clone() for each in computed if not each.is_leaf})

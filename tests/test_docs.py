@@ -13,6 +13,7 @@ import pytest
 
 from datamodule.demo_photos import draw_catalogue
 from export.torch_to_keras import write_twin
+from lightning_module.commands.cli import COMMANDS
 from tests.conftest import ROOT, random_classifier, save_checkpoint
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -144,3 +145,19 @@ def test_every_page_is_in_the_index():
 
 def test_the_front_page_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1800
+
+
+def test_every_command_and_every_room_has_its_row():
+    rows = [
+        line.split("|")[1]
+        for line in (ROOT / "docs" / "commands.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    assert [name for name in COMMANDS if f"`{name}`" not in " ".join(rows)] == []
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    rooms = [
+        path.parent.relative_to(ROOT)
+        for house in ("models", "datamodule", "export", "lightning_module")
+        for path in (ROOT / house).rglob("__init__.py")
+    ]
+    assert [str(room) for room in rooms if f"| `{room}/` |" not in contributing] == []

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -29,6 +29,25 @@ MANIFEST = "fetched.json"
 def is_address(text: str) -> bool:
     """Return whether a path is an address, such as s3://bucket/photos."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text) is not None
+
+
+def is_mangled_address(path: Path) -> bool:
+    """Return whether a path was an address before it became a path, as `s3:/bucket/photos` was."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", path.as_posix()) is not None and not path.exists()
+
+
+def address_of(address: str, place: PurePosixPath) -> str:
+    """Return the address of a file in a folder or an archive that has an address.
+
+    Args:
+        address: of the folder or the archive.
+        place: the file's path in it.
+    """
+    folder, chain, archive = address.partition("::")
+    scheme, _, path = folder.partition("://")
+    if scheme.lower() in ("zip", "tar") and not chain:  # the whole archive, by our short form
+        folder, chain, archive = f"{scheme}://", "::", path
+    return f"{folder}{'' if folder.endswith('/') else '/'}{place}{chain}{archive}"
 
 
 def fetch(setting: str, address: str, cache: Path, progress: Callable[[Iterable, int], Iterable] | None = None) -> Path:
@@ -61,6 +80,9 @@ def fetch(setting: str, address: str, cache: Path, progress: Callable[[Iterable,
     # fsspec has a backend for each kind of address, and each raises errors of its own; all mean that it cannot be read
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, FileNotFoundError) and " " not in reason:
+            reason = f"there is no {reason}"
+        reason = re.sub(r"\s*\(Request ID: [^)]*\)", "", reason).rstrip(".")
         raise BadInput(
             f"{setting}: expected an address that can be read; received {address}: {reason[:300]}. Check it, the "
             "connection, and the rights that the environment gives (for s3:// AWS_ACCESS_KEY_ID, "
@@ -109,9 +131,9 @@ def _fetch(setting: str, address: str, home: Path, progress: Callable[[Iterable,
         target = files / places[name]
         target.parent.mkdir(parents=True, exist_ok=True)
         size = wanted[name].get("size")
-        with replacing(target) as temporary, system.open(name, "rb") as source, temporary.open("wb") as copy:
-            left = LARGEST_TABLE if size is None else size
-            while block := source.read(min(1 << 20, left + 1)):
+        left = LARGEST_TABLE if size is None else size
+        with replacing(target) as temporary, temporary.open("wb") as copy:
+            for block in _blocks(system, name):
                 left -= len(block)
                 if left < 0:  # an archive that says less than it holds
                     raise BadInput(f"{setting}: expected {size} bytes of {name} at {address}; received more.")
@@ -125,6 +147,19 @@ def _fetch(setting: str, address: str, home: Path, progress: Callable[[Iterable,
         (files / place).unlink(missing_ok=True)
     write_text(manifest, json.dumps(marks))
     return files / places[base] if alone else files
+
+
+class Unreadable(Exception):
+    """A file at an address cannot be read; an OSError would be taken for one of the place that it is copied to."""
+
+
+def _blocks(system: Any, name: str) -> Iterator[bytes]:
+    try:
+        with system.open(name, "rb") as source:
+            while block := source.read(1 << 20):
+                yield block
+    except OSError as error:
+        raise Unreadable(str(error) or type(error).__name__) from error
 
 
 def _open(address: str) -> tuple[Any, str]:

@@ -4,14 +4,15 @@ import codecs
 import glob
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from io import BufferedReader, TextIOWrapper
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from datamodule.layout import kind_of_junk, what_else
 from datamodule.photo_store import BadPhoto
+from datamodule.sources.addresses import address_of, fetch, is_address
 from datamodule.sources.photo_table import each_photo_of
 from datamodule.sources.table_file import is_table
 from datamodule.split import each_photo, is_listed
@@ -58,12 +59,15 @@ class PhotoArguments:
 
     Args:
         arguments: each a photo, a folder (searched at any depth), a pattern with `*`, `?` or `[`, a table
-            (`TABLE_ENDINGS`), a .txt with a path in each line, or `-` for paths from `stdin`.
+            (`TABLE_ENDINGS`), a .txt with a path in each line, or `-` for paths from `stdin`. A photo, a folder or a
+            table may be behind an address.
         formats: which files in folders, and of patterns and tables, are photos.
         file_column: the column of tables that names the files; None looks for it.
         base: folder that names in tables and lists are relative to. By default a table's own or one beside it, and
             for lists the working folder, or else the list's own.
         stdin: where `-` reads from, in bytes.
+        cache: folder that photos, tables and lists behind an address (s3://, zip://, ...) are fetched into.
+        progress: as `addresses.fetch` takes it.
 
     Attributes:
         folders: the arguments that are folders.
@@ -78,13 +82,19 @@ class PhotoArguments:
         arguments: Sequence[str],
         formats: Formats = "web",
         file_column: str | None = None,
-        base: Path | None = None,
+        base: str | None = None,
         stdin: BufferedReader | None = None,
+        cache: Path | None = None,
+        progress: Callable[[Iterable, int], Iterable] | None = None,
     ) -> None:
-        self.formats, self.file_column, self.base, self.stdin = formats, file_column, base, stdin
+        self.formats, self.file_column, self.stdin = formats, file_column, stdin
+        self._cache, self._progress = cache, progress
+        self._fetched: list[tuple[Path, str]] = []
         self.folders: list[Path] = []
         self.junk: Junk = Counter()
-        if base is not None and not base.is_dir():
+        self.base = None if base is None else Path(self._here("--base", base))
+        arguments = [self._here("photos", each) for each in arguments]
+        if self.base is not None and not self.base.is_dir():
             raise BadInput(f"--base: expected a folder, received {base}, which is none. Check the path.")
         missing = [each for each in arguments if each != STDIN and not _is_there(each) and not glob.has_magic(each)]
         if missing or not arguments:
@@ -117,6 +127,29 @@ class PhotoArguments:
                 yield found
             if not count and source.name == STDIN:
                 raise BadInput(source.none())
+
+    def name_of(self, photo: Path) -> str:
+        """Return what a photo is called in the output: its path, or its address if it was fetched."""
+        for here, address in self._fetched:
+            if photo == here:
+                return address
+            if photo.is_relative_to(here):
+                return address_of(address, PurePosixPath(photo.relative_to(here).as_posix()))
+        return str(photo)
+
+    def _here(self, setting: str, argument: str) -> str:
+        """Return where an argument is on this machine; fetch what is behind an address."""
+        if not is_address(argument) or _is_there(argument):
+            return argument
+        if glob.has_magic(argument.partition("?")[0]):
+            raise BadInput(
+                f"{setting}: expected an address without *, ? and [, received {argument}. Name the folder; "
+                "all photos in it are taken."
+            )
+        assert self._cache is not None
+        here = fetch(setting, argument, self._cache, self._progress)
+        self._fetched.append((here, argument))
+        return str(here)
 
     def count(self) -> int | None:
         """Return how many photos there are; None if a table or a list would have to be read for that."""

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from datamodule.layout import clean_class_names, role_of
+from datamodule.sources.addresses import is_address
 from datamodule.sources.table_file import Cell, TableFile, shown_columns
 from datamodule.split import is_listed
 from models.bad_input import BadInput, quoted, some_of
 from models.choices import FORMAT_ENDINGS, Formats
+from models.spreadsheet_text import from_text
 
 TableSet = Literal["train", "val", "test"]
 SET_OF_ROLE: dict[str, TableSet] = {"root": "train", "val_root": "val", "test_root": "test"}
@@ -27,11 +29,14 @@ LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "target")
 
 NO_LABEL = {"", "nan", "null", "<na>", "#n/a"}
 """What programs write for a label that is missing, in lower case."""
+MAYBE_NO_LABEL = {"none", "na", "n/a", "n.a.", "-", "--", "?"}
+"""What may mean the same, and may be a label."""
 LONGEST_LABEL = 200
 MOST_NAMED = 20
 """How many rows of a kind a message names."""
 MOST_FOLDERS = 50
 """In how many folders beside a table its photos are looked for."""
+NOT_THERE = "photos that are not there"
 _NEW, _CONTRADICTED = -1, -2
 """In place of the number of a photo's set and label: not known yet; the table has two."""
 
@@ -59,7 +64,10 @@ class PhotoFinder:
     def find(self, cell: str) -> tuple[str, str]:
         """Return the path of the photo that a cell names, and "" or else why there is none."""
         path, why = self._find(cell)
-        return self._find(cell.replace("\\", "/")) if why and "\\" in cell else (path, why)
+        if why and "\\" in cell:
+            path, why = self._find(cell.replace("\\", "/"))
+        # our own tables have an apostrophe before what a spreadsheet would take for a formula
+        return self.find(plain) if why and (plain := from_text(cell)) != cell else (path, why)
 
     def _find(self, cell: str) -> tuple[str, str]:
         before, slash, last = cell.rpartition("/")
@@ -70,7 +78,7 @@ class PhotoFinder:
                 self.read.setdefault(path, _Folder(path, self.formats)) for path in dict.fromkeys(paths)
             ]  # fmt: skip
             self._folders[before + slash] = folders
-        why = "photos that are not there"
+        why = NOT_THERE
         for folder in folders:
             if last in folder.names:
                 if is_listed(folder.start, last, self.formats):
@@ -80,6 +88,8 @@ class PhotoFinder:
                 if isinstance(whole, str):
                     return folder.start + whole, ""
                 why = "photos of which there are several with different endings"
+        if why == NOT_THERE and is_address(cell):
+            why = "addresses, which are not fetched (download those photos, and name the files)"
         return "", why
 
 
@@ -251,7 +261,7 @@ class PhotoTable:
                 if set_cell not in sets:
                     sets[set_cell] = set_of(set_cell)
                 if cell not in labels:
-                    labels[cell] = label_of(cell)
+                    labels[cell] = label_of(from_text(cell) if cell and table.is_text else cell)
                 set_name, (label, why) = sets[set_cell], labels[cell]
                 if set_name == "predict":  # such photos need no label
                     unlabelled += 1
@@ -302,6 +312,11 @@ class PhotoTable:
             kind = f"classes too small to hold a share out for validation (at least {needed} photos)"
             unusable.add(kind, f"{name} ({len(training[name])})")
         class_names = sorted(training.keys() - {*small})
+        if labelled and not training:
+            raise BadInput(
+                f"table: expected training photos in {self.file}; received {' and '.join(labelled)} photos alone, by "
+                f'its column {self._columns.set!r}. Add training photos, or take no sets from it: --data.set_column "".'
+            )
         for set_name, by_label in labelled.items():
             foreign = sorted(by_label.keys() - training.keys())
             if foreign and foreign_classes == "skip":
@@ -333,6 +348,8 @@ class PhotoTable:
             f"{self.file}{how}: files from its column {columns.file!r}, in {columns.base}; labels from "
             f"{columns.label!r}{in_sets}.",
         )
+        if doubtful := [name for name in self.class_names if name.lower() in MAYBE_NO_LABEL]:
+            self.said.append(f"Taken for classes, though they may mean that there is no label: {quoted(doubtful)}.")
         alike: dict[str, list[str]] = {}
         for name in self.class_names:
             alike.setdefault(name.casefold(), []).append(name)
@@ -430,8 +447,16 @@ def find_columns(
     """
     if photos is not None and not photos.is_dir():
         what = "is a file" if photos.exists() else "does not exist"
-        raise BadInput(f"photos: expected the folder that file names are relative to; received {photos}, which {what}.")
+        raise BadInput(
+            f"photos: expected the folder that file names are relative to; received {photos}, which {what}. "
+            "Check the path."
+        )
     head = table.head()
+    if not any(head.values()) and table.crooked:
+        raise BadInput(
+            f"{table.path}: expected rows with as many cells as the header, {quoted(table.columns)}; received "
+            f"{table.crooked_count} with others, such as {table.crooked[0]}. Remove what is above the header."
+        )
     if not any(head.values()):
         raise BadInput(f"{table.path}: expected rows, received a header alone: {quoted(table.columns)}. Add them.")
     named = {
@@ -487,7 +512,7 @@ def _find_files(
             f"{table.path}: expected a column that names photos; received none whose files are {where}. The first row "
             f"has {examples}. {remedy}."
         )
-    return by_name, photos or here
+    return table.column("file_column", by_name), photos or here
 
 
 def _find_sets(head: dict[str, list[Cell]], taken: set[str | None]) -> str | None:
@@ -508,6 +533,11 @@ def _find_label(table: TableFile, head: dict[str, list[Cell]], taken: set[str | 
     repeated = {name: cells for name, cells in others.items() if 1 < len({*cells}) <= max(2, len(cells) // 2)}
     if len(repeated) == 1:
         return table.column("label_column", next(iter(repeated)))
+    if len(repeated) > 1 and all({*cells} == {"0", "1"} for cells in repeated.values()):
+        raise BadInput(
+            f"{table.path}: expected one column that can be the labels; received one of ones and zeros for each of "
+            f"{quoted([*repeated])}. Write each photo's class into a column of its own."
+        )
     raise BadInput(
         f"{table.path}: expected one column that can be the labels; received "
         f"{shown_columns(repeated or others) or 'no column besides the files'}. Name it with --data.label_column."

@@ -60,37 +60,15 @@ def _has_classes(folder: Path) -> bool:
 
 
 def check_class_names(
-    setting: str, folder: Path, listing: Listing, class_names: list[str], foreign_classes: ForeignClasses
+    setting: str, place: Path, found: list[str], class_names: list[str], foreign_classes: ForeignClasses
 ) -> str:
-    """Compare the classes of validation or test photos with those that are trained on.
-
-    Returns:
-        Which are missing and which are left out, in words; empty where they are the same.
-
-    Raises:
-        BadInput: none is the same, or some are foreign and `foreign_classes` is `stop`; or the folder has no classes.
-    """
-    names = read_class_names(setting, folder, listing, fewest=1)
-    missing, foreign = sorted({*class_names} - {*names}), sorted({*names} - {*class_names})
-    if (foreign and foreign_classes == "stop") or len(missing) == len(class_names):
-        others = f"missing: {quoted(missing)}, foreign: {quoted(foreign)}"
-        raise BadInput(
-            f"{setting}: expected the classes of root, {quoted(class_names)}; received {quoted(names)} in {folder} "
-            f"({others}). Rename or move folders so that both have the same ones"
-            + ("." if len(missing) == len(class_names) else ", or leave them out with --data.foreign_classes skip.")
-        )
-    said = [f"lacks the classes {quoted(missing)}, and is measured over the others"] if missing else []
-    said += [f"classes that are not trained on are left out: {quoted(foreign)}"] if foreign else []
-    return f"{setting} {folder}: {'; '.join(said)}." if said else ""
-
-
-def check_wanted_classes(place: Path, found: list[str], wanted: list[str], foreign_classes: ForeignClasses) -> str:
-    """Compare the classes that there are with those that were asked for, such as a checkpoint's.
+    """Compare the classes of photos with those of the outputs: those that are trained on, or a checkpoint's.
 
     Args:
+        setting: named in messages.
         place: the folder or table, for messages.
         found: its classes.
-        wanted: the classes of the outputs.
+        class_names: the classes of the outputs.
         foreign_classes: what is done about classes that are not among them.
 
     Returns:
@@ -99,18 +77,16 @@ def check_wanted_classes(place: Path, found: list[str], wanted: list[str], forei
     Raises:
         BadInput: none is the same, or some are foreign and `foreign_classes` is `stop`.
     """
-    if len(wanted) < 2 or len({*wanted}) < len(wanted):
-        raise BadInput(f"class_names: expected two or more names, each once; received {quoted(wanted)}.")
-    missing, foreign = sorted({*wanted} - {*found}), sorted({*found} - {*wanted})
-    if (foreign and foreign_classes == "stop") or len(missing) == len(wanted):
+    missing, foreign = sorted({*class_names} - {*found}), sorted({*found} - {*class_names})
+    if (foreign and foreign_classes == "stop") or len(missing) == len(class_names):
         raise BadInput(
-            f"class_names: expected the classes {quoted(wanted)}; received {quoted(found)} in {place} "
-            f"(missing: {quoted(missing)}, foreign: {quoted(foreign)}). Give photos of these classes"
-            + (", named likewise." if len(missing) == len(wanted) else ", or --data.foreign_classes skip.")
+            f"{setting}: expected the classes {quoted(class_names)}; received {quoted(found)} in {place} "
+            f"(missing: {quoted(missing)}, foreign: {quoted(foreign)}). Give photos of these classes, named likewise"
+            + ("." if len(missing) == len(class_names) else ", or leave others out with --data.foreign_classes skip.")
         )
-    said = [f"has no photos of {quoted(missing)}"] if missing else []
-    said += [f"classes that are not known are left out: {quoted(foreign)}"] if foreign else []
-    return f"{place}: {'; '.join(said)}." if said else ""
+    said = [f"lacks the classes {quoted(missing)}, and is measured over the others"] if missing else []
+    said += [f"classes that are not trained on are left out: {quoted(foreign)}"] if foreign else []
+    return f"{setting} {place}: {'; '.join(said)}." if said else ""
 
 
 def check_sources(root: str | None, table: str | None, kaggle: str | None, demo: bool) -> None:

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import itertools
 import json
 import math
 import re
@@ -76,6 +77,11 @@ class TableFile:
                 f"once among {quoted(self.columns)}. Rename them."
             )
 
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a .csv or a .tsv, which spreadsheets read."""
+        return isinstance(self._reader, _Text)
+
     def column(self, option: str, name: str) -> str:
         """Return the name of a column as the table has it.
 
@@ -87,7 +93,7 @@ class TableFile:
                 f"{option}: expected a column of {self.path}, {quoted(self.columns)}, received {name!r}. Name one of "
                 "those."
             )
-        if isinstance(self._reader, _Parquet):
+        if not isinstance(self._reader, _Text):
             self._reader.check_plain(name)
         return name
 
@@ -151,8 +157,6 @@ class TableFile:
 class _Text:
     """A .csv or .tsv; its separator and encoding are found."""
 
-    first_row = 2
-
     def __init__(self, path: Path) -> None:
         self.path = path
         self.encoding = find_encoding(path)
@@ -161,6 +165,11 @@ class _Text:
         text = codecs.getincrementaldecoder(self.encoding)("replace").decode(start)
         if len(start) == SNIFFED_BYTES:
             text = text[: text.rfind("\n") + 1] or text
+        text = text.removeprefix("\ufeff")
+        self._skipped = 0
+        if named := re.match(r"\"?sep=([,;\t|])\"?\r?\n", text):  # what Excel writes for Excel
+            self._skipped, text = 1, text[named.end() :]
+        self.first_row = 2 + self._skipped
         self.separator, self.header = find_separator(text)
         self.columns = [name.strip() for name in self.header]
         if not any(self.columns):
@@ -187,6 +196,7 @@ class _Text:
             block_size=LONGEST_ROW,
             encoding="utf8" if self.encoding.startswith("utf-8") else self.encoding,
             column_names=names,
+            skip_rows=self._skipped,
         )
         parse = arrow_csv.ParseOptions(delimiter=self.separator, newlines_in_values=True, invalid_row_handler=skip)
         convert = arrow_csv.ConvertOptions(
@@ -236,7 +246,7 @@ class _Parquet:
         except (pyarrow.ArrowException, OSError) as error:
             raise BadInput(
                 f"expected a .parquet file, received {path}, which cannot be read as one: "
-                f"{str(error).splitlines()[0][:200]}. Write it again."
+                f"{str(error).splitlines()[0][:200].rstrip('.')}. Write it again."
             ) from error
         self.columns = list(self.file.schema_arrow.names)
 
@@ -292,10 +302,17 @@ class _Parquet:
         """Refuse a column of something else than text, numbers or truth values, such as photos themselves."""
         kind = self.file.schema_arrow.field(name).type
         if not _is_plain(kind):
-            raise BadInput(
-                f"{self.path}: expected text or numbers in the column {name!r}, received {str(kind)[:80]}. Photos "
-                "inside a table are not read: write them to files, and their names into a column."
-            )
+            raise _not_plain(self.path, name, str(kind))
+
+
+def _not_plain(path: Path, name: str, received: str) -> BadInput:
+    remedy = (
+        "Write a photo's one label as text"
+        if "list" in received
+        else "Photos inside a table are not read: write them to files, and their names into a column; names and labels "
+        "as text"
+    )
+    return BadInput(f"{path}: expected text or numbers in the column {name!r}, received {received[:80]}. {remedy}.")
 
 
 def _is_plain(kind: Any) -> bool:
@@ -363,6 +380,12 @@ class _JsonLines:
                         f"{line[:60].decode(errors='replace')!r}. Write it as lines, not as one list."
                     )
                 yield row
+
+    def check_plain(self, name: str) -> None:
+        """Refuse a column that has lists or objects in one of the first thousand rows."""
+        for row in itertools.islice(self._rows(), 1000):
+            if isinstance(row.get(name), dict | list):
+                raise _not_plain(self.path, name, f"a {type(row[name]).__name__}".replace("a dict", "an object"))
 
     def _without_duplicates(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         row = dict(pairs)

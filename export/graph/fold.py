@@ -41,7 +41,8 @@ def fold_batch_norms(graph: Graph) -> Graph:
         tensors |= {weights["kernel"]: kernel, weights["bias"]: bias}
         before = tuple(renamed.get(name, name) for name in convolution.inputs)
         nodes.append(replace(convolution, inputs=before, weights=weights, trace_name=node.trace_name))
-    return Graph(tuple(nodes), tensors, {name: each for name, each in graph.computed.items() if name in tensors})
+    computed = {name: each for name, each in graph.computed.items() if name in tensors}
+    return Graph(tuple(nodes), tensors, computed, graph.unused, graph.untrained)
 
 
 def foldable(graph: Graph) -> list[tuple[Node, Node]]:

@@ -9,7 +9,8 @@ a Permute or Reshape is made only where a layer needs the axes in another order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import prod
 
 from torch import Tensor
 
@@ -20,19 +21,27 @@ class Layout:
 
     Attributes:
         order: for each axis of one image's value in torch, which axis of Keras's it is, both without the batch.
-        batch_axis: where torch has the batch.
+        batch_axis: where torch has the batch; -1 if it has none, as of a weight that is the same for all images.
         merged: how many values of one image torch has in the batch's axis, image by image, such as windows. With more
             than one they are an axis of the image's value.
+        outer: how many there are of which each is that of all images, such as tokens first. They, too, are an axis.
     """
 
     order: tuple[int, ...]
     batch_axis: int = 0
     merged: int = 1
+    outer: int = 1
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """Sizes of the axes of one image's value that torch has in the batch's axis."""
+        return tuple(size for size in (self.outer, self.merged) if size > 1)
 
     def of_image(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Torch's shape of one image's value, from that of all."""
-        own = () if self.merged == 1 else (self.merged,)
-        return (*shape[: self.batch_axis], *own, *shape[self.batch_axis + 1 :])
+        if self.batch_axis < 0:
+            return tuple(shape)
+        return (*shape[: self.batch_axis], *self.own, *shape[self.batch_axis + 1 :])
 
     def in_keras(self, of_image: Sequence[int]) -> tuple[int, ...]:
         """Keras's shape of one image's value, from torch's."""
@@ -42,13 +51,16 @@ class Layout:
         """The axis of one image's value that an axis of torch's tensor is; None for the batch."""
         if axis == self.batch_axis:
             return None
-        return axis - 1 if axis > self.batch_axis and self.merged == 1 else axis
+        return axis - 1 + len(self.own) if axis > self.batch_axis else axis
 
     def to_keras(self, value: Tensor, batch: int) -> Tensor:
         """Torch's tensor as Keras has it, batch first."""
-        own = (batch,) if self.merged == 1 else (batch, self.merged)
+        if self.batch_axis < 0:
+            return replace(self, batch_axis=0).to_keras(value.expand(batch, *value.shape), batch)
+        own = (self.outer, batch, self.merged)
         apart = value.reshape(*value.shape[: self.batch_axis], *own, *value.shape[self.batch_axis + 1 :])
-        first = apart.movedim(self.batch_axis, 0)
+        first = apart.movedim(self.batch_axis + 1, 0)
+        first = first.reshape(batch, *self.of_image(value.shape))
         return first.permute(0, *(1 + self.order.index(place) for place in range(len(self.order))))
 
 
@@ -56,8 +68,8 @@ class Layout:
 MAP = Layout((2, 0, 1))
 
 
-def moved_batch(layout: Layout, before: Sequence[int], after: Sequence[int], batch: int) -> tuple[int, int] | None:
-    """Where the batch is after a reshape, as (`batch_axis`, `merged`); None if images would be mixed.
+def moved_batch(layout: Layout, before: Sequence[int], after: Sequence[int], batch: int) -> tuple[int, int, int] | None:
+    """Where the batch is after a reshape, as (`batch_axis`, `merged`, `outer`); None if images would be mixed.
 
     Args:
         layout: before it.
@@ -65,15 +77,17 @@ def moved_batch(layout: Layout, before: Sequence[int], after: Sequence[int], bat
         after: torch's shape after it.
         batch: number of images.
     """
-    wanted, faster = 1, 1
-    for size in before[: layout.batch_axis]:
-        wanted *= size
+    slower = prod(before[: layout.batch_axis]) * layout.outer  # what is in front of the batch
+    seen = 1
     for axis, size in enumerate(after):
-        if faster == wanted and size % batch == 0:
-            return axis, size // batch
-        if faster == wanted and size != 1:
+        if seen < slower and slower % (seen * size) == 0:  # all of this axis is in front
+            seen *= size
+            continue
+        outer = slower // seen
+        if slower % seen == 0 and size % (outer * batch) == 0:
+            return axis, size // (outer * batch), outer
+        if size != 1:
             return None
-        faster *= size
     return None
 
 

@@ -36,6 +36,7 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rms_norm": (("epsilon",), ("gamma",)),  # over the channels
     # over the channels, 1 / sqrt(f * mean(x ** 2) + epsilon), of x minus its mean where it is centred; as one channel
     "inverse_rms": (("centred", "factor", "epsilon"), ()),
+    "positive": ((), ()),  # 1 where x is above 0, else 0
     "places_norm": ((), ()),  # the length of each channel's vector of places, as a map of one place
     "divide_by_mean": (("epsilon",), ()),  # of (C, 1, 1), not negative: x / (mean(x) + epsilon)
     "divide_by_rms": (("centred", "factor", "epsilon"), ()),  # the first value by that of the second
@@ -52,6 +53,8 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "log_sigmoid": ((), ()),
     "absolute": ((), ()),
     "cube": ((), ()),
+    "power": (("exponent",), ()),  # any, of numbers from 1e-34 to 1e34; with a positive one, 0 of those below
+    "logarithm": ((), ()),  # of numbers from 1e-34 to 1e34
     "clip": (("low", "high"), ()),  # None: not on that side
     "hard_shrink": (("threshold",), ()),  # 0 where |x| is not above the threshold
     "soft_shrink": (("threshold",), ()),  # that, and nearer to 0 by the threshold
@@ -75,7 +78,7 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "add": ((), ()),
     "subtract": ((), ()),
     "multiply": ((), ()),
-    "divide": ((), ()),  # by numbers that are not 0
+    "divide": ((), ()),  # by numbers that are not 0, from 1e-13 on
     "average": ((), ()),
     "maximum": ((), ()),
     "minimum": ((), ()),
@@ -98,6 +101,10 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "roll": (("axes", "shifts"), ()),  # as `torch.roll`
     "mean": (("axes",), ()),  # over neighbouring axes
     "sum": (("axes",), ()),
+    "largest": (("axes",), ()),  # of the numbers along neighbouring axes
+    # sqrt(factor * sum(x ** 2) + epsilon) over neighbouring axes, or 1 divided by that
+    "root_of_squares": (("axes", "factor", "epsilon", "inverse"), ()),
+    "repeat": (("axes", "counts"), ()),  # axes of one, so often
     "stack": (("axis",), ()),  # of values side by side along a new axis
     "conv1d": (("strides", "padding", "dilation", "groups"), ("kernel", "bias")),  # of (L, C); kernel (out, in, k)
     # An array that is the same for all images: a weight, or the numbers in `constant`. It has the given shape, and for
@@ -172,11 +179,15 @@ class Graph:
         nodes: in the order of computation; the first is the input, the last the output.
         tensors: the network's arrays, as stored in the torch state dict and by the same names; and the computed ones.
         computed: names of those that the state dict does not have -> where they come from.
+        unused: names in the state dict of what has no part in what is computed, such as a head for training only.
+        untrained: names of arrays that training leaves as they are: buffers and what is computed from such, constants.
     """
 
     nodes: tuple[Node, ...]
     tensors: dict[str, np.ndarray]
     computed: dict[str, Computed] = field(default_factory=dict)
+    unused: tuple[str, ...] = ()
+    untrained: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         seen: set[str] = set()

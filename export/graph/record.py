@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import operator
 import traceback
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from export.graph import simpler
+from export.graph.simpler import NotRecorded
 from models.bad_input import BadInput
 
 
@@ -32,14 +35,22 @@ class NotTraced(BadInput):
         name, module = getattr(network, "backbone_name", type(network).__name__), _raised_in(network, error)
         super().__init__(
             f"expected a network whose operations can be recorded, got {name} at {image_size[0]}x{image_size[1]} "
-            f"pixels, where module {module or '(root)'!r} raises {type(error).__name__}: {self.reason}. Try another "
-            "image_size or another backbone, such as those in docs/families.md; for other networks torch.onnx.export "
-            "followed by onnx2tf gives a SavedModel or TFLite file, without the proof."
+            f"pixels, where module {module or '(root)'!r} raises {type(error).__name__}: {self.reason}. "
+            + _advice(error)
         )
 
 
-class NotRecorded(RuntimeError):
-    """Something that an operation-by-operation record cannot hold."""
+def _advice(error: Exception) -> str:
+    if isinstance(error, NotRecorded):
+        return (
+            "Write that part of its forward in torch's operations on whole tensors, or take another backbone, such as "
+            "those in docs/families.md; for other networks torch.onnx.export followed by onnx2tf gives a SavedModel or "
+            "TFLite file, without the proof."
+        )
+    return (
+        "If its layers are made for images of another size, give the size that it was trained at (image_size, on the "
+        "command line --image_size HEIGHT,WIDTH); otherwise mend what it raises."
+    )
 
 
 def _raised_in(network: nn.Module, error: Exception) -> str:
@@ -101,11 +112,22 @@ def record(
             # an inference tensor even where the images are not: only of such are composite operations left whole
             images = images.clone()
             recorder.begin(images)
-            with recorder.paths(network), recorder:
+            with recorder.paths(network), _without_fused_attention(), recorder:
                 output = network(images)
             return recorder.recording(output, len(images))
     except Exception as error:  # from the network, which may raise anything, or from the recorder
         raise NotTraced(network, image_size, error) from error
+
+
+@contextmanager
+def _without_fused_attention() -> Iterator[None]:
+    """In inference, torch's own attention and encoder layers are one operation each, unless they are told otherwise."""
+    usual = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(usual)
 
 
 def view_of_changed_value(changed: Any) -> Any:
@@ -113,73 +135,12 @@ def view_of_changed_value(changed: Any) -> Any:
     raise NotImplementedError
 
 
-def attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """`scaled_dot_product_attention` in operations that a graph has: torch's own are one for each processor.
-
-    Args:
-        query: (..., N, d).
-        key: (..., M, d).
-        value: (..., M, d').
-        attn_mask: added to the (..., N, M) products, or true where one counts.
-        dropout_p: it is not done in inference.
-        is_causal: whether a token attends to those before it alone.
-        scale: of the products; d ** -0.5 if not given.
-        enable_gqa: refused.
-    """
-    if enable_gqa or dropout_p:
-        raise NotRecorded("attention with dropout, or with fewer heads for keys than for queries")
-    scores = (query * (query.shape[-1] ** -0.5 if scale is None else scale)) @ key.transpose(-2, -1)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros_like(attn_mask, dtype=scores.dtype).masked_fill(~attn_mask, -torch.inf)
-    if attn_mask is not None:
-        scores = scores + attn_mask
-    return scores.softmax(-1) @ value
-
-
-def pixel_shuffle(value: Tensor, upscale_factor: int) -> Tensor:
-    """`torch.pixel_shuffle`: (B, C * r * r, H, W) to (B, C, H * r, W * r)."""
-    batch, channels, rows, columns = value.shape
-    factor = upscale_factor
-    apart = value.reshape(batch, channels // factor**2, factor, factor, rows, columns)
-    return apart.permute(0, 1, 4, 2, 5, 3).reshape(batch, channels // factor**2, rows * factor, columns * factor)
-
-
-def pixel_unshuffle(value: Tensor, downscale_factor: int) -> Tensor:
-    """`torch.pixel_unshuffle`: (B, C, H * r, W * r) to (B, C * r * r, H, W)."""
-    batch, channels, rows, columns = value.shape
-    factor = downscale_factor
-    apart = value.reshape(batch, channels, rows // factor, factor, columns // factor, factor)
-    return apart.permute(0, 1, 3, 5, 2, 4).reshape(batch, channels * factor**2, rows // factor, columns // factor)
-
-
-def channel_shuffle(value: Tensor, groups: int) -> Tensor:
-    """`torch.channel_shuffle`: of (B, C, ...), the first channel of each group, then the second of each, ..."""
-    apart = value.reshape(len(value), groups, value.shape[1] // groups, *value.shape[2:])
-    return apart.transpose(1, 2).reshape(value.shape)
-
-
-_IN_SIMPLER_OPERATIONS: dict[str, Callable[..., Tensor]] = {
-    "aten.scaled_dot_product_attention": attention,
-    "aten.pixel_shuffle": pixel_shuffle,
-    "aten.pixel_unshuffle": pixel_unshuffle,
-    "aten.channel_shuffle": channel_shuffle,
-    "aten.native_channel_shuffle": channel_shuffle,
-}
-
 # They have a result, or none, only so that Python can read the memory: `numpy`, `tolist`.
 _READ_BY_PYTHON = ("aten.resolve_conj", "aten.resolve_neg")
 
+# Their result depends on their argument's shape alone.
+_OF_SHAPE = frozenset(f"aten.{name}" for name in ("new_zeros", "new_ones", "new_full", "new_empty", "zeros_like",
+                                                  "ones_like", "full_like", "empty_like"))  # fmt: skip
 
 _CASTS = ("aten.to", "aten._to_copy")
 
@@ -211,7 +172,7 @@ class _Recorder(TorchDispatchMode):
     def begin(self, images: Tensor) -> None:
         self.exact = images.dtype == torch.float64
         node = self.graph.placeholder("image")
-        node.meta = {"shape": tuple(images.shape), "path": "", "computed": True}
+        node.meta = {"shape": tuple(images.shape), "dtype": images.dtype, "path": "", "computed": True}
         self.node_of[images] = node
 
     @contextmanager
@@ -257,9 +218,9 @@ class _Recorder(TorchDispatchMode):
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = operation_name(func)
-        if name in _IN_SIMPLER_OPERATIONS:
-            with self:
-                return _IN_SIMPLER_OPERATIONS[name](*args, **kwargs)
+        in_steps = self._in_steps(func, name, args, kwargs)
+        if in_steps is not NotImplemented:
+            return in_steps
         if self.exact and name in _CASTS:  # `x.float()` is there to leave half precision, not float64
             args, kwargs = tree_map_only(torch.dtype, _not_narrower, (args, kwargs))
         leaves = tree_leaves((args, kwargs))
@@ -268,6 +229,8 @@ class _Recorder(TorchDispatchMode):
         given = [each for each in leaves if isinstance(each, Tensor)]
         nodes = [self.read(tensor) for tensor in given]
         computed = any(node.meta["computed"] for node in nodes)
+        if name in _OF_SHAPE:
+            computed, nodes = False, []
         # the result of an operation on constants alone is one, but not if it is random
         constant = not computed and all("constant" in node.meta for node in nodes)
         if constant and torch.Tag.nondeterministic_seeded in func.tags:
@@ -315,11 +278,48 @@ class _Recorder(TorchDispatchMode):
             parts.append(part)
         return type(result)(parts) if type(result) in (list, tuple) else result
 
+    def _in_steps(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run an operation as several simpler ones, each of which is recorded; `NotImplemented`: as it is."""
+        plain = name if name.endswith("__") else name.rstrip("_")  # `__and__` is not in place
+        steps = simpler.ALWAYS.get(name)
+        if steps is None and plain not in simpler.KNOWN:
+            return NotImplemented
+        names = [argument.name for argument in func._schema.arguments]
+        arguments = dict(zip(names, args, strict=False)) | kwargs
+        if steps is None:
+            of_images = [
+                self.read(each).meta["computed"] for each in tree_leaves(arguments) if isinstance(each, Tensor)
+            ]
+            if not any(of_images):
+                return NotImplemented
+            steps = simpler.OF_IMAGES.get(plain)
+            if plain in simpler.BY_WEIGHTS and not all(of_images):
+                constants = plain in simpler.BY_CONSTANTS
+                weights = {key for key, each in arguments.items() if self._is_weight(each, constants)}
+                steps = partial(simpler.BY_WEIGHTS[plain], weights) if weights else steps
+        with self:
+            if plain in simpler.TAKEN_APART:
+                with torch.backends.mkldnn.flags(
+                    enabled=False
+                ):  # it has recurrent layers of its own, for float32 alone
+                    return func.decompose(*args, **kwargs)
+            result = NotImplemented if steps is None else steps(**arguments)
+            if result is not NotImplemented and plain != name:
+                return args[0].copy_(result)
+            return result
+
+    def _is_weight(self, value: Any, or_constant: bool) -> bool:
+        """Whether an argument is a tensor that does not depend on the images."""
+        if not isinstance(value, Tensor):
+            return False
+        meta = self.read(value).meta
+        return not meta["computed"] and (or_constant or "constant" not in meta)
+
     def _given(self, node: fx.Node, result: Tensor) -> Tensor:
         """What the network goes on with; one image's part is given where the result has one for each image."""
         given = self.given.get(node.name, result)
-        if given.shape != result.shape and given.shape[1:] == result.shape[1:]:
-            given = given.repeat(len(result) // len(given), *(1,) * (given.dim() - 1))
+        if given.shape != result.shape and given.dim() == result.dim():
+            given = given.repeat([whole // one for whole, one in zip(result.shape, given.shape, strict=True)])
         return given
 
     def read(self, tensor: Tensor) -> fx.Node:
@@ -345,7 +345,7 @@ class _Recorder(TorchDispatchMode):
             self.values[node.name] = tensor.clone()  # the next operation may change it in place
 
     def _meta(self, tensor: Tensor, computed: bool) -> dict[str, Any]:
-        return {"shape": tuple(tensor.shape), "path": self.path[-1], "computed": computed}
+        return {"shape": tuple(tensor.shape), "dtype": tensor.dtype, "path": self.path[-1], "computed": computed}
 
     def _attribute(self, target: str, tensor: Tensor) -> fx.Node:
         node = self.graph.create_node("get_attr", target, name="attribute")
@@ -381,6 +381,13 @@ class _Recorder(TorchDispatchMode):
         for tensor, same in aliases:
             if same and len(changed) == 1:
                 self.node_of[tensor] = node
+            elif len(changed) == 1 and not node.meta["computed"] and tensor.is_contiguous():
+                # of weights and constants the change of a part is one of the whole
+                part, whole = changed[0], self.node_of[tensor]
+                place = (part.shape, part.stride(), part.storage_offset() - tensor.storage_offset())
+                scatter = torch.ops.aten.as_strided_scatter.default
+                self.node_of[tensor] = self.graph.call_function(scatter, (whole, node, *map(_plain, place)))
+                self.node_of[tensor].meta = self._meta(tensor, computed=False)
             else:
                 stale = self.graph.call_function(view_of_changed_value, (node,))
                 stale.meta = self._meta(tensor, computed=True)
@@ -403,6 +410,10 @@ def _changed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[T
             value = args[position] if position < len(args) else kwargs.get(argument.name)
             changed += [each for each in tree_leaves(value) if isinstance(each, Tensor)]
     return changed
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _memory(tensor: Tensor) -> int:

@@ -7,9 +7,10 @@ it.
 
 from __future__ import annotations
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from export.graph.nodes import Graph, Node
+from export.graph.layouts import Layout
+from export.graph.nodes import Computed, Graph, Node
 from export.graph.operations import (
     activation,
     arithmetic,
@@ -17,6 +18,7 @@ from export.graph.operations import (
     normalisation,
     places,
     pooling,
+    powers,
     shape,
     tokens,
 )
@@ -41,6 +43,7 @@ CONVERTERS: dict[str, Converter] = {
     **normalisation.CONVERTERS,
     **activation.CONVERTERS,
     **arithmetic.CONVERTERS,
+    **powers.CONVERTERS,
     **pooling.CONVERTERS,
     **places.CONVERTERS,
     **shape.CONVERTERS,
@@ -59,7 +62,9 @@ _ENDINGS = {
 }
 
 
-def trace_graph(recording: Recording, layer_names: LayerNames | None = None, output: str = "logits") -> Graph:
+def trace_graph(
+    recording: Recording, layer_names: LayerNames | None = None, output: str = "logits", whole: bool = True
+) -> Graph:
     """Turn a recorded forward pass into the neutral graph, with probabilities as its last node.
 
     The last node is a softmax in place of the network's own softmax or log_softmax, or after its logits; a sigmoid
@@ -69,6 +74,7 @@ def trace_graph(recording: Recording, layer_names: LayerNames | None = None, out
         recording: from `record`.
         layer_names: module paths -> layer names; a layer that it does not name is named by its module path.
         output: what the network gives, one of `models.choices.OUTPUTS`.
+        whole: whether every weight must have a part in what is computed; otherwise the graph says which have none.
 
     Raises:
         NoKerasCounterpart: Keras's built-in layers do not have an operation, or a weight of the network is not used.
@@ -87,13 +93,19 @@ def trace_graph(recording: Recording, layer_names: LayerNames | None = None, out
             _convert(tracer, node)
         elif node.op == "output":
             (answers,) = node.all_input_nodes
+            if tracer.layout(answers) != Layout((0,)):
+                raise NoKerasCounterpart(name_of(answers), module_path(answers), "its answers have images elsewhere")
             last = tracer.nodes[tracer.node_of[answers.name]]
             tracer.append(last_node(last, output, module_path(ending) if ending else ""), "")
     nodes = _read_by_others(tuple(tracer.nodes.values()))
     used = {tensor for node in nodes for tensor in node.weights.values()}
     computed = {name: origin for name, origin in tracer.computed.items() if name in used}
-    _check_use(recording.state, used | {source for origin in computed.values() for source in origin.sources})
-    return Graph(nodes, {name: tracer.tensor(name) for name in (*recording.state, *computed) if name in used}, computed)
+    unused = _unused(recording.state, used | {source for origin in computed.values() for source in origin.sources})
+    if unused and whole:  # something would be missing in Keras
+        module, _, short = unused[0].rpartition(".")
+        raise NoKerasCounterpart(f"weight {short}", module, "it has no part in what is computed")
+    tensors = {name: tracer.tensor(name) for name in (*recording.state, *computed) if name in used}
+    return Graph(nodes, tensors, computed, unused, _untrained(recording.state, computed, used))
 
 
 def _stated_ending(recording: Recording, output: str) -> fx.Node | None:
@@ -106,10 +118,11 @@ def _stated_ending(recording: Recording, output: str) -> fx.Node | None:
     while _is_same_value(last) and len(last.users) == 1:
         last = last.all_input_nodes[0]
     found = _ENDINGS.get(name_of(last)) if last.op == "call_function" and len(last.users) == 1 else None
-    if found in ("softmax", "log_softmax") and arguments(last)["dim"] not in (1, -1):
+    shape = last.meta["shape"]
+    if found in ("softmax", "log_softmax") and arguments(last)["dim"] % len(shape) != 1:
         found = None
-    shape, where = last.meta["shape"], f" in module {shown_path(module_path(last))!r}"
-    if shape[1] == 1 and "softmax" in (found or output):
+    where = f" in module {shown_path(module_path(last))!r}"
+    if shape[1:2] in ((), (1,)) and "softmax" in (found or output):
         raise BadInput(
             f"expected two numbers or more before a softmax, got one{where}: its softmax is always 1. If the network "
             "gives the logit of a yes or no, leave its softmax out and state logits."
@@ -124,9 +137,11 @@ def _stated_ending(recording: Recording, output: str) -> fx.Node | None:
 
 
 def _is_same_value(operation: fx.Node) -> bool:
-    """Whether an operation gives its input back."""
+    """Whether an operation gives its input back, or the same numbers in another shape."""
     if operation.op != "call_function":
         return False
+    if name_of(operation) in shape.SAME_NUMBERS:
+        return True
     return bool(operation.meta.get("unchanged")) or CONVERTERS.get(name_of(operation)) is shape.same_value
 
 
@@ -205,11 +220,16 @@ def _read_by_others(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     return tuple(node for node in nodes if node.name in needed)
 
 
-def _check_use(state: dict[str, Tensor], used: set[str]) -> None:
-    """Every tensor must have a part in what is computed: otherwise something would be missing in Keras."""
+def _untrained(state: dict[str, Tensor], computed: dict[str, Computed], used: set[str]) -> frozenset[str]:
+    """Buffers, and what is computed from nothing else."""
+    buffers = {name for name, tensor in state.items() if not isinstance(tensor, nn.Parameter)}
+    of_buffers = {name for name, origin in computed.items() if buffers.issuperset(origin.sources)}
+    return frozenset((buffers & used) | of_buffers)
+
+
+def _unused(state: dict[str, Tensor], used: set[str]) -> tuple[str, ...]:
+    """Names of tensors that have no part in what is computed, but for counters that only training uses."""
     in_use = {id(state[name]) for name in used if name in state}  # one that two modules share has two names
-    for name, tensor in state.items():
-        # a counter that only training uses
-        if id(tensor) not in in_use and not name.endswith("num_batches_tracked"):
-            module, _, short = name.rpartition(".")
-            raise NoKerasCounterpart(f"weight {short}", module, "it has no part in what is computed")
+    return tuple(
+        name for name, tensor in state.items() if id(tensor) not in in_use and not name.endswith("num_batches_tracked")
+    )

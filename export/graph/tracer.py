@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ LayerNames = Callable[[Iterable[str]], dict[str, str]]
 ELEMENTWISE = frozenset(
     """
     relu leaky_relu elu threshold activation hard_sigmoid hard_swish mish dropout add subtract multiply divide average
-    maximum minimum clip gelu_tanh softplus log_sigmoid absolute cube hard_shrink soft_shrink
+    maximum minimum clip gelu_tanh softplus log_sigmoid absolute cube hard_shrink soft_shrink positive power
+    logarithm
     """.split()  # noqa: SIM905
 )
 # In torch the channels of what they are given are dimension 1, whatever it was before.
@@ -33,6 +34,25 @@ CHANNELS_FIRST = frozenset(
     pad_constant group_norm map_norm
     """.split()  # noqa: SIM905
 )
+
+
+@dataclass(frozen=True)
+class SumOfSquares:
+    """A value that is `factor * sum(of ** 2) + epsilon`.
+
+    Attributes:
+        of: what is squared.
+        dims: over which of its dimensions.
+        keepdim: whether they are kept, as 1.
+        factor: above 0.
+        epsilon: not negative.
+    """
+
+    of: fx.Node
+    dims: tuple[int, ...]
+    keepdim: bool
+    factor: float = 1.0
+    epsilon: float = 0.0
 
 
 class NoKerasCounterpart(BadInput):
@@ -82,6 +102,8 @@ class Tracer:
         # Recorded names of values that torch has repeated for those that they are joined with -> what was repeated.
         self.repeated: dict[str, fx.Node] = {}
         self.roots: dict[str, tuple[fx.Node, dict[str, Any]]] = {}
+        # Recorded names of sums of squares over any axes, of which a root may be taken.
+        self.squares: dict[str, SumOfSquares] = {}
         (self.batch,) = (node.meta["shape"][0] for node in recording.graph.nodes if node.op == "placeholder")
 
     def emit(
@@ -195,7 +217,7 @@ class Tracer:
             name=self._unique(self.layer_names.get(path) or plain_layer_name(path)),
             op=op,
             inputs=tuple(inputs),
-            shape=channels_first(layout.in_keras(of_image), True),
+            shape=channels_first(layout.in_keras(of_image) or (1,), True),
             attributes=attributes or {},
             weights={role: self._for_one_node(name) for role, name in (weights or {}).items()},
             source=path,
@@ -268,10 +290,10 @@ class Tracer:
         """Name of the node that a recorded value stands for."""
         return self.node_of[value.name]
 
-    def replace_last(self, operation: fx.Node, node: Node) -> None:
-        """Put `node` in the place of the last node, which has the same name."""
+    def replace_last(self, operation: fx.Node, node: Node, value: fx.Node) -> None:
+        """Put `node` in the place of that of `value`, which has the same name and layout."""
         self.nodes[node.name] = node
-        self.node_of[operation.name] = node.name
+        self.alias(operation, value)
 
     def weight_name(self, value: Any, in_its_shape: bool = False) -> str | None:
         """Name of the tensor of weights, trained or computed from such, that a value stands for; None for others.

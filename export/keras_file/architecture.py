@@ -96,6 +96,8 @@ def _notes(reader: LayerReader, half: list[str]) -> list[str]:
         )
     if reader.without_effect:
         notes.append(f"{', '.join(reader.without_effect)}: left out, as they act in training alone.")
+    if reader.renormed:
+        notes.append(f"{', '.join(reader.renormed)}: trained with renorm=True; trained further, they go on without it.")
     if half:
         some = ", ".join(half[:3]) + (" ..." if len(half) > 3 else "")
         notes.append(

@@ -90,3 +90,14 @@ def zero_padding(name: str, padding: tuple[int, int, int, int], inputs: tuple[st
     top, bottom, left, right = padding
     config = {"padding": [[top, bottom], [left, right]], "data_format": "channels_last"}
     return KerasLayer("ZeroPadding2D", name, config, inputs)
+
+
+def keras_shape(node: Node) -> tuple[int, ...]:
+    """Keras's shape, without the batch."""
+    return (*node.shape[1:], node.shape[0])
+
+
+def crop_columns(name: str, inputs: tuple[str, ...], start: int, left: int) -> KerasLayer:
+    """Of (before, along, after) cut off `start` at the beginning of the second axis and `left` at its end."""
+    config = {"cropping": [[0, 0], [start, left]], "data_format": "channels_last"}
+    return KerasLayer("Cropping2D", name, config, inputs)

@@ -20,6 +20,7 @@ from export.keras_file.readers import (
     pooling,
     preprocessing,
     shape,
+    tokens,
     training,
 )
 from export.keras_file.readers.layer_reader import LayerReader, Reader, refused
@@ -28,7 +29,6 @@ from models.bad_input import BadInput
 # Keras's class -> its reader.
 READERS: dict[str, Reader] = {
     **preprocessing.READERS,
-    **bare_operations.READERS,
     **convolution.READERS,
     **normalisation.READERS,
     **activation.READERS,
@@ -36,7 +36,9 @@ READERS: dict[str, Reader] = {
     **places.READERS,
     **shape.READERS,
     **joining.READERS,
+    **tokens.READERS,
     **training.READERS,
+    **bare_operations.READERS,  # last: some of Keras 3's have a layer's name, and tell the two apart
 }
 
 

@@ -18,6 +18,7 @@ from export.keras_file.operations import (
     normalisation,
     places,
     pooling,
+    powers,
     shape,
     tokens,
 )
@@ -32,6 +33,7 @@ _LAYERS: dict[str, Emit] = {
     **places.LAYERS,
     **shape.LAYERS,
     **tokens.LAYERS,
+    **powers.LAYERS,
 }
 
 
@@ -58,11 +60,12 @@ def keras_layers(graph: Graph, input_range: str = "unit", separate: bool = False
     elif input_range != "unit":
         raise BadInput(f"expected input_range 'unit' ([0, 1]) or 'raw' (0..255), got {input_range!r}. Name one.")
     taken = {*(node.name for node in graph.nodes), *(layer.name for layer in layers)}
-    constants = {name for name, origin in graph.computed.items() if not origin.sources}
     for node in graph.nodes[1:]:
         inputs = tuple(renamed[name] for name in node.inputs)
         for layer in _unique(_layers_of(graph, node, inputs), node.name, taken):
-            fixed = layer.fixed or any(tensor in constants for _, tensor, _ in layer.weights)
+            # a BatchNorm has its statistics besides what is trained
+            others = layer.weights if layer.class_name != "BatchNormalization" else ()
+            fixed = layer.fixed or any(tensor in graph.untrained for _, tensor, _ in others)
             layers.append(replace(layer, node=node.name, fixed=fixed))
         renamed[node.name] = node.name
     if not separate:

@@ -285,12 +285,14 @@ def _collect(config: Any, group: h5py.Group, path: tuple[str, ...], found: dict[
         name = layer.get("name") or layer["config"]["name"]
         own = None if inside is None else inside.get(f"{kind}_{number}" if number else kind)
         seen[kind] = number + (2 if own is not None and _TF in group and _has_arrays(own) else 1)
+        if own is not None and isinstance(layer["config"].get("layer"), dict):
+            own = own.get("layer")  # what is inside a TimeDistributed, which has no arrays itself
         if own is None:
             continue
         if "layers" in layer["config"]:
             _collect(layer["config"], own, (*path, name), found)
         elif "vars" in own:
-            stated = own["vars"].attrs.get("name", name)
+            stated = name if "layer" in layer["config"] else own["vars"].attrs.get("name", name)
             if _unnumbered(stated) != _unnumbered(name):
                 raise ValueError(f"the weights of {stated} lie where those of {name} should")
             if len(own["vars"]):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ class Comparison:
     def graph_with(self, tensors: dict[str, np.ndarray]) -> Graph:
         """The same graph with other weights: name in the state dict -> array; those that are missing stay."""
         with_others = {name: tensors.get(name, array) for name, array in self.traced.tensors.items()}
-        graph = Graph(self.traced.nodes, with_others, self.traced.computed)
+        graph = replace(self.traced, tensors=with_others)
         return fold_batch_norms(graph) if self.folded else graph
 
     @cached_property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class LoadedFiles:
         unreadable: index -> reason.
         decoded: index -> height, width and `keras_worker.array_digest` of the whole photo, uint8 (h, w, 3), as Keras
             decodes it; of those whose pixels are not the expected ones.
+        lacking: formats of photos that were left out, as Keras's Pillow was built without them -> how many.
     """
 
     files: Sequence[Path]
@@ -43,6 +45,7 @@ class LoadedFiles:
     probabilities: np.ndarray
     unreadable: dict[int, str]
     decoded: dict[int, tuple[int, int, str]]
+    lacking: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -181,13 +184,17 @@ def _collect(
     train, files = results.get("train", {}), results.get("files", {})
     loaded = None
     if "files" in tasks and "skipped" not in files:
+        paths = tasks["files"]["files"]
+        kept = [index for index in range(len(paths)) if str(index) not in files["lacking"]]
+        place = {str(index): place for place, index in enumerate(kept)}
         loaded = LoadedFiles(
-            [Path(path) for path in tasks["files"]["files"]],
-            _load(tasks["files"]["expected"]),
-            _load(tasks["files"]["pixels"]),
-            _load(tasks["files"]["outputs"]),
-            {int(index): reason for index, reason in files["unreadable"].items()},
-            {int(index): (height, width, digest) for index, (height, width, digest) in files["decoded"].items()},
+            [Path(paths[index]) for index in kept],
+            _load(tasks["files"]["expected"])[kept],
+            _load(tasks["files"]["pixels"])[kept],
+            _load(tasks["files"]["outputs"])[kept],
+            {place[index]: reason for index, reason in files["unreadable"].items()},
+            {place[index]: (height, width, digest) for index, (height, width, digest) in files["decoded"].items()},
+            dict(Counter(files["lacking"].values())),
         )
     return KerasSide(
         versions=versions,

@@ -14,6 +14,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,7 @@ def _run_checks(
         report.skipped |= {"file_pixels": reason, "file_labels": reason}
     if comparison.folded and comparison.source.trainable == "all":
         report.skipped["training_steps"] = "with BatchNorm folded into them, other weights are trained"
-    elif comparison.traced.computed and comparison.source.trainable == "all":
+    elif comparison.source.trainable == "all" and any(each.sources for each in comparison.traced.computed.values()):
         report.skipped["training_steps"] = "in place of the weights that others are computed from, those are trained"
     elif comparison.training_steps is None:
         report.skipped["training_steps"] = (
@@ -191,10 +192,15 @@ def _check_files(comparison: Comparison, loaded: LoadedFiles) -> list[Check]:
     """Compare pixels and labels of the photos that each side has loaded from file."""
     names = [path.name for path in loaded.files]
     probabilities = torch_probabilities(comparison.source.network, ImageSet("files", loaded.expected, names).batches())
-    return [
+    checks = [
         check_file_pixels(names, (loaded.expected, loaded.pixels), loaded.unreadable),
         check_file_labels(names, (probabilities, loaded.probabilities), loaded.unreadable),
     ]
+    lacking = "".join(
+        f"; not compared: {count} {name}, which Keras's Pillow there was built without"
+        for name, count in sorted(loaded.lacking.items())
+    )
+    return [replace(each, detail=each.detail + lacking) for each in checks]
 
 
 def _check_training(comparison: Comparison, training_steps: TrainingSteps, keras_side: KerasSide) -> Check:

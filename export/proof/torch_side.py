@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +17,7 @@ from models.bad_input import BadInput
 from models.classifier import gives_of, probabilities_of
 from models.graph_network import GraphClassifier
 from models.keras_adam import KerasAdam
+from models.state_dicts import copied
 
 State = dict[str, np.ndarray]
 """Name in the state dict -> float64 array."""
@@ -89,7 +89,7 @@ def _float64_by_default() -> Iterator[None]:
 
 
 def _in_float64(network: nn.Module, state: State | None) -> nn.Module:
-    exact = copy.deepcopy(network).double()
+    exact = copied(network).double()
     if state is not None:  # not strict, because it lacks BatchNorm's counters
         exact.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()}, strict=False)
     return exact
@@ -100,7 +100,7 @@ def _keras_layout(node: Node, value: Tensor, batch: int) -> np.ndarray:
         return node.trace_layout.to_keras(value, batch).reshape(batch, *node.shape[1:], node.shape[0]).numpy()
     if len(node.shape) == 1:
         return value.reshape(len(value), -1).numpy()
-    return (value if node.trace_channels_last else value.permute(0, 2, 3, 1)).numpy()
+    return (value if node.trace_channels_last else value.movedim(1, -1)).numpy()
 
 
 def torch_train(

@@ -13,7 +13,7 @@ tf.keras 2.x, tf_keras, Keras 3 on any backend.
 REQUEST.json: ``{"jobs": [{"model": PATH, "tasks": [{"task": NAME, ...}, ...]}, ...]}``; `TASKS` lists what each task
 takes and gives. A job may say ``"compile": false``, to leave out the file's training configuration, and ``"may_refuse":
 true``: if Keras cannot load its model, its result is ``[{"refused": TEXT}]`` and the next job is done.
-REPLY.json: ``{"versions": {...}, "results": [[...], ...]}`` with one list for each job, or
+REPLY.json: ``{"versions": {...}, "results": [[...], ...], "processor_seconds": {...}}`` with one list for each job, or
 ``{"error": TEXT, "kind": "model" | "keras" | "fault"}`` with exit code 1. Arrays are passed as .npy and .npz files,
 with paths in the request. Layout is Keras's, NHWC.
 
@@ -40,6 +40,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 import zipfile
 from contextlib import contextmanager
 from importlib import import_module
@@ -69,13 +70,21 @@ KNOWN_LAYERS = frozenset(
     MaxPooling2D Dropout SpatialDropout2D GaussianDropout AlphaDropout ActivityRegularization Flatten Reshape Permute
     Conv2DTranspose ELU ThresholdedReLU Minimum Resizing CenterCrop
     TFOpLambda SlicingOpLambda GetItem TrueDivide Divide Negative Cast Identity Relu Relu6 Sigmoid Silu Tanh Elu
-    Mean Max Stack Flip SpatialDropout1D RandomHeight RandomWidth CustomScaleLayer Custom>CustomScaleLayer
+    GroupNormalization UnitNormalization RMSNormalization SyncBatchNormalization RepeatVector TimeDistributed
+    Conv1D DepthwiseConv1D SeparableConv1D MaxPooling1D AveragePooling1D GlobalAveragePooling1D GlobalMaxPooling1D
+    ZeroPadding1D Cropping1D UpSampling1D
+    Sum Square Power Absolute Clip Transpose ExpandDims Squeeze Normalize LeakyRelu Pad Resize Exp Softplus Softsign
+    Selu HardSilu HardSigmoid LogSigmoid
+    Mean Max Stack Flip SpatialDropout1D CustomScaleLayer Custom>CustomScaleLayer
     """.split()  # noqa: SIM905
 )
-# Layers that change photos in training and do nothing in inference. None changes the size, as RandomCrop does.
+# Layers that change photos in training and do nothing in inference: RandomCrop only where photos have its size.
 AUGMENTATION = frozenset(
     """
-    RandomFlip RandomRotation RandomTranslation RandomZoom RandomContrast RandomBrightness GaussianNoise
+    RandomFlip RandomRotation RandomTranslation RandomZoom RandomContrast RandomBrightness GaussianNoise RandomCrop
+    AugMix CutMix MixUp RandAugment RandomColorDegeneration RandomColorJitter RandomErasing RandomGaussianBlur
+    RandomGrayscale RandomHue RandomInvert RandomPerspective RandomPosterization RandomSaturation RandomSharpness
+    RandomShear Solarization RandomHeight RandomWidth
     """.split()  # noqa: SIM905
 )
 # What else a file may name for Keras to build: parts of layers and of the training configuration.
@@ -97,7 +106,8 @@ KNOWN_SETTINGS = frozenset(
 KNOWN_FUNCTIONS = frozenset(
     """
     celu elu exponential gelu glu hard_shrink hard_sigmoid hard_silu hard_swish hard_tanh leaky_relu linear log_sigmoid
-    log_softmax mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign sparse_plus sparse_sigmoid
+    log_softmax log_softmax_v2 softmax_v2 mish relu relu6 selu sigmoid silu soft_shrink softmax softplus softsign
+    sparse_plus sparse_sigmoid
     sparsemax squareplus swish tanh tanh_shrink threshold
     categorical_crossentropy sparse_categorical_crossentropy binary_crossentropy binary_focal_crossentropy
     categorical_focal_crossentropy mean_squared_error mse mean_absolute_error mae mean_absolute_percentage_error mape
@@ -113,7 +123,9 @@ KNOWN_OPERATIONS = frozenset(
     math.truediv math.divide math.subtract math.multiply math.add math.negative __operators__.add
     __operators__.getitem strided_slice nn.bias_add nn.relu nn.relu6 nn.sigmoid nn.softmax nn.tanh nn.elu nn.selu
     nn.gelu nn.silu nn.swish nn.softplus math.sigmoid math.tanh cast identity reshape concat math.reduce_mean
-    math.reduce_max image.resize reverse
+    math.reduce_max image.resize reverse math.maximum math.minimum math.exp math.softplus math.log_sigmoid
+    math.reduce_sum math.square math.pow math.abs abs clip_by_value transpose compat.v1.transpose expand_dims squeeze
+    compat.v1.squeeze math.l2_normalize nn.leaky_relu pad compat.v1.pad
     """.split()  # noqa: SIM905
 )
 # Where a file names one by itself, not as a `class_name`.
@@ -783,12 +795,13 @@ def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
 
     ``formats`` and ``most_pixels`` are those of `limit_pillow`, ``expected`` is an .npy like ``pixels``. Photos as this
     Keras loads them, uint8 (N, H, W, 3), and their probabilities (N, C). Gives ``skipped`` if Keras cannot load any
-    photo, and ``unreadable``: index -> reason, for the photos that it cannot load; their pixels are 0. Of photos whose
-    pixels are not the expected ones, ``decoded`` has, by index, [h, w, `array_digest`] before they are resized.
+    photo, ``unreadable``: index -> reason, for the photos that it cannot load, and ``lacking``: index -> format, for
+    those of a format that this Pillow was built without; the pixels of both are 0. Of photos whose pixels are not the
+    expected ones, ``decoded`` has, by index, [h, w, `array_digest`] before they are resized.
     """
     pixels = np.zeros((len(task["files"]), *task["image_size"], 3), np.uint8)
     expected = np.load(task["expected"], mmap_mode="r", allow_pickle=False)
-    unreadable, decoded = {}, {}
+    unreadable, decoded, lacking = {}, {}, {}
     limit_pillow(task["formats"], task["most_pixels"])
     for index, path in enumerate(task["files"]):
         try:
@@ -800,10 +813,25 @@ def files(keras: Any, model: Any, task: dict[str, Any]) -> dict[str, Any]:
         except ImportError as error:
             return {"skipped": str(error)}
         except Exception as error:  # Pillow's readers can raise anything
-            unreadable[str(index)] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if lacks := lacking_format(path):
+                lacking[str(index)] = lacks
+            else:
+                unreadable[str(index)] = (str(error).strip() or type(error).__name__).splitlines()[0]
     np.save(task["pixels"], pixels)
     predicted = predict(keras, model, {**task, "inputs": task["pixels"]})
-    return {"unreadable": unreadable, "decoded": decoded, **predicted}
+    return {"unreadable": unreadable, "lacking": lacking, "decoded": decoded, **predicted}
+
+
+def lacking_format(path: str) -> str:
+    """Return the format of a photo if this Pillow was built without it, as some are without WebP; else empty text."""
+    from PIL import features
+
+    with Path(path).open("rb") as file:
+        start = file.read(16)
+    name = "WebP" if start[8:12] == b"WEBP" else "AVIF" if start[4:12] == b"ftypavif" else ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an older Pillow has not heard of AVIF
+        return name if name and not features.check(name.lower()) else ""
 
 
 def load_photo(keras: Any, path: str, task: dict[str, Any]) -> Any:
@@ -920,13 +948,23 @@ def in_float64(
             kept = {name: layer["config"][name] for name in ("name", "batch_input_shape") if name in layer["config"]}
             layer.update(class_name="Activation", config={**kept, "activation": "linear", "trainable": False})
         if not is_bare_operation(layer) or "trainable" in layer["config"]:  # it has no type of its own
-            layer["config"]["dtype"] = dtype
+            set_dtype(layer["config"], dtype)
         change(layer)
     copy = _with_architecture(path, copy, config)
     twin = keras.models.load_model(str(copy), compile=compiled, **bare_operations(keras, path))
     for _, layer in leaves(twin):
-        hold_settings_in_float64(keras, layer)
+        for each in (layer, getattr(layer, "activation", None), getattr(layer, "layer", None)):
+            hold_settings_in_float64(keras, each)
     return twin
+
+
+def set_dtype(config: dict[str, Any], dtype: str) -> None:
+    """Let a layer compute in that type, and the layers that it has inside: an activation, or what a wrapper calls."""
+    config["dtype"] = dtype
+    for name in ("activation", "layer"):
+        inner = config.get(name)
+        if isinstance(inner, dict) and isinstance(inner.get("config"), dict) and "dtype" in inner["config"]:
+            set_dtype(inner["config"], dtype)
 
 
 def hold_settings_in_float64(keras: Any, layer: Any) -> None:
@@ -953,6 +991,50 @@ def hold_settings_in_float64(keras: Any, layer: Any) -> None:
                 setattr(layer, name, np.asarray(getattr(layer, name), "float64"))
     if getattr(getattr(layer, "activation", None), "__name__", "") == "gelu":
         layer.activation = exact_gelu(keras)  # TensorFlow's own rounds the square root of 2 to float32
+    if kind == "CenterCrop" or (
+        kind in ("Resizing", "UpSampling2D") and getattr(layer, "interpolation", None) == "bilinear"
+    ):
+        resize_exactly(keras, layer)
+
+
+def resize_exactly(keras: Any, layer: Any) -> None:
+    """Let a layer that resizes bilinearly do so in float64: TensorFlow's own gives float32, whatever it is given."""
+    own = layer.call
+    einsum = keras.ops.einsum if hasattr(keras, "ops") else import_module("tensorflow").einsum
+    better = max if getattr(layer, "pad_to_aspect_ratio", False) else None
+    cuts = type(layer).__name__ == "CenterCrop"  # and resizes what is too small to be cut
+    better = min if cuts or getattr(layer, "crop_to_aspect_ratio", False) else better
+
+    def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        sizes = tuple(inputs.shape[1:3])
+        if None in sizes:
+            return own(inputs, *args, **kwargs)
+        results = (layer.height, layer.width) if hasattr(layer, "height") else np.multiply(sizes, layer.size)
+        if cuts and sizes[0] >= results[0] and sizes[1] >= results[1]:
+            return own(inputs, *args, **kwargs)
+        matrices = []
+        for axis in (0, 1):
+            size, result = int(sizes[axis]), int(results[axis])
+            # as `resize` in keras/src/backend/tensorflow/image.py, and `smart_resize` in Keras 2
+            seen = better(size, int(sizes[1 - axis] * result / results[1 - axis])) if better else size
+            matrix, first = bilinear_matrix(seen, result), abs(size - seen) // 2
+            if seen < size:
+                matrix = np.pad(matrix, ((0, 0), (first, size - seen - first)))
+            matrices.append(matrix[:, first : first + size] if seen > size else matrix)
+        return einsum("rh,bhwc,sw->brsc", matrices[0], inputs, matrices[1])
+
+    layer.call = call
+
+
+def bilinear_matrix(size: int, result: int) -> np.ndarray:
+    """Bilinear resizing along one axis with half-pixel centres, without antialiasing: float64 (result, size)."""
+    centres = (np.arange(result) + 0.5) * (size / result) - 0.5
+    below = np.floor(centres)
+    share = centres - below
+    matrix = np.zeros((result, size))
+    for offset, weight in ((0, 1 - share), (1, share)):
+        np.add.at(matrix, (np.arange(result), (below.astype(int) + offset).clip(0, size - 1)), weight)
+    return matrix
 
 
 def _with_architecture(path: str, copy: Path, config: dict[str, Any]) -> Path:
@@ -1185,21 +1267,38 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     A request may have an ``application`` (``name`` and ``settings``) instead, and gets its ``architecture``.
     """
     check_packages()
-    keras = find_keras()
+    spent = {"imports": 0.0}
+    with counted(spent, "imports"):
+        keras = find_keras()
     if "application" in request:
         return {"versions": versions(keras), "architecture": application(keras, **request["application"])}
     results = []
     for job in request["jobs"]:
         try:
-            model = load(keras, job["model"], job.get("compile", True))
+            with counted(spent, "loading"):
+                model = load(keras, job["model"], job.get("compile", True))
         except Refused as refused:
             if not job.get("may_refuse"):
                 raise
             results.append([{"refused": str(refused)}])
             continue
-        results.append([TASKS[task["task"]](keras, model, {**task, "model": job["model"]}) for task in job["tasks"]])
+        done = []
+        for task in job["tasks"]:
+            with counted(spent, task["task"]):
+                done.append(TASKS[task["task"]](keras, model, {**task, "model": job["model"]}))
+        results.append(done)
         _EXACT.clear()
-    return {"versions": versions(keras), "results": results}
+    return {"versions": versions(keras), "results": results, "processor_seconds": spent}
+
+
+@contextmanager
+def counted(spent: dict[str, float], what: str) -> Iterator[None]:
+    """Add the processor seconds of what is done inside."""
+    start = time.process_time()
+    try:
+        yield
+    finally:
+        spent[what] = round(spent.get(what, 0.0) + time.process_time() - start, 3)
 
 
 def stream(path: str) -> int:

@@ -103,8 +103,12 @@ def _make(folder: Path, requirements: tuple[str, ...]) -> str:
         Why it could not be made; empty if it was.
     """
     own, python = sys.executable, _python_in(folder)
+    # compiled, as pip does it by itself: where Python writes no .pyc, every start would compile TensorFlow for 5 s
     ways: tuple[tuple[list[str | Path], list[str | Path]], ...] = (
-        ([own, "-m", "uv", "venv", "--python", own, folder], [own, "-m", "uv", "pip", "install", "--python", python]),
+        (
+            [own, "-m", "uv", "venv", "--python", own, folder],
+            [own, "-m", "uv", "pip", "install", "--compile-bytecode", "--python", python],
+        ),
         ([own, "-m", "venv", folder], [python, "-m", "pip", "install"]),
     )
     complaint = ""

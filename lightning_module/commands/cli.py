@@ -103,22 +103,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         outlive_readers()
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = arguments[0] if arguments else "--help"
-    if first in ("-h", "--help", "help"):
-        print(help_text())
-        return
-    if first == "--version":
-        print(f"shelftwin {version('shelftwin')}")
-        return
-    if first not in COMMANDS:
-        near = [SYNONYMS[first]] if first in SYNONYMS else get_close_matches(first, COMMANDS, n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        refuse(f"expected one of {', '.join(COMMANDS)}, received {first!r}.{hint} See `lightning --help`.")
     try:
+        if first in ("-h", "--help", "help", "--version"):
+            print(f"shelftwin {version('shelftwin')}" if first == "--version" else help_text(), flush=True)
+            return
+        if first not in COMMANDS:
+            near = [SYNONYMS[first]] if first in SYNONYMS else get_close_matches(first, COMMANDS, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            refuse(f"expected one of {', '.join(COMMANDS)}, received {first!r}.{hint} See `lightning --help`.")
         if COMMANDS[first].place == "lightning_cli.training:run":
             from lightning_module.commands.lightning_cli.short_help import short_help
 
             if {"-h", "--help"} & set(arguments):
-                print(short_help(first))
+                print(short_help(first), flush=True)
                 return
             arguments = ["--help" if underscored(each) == "--help_all" else each for each in arguments]
         keep_freed_memory()
@@ -211,6 +208,9 @@ def parse(command: str, parser: "ArgumentParser", arguments: list[str], options:
                 hint = hint.replace("--", "")
         elif inner := re.search(r"^(--\S+): .*Option '([^']+)' is not accepted", message, re.DOTALL):
             message = f"{inner[1]}: it has no setting {inner[2]}"
+        elif inner := re.search(r"^--data\.class_names: .*Expected a str. Got value: ([^\n]*)", message, re.DOTALL):
+            message = f"--data.class_names: expected names; received one that is read as something else, {inner[1]}"
+            hint = ' Put each into quotation marks of its own: --data.class_names \'["1","true"]\'.'
         raise BadInput(f"{message.rstrip('.')}.{hint} See `lightning {command} --help`.") from error
 
 

@@ -17,10 +17,11 @@ from lightning_module.commands.options import (
     parse_options,
     pixels_of,
 )
-from models.bad_input import BadInput
+from models.bad_input import BadInput, some_of
 
 if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
+    from export.torch_to_keras import Twin
 
 
 def run_export(argv: list[str]) -> None:
@@ -94,7 +95,7 @@ def export(
 
             twin = write_twin(source, out, input_range, fuse_batchnorm)
             size = f"{twin.layers} Keras layers, {twin.parameters:,} numbers (weights and BatchNorm statistics)"
-            print(f"{twin.path}: {size}")
+            print(*source.notes, *_left_out(twin), f"{twin.path}: {size}", sep="\n")
             if source.foreign:
                 again = ["lightning", "parity", str(file), str(out), *given_options(foreign)]
                 print(f"Now prove it: {shlex.join(again)}")
@@ -108,6 +109,7 @@ def export(
             pixels = pixels_of(files, source.image_size, source.interpolation, source.loading)
             judges = Photos(pixels, [str(each) for each in files], labels)
         made, versions = write_formats(source, out, formats, input_range, judges, fuse_batchnorm)
+        print(*source.notes, sep="\n", end="\n" * bool(source.notes))
     print_formats(made, versions)
     return all(each.passed for each in made)
 
@@ -119,9 +121,7 @@ def _source(file: Path, foreign: ForeignOptions, formats: list[str]) -> "Iterato
     from export.keras_file.read import is_keras_file
 
     if not is_keras_file(file):
-        source = read_any_checkpoint(file, foreign.settings())
-        print(*source.notes, sep="\n", end="\n" * bool(source.notes))
-        yield source
+        yield read_any_checkpoint(file, foreign.settings())  # its notes are said once there is a file
         return
     if "keras" in formats:
         raise BadInput(
@@ -130,6 +130,12 @@ def _source(file: Path, foreign: ForeignOptions, formats: list[str]) -> "Iterato
         )
     with tempfile.TemporaryDirectory(prefix="shelftwin-") as folder:
         yield _imported(file, foreign, Path(folder) / "imported.ckpt")
+
+
+def _left_out(twin: "Twin") -> list[str]:
+    """What of the network's weights is not in the file, for people."""
+    unused = twin.details.get("unused_weights", [])
+    return [f"Not in the file, as they have no part in what the network gives: {some_of(unused, 5)}"] if unused else []
 
 
 def _imported(file: Path, foreign: ForeignOptions, place: Path) -> "Checkpoint":

@@ -86,8 +86,14 @@ def list_photo_files(folder: Path) -> list[Path]:
     if folder.is_file() and is_table(folder):
         return _photos_of_table(folder)
     from datamodule.layout import what_else, without_junk
+    from datamodule.sources.addresses import is_mangled_address
     from datamodule.split import list_photos
 
+    if is_mangled_address(folder):
+        raise BadInput(
+            f"--photos: expected a folder or a table on this machine, received the address {folder}. Copy the photos "
+            "to a folder first."
+        )
     if not folder.is_dir():
         raise BadInput(f"--photos: expected a folder or a table, received {folder}, which is neither. Check the path.")
     files = without_junk(list_photos(folder, "web"), folder, Counter())

@@ -4,17 +4,17 @@ import shlex
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from datamodule.layout import describe_junk
-from datamodule.photo_store import BadPhoto, load_photo
+from datamodule.photo_store import BadPhoto, default_store_dir, load_photo
 from datamodule.sources.photo_arguments import PhotoArguments
 from datamodule.split import count_unlisted, described_counts
 from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, EXIT_UNEXPECTED, parse_for, underscored
@@ -28,7 +28,7 @@ from lightning_module.evaluation.prediction_files import (
     PredictionFormat,
 )
 from models.bad_input import BadInput
-from models.choices import FORMAT_ENDINGS, Formats
+from models.choices import FORMAT_ENDINGS, Formats, widest
 from models.cores import usable_cores
 
 NAMED = 20
@@ -36,8 +36,8 @@ NAMED = 20
 BAD_COLUMNS = ["file", "reason"]
 PHOTOS_HELP = (
     "each a photo; a folder, searched at any depth; a pattern in quotation marks, such as 'SHOP/**/*.jpg'; a table "
-    "(.csv, .tsv, .parquet, .jsonl) that names photos; a .txt with a path in each line; or - for paths from standard "
-    "input"
+    "(.csv, .tsv, .parquet, .jsonl) that names photos; a .txt with a path in each line; the address (s3://, zip://) of "
+    "a photo, a folder or a table; or - for paths from standard input"
 )
 
 
@@ -63,12 +63,12 @@ def predict(
     min_probability: float | None = None,
     temperature: Temperature = "auto",
     file_column: str | None = None,
-    base: Path | None = None,
+    base: str | None = None,
     batch_size: int = 32,
     device: Device = "auto",
     keras_python: Path | None = None,
     labels: Path | None = None,
-    formats: Formats = "web",
+    formats: Formats | None = None,
 ) -> None:
     """Write the likeliest labels of photos, with their probabilities, into a table.
 
@@ -87,14 +87,15 @@ def predict(
             metrics.json beside the model: `fitted`. `auto`: that one with --min_probability, if there is one. The
             order of the labels stays.
         file_column: column of tables that names the photos; it is looked for if left out.
-        base: folder that names in tables and lists are relative to; by default a table's own or one in it, and for
-            lists the working folder, or else the list's.
+        base: folder that names in tables and lists are relative to, or its address; by default a table's own or one in
+            it, and for lists the working folder, or else the list's.
         batch_size: number of photos that are computed at once; the result does not depend on it.
         device: where a checkpoint is computed: `auto` is a GPU if there is one.
         keras_python: Python interpreter whose Keras computes a .h5; by default this environment's.
         labels: labels.json for a .h5 that does not itself state its classes and input range.
         formats: which files are photos: `keras`: what Keras lists; `web`: WebP, AVIF, GIF and JFIF as well; `all`: all
-            formats that are read. But for `keras`, files without an ending are looked at.
+            formats that are read. But for `keras`, files without an ending are looked at. By default `web`, or `all`
+            where the model was trained so.
     """
     out, format = _place(out, format)
     bad_out = out.with_name(f"{out.stem}_bad.csv")
@@ -110,7 +111,9 @@ def predict(
         )
     labeller = _labeller(model, device, keras_python, labels)
     labelling = choose_labelling(labeller, model, top, min_probability, temperature)
-    listed = PhotoArguments(photos, formats, file_column, base, getattr(sys.stdin, "buffer", None))
+    formats = formats or widest("web", labeller.formats)
+    stdin, cache = getattr(sys.stdin, "buffer", None), default_store_dir() / "addresses"
+    listed = PhotoArguments(photos, formats, file_column, base, stdin, cache, _fetching)
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are either read or reported
     with ExitStack() as stack:
         stack.enter_context(labeller)
@@ -122,8 +125,8 @@ def predict(
         for batch, bad in decoded(iter(listed), batch_size, labeller):
             if batch:
                 pixels = np.stack([each for _, each in batch])
-                rows.write(label(labeller, [file for file, _ in batch], pixels, labelling))
-            bad_rows.write([str(each.path), each.reason] for each in bad)
+                rows.write(label(labeller, [listed.name_of(file) for file, _ in batch], pixels, labelling))
+            bad_rows.write([listed.name_of(each.path), each.reason] for each in bad)
             named.extend(bad[: NAMED - len(named)])
             progress.advance(task, len(batch) + len(bad))
     if not bad_rows.count and _is_ours(bad_out):
@@ -235,6 +238,10 @@ def _labeller(model: Path, device: Device, keras_python: Path | None, labels: Pa
             f"expected a Keras .h5, as its name says, received {model}, which begins as none. Is it damaged, or a "
             ".keras? `lightning fit` writes RUN/model.h5."
         ) from error
+
+
+def _fetching(items: Iterable, total: int) -> Iterable:
+    return track(items, "fetching photos", total, transient=True, disable=not sys.stdout.isatty())
 
 
 def _progress() -> Progress:

@@ -42,13 +42,13 @@ class Labelling:
 
 
 def label(
-    labeller: Labeller, files: Sequence[Path], photos: np.ndarray, labelling: Labelling = Labelling()
+    labeller: Labeller, files: Sequence[Path | str], photos: np.ndarray, labelling: Labelling = Labelling()
 ) -> Iterator[Row]:
     """Yield the rows of the table.
 
     Args:
         labeller: computes the probabilities.
-        files: N paths.
+        files: what N photos are called.
         photos: their pixels, uint8, shape (N, H, W, 3).
         labelling: what is written.
 

@@ -81,7 +81,7 @@ def read_foreign_file(path: Path, use_ema: bool = False) -> ForeignFile:
 
     Args:
         path: a `.safetensors`, or what ``torch.save`` wrote of tensors and plain data: a state dict, alone or in one of
-            `FORMATS`.
+            `FORMATS`; not a checkpoint of this project.
         use_ema: take the averaged weights.
 
     Raises:
@@ -97,6 +97,11 @@ def read_foreign_file(path: Path, use_ema: bool = False) -> ForeignFile:
             raise _no_average(path, "a safetensors file, which has one set of weights")
         return ForeignFile(path, file_digest(path), "a safetensors file", _checked(path, safe))
     content = _read_pickled(path)
+    if _is_of_this_project(content):
+        raise BadInput(
+            f"expected no --model and the like with a checkpoint of this project, got {path}, which says all that "
+            "itself. Leave them out."
+        )
     kind, state, averaged = _state_dict(path, content, use_ema)
     # timm's train.py writes `arch` as well; of other trainers' arguments nobody knows what they mean
     arguments = content.get("args") if isinstance(content, dict) and "arch" in content else None
@@ -112,6 +117,10 @@ def is_ours(path: Path) -> bool:
         content = _read_pickled(path)
     except BadInput:
         return False
+    return _is_of_this_project(content)
+
+
+def _is_of_this_project(content: Any) -> bool:
     settings = content.get("hyper_parameters") if isinstance(content, dict) else None
     return isinstance(settings, dict) and {"class_names", "backbone", "hidden", "image_size"} <= settings.keys()
 

@@ -73,8 +73,16 @@ class ForeignClassifier(Classifier):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute what the network gives, (B, C), of images, float32 (B, channels, H, W) with values 0 to 1."""
-        answers: Tensor = self.network(images if self.normalise is None else self.normalise(images))
+        return rows_of(self.network(images if self.normalise is None else self.normalise(images)), len(images))
+
+
+def rows_of(answers: Any, images: int) -> Any:
+    """What a network gives as (B, C), where it gives (B,), as after a squeeze, or (B, C, 1, 1); others as they are."""
+    if not isinstance(answers, Tensor) or answers.dim() == 2:
         return answers
+    one_number = answers.dim() < 2 and answers.numel() == images
+    one_place = answers.dim() > 2 and answers.shape[2:].numel() == 1
+    return answers.reshape(images, -1) if one_number or one_place else answers
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from datamodule.augment import Augmentation
+from datamodule.photo_settings import parse_image_size
 from datamodule.photo_store import load_photo
-from datamodule.product_photos import ProductPhotos, parse_image_size
+from datamodule.product_photos import ProductPhotos
 from datamodule.split import find_class_names
 from models.bad_input import BadInput
 from tests.datamodule.keras_generator import ask_keras, needs_keras

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodule.product_photos import ProductPhotos
 from datamodule.split import (
     count_unlisted,
     find_class_names,
@@ -18,6 +19,7 @@ from datamodule.split import (
 )
 from tests.conftest import SHARED
 from tests.datamodule.keras_generator import ask_keras, needs_keras
+from tests.datamodule.test_product_photos import draw_root
 
 find_class_names_of_keras = find_class_names  # by this name also where a test puts another in its place
 
@@ -322,3 +324,18 @@ def test_a_folder_that_is_a_link_is_listed(tmp_path):
     Image.new("RGB", (2, 2)).save(touch(tmp_path / "real" / "1.png"))
     (tmp_path / "link").symlink_to(tmp_path / "real", target_is_directory=True)
     assert list_photos(tmp_path / "link") == [tmp_path / "link" / "1.png"]
+
+
+@pytest.mark.parametrize("split", ["stratified", "grouped"])
+def test_a_new_class_that_is_named_last_moves_no_other_photos(tmp_path, split):
+    root = draw_root(tmp_path, {"hat": 12, "tv": 12}, size=32)
+
+    def validation(**settings) -> set:
+        photos = ProductPhotos(str(root), image_size=12, split=split, validation_split=0.5, **settings)
+        photos.setup("validate")
+        return {file for file in photos.val_files if file.parent.name != "boots"}
+
+    before = validation()
+    draw_root(tmp_path, {"boots": 12}, seed=5000, size=32)
+    assert validation(class_names=["hat", "tv", "boots"]) == before
+    assert validation() != before  # as docs/data.md says

@@ -58,7 +58,7 @@ def test_checkpoint_with_code_in_it_is_refused_and_not_run(tmp_path, capsys):
 def test_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     path = tmp_path / "broken.ckpt"
     path.write_bytes(content)
-    with pytest.raises(BadInput, match="cannot be read") as caught:
+    with pytest.raises(BadInput, match=r"cannot be read|is damaged") as caught:
         read_checkpoint(path)
     assert "weights_only=False" not in str(caught.value)  # torch's own advice, which would run what is in the file
 
@@ -251,6 +251,23 @@ def test_torch_itself_notices_no_flipped_weight(tmp_path, small_checkpoint, monk
     assert (
         sum(not torch.equal(left, right) for left, right in zip(*(each.values() for each in states), strict=True)) == 1
     )
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(0.0, "it is empty"), (0.1, "it ends before"), (0.7, "it ends before"), (0.999, "it ends before")],
+)
+def test_a_checkpoint_that_was_cut_off_is_damaged_and_named_with_the_remedy(tmp_path, small_checkpoint, share, said):
+    """As after a full disk or a copy that was broken off."""
+    data = small_checkpoint.read_bytes()
+    path = tmp_path / "last.ckpt"
+    path.write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(
+        BadInput, match=rf"last\.ckpt, which is damaged: {said}.*one in its folder previous\), or train"
+    ):
+        read_checkpoint(path)
+    with pytest.raises(BadInput, match="which is damaged"):
+        AtomicCheckpoints().load_checkpoint(path)
 
 
 def test_truncated_table_of_contents_is_noticed(tmp_path, small_checkpoint):

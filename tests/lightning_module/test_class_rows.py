@@ -208,13 +208,15 @@ def test_fit_goes_on_with_five_classes_and_test_measures_four(four, photos, tmp_
     assert read_checkpoint(run / "best.ckpt").class_names == ("boots", *CLASS_NAMES)
     measured = [*TINY[:1], TINY[2], f"--ckpt_path={run / 'best.ckpt'}", f"--trainer.default_root_dir={tmp_path / 't'}"]
     assert lightning("test", *measured, f"--data.root={photos / 'four'}") == 0
-    assert "has no photos of ['boots']" in said()
+    assert "lacks the classes ['boots'], and is measured over the others" in said()
 
 
 def test_the_other_way_is_refused_or_left_out(four, photos, tmp_path, said):
     given = ["validate", *TINY[:1], TINY[2], f"--ckpt_path={four}", f"--data.root={photos / 'five'}"]
     assert lightning(*given) == 2
-    assert "foreign: ['boots']). Give photos of these classes, or --data.foreign_classes skip." in said()
+    words = said()
+    assert "foreign: ['boots']). Give photos of these classes, named likewise, or leave others out with" in words
+    assert "--data.foreign_classes skip." in words
     assert lightning(*given, "--data.foreign_classes=skip") == 0
     assert "left out: ['boots']" in said()
 
@@ -224,6 +226,8 @@ def test_the_other_way_is_refused_or_left_out(four, photos, tmp_path, said):
     [
         (["--model.classes=strict"], "--model.classes strict: expected the classes of"),
         (["--data.class_names=[x,y]", "--data.foreign_classes=skip"], "class_names: expected the classes ['x', 'y']"),
+        (["--data.class_names=[tv,1]"], """of its own: --data.class_names '["1","true"]'"""),
+        (['--data.class_names=["tv","1","true"]', "--data.foreign_classes=skip"], "received none in 1, true"),
         (["--data.class_names=[tv,tv]"], "class_names: expected two or more names, each once"),
         (["--data.class_names=[tv,sofa]"], "foreign: ['boots', 'jeans', 'tshirt']"),
         (["--data.class_names=[tv,hat]", "--data.foreign_classes=skip"], "received none in hat"),

@@ -53,7 +53,8 @@ def without(layout: Layout, dims: list[int], rank: int) -> Layout:
     gone = {layout.image_axis(dim % rank) for dim in dims}
     kept = [place for axis, place in enumerate(layout.order) if axis not in gone]
     before = sum(dim % rank < layout.batch_axis for dim in dims)
-    return Layout(tuple(sorted(kept).index(place) for place in kept), layout.batch_axis - before, layout.merged)
+    order = tuple(sorted(kept).index(place) for place in kept)
+    return replace(layout, order=order, batch_axis=layout.batch_axis - before)
 
 
 def with_last(tracer: Tracer, value: fx.Node, axis: int) -> tuple[str, Layout]:

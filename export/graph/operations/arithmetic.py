@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import fx
 
-from export.graph.nodes import Node
 from export.graph.record import module_path
 from export.graph.tracer import (
     Converter,
@@ -74,8 +74,7 @@ def _add(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         and len(value.users) == 1
     ):
         attributes = {"scale": before.attributes["scale"], "offset": offset}
-        fused = Node(before.name, "affine", before.inputs, before.shape, attributes, {}, before.source, operation.name)
-        tracer.replace_last(operation, fused)
+        tracer.replace_last(operation, replace(before, attributes=attributes, trace_name=operation.name), value)
         return
     tracer.emit(operation, "affine", [value], {"scale": (1.0,) * len(offset), "offset": offset})
 
@@ -118,7 +117,7 @@ def _divide(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     elif _is_one_and_absolute(tracer, other, value):
         tracer.emit(operation, "activation", [value], {"function": "softsign"})
     else:
-        raise NoKerasCounterpart("aten.div", module_path(operation), "by a computed value")
+        tracer.emit(operation, "divide", [value, other])
 
 
 def _mean_and_epsilon(tracer: Tracer, value: Any, of: Any) -> float | None:
@@ -158,54 +157,6 @@ def _addcmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     weights: dict[str, fx.Node | None] = {}
     weights |= {"scale": _weight(tracer, operation, value, scale), "offset": _weight(tracer, operation, value, offset)}
     tracer.emit(operation, "channel_affine", [value], {}, weights)
-
-
-def _power(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    value, exponent = given["self"], given.get("exponent", 2)
-    constant = tracer.constant(exponent)
-    exponent = None if constant is None or constant.size != 1 else float(constant.reshape(-1)[0])
-    if exponent == 2:
-        tracer.emit(operation, "multiply", [value, value])
-    elif exponent == 3:
-        tracer.emit(operation, "cube", [value])
-    elif exponent == -0.5:
-        _inverse_root(tracer, operation, given)
-    elif exponent == 0.5:
-        _root(tracer, operation, given)
-    else:
-        raise NoKerasCounterpart(name_of(operation), module_path(operation), f"with exponent {exponent}")
-
-
-def _root(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """The square root of a mean of squares: nothing but a division may read it, see `_divide`."""
-    tracer.roots[operation.name] = _mean_of_squares(tracer, operation, given)
-
-
-def _inverse_root(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    of, attributes = _mean_of_squares(tracer, operation, given)
-    tracer.emit(operation, "inverse_rms", [of], attributes)
-
-
-def _mean_of_squares(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> tuple[fx.Node, dict[str, Any]]:
-    of, attributes = tracer.mean_squares.get(given["self"].name, (None, {}))
-    if of is None or not attributes["epsilon"] > 0:
-        why = "of something other than a mean of squares over the channels, or a variance, and a positive number"
-        raise NoKerasCounterpart(name_of(operation), module_path(operation), why)
-    return of, attributes
-
-
-def _variance(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """Nothing but a root may read it."""
-    dims = given["dim"] if isinstance(given["dim"], list | tuple) else [given["dim"]]
-    source = given["self"]
-    rank = len(shape_of(source))
-    channels = 1 if rank == 1 or not tracer.is_channels_last(source) else rank
-    if [axis % (rank + 1) for axis in dims] != [channels] or not given["keepdim"]:
-        raise NoKerasCounterpart(name_of(operation), module_path(operation), f"over dimensions {given['dim']}")
-    count = shape_of(source)[channels - 1]
-    correction = given["correction"] if given.get("correction") is not None else int(given.get("unbiased", True))
-    factor = count / (count - correction)
-    tracer.mean_squares[operation.name] = (source, {"centred": True, "factor": factor, "epsilon": 0.0})
 
 
 def _clamp(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -284,7 +235,18 @@ def largest_of_two(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) ->
     return True
 
 
+def _positive(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """All comparisons are recorded as this one."""
+    tracer.emit(operation, "positive", [given["self"]])
+
+
+def _not(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    _affine(tracer, operation, given["self"], -1.0, 1.0)
+
+
 CONVERTERS: dict[str, Converter] = {
+    "aten.gt": _positive,
+    "aten.logical_not": _not,
     "aten.sub": _subtract,
     "aten.rsub": _subtract,
     "aten.add": _add,
@@ -292,11 +254,6 @@ CONVERTERS: dict[str, Converter] = {
     "aten.div": _divide,
     "aten.addcmul": _addcmul,
     "aten.neg": _negative,
-    "aten.pow": _power,
-    "aten.square": _power,
-    "aten.sqrt": _root,
-    "aten.rsqrt": _inverse_root,
-    "aten.var": _variance,
     "aten.clamp": _clamp,
     "aten.clamp_min": _clamp,
     "aten.clamp_max": _clamp,

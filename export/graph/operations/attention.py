@@ -3,31 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from torch import fx
 
+from export.graph.layouts import Layout
 from export.graph.operations.any_layout import image_axis_of, refused, same_for_all, several_of, with_last, without
-from export.graph.tracer import Converter, Tracer, of_weights
+from export.graph.tracer import Converter, Tracer, name_of, of_weights
 
 # What works along an axis ---------------------------------------------------------------------------------------------
 
 
 def _norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    """The length of vectors: nothing but a division of these very vectors may read it, see `_divide_by_norm`."""
-    dims = several_of(given["dim"])
-    if float(given["ord"]) != 2 or len(dims) != 1 or not given["keepdim"]:
+    """The length of vectors; what only these very vectors are divided by is part of that, see `_divide_by_norm`."""
+    if float(given["ord"]) != 2 or given["dim"] is None:
         raise refused(operation, f"of order {given['ord']} over {given['dim']}")
+    dims = several_of(given["dim"])
+    if len(dims) != 1 or not given["keepdim"] or not _divides_alone(operation, given["self"]):
+        attributes = {"factor": 1.0, "epsilon": 0.0, "inverse": False}
+        over_axes(tracer, operation, given["self"], dims, bool(given["keepdim"]), "root_of_squares", **attributes)
+        return
     tracer.norms[operation.name] = (given["self"], image_axis_of(tracer, operation, given["self"], dims[0]), 0.0)
+
+
+def _divides_alone(norm: fx.Node, vectors: fx.Node) -> bool:
+    """Whether nothing reads a norm but a division of its vectors, perhaps after it was held above 0 and repeated."""
+    for user in norm.users:
+        if name_of(user) in ("aten.clamp_min", "aten.clamp_min_", "aten.expand", "aten.expand_as"):
+            if user.args[0] is not norm or not _divides_alone(user, vectors):
+                return False
+        elif name_of(user) not in ("aten.div", "aten.div_") or user.args != (vectors, norm):
+            return False
+    return True
 
 
 def _of_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     """A norm that is not let become 0, or that is repeated for each number."""
     source = operation.args[0]
     if not isinstance(source, fx.Node) or source.name not in tracer.norms:
-        raise refused(operation, "")
+        if "min" in given:
+            raise refused(operation, "")
+        _repeat(tracer, operation, given)
+        return
     vectors, axis, least = tracer.norms[source.name]
     tracer.norms[operation.name] = (vectors, axis, max(least, float(given.get("min") or 0.0)))
 
@@ -38,6 +58,19 @@ def _divide_by_norm(tracer: Tracer, operation: fx.Node, value: fx.Node, norm: fx
         raise refused(operation, "of a value by another's norm")
     node, layout = with_last(tracer, value, axis)
     tracer.add(operation, "unit_norm", [node], layout, {"least": least})
+
+
+def _repeat(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """Axes of one, so often; to a value of more axes torch has a view before."""
+    value = given["self"]
+    before, after = value.meta["shape"], operation.meta["shape"]
+    dims = [dim for dim in range(len(after)) if len(before) == len(after) and before[dim] != after[dim]]
+    if not dims:
+        raise refused(operation, f"from {list(before)} to {list(after)}")
+    layout = tracer.layout(value)
+    axes = tuple(layout.order[image_axis_of(tracer, operation, value, dim)] for dim in dims)
+    counts = tuple(after[dim] for dim in dims)
+    tracer.add(operation, "repeat", [tracer.input_name(value)], layout, {"axes": axes, "counts": counts})
 
 
 def _linear(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -110,10 +143,17 @@ def _reduced(op: str) -> Converter:
 
 
 def _mean(tracer: Tracer, operation: fx.Node, given: dict[str, Any], op: str) -> None:
-    value, rank = given["self"], len(given["self"].meta["shape"])
     if given.get("dim") in (None, []):
         raise refused(operation, "over everything, all images included")
-    dims = [dim % rank for dim in several_of(given["dim"])]
+    over_axes(tracer, operation, given["self"], several_of(given["dim"]), bool(given["keepdim"]), op)
+
+
+def over_axes(
+    tracer: Tracer, operation: fx.Node, value: fx.Node, dims: Sequence[int], keepdim: bool, op: str, **attributes: Any
+) -> None:
+    """Add what works over some axes at once, which are neighbours in Keras."""
+    rank = len(value.meta["shape"])
+    dims = [dim % rank for dim in dims]
     axes = [image_axis_of(tracer, operation, value, dim) for dim in dims]
     layout = tracer.layout(value)
     places = sorted(layout.order[axis] for axis in axes)
@@ -122,9 +162,9 @@ def _mean(tracer: Tracer, operation: fx.Node, given: dict[str, Any], op: str) ->
         layout = replace(layout, order=tuple([*places, *kept].index(place) for place in layout.order))
         places = list(range(len(places)))
     node = tracer.in_order(value, layout.order)
-    if not given["keepdim"]:
+    if not keepdim:
         layout = without(layout, dims, rank)
-    tracer.add(operation, op, [node], layout, {"axes": tuple(places)})
+    tracer.add(operation, op, [node], layout, {"axes": tuple(places), **attributes})
 
 
 # Products of two values -----------------------------------------------------------------------------------------------
@@ -137,17 +177,22 @@ _SMALL = 2
 
 def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     left, right = given["self"], given["other" if "other" in given else "mat2"]
-    layout, other = tracer.layout(left), tracer.layout(right)
+    layout, other = (tracer.layout(value) if value.meta["computed"] else None for value in (left, right))
+    rank = len(left.meta["shape"])
+    # images are in front, or among the rows of the first or the columns of the second, with a weight for each head
+    among = layout is not None and layout.batch_axis == rank - 2, other is not None and other.batch_axis == rank - 1
+    for weight, beside, of_one in ((left, right, among[1]), (right, left, among[0])):
+        if not weight.meta["computed"]:
+            weight_of_each_image(tracer, operation, weight, beside, of_one)
+    layout, other = layout or other or tracer.layout(left), other or layout or tracer.layout(right)
     one, two = tracer.image_shape(left), tracer.image_shape(right)
-    if not (left.meta["computed"] and right.meta["computed"]):
-        raise of_weights(operation)
     rank = len(one)
     in_front = layout.batch_axis < len(left.meta["shape"]) - 2
     if (
-        not in_front
+        (not in_front and not (any(among) and layout.own))
         or rank != len(two)
         or two[:-2] not in (one[:-2], (1,) * (rank - 2))  # all heads may share their keys
-        or (layout.batch_axis, layout.merged) != (other.batch_axis, other.merged)
+        or replace(other, order=layout.order) != layout
     ):
         raise refused(operation, f"of shapes {list(left.meta['shape'])} and {list(right.meta['shape'])}")
     windows = math.prod(two[:-2])
@@ -165,6 +210,43 @@ def _matmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         tracer.in_order(right, (*middle, rank - 1, 0) if last else order),
     ]
     tracer.add(operation, "matmul", nodes, replace(layout, order=order), {"last": last})
+
+
+def weight_of_each_image(
+    tracer: Tracer, operation: fx.Node, value: fx.Node, beside: fx.Node, of_one: bool = False
+) -> str:
+    """Make a weight that has one of itself for each image, such as a learned query, a value like others.
+
+    Args:
+        tracer: gets a node that has the weight for every image.
+        operation: what reads it.
+        value: the weight, (B, ...); without the batch if `of_one`.
+        beside: a computed value, of which the node has the number of images.
+        of_one: whether torch has but one of it.
+
+    Returns:
+        The node's name.
+    """
+    shape = value.meta["shape"]
+    if shape[:1] != (tracer.batch,) and not of_one:
+        raise of_weights(operation)
+    weight = same_for_all(value)
+    shape = (tracer.batch, *shape) if of_one else shape
+    if math.prod(weight.meta["shape"]) == math.prod(shape[1:]):
+        name = tracer.weight_name(weight, of_one)
+    else:
+        name = tracer.weight_name(value, in_its_shape=True)
+        if name not in tracer.computed_tensors:
+            raise of_weights(operation)
+        array = tracer.computed_tensors[name]
+        tracer.computed_tensors[name] = _of_one_image(operation, array, 0, Layout(()))
+    if name is None:
+        raise of_weights(operation)
+    layout = Layout(tuple(range(len(shape) - 1)), batch_axis=-of_one)
+    attributes = {"shape": shape[1:], "order": layout.order, "constant": None}
+    node = tracer.add(operation, "array", [tracer.input_name(beside)], layout, attributes, {"array": name}, value=value)
+    tracer.place(value, node, layout)
+    return node
 
 
 def _addcmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -224,21 +306,22 @@ def _with_array(tracer: Tracer, operation: fx.Node, op: str, value: fx.Node, oth
     constant, name = tracer.constant(other), tracer.weight_name(other)
     if name is None and constant is None:
         raise of_weights(operation)
-    if own[layout.batch_axis] not in (1, tracer.batch * layout.merged) or operation.meta["shape"] != shape:
+    axis = layout.batch_axis
+    everywhere = tracer.batch * layout.merged * layout.outer
+    if own[axis] not in (1, everywhere) or operation.meta["shape"] != shape:
         raise refused(operation, f"of an array of shape {list(own)}")
-    if own[layout.batch_axis] != 1:
-        if layout.batch_axis:
-            raise refused(operation, f"of an array of shape {list(own)}")
+    if own[axis] != 1:
+        held = other.meta["shape"]
         if constant is not None:
-            constant = _of_one_image(operation, constant, layout.merged)
-        elif name in tracer.computed_tensors:
-            array = tracer.computed_tensors[name]
-            tracer.computed_tensors[name] = _of_one_image(operation, array, layout.merged)
+            constant = _of_one_image(operation, constant.reshape(own), axis, layout)
+        elif name in tracer.computed_tensors and layout.outer == 1:
+            one = _of_one_image(operation, tracer.computed_tensors[name].reshape(own), axis, layout)
+            tracer.computed_tensors[name] = one.reshape(one.shape[len(own) - len(held) :])
         else:
             raise refused(operation, f"of a weight of shape {list(own)}")
         of_image = layout.of_image(own)
     else:
-        of_image = (*own[: layout.batch_axis], *(1,) * (layout.merged > 1), *own[layout.batch_axis + 1 :])
+        of_image = (*own[:axis], *(1,) * len(layout.own), *own[axis + 1 :])
     attributes = {
         "shape": of_image,
         "order": layout.order,
@@ -248,12 +331,14 @@ def _with_array(tracer: Tracer, operation: fx.Node, op: str, value: fx.Node, oth
     tracer.add(operation, f"{op}_array", [tracer.input_name(value)], layout, attributes, weights)
 
 
-def _of_one_image(operation: fx.Node, array: np.ndarray, merged: int) -> np.ndarray:
-    """The first image's part of an array that has one for each."""
-    first = array[:merged]
-    if not np.array_equal(array, np.concatenate([first] * (len(array) // merged))):
+def _of_one_image(operation: fx.Node, array: np.ndarray, axis: int, layout: Layout) -> np.ndarray:
+    """The first image's part of an array that has one for each in that axis."""
+    images = array.shape[axis] // (layout.merged * layout.outer)
+    apart = array.reshape(*array.shape[:axis], layout.outer, images, layout.merged, *array.shape[axis + 1 :])
+    first = np.take(apart, [0], axis + 1)
+    if not np.array_equal(apart, np.broadcast_to(first, apart.shape)):
         raise refused(operation, "of an array that is another for each image")
-    return first
+    return first.reshape(*array.shape[:axis], layout.merged * layout.outer, *array.shape[axis + 1 :])
 
 
 CONVERTERS: dict[str, Converter] = {
@@ -263,6 +348,8 @@ CONVERTERS: dict[str, Converter] = {
     "aten.rms_norm": _rms_norm,
     "aten.batch_norm": _batch_norm,
     "aten.linalg_vector_norm": _norm,
+    "aten.amax": _reduced("largest"),
+    "aten.max": _reduced("largest"),
     **dict.fromkeys(("aten.clamp_min", "aten.expand", "aten.expand_as"), _of_norm),
     "aten.softmax": _softmax,
     "aten._softmax": _softmax,

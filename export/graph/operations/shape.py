@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import fx
 
 from export.graph.record import module_path
@@ -87,6 +88,23 @@ def same_value(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> Non
     tracer.alias(operation, operation.args[0])  # type: ignore[arg-type]
 
 
+def _of_other_type(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """Numbers of another type are the same numbers, but for whole ones; what is true counts as 1."""
+    source = operation.args[0]
+    assert isinstance(source, fx.Node)
+    before, after = source.meta["dtype"], operation.meta["dtype"]
+    if before != torch.bool and not after.is_floating_point:
+        raise NoKerasCounterpart(name_of(operation), module_path(operation), f"from {before} to {after}")
+    tracer.alias(operation, source)
+
+
+def _copied(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    source = given["src"]
+    if source.meta["shape"] != operation.meta["shape"]:
+        raise NoKerasCounterpart(name_of(operation), module_path(operation), "of another shape")
+    tracer.alias(operation, source)
+
+
 def _flatten(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     before = tracer.nodes[tracer.input_name(given["self"])]
     source = given["self"]
@@ -135,6 +153,8 @@ CONVERTERS: dict[str, Converter] = {
     "aten.contiguous": same_value,
     "aten.clone": same_value,
     "aten.dropout": _dropout,
+    **dict.fromkeys(("aten.to", "aten._to_copy", "aten.type_as"), _of_other_type),
+    "aten.copy": _copied,
 }
 
 # Their result has the numbers of their input in the same order.

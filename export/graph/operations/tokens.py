@@ -12,17 +12,16 @@ from typing import Any
 from torch import fx
 
 from export.graph.layouts import MAP, Layout, moved_batch, reshaped
-from export.graph.operations import attention
+from export.graph.operations import attention, powers
 from export.graph.operations.any_layout import after, image_axis_of, refused, same_for_all, several_of, without
 from export.graph.tracer import Converter, Tracer, arguments, name_of, of_weights
 
 
 def converters(known: dict[str, Converter]) -> dict[str, Converter]:
     """Converters for values of any layout, which leave maps and vectors to those that are known for them."""
-    return {
-        **{name: after(known.get(name), convert) for name, convert in _ANY_LAYOUT.items()},
-        "getitem": _part_by(known["getitem"]),
-    }
+    both = {name: after(known.get(name), convert) for name, convert in _ANY_LAYOUT.items()}
+    noted = {name: powers.noting_squares(both[name]) for name in _MAY_BE_SQUARES}
+    return {**both, **noted, "getitem": _part_by(known["getitem"])}
 
 
 def _regroup(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -46,7 +45,8 @@ def _regroup(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         node = tracer.input_name(value)
     new = replace(new, order=order)
     held = tracer.nodes[node]
-    if (*held.shape[1:], held.shape[0]) == new.in_keras(target):
+    # a single number is an axis of one in Keras
+    if (*held.shape[1:], held.shape[0]) == (new.in_keras(target) or (1,)):
         tracer.place(operation, node, new)
     else:
         source_node = held.inputs[0] if held.op == "regroup" else node  # two reshapes are one
@@ -68,14 +68,13 @@ def _transpose(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> Non
         one, other = (given.get(name, default) % rank for name, default in (("dim0", -2), ("dim1", -1)))
         dims = [{one: other, other: one}.get(dim, dim) for dim in range(rank)]
     layout = tracer.layout(value)
-    axes = [layout.image_axis(dim) if dim != layout.batch_axis else _own_axis(layout) for dim in dims]
-    order = tuple(layout.order[axis] for axis in axes if axis is not None)
-    tracer.place(operation, tracer.input_name(value), Layout(order, dims.index(layout.batch_axis), layout.merged))
-
-
-def _own_axis(layout: Layout) -> int | None:
-    """The axis of one image's value that torch has merged with the batch; None without one."""
-    return layout.batch_axis if layout.merged > 1 else None
+    order: list[int] = []
+    for dim in dims:
+        axis = layout.image_axis(dim)
+        own = range(layout.batch_axis, layout.batch_axis + len(layout.own)) if axis is None else [axis]
+        order.extend(layout.order[each] for each in own)
+    place = dims.index(layout.batch_axis)
+    tracer.place(operation, tracer.input_name(value), replace(layout, order=tuple(order), batch_axis=place))
 
 
 def _parts(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -205,15 +204,18 @@ def _stack(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     """The new axis is beside the one that torch puts it in front of, so that a reshape may merge them."""
     values, rank = list(given["tensors"]), len(operation.meta["shape"])
     layout, dim = tracer.layout(values[0]), given["dim"] % rank
-    if layout.batch_axis or layout.merged > 1 or dim == 0:
-        raise refused(operation, "along the images, or of values that have them elsewhere")
+    if any(replace(tracer.layout(value), order=layout.order) != layout for value in values):
+        raise refused(operation, "of values that have the images elsewhere")
     nodes = [tracer.in_order(value, layout.order) for value in values]
-    axis = dim - 1
+    in_front = dim <= layout.batch_axis
+    axis = dim if in_front else dim - 1 + len(layout.own)
     place = layout.order[axis] if axis < len(layout.order) else len(layout.order)
     order = [each + (each >= place) for each in layout.order]
-    tracer.add(operation, "stack", nodes, Layout((*order[:axis], place, *order[axis:])), {"axis": place})
+    stacked = replace(layout, order=(*order[:axis], place, *order[axis:]), batch_axis=layout.batch_axis + in_front)
+    tracer.add(operation, "stack", nodes, stacked, {"axis": place})
 
 
+_MAY_BE_SQUARES = ("aten.mean", "aten.sum", "aten.add", "aten.mul", "aten.div")
 _SEVERAL = ("aten.split", "aten.split_with_sizes", "aten.chunk", "aten.unbind", "aten.tensor_split")
 
 _ANY_LAYOUT: dict[str, Converter] = {
@@ -239,6 +241,7 @@ _ANY_LAYOUT: dict[str, Converter] = {
     "aten.roll": _roll,
     "aten.pad": _pad,
     **attention.CONVERTERS,
+    **powers.ANY_LAYOUT,
 }  # fmt: skip
 # Names of the operations that may move the batch, and look after it.
 ANY_LAYOUT = frozenset({*_ANY_LAYOUT, "getitem"})

@@ -140,7 +140,7 @@ def _inverse_rms(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[
 
 
 # So small that it changes nothing, and not so small that its root could not be divided by in float32.
-_NO_EPSILON = 1e-30
+NO_EPSILON = 1e-30
 
 
 def _places_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
@@ -152,7 +152,7 @@ def _places_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[
     yield KerasLayer("Rescaling", f"{name}_negative", {"scale": -1.0, "offset": 0.0}, (f"{name}_turned",))
     both = f"{name}_turned", f"{name}_negative"
     yield KerasLayer("Concatenate", f"{name}_both", {"axis": -1}, both)
-    yield _alone(f"{name}_divided", _NO_EPSILON, (f"{name}_both",))
+    yield _alone(f"{name}_divided", NO_EPSILON, (f"{name}_both",))
     # of both halves the product with x or -x is the same
     yield KerasLayer("Multiply", f"{name}_products", {}, (f"{name}_divided", f"{name}_both"))
     pool = {
@@ -185,7 +185,7 @@ def _divide_by_mean(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterat
     yield KerasLayer("Concatenate", f"{name}_all", {"axis": -1}, (f"{name}_place", f"{name}_epsilon"))
     yield KerasLayer("Rescaling", f"{name}_negative", {"scale": -1.0, "offset": 0.0}, (f"{name}_all",))
     yield KerasLayer("Concatenate", f"{name}_both", {"axis": -1}, (f"{name}_all", f"{name}_negative"))
-    yield _alone(f"{name}_divided", _NO_EPSILON, (f"{name}_both",))
+    yield _alone(f"{name}_divided", NO_EPSILON, (f"{name}_both",))
     yield reshape(f"{name}_divided_row", (1, 2 * count, 1), (f"{name}_divided",))
     crop = {"cropping": [[0, 0], [0, count]], "data_format": "channels_last"}
     yield KerasLayer("Cropping2D", f"{name}_unit", crop, (f"{name}_divided_row",))

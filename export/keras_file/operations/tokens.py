@@ -13,18 +13,13 @@ from dataclasses import replace
 import numpy as np
 
 from export.graph.nodes import Graph, Node
-from export.keras_file.keras_layer import Emit, KerasLayer, NoKerasLayer, permute, reshape, zero_padding
+from export.keras_file.keras_layer import Emit, KerasLayer, crop_columns, keras_shape, permute, reshape, zero_padding
 from export.keras_file.operations.convolution import conv2d
 from export.keras_file.operations.normalisation import rms_norm
 
 
-def _shape(node: Node) -> tuple[int, ...]:
-    """Keras's shape, without the batch."""
-    return (*node.shape[1:], node.shape[0])
-
-
 def _regroup(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    yield reshape(node.name, _shape(node), inputs)
+    yield reshape(node.name, keras_shape(node), inputs)
 
 
 def _transpose(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
@@ -36,28 +31,22 @@ def _around(shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
     return math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
 
 
-def _crop(name: str, inputs: tuple[str, ...], start: int, left: int) -> KerasLayer:
-    """Of (before, along, after) cut off `start` at the beginning of the second axis and `left` at its end."""
-    config = {"cropping": [[0, 0], [start, left]], "data_format": "channels_last"}
-    return KerasLayer("Cropping2D", name, config, inputs)
-
-
 def _cut(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    before, along, after = _around(_shape(graph.node(node.inputs[0])), node.attributes["axis"])
+    before, along, after = _around(keras_shape(graph.node(node.inputs[0])), node.attributes["axis"])
     yield reshape(f"{node.name}_rows", (before, along, after), inputs)
     start, left = node.attributes["start"], along - node.attributes["stop"]
     name, step = f"{node.name}_cropped", node.attributes["step"]
-    yield _crop(name, (f"{node.name}_rows",), start, left)
+    yield crop_columns(name, (f"{node.name}_rows",), start, left)
     if step > 1:  # the largest of one number is that number
         config = {"pool_size": [1, 1], "strides": [1, step], "padding": "valid", "data_format": "channels_last"}
         yield KerasLayer("MaxPooling2D", f"{node.name}_taken", config, (name,))
         name = f"{node.name}_taken"
-    yield reshape(node.name, _shape(node), (name,))
+    yield reshape(node.name, keras_shape(node), (name,))
 
 
 def _pad_axis(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     """One number at the ends of an axis: zeros, to which the number is added in their places alone."""
-    before, along, after = _around(_shape(graph.node(node.inputs[0])), node.attributes["axis"])
+    before, along, after = _around(keras_shape(graph.node(node.inputs[0])), node.attributes["axis"])
     first, last, number = (node.attributes[name] for name in ("before", "after", "value"))
     yield reshape(f"{node.name}_rows", (before, along, after), inputs)
     yield zero_padding(f"{node.name}_padded", (0, 0, first, last), (f"{node.name}_rows",))
@@ -67,21 +56,21 @@ def _pad_axis(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Ker
         offset[:, first : first + along] = 0.0
         yield KerasLayer("Rescaling", f"{node.name}_filled", {"scale": 1.0, "offset": offset.tolist()}, (name,))
         name = f"{node.name}_filled"
-    yield reshape(node.name, _shape(node), (name,))
+    yield reshape(node.name, keras_shape(node), (name,))
 
 
 def _stack(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    before, _, after = _around(_shape(node), node.attributes["axis"])
+    before, _, after = _around(keras_shape(node), node.attributes["axis"])
     rows = tuple(f"{node.name}_rows{number}" for number in range(len(inputs)))
     for row, name in zip(rows, inputs, strict=True):
         yield reshape(row, (before, after), (name,))
     yield KerasLayer("Concatenate", f"{node.name}_joined", {"axis": -1}, rows)
-    yield reshape(node.name, _shape(node), (f"{node.name}_joined",))
+    yield reshape(node.name, keras_shape(node), (f"{node.name}_joined",))
 
 
 def _conv1d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     """A convolution of columns of width 1."""
-    length, channels = _shape(graph.node(node.inputs[0]))
+    length, channels = keras_shape(graph.node(node.inputs[0]))
     padding, tensors = node.attributes["padding"], {name: graph.tensors[name] for name in node.weights.values()}
     tensors[node.weights["kernel"]] = tensors[node.weights["kernel"]][..., None]
     attributes = {
@@ -94,23 +83,23 @@ def _conv1d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Keras
     convolution = Node(f"{node.name}_column", "conv2d", ("column",), (*node.shape, 1), attributes, node.weights)
     yield reshape(f"{node.name}_seen", (length, 1, channels), inputs)
     yield from conv2d(Graph((column, convolution), tensors), convolution, (f"{node.name}_seen",))
-    yield reshape(node.name, _shape(node), (convolution.name,))
+    yield reshape(node.name, keras_shape(node), (convolution.name,))
 
 
 def _join(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     """Concatenate along the last axis alone: along others Keras 3.3 refuses a length of 1."""
     rows = []
     for number, (name, value) in enumerate(zip(inputs, node.inputs, strict=True)):
-        before, along, after = _around(_shape(graph.node(value)), node.attributes["axis"])
+        before, along, after = _around(keras_shape(graph.node(value)), node.attributes["axis"])
         rows.append(f"{node.name}_rows{number}")
         yield reshape(rows[-1], (before, along * after), (name,))
     yield KerasLayer("Concatenate", f"{node.name}_joined", {"axis": -1}, tuple(rows))
-    yield reshape(node.name, _shape(node), (f"{node.name}_joined",))
+    yield reshape(node.name, keras_shape(node), (f"{node.name}_joined",))
 
 
 def _roll(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     """Two parts of an axis change places; one axis after the other."""
-    shape, names = _shape(node), inputs
+    shape, names = keras_shape(node), inputs
     for number, (axis, shift) in enumerate(zip(node.attributes["axes"], node.attributes["shifts"], strict=True)):
         before, along, after = _around(shape, axis)
         front = -shift % along  # so many go from the beginning to the end
@@ -118,8 +107,8 @@ def _roll(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLa
             continue
         start = f"{node.name}_{number}"
         yield reshape(f"{start}_rows", (before, along, after), names)
-        yield _crop(f"{start}_last", (f"{start}_rows",), front, 0)
-        yield _crop(f"{start}_first", (f"{start}_rows",), 0, along - front)
+        yield crop_columns(f"{start}_last", (f"{start}_rows",), front, 0)
+        yield crop_columns(f"{start}_first", (f"{start}_rows",), 0, along - front)
         yield reshape(f"{start}_last_rows", (before, (along - front) * after), (f"{start}_last",))
         yield reshape(f"{start}_first_rows", (before, front * after), (f"{start}_first",))
         both = (f"{start}_last_rows", f"{start}_first_rows")
@@ -129,57 +118,64 @@ def _roll(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLa
 
 
 def _sum(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    shape = _shape(graph.node(node.inputs[0]))
+    shape = keras_shape(graph.node(node.inputs[0]))
     count = math.prod(shape[axis] for axis in node.attributes["axes"])
     yield from _mean(graph, replace(node, name=f"{node.name}_mean"), inputs)
     yield KerasLayer("Rescaling", node.name, {"scale": float(count), "offset": 0.0}, (f"{node.name}_mean",))
 
 
-def _mean(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    shape, axes = _shape(graph.node(node.inputs[0])), node.attributes["axes"]
+def _mean(graph: Graph, node: Node, inputs: tuple[str, ...], pooling: str = "AveragePooling2D") -> Iterator[KerasLayer]:
+    shape, axes = keras_shape(graph.node(node.inputs[0])), node.attributes["axes"]
     before, after = math.prod(shape[: axes[0]]), math.prod(shape[axes[-1] + 1 :])
     along = math.prod(shape[axis] for axis in axes)
     yield reshape(f"{node.name}_rows", (before, along, after), inputs)
     config = {"pool_size": [1, along], "strides": [1, along], "padding": "valid", "data_format": "channels_last"}
-    yield KerasLayer("AveragePooling2D", f"{node.name}_pool", config, (f"{node.name}_rows",))
-    yield reshape(node.name, _shape(node), (f"{node.name}_pool",))
+    yield KerasLayer(pooling, f"{node.name}_pool", config, (f"{node.name}_rows",))
+    yield reshape(node.name, keras_shape(node), (f"{node.name}_pool",))
+
+
+def _largest(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    yield from _mean(graph, node, inputs, "MaxPooling2D")
+
+
+def _repeat(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    shape, names = list(keras_shape(graph.node(node.inputs[0]))), inputs
+    for number, (axis, count) in enumerate(zip(node.attributes["axes"], node.attributes["counts"], strict=True)):
+        before, _, after = _around(tuple(shape), axis)
+        start, repeat = f"{node.name}_{number}", {"size": [1, count], "interpolation": "nearest"}
+        yield reshape(f"{start}_rows", (before, 1, after), names)
+        yield KerasLayer("UpSampling2D", start, {**repeat, "data_format": "channels_last"}, (f"{start}_rows",))
+        names, shape[axis] = (start,), count
+    yield reshape(node.name, keras_shape(node), names)
+
+
+# torch's least length; for Keras's, which is larger, the vectors below it are told apart.
+_SMALLEST_LENGTH = 1e-12
 
 
 def _unit_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    """A vector divided by its root mean square is longer by the root of its numbers' count."""
-    count, least = node.shape[0], node.attributes["least"]
-    attributes = {"epsilon": max(least, 1e-12) ** 2 / count}
-    inner = Node(f"{node.name}_rms", "rms_norm", node.inputs, node.shape, attributes)
-    yield from rms_norm(graph, inner, inputs)
-    yield KerasLayer("Rescaling", node.name, {"scale": count**-0.5, "offset": 0.0}, (inner.name,))
+    """A vector divided by its root mean square is longer by the root of its numbers' count.
 
-
-# So small that its square is nothing beside that of what is divided by, and not so small that float32 has no square.
-_LITTLE = 2.0**-40
-
-
-def _divide(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    """The quotient is the product of a, b and the square of 1 / |b|: no built-in layer of Keras 2 divides.
-
-    A LayerNormalization of [b, -b, c, -c] divides c by the root of (b ** 2 + c ** 2) / 2.
+    Of one that is shorter than `least`, the result is shorter than 1 by as much: by its length / `least`.
     """
-    name, shape = node.name, _shape(graph.node(node.inputs[1]))
-    yield reshape(f"{name}_numbers", (math.prod(shape), 1), inputs[1:])
-    kernel, bias = np.zeros((1, 4), np.float32), np.zeros(4, np.float32)
-    kernel[0, :2], bias[2:] = (1.0, -1.0), (_LITTLE, -_LITTLE)
-    config = {"units": 4, "activation": "linear", "use_bias": True}
-    weights = (("kernel", "", kernel), ("bias", "", bias))
-    yield KerasLayer("Dense", f"{name}_both", config, (f"{name}_numbers",), weights, fixed=True)
-    alone = {"axis": [-1], "epsilon": 0.0, "center": False, "scale": False}
-    yield KerasLayer("LayerNormalization", f"{name}_divided", alone, (f"{name}_both",))
-    yield reshape(f"{name}_columns", (math.prod(shape), 4, 1), (f"{name}_divided",))
-    yield _crop(f"{name}_third", (f"{name}_columns",), 2, 1)
-    yield reshape(f"{name}_seen", shape, (f"{name}_third",))
-    config = {"scale": 1 / (_LITTLE * 2**0.5), "offset": 0.0}
-    yield KerasLayer("Rescaling", f"{name}_inverse", config, (f"{name}_seen",))
-    yield KerasLayer("Multiply", f"{name}_sign", {}, (inputs[1], f"{name}_inverse"))
-    yield KerasLayer("Multiply", f"{name}_reciprocal", {}, (f"{name}_sign", f"{name}_inverse"))
-    yield KerasLayer("Multiply", name, {}, (inputs[0], f"{name}_reciprocal"))
+    count, least, name = node.shape[0], node.attributes["least"], node.name
+    attributes = {"epsilon": _SMALLEST_LENGTH**2 / count}
+    inner = Node(f"{name}_rms", "rms_norm", node.inputs, node.shape, attributes)
+    yield from rms_norm(graph, inner, inputs)
+    unit = name if least <= _SMALLEST_LENGTH else f"{name}_unit"
+    yield KerasLayer("Rescaling", unit, {"scale": count**-0.5, "offset": 0.0}, (inner.name,))
+    if unit == name:
+        return
+    rows = math.prod(node.shape[1:])
+    yield KerasLayer("Multiply", f"{name}_products", {}, (*inputs, unit))
+    yield reshape(f"{name}_rows", (rows, count, 1), (f"{name}_products",))
+    pool = {"pool_size": [1, count], "strides": [1, count], "padding": "valid", "data_format": "channels_last"}
+    yield KerasLayer("AveragePooling2D", f"{name}_mean", pool, (f"{name}_rows",))
+    share = {"scale": count / least, "offset": 0.0}
+    yield KerasLayer("Rescaling", f"{name}_share", share, (f"{name}_mean",))
+    yield KerasLayer("ReLU", f"{name}_at_most_1", {"max_value": 1.0}, (f"{name}_share",))
+    yield reshape(f"{name}_factor", (*node.shape[1:], 1), (f"{name}_at_most_1",))
+    yield KerasLayer("Multiply", name, {}, (unit, f"{name}_factor"))
 
 
 # Arrays that are the same for all images ------------------------------------------------------------------------------
@@ -203,14 +199,14 @@ def _negative_array(graph: Graph, node: Node, shape: tuple[int, ...], name: str)
 
 
 def _add_array(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    yield reshape(f"{node.name}_rows", _shape(node), inputs)
-    yield from _negative_array(graph, node, _shape(node), node.name)
+    yield reshape(f"{node.name}_rows", keras_shape(node), inputs)
+    yield from _negative_array(graph, node, keras_shape(node), node.name)
     yield KerasLayer("Subtract", node.name, {}, (*inputs, f"{node.name}_array"))
 
 
 def _multiply_array(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    yield reshape(f"{node.name}_rows", _shape(node), inputs)
-    yield from _negative_array(graph, node, _shape(node), node.name)
+    yield reshape(f"{node.name}_rows", keras_shape(node), inputs)
+    yield from _negative_array(graph, node, keras_shape(node), node.name)
     yield KerasLayer("Multiply", f"{node.name}_product", {}, (*inputs, f"{node.name}_array"))
     yield KerasLayer("Rescaling", node.name, {"scale": -1.0, "offset": 0.0}, (f"{node.name}_product",))
 
@@ -218,12 +214,17 @@ def _multiply_array(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterat
 def _array(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     """It is made from as many numbers of some value, whatever they are: only so it has the number of images."""
     numbers, needed = math.prod(graph.node(node.inputs[0]).shape), math.prod(node.shape)
-    if numbers < needed:
-        raise NoKerasLayer(node, f"{needed} numbers beside a value of {numbers}")
     yield reshape(f"{node.name}_numbers", (1, numbers, 1), inputs)
-    yield _crop(f"{node.name}_cropped", (f"{node.name}_numbers",), 0, numbers - needed)
-    yield reshape(f"{node.name}_rows", _shape(node), (f"{node.name}_cropped",))
-    yield from _negative_array(graph, node, _shape(node), node.name)
+    if numbers < needed:
+        times = -(-needed // numbers)
+        repeat = {"size": [1, times], "interpolation": "nearest", "data_format": "channels_last"}
+        yield KerasLayer("UpSampling2D", f"{node.name}_enough", repeat, (f"{node.name}_numbers",))
+        inputs, numbers = (f"{node.name}_enough",), numbers * times
+    else:
+        inputs = (f"{node.name}_numbers",)
+    yield crop_columns(f"{node.name}_cropped", inputs, 0, numbers - needed)
+    yield reshape(f"{node.name}_rows", keras_shape(node), (f"{node.name}_cropped",))
+    yield from _negative_array(graph, node, keras_shape(node), node.name)
     yield KerasLayer("Rescaling", node.name, {"scale": -1.0, "offset": 0.0}, (f"{node.name}_array",))
 
 
@@ -236,7 +237,7 @@ def _matmul(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Keras
     The second matrix becomes (heads * M, heads * K), with the numbers of each head in its own rows and columns and
     zeros elsewhere. What is added for the other heads is zero, so the result is the same.
     """
-    left, right = (_shape(graph.node(name)) for name in node.inputs)
+    left, right = (keras_shape(graph.node(name)) for name in node.inputs)
     last = node.attributes["last"]
     heads = math.prod(right[1:-1])
     rows, columns = right[0], right[-1]
@@ -255,12 +256,12 @@ def _matmul(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Keras
         yield reshape(names[5], (heads * rows, heads * columns), (names[4],))
     axes = {"axes": [2, 2 if last else 1], "normalize": False}
     yield KerasLayer("Dot", names[6], axes, (names[0], names[5]))
-    yield reshape(node.name, _shape(node), (names[6],))
+    yield reshape(node.name, keras_shape(node), (names[6],))
 
 
 def _matmul_windows(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     """Each query's numbers with each key's, all of them multiplied, and added up by a dense layer of ones."""
-    left, right = (_shape(graph.node(name)) for name in node.inputs)
+    left, right = (keras_shape(graph.node(name)) for name in node.inputs)
     windows, queries, keys, numbers = math.prod(left[:-2]), left[-2], right[-2], left[-1]
     names = [f"{node.name}_{part}" for part in ("left", "right", "products", "sums")]
     yield reshape(names[0], (windows, queries, 1, numbers), inputs[:1])
@@ -269,7 +270,7 @@ def _matmul_windows(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterat
     config = {"units": 1, "activation": "linear", "use_bias": False}
     weight = ("kernel", "", np.ones((numbers, 1), np.float32))
     yield KerasLayer("Dense", names[3], config, (names[2],), (weight,), fixed=True)
-    yield reshape(node.name, _shape(node), (names[3],))
+    yield reshape(node.name, keras_shape(node), (names[3],))
 
 
 LAYERS: dict[str, Emit] = {
@@ -278,11 +279,12 @@ LAYERS: dict[str, Emit] = {
     "cut": _cut,
     "pad_axis": _pad_axis,
     "unit_norm": _unit_norm,
-    "divide": _divide,
     "join": _join,
     "roll": _roll,
     "mean": _mean,
     "sum": _sum,
+    "largest": _largest,
+    "repeat": _repeat,
     "stack": _stack,
     "conv1d": _conv1d,
     "add_array": _add_array,

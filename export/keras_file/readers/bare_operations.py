@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 import numpy as np
 
 from export.graph.nodes import Node
-from export.keras_file.flat_layers import AS_IT_IS, FlatLayer, Tensor
-from export.keras_file.readers.activation import emit_activation
+from export.keras_file.flat_layers import AS_IT_IS, DAMAGED, FlatLayer, Tensor
+from export.keras_file.readers.activation import READERS as ACTIVATIONS
+from export.keras_file.readers.activation import emit_activation, leaky, softmax
+from export.keras_file.readers.axes import axes_of, axis_of, from_keras, keras_shape
 from export.keras_file.readers.joining import concatenate, emit_joined, emit_merged, merge
 from export.keras_file.readers.layer_reader import LayerReader, Reader
-from export.keras_file.readers.places import resizing
+from export.keras_file.readers.normalisation import unit_norm
+from export.keras_file.readers.places import resizing, zero_padding
 from export.keras_file.readers.preprocessing import affine
-from export.keras_file.readers.settings import expect, image_shape, per_channel, two_numbers
-from export.keras_file.readers.shape import reshape
+from export.keras_file.readers.settings import expect, finite_number, image_shape, per_channel, two_numbers
+from export.keras_file.readers.shape import permute, reshape
 from models.bad_input import BadInput
 
 # Keras 2's name of a function, or Keras 3's of an operation -> what it does with two numbers.
@@ -35,20 +39,25 @@ _ARITHMETIC = {
     "Add": "+",
     "math.negative": "neg",
     "Negative": "neg",
+    **dict.fromkeys(("math.maximum", "Maximum"), "max"),
+    **dict.fromkeys(("math.minimum", "Minimum"), "min"),
     "cast": "same",
     "Cast": "same",
     "identity": "same",
 }
-_OF_TENSORS = {"+": "add", "-": "subtract", "*": "multiply"}
+_OF_TENSORS = {"+": "add", "-": "subtract", "*": "multiply", "max": "maximum", "min": "minimum"}
 
 
 # Options of such calls that change nothing.
 _NO_OPERAND = ("name", "dtype", "data_format", "training", "mask")
 # A bare operation -> the activation that it is.
 _ELEMENTWISE = {
-    **{f"nn.{name}": name for name in ("relu", "relu6", "sigmoid", "softmax", "tanh", "elu", "selu", "gelu", "silu")},
+    **{f"nn.{name}": name for name in ("relu", "relu6", "sigmoid", "tanh", "elu", "selu", "gelu", "silu")},
     **{"math.sigmoid": "sigmoid", "math.tanh": "tanh", "nn.swish": "swish", "nn.softplus": "softplus"},
+    **{"math.softplus": "softplus", "math.exp": "exponential", "math.log_sigmoid": "log_sigmoid"},
     **{"Relu": "relu", "Relu6": "relu6", "Sigmoid": "sigmoid", "Tanh": "tanh", "Silu": "silu", "Elu": "elu"},
+    **{"Exp": "exponential", "Softplus": "softplus", "Softsign": "softsign", "Selu": "selu", "HardSilu": "hard_silu"},
+    **{"HardSigmoid": "hard_sigmoid", "LogSigmoid": "log_sigmoid"},
 }
 _SLICES = ("__operators__.getitem", "GetItem")
 
@@ -58,7 +67,7 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
     name = str(layer.config.get("function") or layer.class_name)
     options = {key: value for key, value in (layer.options or {}).items() if key not in _NO_OPERAND}
     operands = [*layer.arguments, *options.values()]
-    if name == "concat":
+    if name in ("concat", "Concatenate"):
         _bare_concatenation(reader, layer)
         return
     if name in _SLICES:
@@ -79,11 +88,10 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
                 f"{name[:80]}, which is not read here. Use one of Keras's layers for it."
             )
     nodes = reader.all_before(layer)
+    if len(nodes) == 2 and kind == "/":
+        _quotient(reader, layer, nodes)
+        return
     if len(nodes) == 2:
-        if kind not in _OF_TENSORS:
-            raise BadInput(
-                f"{layer.key}: expected to divide by a number, got a division by another layer's output. {AS_IT_IS}"
-            )
         emit_merged(reader, layer, _OF_TENSORS[kind], nodes)
         return
     (before,) = nodes
@@ -97,6 +105,9 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
     constant = np.asarray(
         per_channel(operands[0] if constant_first else operands[1], layer, "a constant", before.shape[0])
     )
+    if kind in ("max", "min"):
+        _limited(reader, layer, before, constant, kind)
+        return
     if kind == "/" and (constant_first or not constant.all()):
         raise BadInput(
             f"{layer.key}: expected a division by a number other than 0, got {str(operands)[:80]}. {AS_IT_IS}"
@@ -109,27 +120,72 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
         affine(reader, layer, before, constant if kind == "*" else 1.0 / constant)
 
 
+def _quotient(reader: LayerReader, layer: FlatLayer, nodes: list[Node]) -> None:
+    """By another layer's output; if that is 0 for an image, Keras's answer is no number and ours is another."""
+    if nodes[0].shape != nodes[1].shape:
+        raise BadInput(
+            f"{layer.key}: expected to divide equal shapes, got {[each.shape for each in nodes]}. {AS_IT_IS}"
+        )
+    reader.emit(layer, "divide", nodes[0].shape, inputs=nodes)
+
+
+def _limited(reader: LayerReader, layer: FlatLayer, before: Node, constant: np.ndarray, kind: str) -> None:
+    """The larger, or the smaller, of x and a number."""
+    limits = sorted(set(constant.tolist()))
+    if len(limits) != 1:
+        raise BadInput(f"{layer.key}: expected one number beside x, got one for each channel. {AS_IT_IS}")
+    clip(reader, layer, before, *((limits[0], None) if kind == "max" else (None, limits[0])))
+
+
+def clip(reader: LayerReader, layer: FlatLayer, before: Node, low: float | None, high: float | None) -> Node:
+    """Not below `low` and not above `high`."""
+    if low == 0:
+        return reader.emit(layer, "relu", before.shape, {"max_value": high}, inputs=[before])
+    return reader.emit(layer, "clip", before.shape, {"low": low, "high": high}, inputs=[before])
+
+
 def _bare_concatenation(reader: LayerReader, layer: FlatLayer) -> None:
     """``tf.concat``: its axis is in the call, and Keras 2 notes it beside each of the tensors."""
-    axis = next((each for each in (*layer.arguments, *(layer.options or {}).values()) if isinstance(each, int)), None)
+    given = (*layer.arguments, *(layer.options or {}).values())
+    axis = next((each for each in given if isinstance(each, int)), layer.config.get("axis"))
     concatenate(reader, replace(layer, config={"axis": axis}))
 
 
 def _reduced(op: str) -> Callable[[LayerReader, FlatLayer, list[Any]], None]:
-    """``reduce_mean(x, [1, 2])``, or the largest: over height and width."""
+    """``reduce_mean(x, [1, 2])``, the sum or the largest: over neighbouring axes."""
 
     def read(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
         (before,) = reader.before(layer)
-        axes = operands[0] if operands and isinstance(operands[0], list) else layer.config.get("axis")
-        if not isinstance(axes, list) or sorted(axes) not in ([1, 2], [-3, -2]) or len(before.shape) != 3:
-            raise BadInput(
-                f"{layer.key}: expected a {op} over height and width, axes [1, 2], got axes {axes}. {AS_IT_IS}"
-            )
+        own = keras_shape(before)
+        given = layer.config.get("axis", operands[0] if operands else None)
+        if given is None or given == []:
+            raise BadInput(f"{layer.key}: expected a {op} over height, width or channels, got one over all images.")
+        axes = axes_of(replace(layer, config={"axis": given}), before)
+        if axes != list(range(axes[0], axes[-1] + 1)):
+            raise BadInput(f"{layer.key}: expected a {op} over neighbouring axes, got {given}. {AS_IT_IS}")
         keep = bool(layer.config.get("keepdims", False))
-        shape = (before.shape[0], 1, 1) if keep else (before.shape[0],)
-        reader.emit(layer, op, shape, {"keep_dimensions": keep})
+        left = [1 if axis in axes else side for axis, side in enumerate(own) if keep or axis not in axes]
+        result = from_keras(left or [1])
+        if axes == [0, 1] and len(own) == 3 and op != "sum":
+            pooling = "global_average_pool" if op == "mean" else "global_max_pool"
+            reader.emit(layer, pooling, result, {"keep_dimensions": keep})
+        elif op == "max":
+            _largest(reader, layer, before, axes, result)
+        else:
+            reader.emit(layer, op, result, {"axes": tuple(axes)})
 
     return read
+
+
+def _largest(reader: LayerReader, layer: FlatLayer, before: Node, axes: list[int], result: tuple[int, ...]) -> None:
+    """What is before, along and after the axes, as a map; its largest columns."""
+    own = keras_shape(before)
+    rows, columns = prod(own[: axes[0]]), prod(own[axis] for axis in axes)
+    after = prod(own[axes[-1] + 1 :])
+    seen = reader.emit(layer, "regroup", from_keras((rows, columns, after)), inputs=[before], part="seen")
+    attributes = {"kernel": (1, columns), "strides": (1, columns), "padding": (0, 0, 0, 0)}
+    pooled = reader.emit(layer, "max_pool", from_keras((rows, 1, after)), attributes, inputs=[seen], part="largest")
+    reader.emit(layer, "regroup", result, inputs=[pooled])
 
 
 def _reshaped(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
@@ -140,6 +196,83 @@ def _reshaped(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> Non
             f"{layer.key}: expected to reshape to [-1, ...], with each side but the batch's, got {target}. {AS_IT_IS}"
         )
     reshape(reader, replace(layer, config={"target_shape": target[1:]}))
+
+
+def _square(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    """``x ** 2``."""
+    (before,) = reader.before(layer)
+    if operands and operands[0] not in (2, 2.0):
+        raise BadInput(f"{layer.key}: expected x ** 2, got the power {str(operands[0])[:40]}. {AS_IT_IS}")
+    reader.emit(layer, "multiply", before.shape, inputs=[before, before])
+
+
+def _absolute(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    (before,) = reader.before(layer)
+    reader.emit(layer, "absolute", before.shape)
+
+
+def _clipped(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    """``clip_by_value(x, low, high)``; Keras 3 calls them x_min and x_max."""
+    (before,) = reader.before(layer)
+    names = (("x_min", "clip_value_min"), ("x_max", "clip_value_max"))
+    limits = [
+        next((layer.config[each] for each in either if each in layer.config), operands[place] if operands else None)
+        for place, either in enumerate(names)
+    ]
+    low, high = (finite_number(each, layer, "a limit") for each in limits)
+    clip(reader, layer, before, low, high)
+
+
+def _transposed(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    """``transpose(x, [0, 2, 1, 3])``: the batch stays."""
+    order = layer.config.get("axes") or layer.config.get("perm") or (operands[0] if operands else None)
+    if not isinstance(order, list) or order[:1] != [0]:
+        raise BadInput(f"{layer.key}: expected a transpose that leaves the batch first, got {order}. {AS_IT_IS}")
+    permute(reader, replace(layer, config={"dims": order[1:]}))
+
+
+def _with_another_axis(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    """``expand_dims(x, 1)``, ``squeeze(x, 1)``: axes of 1."""
+    (before,) = reader.before(layer)
+    own = list(keras_shape(before))
+    axis = layer.config.get("axis", operands[0] if operands else None)
+    name = str(layer.config.get("function") or layer.class_name).lower()
+    if name.startswith("expand"):
+        own.insert(axis_of(layer, axis, len(own) + 1), 1)
+    else:
+        given = axis if isinstance(axis, list) else [axis]
+        gone = {axis_of(layer, each, len(own)) for each in given}
+        if any(own[each] != 1 for each in gone) or len(gone) == len(own):
+            raise BadInput(f"{layer.key}: expected to squeeze axes of 1, got {axis} of {own}. {DAMAGED}")
+        own = [side for place, side in enumerate(own) if place not in gone]
+    reader.emit(layer, "regroup", from_keras(own))
+
+
+def _softmax(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    (before,) = reader.before(layer)
+    softmax(reader, layer, before, axes_of(layer, before, operands[0] if operands else -1))
+
+
+def _l2_normalised(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    """``l2_normalize(x, axis)``; Keras 3's ``normalize`` has an ``order`` as well."""
+    (before,) = reader.before(layer)
+    expect(layer, order=(2, 2.0), epsilon=(1e-12, None))
+    unit_norm(reader, layer, before, axes_of(layer, before, operands[0] if operands else -1))
+
+
+def _leaky(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    (before,) = reader.before(layer)
+    slope = layer.config.get("negative_slope", layer.config.get("alpha", operands[0] if operands else 0.2))
+    leaky(reader, layer, before, finite_number(slope, layer, "negative_slope"))
+
+
+def _padded(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
+    """``pad(x, [[0, 0], [1, 1], [2, 0], [0, 0]])``, with zeros."""
+    ends = layer.config.get("pad_width") or layer.config.get("paddings") or (operands[0] if operands else None)
+    expect(layer, mode=("constant", "CONSTANT"), constant_values=(None, 0, 0.0))
+    if not isinstance(ends, list) or len(ends) != 4 or [list(ends[0]), list(ends[3])] != [[0, 0]] * 2:
+        raise BadInput(f"{layer.key}: expected to pad height and width, got {str(ends)[:80]}. {AS_IT_IS}")
+    zero_padding(reader, replace(layer, config={"padding": [list(each) for each in ends[1:3]]}))
 
 
 def _tf_resized(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
@@ -165,10 +298,20 @@ def _flipped(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None
 
 # Operations with settings -> their reader, given what the call has after the tensor.
 _OPERATIONS: dict[str, Callable[[LayerReader, FlatLayer, list[Any]], None]] = {
-    **dict.fromkeys(("math.reduce_mean", "Mean"), _reduced("global_average_pool")),
-    **dict.fromkeys(("math.reduce_max", "Max"), _reduced("global_max_pool")),
-    "reshape": _reshaped,
-    "image.resize": _tf_resized,
+    **dict.fromkeys(("math.reduce_mean", "Mean"), _reduced("mean")),
+    **dict.fromkeys(("math.reduce_max", "Max"), _reduced("max")),
+    **dict.fromkeys(("math.reduce_sum", "Sum"), _reduced("sum")),
+    **dict.fromkeys(("reshape", "Reshape"), _reshaped),
+    **dict.fromkeys(("image.resize", "Resize"), _tf_resized),
+    **dict.fromkeys(("math.square", "Square", "math.pow", "Power"), _square),
+    **dict.fromkeys(("math.abs", "abs", "Absolute"), _absolute),
+    **dict.fromkeys(("clip_by_value", "Clip"), _clipped),
+    **dict.fromkeys(("transpose", "compat.v1.transpose", "Transpose"), _transposed),
+    **dict.fromkeys(("expand_dims", "compat.v1.squeeze", "squeeze", "ExpandDims", "Squeeze"), _with_another_axis),
+    **dict.fromkeys(("nn.softmax", "Softmax"), _softmax),
+    **dict.fromkeys(("math.l2_normalize", "Normalize"), _l2_normalised),
+    **dict.fromkeys(("nn.leaky_relu", "LeakyRelu"), _leaky),
+    **dict.fromkeys(("pad", "compat.v1.pad", "Pad"), _padded),
     **dict.fromkeys(("reverse", "Flip"), _flipped),
 }
 
@@ -176,12 +319,15 @@ _OPERATIONS: dict[str, Callable[[LayerReader, FlatLayer, list[Any]], None]] = {
 def _slice(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
     """``x[..., ::-1]``: red, green and blue in the order that caffe's networks take, see `imagenet_utils`.
 
-    Keras 3 has ``stack([x[..., 2], x[..., 1], x[..., 0]], axis=-1)`` for it.
+    ``x[:, 1:-1, ::2]`` cuts rows and columns. Keras 3 has ``stack([x[..., 2], x[..., 1], x[..., 0]], axis=-1)`` for it.
     """
     (before,) = reader.before(layer)
     channels, *size = image_shape(before, layer)
     given = operands[1] if len(operands) == 2 else None
-    picked = picked_channels(given if isinstance(given, list) else [given], channels)
+    items = given if isinstance(given, list) else [given]
+    picked = picked_channels(items, channels)
+    if picked is None and _cut_places(reader, layer, before, items):
+        return
     if picked is None:
         raise BadInput(
             f"{layer.key}: expected x[..., i], x[..., i:j] or x[..., ::-1], which choose channels, got another piece "
@@ -192,6 +338,30 @@ def _slice(reader: LayerReader, layer: FlatLayer, operands: list[Any]) -> None:
         reader.without_channel.add(node.name)
         return
     _take_channels(reader, layer, before, picked)
+
+
+def _cut_places(reader: LayerReader, layer: FlatLayer, before: Node, items: list[Any]) -> bool:
+    """Emit ``x[:, i:j, k:l]``, forwards; False if it is anything else."""
+    pieces = [_slice_of(each) for each in items]
+    if pieces.count(...) == 1:
+        place = pieces.index(...)
+        pieces[place : place + 1] = [slice(None)] * (5 - len(pieces))
+    pieces += [slice(None)] * (4 - len(pieces))
+    own = keras_shape(before)
+    if any(not isinstance(each, slice) for each in pieces) or pieces[0] != slice(None) or len(pieces) != 4:
+        return False
+    kept = [range(side)[each] for side, each in zip(own, pieces[1:], strict=True)]
+    if any(not each or each.step < 1 for each in kept):
+        return False
+    node, shape = before, list(own)
+    cut = [axis for axis, each in enumerate(kept) if each != range(own[axis])]
+    for axis in cut:
+        each, shape[axis] = kept[axis], len(kept[axis])
+        attributes = {"axis": axis, "start": each.start, "stop": each[-1] + 1, "step": each.step}
+        part = "" if axis == cut[-1] else "cut"
+        node = reader.emit(layer, "cut", from_keras(shape), attributes, inputs=[node], part=part)
+    reader.same_as(layer, node)
+    return True
 
 
 def _take_channels(reader: LayerReader, layer: FlatLayer, before: Node, picked: range) -> None:
@@ -254,9 +424,21 @@ def _layer_or_operation(op: str) -> Reader:
     return read
 
 
+def _unless_layer(of_layer: Reader) -> Reader:
+    """In Keras 3 `ops.reshape` is a Reshape as well, though not the layer; it has no type of its own."""
+
+    def read(reader: LayerReader, layer: FlatLayer) -> None:
+        (of_layer if "dtype" in layer.config else _operation)(reader, layer)
+
+    return read
+
+
 READERS: dict[str, Reader] = {
-    **dict.fromkeys(("TFOpLambda", "SlicingOpLambda", "Mean", "Max", "Flip"), _operation),
-    **dict.fromkeys((*_SLICES, *_ARITHMETIC, *_ELEMENTWISE), _operation),
+    **dict.fromkeys(("TFOpLambda", "SlicingOpLambda"), _operation),
+    **dict.fromkeys((*_SLICES, *_ARITHMETIC, *_ELEMENTWISE, *_OPERATIONS), _operation),
+    "Concatenate": _unless_layer(concatenate),
+    "Reshape": _unless_layer(reshape),
+    "Softmax": _unless_layer(ACTIVATIONS["Softmax"]),
     "Stack": _stack,
     "Add": _layer_or_operation("add"),
     "Subtract": _layer_or_operation("subtract"),

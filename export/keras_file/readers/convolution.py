@@ -72,7 +72,7 @@ def _convolution(reader: LayerReader, layer: FlatLayer) -> None:
 
 
 def _transposed_convolution(reader: LayerReader, layer: FlatLayer) -> None:
-    _, channels, size = only_map(reader, layer)
+    before, channels, size = only_map(reader, layer)
     kernel = two_numbers(layer.config["kernel_size"], layer, "kernel_size")
     strides = two_numbers(layer.config.get("strides", 1), layer, "strides")
     expect(layer, padding=("valid", "same"), dilation_rate=(1, (1, 1)), groups=(1,))
@@ -96,14 +96,15 @@ def _transposed_convolution(reader: LayerReader, layer: FlatLayer) -> None:
     if added is None:
         attributes = {"strides": strides, "crop": tuple(crop), "same": same}
         node = reader.emit(layer, "conv2d_transpose", (filters, *result), attributes, weights)
-    else:  # the whole of it, of which a part is kept
-        if min(crop) < 0:
-            raise BadInput(
-                f"{layer.key}: expected an output_padding within the result, got {added}, which adds zeros. {AS_IT_IS}"
-            )
+    else:  # the whole of it, of which a part is kept; what is beyond it comes from zeros behind the image
+        more = [max(-(crop[2 * axis + 1] // strides[axis]), 0) for axis in (0, 1)]
+        if any(more):
+            shape = (channels, size[0] + more[0], size[1] + more[1])
+            before = reader.emit(layer, "pad", shape, {"padding": (0, more[0], 0, more[1])}, part="padded")
+            crop[1], crop[3] = (crop[2 * axis + 1] + more[axis] * strides[axis] for axis in (0, 1))
         sides = [result[axis] + crop[2 * axis] + crop[2 * axis + 1] for axis in (0, 1)]
         attributes = {"strides": strides, "crop": (0, 0, 0, 0), "same": False}
-        node = reader.emit(layer, "conv2d_transpose", (filters, *sides), attributes, weights)
+        node = reader.emit(layer, "conv2d_transpose", (filters, *sides), attributes, weights, [before])
         node = reader.emit(layer, "crop", (filters, *result), {"cropping": tuple(crop)}, inputs=[node])
     activation_of(reader, layer, node)
 

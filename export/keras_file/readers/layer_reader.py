@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class LayerReader:
         self.rates: dict[str, float] = {}
         self.augmentation: list[str] = []
         self.without_effect: list[str] = []
+        self.renormed: list[str] = []  # keys of BatchNormalizations with renorm=True
         self.half_precision: list[str] = []
         self.without_channel: set[str] = set()  # nodes whose one channel Keras has no axis for
 
@@ -59,15 +61,17 @@ class LayerReader:
         attributes: dict[str, Any] | None = None,
         weights: dict[str, np.ndarray] | None = None,
         inputs: list[Node] | None = None,
+        part: str = "",
     ) -> Node:
         """Add a node; `weights` must be in torch's layout.
 
-        A layer's first node has the layer's name, further ones what they do behind it: ``KEY/relu``.
+        A layer's first node has the layer's name, further ones what they do behind it: ``KEY/relu``. A `part` of what
+        the layer computes leaves the name to one after it.
         """
         before = self.all_before(layer) if inputs is None else inputs
-        name, number = layer.key, 1
-        while name in self.nodes:
-            name, number = f"{layer.key}/{op}{number if number > 1 else ''}", number + 1
+        others = (f"{layer.key}/{part or op}{number if number > 1 else ''}" for number in count(1))
+        free = (name for name in others if name not in self.nodes)
+        name = layer.key if not part and layer.key not in self.nodes else next(free)
         for role, array in (weights or {}).items():
             self.tensors[f"{name}/{role}"] = np.ascontiguousarray(array)
         roles = {role: f"{name}/{role}" for role in weights or {}}
@@ -135,6 +139,8 @@ def refused(layer: FlatLayer) -> BadInput:
     kind, remedy = layer.class_name, WRITE_IT.format(example=_EXAMPLE)
     if kind == "Lambda":
         why = "code, which this project does not run"
+    elif "dtype" not in layer.config:  # as Keras 3's bare operations alone
+        why = "an operation between layers that is not read here"
     elif kind in KERAS_LAYERS_NOT_READ:
         why, remedy = "a layer that is not read here", AS_IT_IS
     else:
@@ -145,13 +151,13 @@ def refused(layer: FlatLayer) -> BadInput:
 # Keras's own, and not read: their message must not call them somebody's.
 KERAS_LAYERS_NOT_READ = frozenset(
     """
-    Attention AdditiveAttention AutoContrast Bidirectional CategoryEncoding Conv1D Conv1DTranspose Conv3D
-    Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D Cropping1D Cropping3D DepthwiseConv1D Discretization Dot Einsum
-    EinsumDense Embedding GRU GlobalAveragePooling1D GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling3D
-    GroupNormalization GroupQueryAttention HashedCrossing Hashing IntegerLookup LSTM LocallyConnected1D
-    LocallyConnected2D Masking MaxPooling1D MaxPooling3D AveragePooling1D AveragePooling3D MelSpectrogram
-    MultiHeadAttention RMSNormalization RNN RandomCrop RepeatVector SeparableConv1D
-    SimpleRNN SpectralNormalization StringLookup TextVectorization TimeDistributed UnitNormalization UpSampling1D
-    UpSampling3D ZeroPadding1D ZeroPadding3D RandomElasticTransform Pipeline
+    Attention AdditiveAttention AutoContrast Bidirectional CategoryEncoding Conv1DTranspose Conv3D
+    Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D Cropping3D Discretization Einsum
+    EinsumDense Embedding Equalization GRU GlobalAveragePooling3D GlobalMaxPooling3D
+    GroupQueryAttention HashedCrossing Hashing IntegerLookup LSTM LocallyConnected1D
+    LocallyConnected2D Masking MaxPooling3D AveragePooling3D MelSpectrogram
+    MultiHeadAttention RNN RandomCrop
+    SimpleRNN SpectralNormalization StringLookup TextVectorization
+    UpSampling3D ZeroPadding3D RandomElasticTransform Pipeline
     """.split()  # noqa: SIM905
 )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from export.graph.nodes import Node
 from export.keras_file.flat_layers import AS_IT_IS, FlatLayer
-from export.keras_file.readers.layer_reader import LayerReader, Reader
+from export.keras_file.readers.layer_reader import LayerReader, Reader, refused
 from export.keras_file.readers.settings import expect, four_numbers, only_map, two_numbers, whole_number
 from models.bad_input import BadInput
 
 
-def _zero_padding(reader: LayerReader, layer: FlatLayer) -> None:
+def zero_padding(reader: LayerReader, layer: FlatLayer) -> None:
+    """Zeros around a map."""
     _, channels, (height, width) = only_map(reader, layer)
     top, bottom, left, right = four_numbers(layer.config["padding"], layer, "padding")
     shape = (channels, height + top + bottom, width + left + right)
@@ -24,10 +28,9 @@ def _cropping(reader: LayerReader, layer: FlatLayer) -> None:
 def _center_crop(reader: LayerReader, layer: FlatLayer) -> None:
     before, channels, size = only_map(reader, layer)
     target = [whole_number(layer.config[side], layer, side) for side in ("height", "width")]
-    if target[0] > size[0] or target[1] > size[1]:
-        raise BadInput(
-            f"{layer.key}: expected images of at least {target}, got {size}: Keras would resize them. {AS_IT_IS}"
-        )
+    if target[0] > size[0] or target[1] > size[1]:  # too small to cut: it is resized
+        resizing(reader, replace(layer, config={**layer.config, "crop_to_aspect_ratio": True}))
+        return
     if tuple(target) == size:
         reader.same_as(layer, before)
         return
@@ -38,12 +41,19 @@ def _center_crop(reader: LayerReader, layer: FlatLayer) -> None:
 
 
 def _crop(
-    reader: LayerReader, layer: FlatLayer, channels: int, size: tuple[int, int], ends: tuple[int, int, int, int]
-) -> None:
+    reader: LayerReader,
+    layer: FlatLayer,
+    channels: int,
+    size: tuple[int, int],
+    ends: tuple[int, int, int, int],
+    before: Node | None = None,
+    part: str = "",
+) -> Node:
     result = (size[0] - ends[0] - ends[1], size[1] - ends[2] - ends[3])
     if min(result) < 1:
         raise BadInput(f"{layer.key}: expected images larger than what is cut off {ends}, got {size}. {AS_IT_IS}")
-    reader.emit(layer, "crop", (channels, *result), {"cropping": ends})
+    inputs = None if before is None else [before]
+    return reader.emit(layer, "crop", (channels, *result), {"cropping": ends}, inputs=inputs, part=part)
 
 
 def _upsampling(reader: LayerReader, layer: FlatLayer) -> None:
@@ -57,20 +67,56 @@ def _upsampling(reader: LayerReader, layer: FlatLayer) -> None:
 def resizing(reader: LayerReader, layer: FlatLayer) -> None:
     """Any size; where it is the size already, nothing."""
     before, channels, size = only_map(reader, layer)
-    expect(layer, crop_to_aspect_ratio=(False,), pad_to_aspect_ratio=(False,), antialias=(False,))
-    expect(layer, interpolation=("bilinear", "nearest"))
-    target = tuple(whole_number(layer.config[side], layer, side) for side in ("height", "width"))
-    if target == size:
+    expect(layer, antialias=(False,), interpolation=("bilinear", "nearest"))
+    height, width = (whole_number(layer.config[side], layer, side) for side in ("height", "width"))
+    if (height, width) == size:
         reader.same_as(layer, before)
         return
+    if layer.config.get("crop_to_aspect_ratio"):
+        ends = _to_aspect_ratio(size, (height, width))
+        if any(ends):
+            before = _crop(reader, layer, channels, size, ends, before, "cropped")
+    elif layer.config.get("pad_to_aspect_ratio"):
+        expect(layer, fill_mode=("constant",), fill_value=(0.0,))
+        ends = _to_aspect_ratio(size, (height, width), padded=True)
+        if any(ends):
+            shape = (channels, size[0] + ends[0] + ends[1], size[1] + ends[2] + ends[3])
+            before = reader.emit(layer, "pad", shape, {"padding": ends}, inputs=[before], part="padded")
     interpolation = layer.config.get("interpolation", "bilinear")
-    reader.emit(layer, "resize", (channels, *target), {"interpolation": interpolation})
+    reader.emit(layer, "resize", (channels, height, width), {"interpolation": interpolation}, inputs=[before])
+
+
+def _to_aspect_ratio(size: tuple[int, int], target: tuple[int, int], padded: bool = False) -> tuple[int, int, int, int]:
+    """What is cut off, or added, at top, bottom, left and right before an image is resized.
+
+    Mirrors `resize` in `keras/src/backend/tensorflow/image.py`, and `smart_resize` in Keras 2.
+    """
+    better = max if padded else min
+    wanted = (
+        better(size[0], int(size[1] * target[0] / target[1])),
+        better(size[1], int(size[0] * target[1] / target[0])),
+    )
+    ends: list[int] = []
+    for own, new in zip(size, wanted, strict=True):
+        first = abs(own - max(new, 1)) // 2
+        ends += [first, abs(own - max(new, 1)) - first]
+    return ends[0], ends[1], ends[2], ends[3]
+
+
+def _random_crop(reader: LayerReader, layer: FlatLayer) -> None:
+    """Does nothing to an image of its size; to others every Keras does something else when it predicts."""
+    before, _, size = only_map(reader, layer)
+    if size != tuple(layer.config.get(side) for side in ("height", "width")):
+        raise refused(layer)
+    reader.augmentation.append(layer.key)
+    reader.same_as(layer, before)
 
 
 READERS: dict[str, Reader] = {
-    "ZeroPadding2D": _zero_padding,
+    "ZeroPadding2D": zero_padding,
     "Cropping2D": _cropping,
     "CenterCrop": _center_crop,
     "UpSampling2D": _upsampling,
     "Resizing": resizing,
+    "RandomCrop": _random_crop,
 }

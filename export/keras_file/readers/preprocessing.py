@@ -9,7 +9,7 @@ import numpy as np
 from export.graph.nodes import Node
 from export.keras_file.flat_layers import AS_IT_IS, FlatLayer
 from export.keras_file.readers.layer_reader import LayerReader, Reader
-from export.keras_file.readers.settings import expect, per_channel, whole_number
+from export.keras_file.readers.settings import channels_first, expect, per_channel, whole_number
 from models.bad_input import BadInput
 
 
@@ -17,6 +17,8 @@ def _input(reader: LayerReader, layer: FlatLayer) -> None:
     if reader.nodes:
         raise BadInput(f"{layer.key}: expected a model with one input, got another. {AS_IT_IS}")
     shape = layer.config.get("batch_input_shape") or layer.config.get("batch_shape")
+    if isinstance(shape, list) and len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3, None):
+        raise channels_first(layer)
     if not (isinstance(shape, list) and len(shape) == 4 and shape[3] in (1, 3, None)):
         raise BadInput(f"{layer.key}: expected an input of shape [None, height, width, 3], got {shape}. {AS_IT_IS}")
     given = reader.image_size or (None, None)
@@ -46,7 +48,7 @@ def _rescaling(reader: LayerReader, layer: FlatLayer) -> None:
 def _normalization(reader: LayerReader, layer: FlatLayer) -> None:
     """Keras's Normalization: (x - mean) / max(sqrt(variance), 1e-7)."""
     (before,) = reader.before(layer)
-    expect(layer, axis=(-1, 3, (-1,), (3,), None, ()), invert=(False,))
+    expect(layer, axis=(-1, len(before.shape), (-1,), (len(before.shape),), None, ()))
     channels = before.shape[0]
     if reader.weights[layer.key]:
         shape = () if layer.config.get("axis", -1) in (None, []) else (channels,)
@@ -57,7 +59,11 @@ def _normalization(reader: LayerReader, layer: FlatLayer) -> None:
         mean, variance = layer.config["mean"], layer.config["variance"]
     means = per_channel(mean, layer, "mean", channels)
     variances = per_channel(variance, layer, "variance", channels)
-    scale = [1.0 / max(float(np.sqrt(max(each, 0.0))), 1e-7) for each in variances]
+    deviations = [max(float(np.sqrt(max(each, 0.0))), 1e-7) for each in variances]
+    if layer.config.get("invert"):  # the opposite: x * deviation + mean
+        affine(reader, layer, before, deviations, means)
+        return
+    scale = [1.0 / each for each in deviations]
     affine(reader, layer, before, scale, [-each * factor for each, factor in zip(means, scale, strict=True)])
 
 

@@ -78,6 +78,22 @@ def per_channel(value: Any, layer: FlatLayer, what: str, channels: int) -> list[
     return [float(each) for each in np.broadcast_to(values, channels)]
 
 
+def channels_first(layer: FlatLayer) -> BadInput:
+    """What is raised for a layer whose images are (channels, height, width)."""
+    return BadInput(
+        f"{layer.key}: expected photos as (height, width, channels), got a model that takes the channels "
+        "first, which is not read here. In the code that builds the model, say "
+        "keras.backend.set_image_data_format('channels_last') first, and axis=-1 where it says axis=1; then "
+        "model.load_weights(OLD) and model.save(NEW): it gives the same answers for photos whose channels come last."
+    )
+
+
+def expect_channels_last(layer: FlatLayer) -> None:
+    """Refuse a layer with data_format channels_first."""
+    if layer.config.get("data_format") == "channels_first":
+        raise channels_first(layer)
+
+
 def image_shape(node: Node, layer: FlatLayer) -> tuple[int, int, int]:
     """(C, H, W) of a node that has images."""
     if len(node.shape) != 3:
@@ -91,5 +107,5 @@ def only_map(reader: LayerReader, layer: FlatLayer) -> tuple[Node, int, tuple[in
     """The one node that a layer of images reads, its channels, and its height and width."""
     (before,) = reader.before(layer)
     channels, height, width = image_shape(before, layer)
-    expect(layer, data_format=("channels_last", None))
+    expect_channels_last(layer)
     return before, channels, (height, width)

@@ -6,13 +6,13 @@ import numpy as np
 
 from export.keras_file.flat_layers import AS_IT_IS, DAMAGED, FlatLayer
 from export.keras_file.readers.layer_reader import LayerReader, Reader
-from export.keras_file.readers.settings import expect, whole_number
+from export.keras_file.readers.settings import expect_channels_last, whole_number
 from models.bad_input import BadInput
 
 
 def _flatten(reader: LayerReader, layer: FlatLayer) -> None:
     (before,) = reader.before(layer)
-    expect(layer, data_format=("channels_last", None))
+    expect_channels_last(layer)
     if len(before.shape) == 1:
         reader.same_as(layer, before)
     else:
@@ -37,7 +37,8 @@ def reshape(reader: LayerReader, layer: FlatLayer) -> None:
         reader.emit(layer, "reshape" if len(shape) == 3 else "regroup", shape)
 
 
-def _permute(reader: LayerReader, layer: FlatLayer) -> None:
+def permute(reader: LayerReader, layer: FlatLayer) -> None:
+    """The axes, counted from 1, in another order."""
     (before,) = reader.before(layer)
     own, dims = (*before.shape[1:], before.shape[0]), list(layer.config["dims"])
     if sorted(dims) != list(range(1, len(own) + 1)):
@@ -49,5 +50,5 @@ def _permute(reader: LayerReader, layer: FlatLayer) -> None:
 READERS: dict[str, Reader] = {
     "Flatten": _flatten,
     "Reshape": reshape,
-    "Permute": _permute,
+    "Permute": permute,
 }

@@ -8,7 +8,8 @@ import sys
 import time
 import zipfile
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.request import Request, urlopen
 
 import fsspec
 import pyarrow
@@ -203,6 +204,64 @@ def test_no_such_bucket(bucket, tmp_path, address):
     with pytest.raises(BadInput, match=f"root: expected .*{address}") as caught:
         ProductPhotos(address, store_dir=str(tmp_path))
     assert len(str(caught.value)) < 700
+
+
+def rights(count: str) -> None:
+    """After how many requests moto asks for rights."""
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    with urlopen(Request(f"{endpoint}/moto-api/reset-auth", count.encode(), {"Content-Type": "text/plain"})) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize("address", ["s3://shop/images", "s3://shop/labels.parquet"])
+def test_a_bucket_without_rights_is_one_message(bucket, tmp_path, address):
+    rights("0")
+    try:
+        with pytest.raises(BadInput, match=f"root: expected .* received {address}: .*INVALID_ACCESS_KEY_ID") as caught:
+            ProductPhotos(address, store_dir=str(tmp_path))
+    finally:
+        rights("inf")
+    assert "the rights that the environment gives (for s3:// AWS_ACCESS_KEY_ID" in str(caught.value)
+    assert "Request ID" not in str(caught.value)
+    assert len(str(caught.value)) < 700
+
+
+def test_photos_that_may_be_listed_and_not_read(tmp_path, memory, monkeypatch):
+    def refuses(*_, **__):
+        raise PermissionError("Access Denied")
+
+    monkeypatch.setattr(type(memory), "open", refuses)
+    with pytest.raises(BadInput, match=r"received memory://shop: Access Denied\. Check it, .*, and the rights"):
+        fetch("root", "memory://shop", tmp_path)
+
+
+@pytest.mark.parametrize("scheme", ["gs", "hf", "abfs"])
+def test_other_stores_by_stubs(root, tmp_path, memory, monkeypatch, scheme):
+    """Each goes the way of fsspec; the store itself is a stub, which has what fsspec's memory has."""
+
+    class Stub(type(memory)):
+        protocol = scheme
+
+        @classmethod
+        def _strip_protocol(cls, path):
+            return super()._strip_protocol(path.replace(f"{scheme}://", "memory://"))
+
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, scheme, Stub)
+    same_photos(f"{scheme}://shop", root, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("s3://shop/a", "s3://shop/a/b/1.jpg"),
+        ("s3://shop/a/", "s3://shop/a/b/1.jpg"),
+        ("zip://x/p.zip", "zip://b/1.jpg::x/p.zip"),
+        ("zip://a::s3://shop/p.zip", "zip://a/b/1.jpg::s3://shop/p.zip"),
+        ("zip://::p.zip", "zip://b/1.jpg::p.zip"),
+    ],
+)
+def test_addresses_of_photos_in_a_folder(address, expected):
+    assert addresses.address_of(address, PurePosixPath("b/1.jpg")) == expected
 
 
 def test_a_bucket_that_does_not_answer(tmp_path, monkeypatch):

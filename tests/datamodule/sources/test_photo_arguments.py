@@ -1,7 +1,9 @@
 """Arguments that name photos: what each stands for, in which order, and what is refused."""
 
+import csv
 import io
 import os
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from datamodule.sources import photo_arguments
 from datamodule.sources.photo_arguments import PhotoArguments
 from datamodule.split import list_photos
 from models.bad_input import BadInput
+from models.spreadsheet_text import as_text
 
 
 @pytest.fixture
@@ -110,7 +113,7 @@ def test_list_is_relative_to_the_working_folder_or_else_to_itself_or_to_base(sho
     (shop / "list.txt").write_text("tv/2.jpg\nb.jpg\nshop/a.png\nnone.jpg\n")
     Path("b.jpg").touch()
     assert found("shop/list.txt") == ["shop/tv/2.jpg", "b.jpg", "shop/a.png", "none.jpg: is not there"]
-    assert found("shop/list.txt", base=shop)[:2] == ["shop/tv/2.jpg", "shop/b.jpg"]
+    assert found("shop/list.txt", base=str(shop))[:2] == ["shop/tv/2.jpg", "shop/b.jpg"]
 
 
 def test_bytes_that_are_no_utf8_stay(shop):
@@ -134,7 +137,7 @@ def test_tables_keep_their_rows_and_name_what_is_not_there(shop):
         ]
         assert isinstance(here[1], BadPhoto)
         assert (str(here[1].path), here[1].reason) == ("none.jpg", "is not there")
-        assert found(table, file_column="picture", base=shop) == found(table)
+        assert found(table, file_column="picture", base=str(shop)) == found(table)
 
 
 def test_many_lines_are_not_held(shop, monkeypatch):
@@ -164,7 +167,7 @@ def test_many_lines_are_not_held(shop, monkeypatch):
         (["odd.csv"], {}, "Name it with --file_column, and the photos' folder with --base"),
         (["odd.csv"], {"file_column": "photo"}, "file_column: expected a column of odd.csv"),
         (["shop"], {"file_column": "photo"}, "--file_column: expected with a table"),
-        (["shop"], {"base": Path("none")}, "--base: expected a folder"),
+        (["shop"], {"base": "none"}, "--base: expected a folder"),
     ],
 )
 def test_refusals(shop, arguments, settings, words):
@@ -193,3 +196,51 @@ def test_a_table_without_options_gets_advice_that_can_be_followed(shop, tmp_path
         list_photo_files(Path("elsewhere/t.csv"))
     Path("elsewhere/t.csv").write_text(f"colour\n{Path('whole.png').resolve()}\n")
     assert list_photo_files(Path("elsewhere/t.csv")) == [Path("whole.png").resolve()]
+
+
+def zipped(name: str, folder: Path) -> str:
+    with zipfile.ZipFile(name, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                archive.write(file, file.relative_to(folder.parent))
+    return f"zip://{name}"
+
+
+def test_an_archive_is_a_folder_whose_photos_are_named_by_their_addresses(shop, tmp_path):
+    address = zipped("photos.zip", shop)
+    listed = PhotoArguments([address, "shop/b.jpg"], cache=tmp_path / "cache")
+    photos = list(listed)
+    here = [str(each) for each in list_photos(shop, "web")]
+    assert [listed.name_of(each) for each in photos] == [*(f"zip://{each}::photos.zip" for each in here), "shop/b.jpg"]
+    # such a name leads to the photo
+    assert next(iter(PhotoArguments([listed.name_of(photos[0])], cache=tmp_path / "c"))).read_bytes() == b"photo"
+
+
+def test_a_table_here_and_its_photos_elsewhere(shop, tmp_path):
+    zipped("photos.zip", shop)
+    Path("t.csv").write_text("file,colour\n2,red\n10,blue\n7,red\n")
+    listed = PhotoArguments(["t.csv"], base="zip://shop/tv::photos.zip", cache=tmp_path / "cache")
+    names = [listed.name_of(each.path if isinstance(each, BadPhoto) else each) for each in listed]
+    assert names == ["zip://shop/tv/2.jpg::photos.zip", "zip://shop/tv/10.jpg::photos.zip", "7"]
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("zip://none.zip", "photos: expected an address that can be read; received zip://none.zip"),
+        ("s3://shop/*.jpg", r"expected an address without \*"),
+        ("nosuch://shop/a.jpg", "Protocol not known: nosuch"),
+    ],
+)
+def test_addresses_that_cannot_be_read(shop, tmp_path, address, said):
+    with pytest.raises(BadInput, match=said):
+        PhotoArguments(["shop/b.jpg", address], cache=tmp_path / "cache")
+
+
+def test_names_that_were_kept_from_being_formulas(shop):
+    """As in our own predictions.csv, which may be labelled again."""
+    for name in ("=1.jpg", "-2.jpg", "'=3.jpg"):
+        (shop / name).write_bytes(b"photo")
+    with Path("p.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file"], *([as_text(name)] for name in ("=1.jpg", "-2.jpg", "'=3.jpg", "b.jpg"))])
+    assert [Path(each).name for each in found("p.csv", base=str(shop))] == ["=1.jpg", "-2.jpg", "'=3.jpg", "b.jpg"]

@@ -226,12 +226,54 @@ REFUSED = {
     ),
     "no photos": (["a,hat", "b,tv"], "x,label", {}, "received none whose files are in .* Name it with"),
     "photos elsewhere": (["a,hat", "b,tv"], "file,label", {}, "2 photos that are not there"),
-    "no such folder": (rows_of(), "file,label", {"photos": "gone"}, "received gone, which does not exist"),
+    "no such folder": (rows_of(), "file,label", {"photos": "gone"}, "received gone, which does not exist. Check"),
+    "a line above the header": (["file,label", *rows_of()], "# our shop", {}, "Remove what is above the header"),
+    "a column for each class": (
+        [f"{row[:6]},{number % 2},{1 - number % 2}" for number, row in enumerate(rows_of())], "file,hat,tv", {},
+        r"received one of ones and zeros for each of \['hat', 'tv'\]. Write each photo's class",
+    ),
+    "photos on the web": (
+        [f"https://shop.example/{row}" for row in rows_of()], "file,label", {},
+        "30 addresses, which are not fetched .download those photos, and name the files.: row 2: 'https://",
+    ),
+    "sets without training photos": (
+        [f"{row},valid" for row in rows_of()], "file,label,set", {},
+        "received val photos alone, by its column 'set'. .* take no sets from it: --data.set_column",
+    ),
     "unknown sets": (
         [f"{row},{'train' if number % 2 else 'other'}" for number, row in enumerate(rows_of())], "file,label,set",
         {"set_column": "set"}, "15 rows of unknown sets in 'set': row 2: 'other'",
     ),
 }  # fmt: skip
+
+
+def test_the_advice_about_sets_is_true(flat):
+    table = write(flat, [f"{row},valid" for row in rows_of()], "file,label,set")
+    assert PhotoTable(table, set_column="").class_names == sorted(CLASSES)
+
+
+def test_labels_that_may_be_none_are_said(flat):
+    """R writes NA for a label that is missing, and Python None; a shop may have such a class all the same."""
+    rows = [row.replace("hat", "NA").replace("tv", "None") for row in rows_of()]
+    table = PhotoTable(write(flat, rows))
+    assert table.class_names == ["NA", "None", "jeans"]
+    assert "Taken for classes, though they may mean that there is no label: ['NA', 'None']." in table.said
+
+
+@pytest.mark.parametrize("name", ["1", "NaN", "null", "true", "1.0", "~", "[a]", "x" * 200])
+def test_a_folder_of_any_name_is_a_class(tmp_path, name):
+    """Unlike in a table, a folder is there."""
+    photos = ProductPhotos(str(draw_root(tmp_path / "photos", {name: 5, "tv": 5})), image_size=12)
+    assert photos.class_names == sorted([name, "tv"])
+
+
+def test_names_and_labels_from_our_own_csv(flat):
+    """Without the apostrophe that keeps a spreadsheet from computing them."""
+    (flat / "images" / "00.png").rename(flat / "images" / "=0.png")
+    rows = [row.replace("00.png", "'=0.png").replace("hat", "'=hat") for row in rows_of()]
+    photos = PhotoTable(write(flat, rows))
+    assert photos.class_names == ["=hat", "jeans", "tv"]
+    assert "=0.png" in {file.name for file in photos.classes["train"][0]}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -263,7 +305,7 @@ def test_validation_folder_beside_a_table(flat):
     photos.setup("fit")
     assert (len(photos.train_files), len(photos.val_files)) == (30, 30)
     (root / "tv").rename(root / "radio")
-    refused("val_root: expected the classes of", flat / "labels.csv", val_root=str(root))
+    refused(r"val_root: expected the classes \[", flat / "labels.csv", val_root=str(root))
 
 
 def test_bad_photos_of_a_table(flat):

@@ -107,6 +107,23 @@ def test_rows_with_other_cells_than_the_header_are_noted(tmp_path):
     assert table.crooked == ["row 32: 3 cells, the header has 2: '2,b,c'", "row 33: 1 cells, the header has 2: '3'"]
 
 
+def test_the_line_that_tells_excel_the_separator_is_no_row(tmp_path):
+    (tmp_path / "a.csv").write_text("sep=;\nfile;label\n1;a\n2;b;c\n3;d\n", encoding="utf-8-sig")
+    table = TableFile(tmp_path / "a.csv")
+    assert list(table.pieces(["file", "label"])) == [[["1", "3"], ["a", "d"]]]
+    assert table.crooked == ["row 4: 3 cells, the header has 2: '2;b;c'"]
+    assert [table.number_of(place) for place in (0, 1)] == [3, 5]
+
+
+@pytest.mark.parametrize(("value", "said"), [(["a"], "received a list. Write a photo's one label"), ({}, "an object")])
+def test_labels_that_are_lists_or_objects_are_refused(tmp_path, value, said):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"file": "1", "label": value, "tags": ["x"]}) + "\n")
+    table = TableFile(tmp_path / "a.jsonl")
+    assert table.head()["tags"] == ['["x"]']  # nobody has to look at it
+    with pytest.raises(BadInput, match=said):
+        table.column("label_column", "label")
+
+
 BAD = {
     "empty.csv": (b"", r"is empty \(0 bytes\)"),
     "nul.csv": (b"file,label\n1,a\0b\n", "received NUL bytes"),

@@ -65,12 +65,12 @@ def test_axes_that_keras_has_elsewhere_are_moved_first(order, before, after):
 @pytest.mark.parametrize(
     ("layout", "before", "after", "expected"),
     [
-        (Layout((0, 1)), (3, 20, 12), (60, 12), (0, 20)),  # every token a row of one matrix
-        (Layout((0, 1), merged=20), (60, 12), (3, 20, 12), (0, 1)),
-        (Layout((0, 1, 2), batch_axis=1), (2, 3, 20, 12), (2, 3, 5, 4, 12), (1, 1)),
-        (Layout((0, 1)), (3, 20, 12), (1, 3, 240), (1, 1)),
+        (Layout((0, 1)), (3, 20, 12), (60, 12), (0, 20, 1)),  # every token a row of one matrix
+        (Layout((0, 1), merged=20), (60, 12), (3, 20, 12), (0, 1, 1)),
+        (Layout((0, 1, 2), batch_axis=1), (2, 3, 20, 12), (2, 3, 5, 4, 12), (1, 1, 1)),
+        (Layout((0, 1)), (3, 20, 12), (1, 3, 240), (1, 1, 1)),
         (Layout((0, 1)), (3, 20, 12), (20, 3, 12), None),  # it would mix images
-        (Layout((0, 1), batch_axis=1), (20, 3, 12), (60, 12), None),
+        (Layout((0, 1), batch_axis=1), (20, 3, 12), (60, 12), (0, 1, 20)),  # tokens first
     ],
 )
 def test_where_the_images_are_after_a_reshape(layout, before, after, expected):

@@ -67,6 +67,42 @@ def shared(folder):
     save(folder, "shared", old, mended)
 
 
+def channels_first(folder):
+    """The same code, told where the channels are; it has no Keras compute the old file, which TensorFlow may refuse."""
+
+    def build():
+        first = keras.backend.image_data_format() == "channels_first"
+        photo = keras.Input((3, SIZE, SIZE) if first else (SIZE, SIZE, 3))
+        x = L.BatchNormalization(axis=1 if first else -1)(L.Conv2D(4, 3, activation="relu", name="c")(photo))
+        x = L.Flatten()(L.MaxPooling2D()(x))
+        return keras.Model(photo, L.Dense(3, activation="softmax", name="classes")(x))
+
+    keras.backend.set_image_data_format("channels_first")
+    old = filled_positive(build())
+    old.save(str(folder / "channels_first.h5"))
+    try:
+        answer = np.asarray(old(images.transpose(0, 3, 1, 2) / 255, training=False))
+    except Exception as error:  # not every TensorFlow pools channels that come first, on a processor
+        print("could not compute channels_first", type(error).__name__)
+        answer = None
+    keras.backend.set_image_data_format("channels_last")
+    new = with_weights_of(str(folder / "channels_first.h5"), build)
+    new.save(str(folder / "channels_first_new.h5"))
+    answer = np.asarray(new(images / 255, training=False)) if answer is None else answer
+    np.savez(folder / "channels_first.npz", images=images / 255, answer=answer)
+
+
+def filled_positive(model):
+    """As `filled`; a variance is not negative."""
+    filled(model)
+    names = [weight.name for weight in model.weights]
+    arrays = [
+        np.abs(each) if "variance" in name else each for name, each in zip(names, model.get_weights(), strict=True)
+    ]
+    model.set_weights(arrays)
+    return model
+
+
 def two_outputs(folder):
     model = network(ours())
     features = model.get_layer("classes").input
@@ -123,6 +159,7 @@ if __name__ == "__main__":
             mended = lambda path: with_weights_of(path, lambda: network(ours()))  # noqa: E731
             save(folder, f"{name}_{ending}", filled(network(layer())), mended, ending)
     shared(folder)
+    channels_first(folder)
     two_outputs(folder)
     float64(folder)
     half(folder)

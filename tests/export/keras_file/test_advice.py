@@ -23,6 +23,7 @@ ADVICE = {
     "own_layer": r"got OwnScale, not Keras's own.*model\.load_weights\(OLD\) and model\.save\(NEW\)",
     "shared": r"a layer of its own, and the copies the same weights",
     "two_outputs": r"keras\.Model\(model\.inputs\[0\], model\.outputs\[NUMBER\]\)",
+    "channels_first": r"set_image_data_format\('channels_last'\) first, and axis=-1 where it says axis=1",
     "float64": r"build it in float32, model\.load_weights\(OLD\), model\.save\(NEW\)",
     "subclassed": r"keras\.Model\(photo, model\.call\(photo\)\)",
 }

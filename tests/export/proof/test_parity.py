@@ -453,3 +453,31 @@ def test_lambda_layer_is_refused_before_keras_sees_it(small_checkpoint, tmp_path
         file.attrs["model_config"] = file.attrs["model_config"].replace('"ReLU"', '"Lambda"')
     with pytest.raises(BadInput, match="refused because they could run code: Lambda"):
         check_parity(Pair(small_checkpoint, twin))
+
+
+WITHOUT_WEBP = """
+import PIL.features, PIL.WebPImagePlugin
+check = PIL.features.check
+PIL.features.check = lambda name: name != "webp" and check(name)
+PIL.WebPImagePlugin.SUPPORTED = False
+"""
+
+
+@pytest.mark.keras
+def test_webp_is_left_out_where_the_consumers_pillow_lacks_it(tmp_path):
+    network = random_classifier(backbone="mobilenetv2_short")
+    checkpoint = save_checkpoint(tmp_path / "best.ckpt", network, (48, 40))
+    twin = write_twin(checkpoint, tmp_path / "m.h5").path
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "sitecustomize.py").write_text(WITHOUT_WEBP)
+    python = interpreter(tmp_path, f'PYTHONPATH="{tmp_path / "stub"}" exec "{sys.executable}" "$@"')
+    photos, report = tmp_path / "photos", tmp_path / "parity.json"
+    photos.mkdir()
+    for name in ("a.webp", "b.png"):
+        PIL.Image.new("RGB", (60, 50), "navy").save(photos / name)
+    given = ["--photos", photos, "--keras_python", python, "--json", report]
+    assert lightning("parity", checkpoint, twin, *given) == 0
+    (result,) = json.loads(report.read_text())["reports"]
+    details = {check["name"]: check["detail"] for check in result["rungs"]}
+    for name in ("file_pixels", "file_labels"):
+        assert details[name].endswith("; not compared: 1 WebP, which Keras's Pillow there was built without")

@@ -106,6 +106,17 @@ def test_help_that_nobody_reads_leaves_no_traceback():
         assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fit", "--help"]])
+def test_output_that_cannot_be_written_is_an_error_of_its_own_and_not_a_mismatch(arguments):
+    command = [sys.executable, "-m", "lightning_module", *arguments]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
+    assert done.returncode == cli.EXIT_UNEXPECTED
+    assert "No space left on device" in done.stderr
+    assert "Traceback (" not in done.stderr
+
+
 @pytest.mark.slow
 def test_closed_pipe_neither_ends_a_training_nor_leaves_a_traceback(photos, tmp_path):
     run = tmp_path / "run"
