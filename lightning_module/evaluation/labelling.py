@@ -70,7 +70,7 @@ def label(
         yield row
 
 
-def checked_probabilities(labeller: Labeller, files: Sequence[Path], photos: np.ndarray) -> np.ndarray:
+def checked_probabilities(labeller: Labeller, files: Sequence[Path | str], photos: np.ndarray) -> np.ndarray:
     """Return the probabilities of photos in float32, shape (N, C); see `label` for the arguments.
 
     Raises:
