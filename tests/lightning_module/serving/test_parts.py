@@ -1,5 +1,7 @@
 """The parts of the service by themselves: batches, explanations, files that belong together."""
 
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,7 @@ from lightning_module.serving.model_facts import Confusion, model_facts
 from lightning_module.serving.served_files import find_files, make_labellers
 from lightning_module.serving.served_twin import ServedTwin, TwinDown
 from models.bad_input import BadInput
-from tests.conftest import CLASS_NAMES, lightning, random_classifier, save_checkpoint
+from tests.conftest import CLASS_NAMES, ROOT, lightning, random_classifier, save_checkpoint
 from tests.lightning_module.serving.conftest import COUNTS, Told
 
 UPRIGHT = PhotoFacts(64, 64, 1, False)
@@ -338,3 +340,12 @@ def test_a_missing_package_is_named(run, monkeypatch, capsys):
     monkeypatch.setattr(serve.importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
     assert lightning("serve", run) == 2
     assert "-m pip install uvicorn" in capsys.readouterr().err
+
+
+def test_a_keras_file_is_served_without_torch():
+    code = (
+        "import sys\nfrom lightning_module.commands import serve\nfrom lightning_module.serving import app, server\n"
+        "print(*sorted({'torch', 'timm', 'lightning', 'keras', 'tensorflow', 'matplotlib'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
