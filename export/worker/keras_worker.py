@@ -1191,11 +1191,15 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     return {"versions": versions(keras), "results": results}
 
 
-def stream(path: str) -> int:
-    """Load a model and do tasks with it as they arrive, each a line of JSON on stdin, until stdin ends.
+def stream(opened: Callable[[], tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]]) -> int:
+    """Open a model and do tasks with it as they arrive, each a line of JSON on stdin, until stdin ends.
 
-    Every reply is a line of JSON on stdout. The first, once the model is loaded, has ``versions``, ``input_shape`` and
-    ``output_shape``; then comes the result of each task. An error is reported as in ``REPLY.json`` and ends the stream.
+    Every reply is a line of JSON on stdout. The first, once the model is open, says what it is; then comes the result
+    of each task. An error is reported as in ``REPLY.json`` and ends the stream.
+
+    Args:
+        opened: opens the model; returns the first reply, with ``versions``, ``input_shape`` and ``output_shape``, and
+            what does a task.
 
     Returns:
         The exit code: 0 only if every task was done.
@@ -1208,14 +1212,10 @@ def stream(path: str) -> int:
         replies.flush()
 
     try:
-        check_packages()
-        keras = find_keras()
-        model = load(keras, path)
-        shapes = {"input_shape": _shape_of(model, "input_shape"), "output_shape": _shape_of(model, "output_shape")}
-        reply({"versions": versions(keras), **shapes})
+        about, do = opened()
+        reply(about)
         for line in sys.stdin:
-            task = json.loads(line)
-            reply(TASKS[task["task"]](keras, model, {**task, "model": path}))
+            reply(do(json.loads(line)))
     except Refused as refused:
         reply({"error": str(refused), "kind": refused.kind})
         return 1
@@ -1223,6 +1223,17 @@ def stream(path: str) -> int:
         reply({"error": traceback.format_exc(), "kind": "fault"})
         return 1
     return 0
+
+
+def opened_model(path: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
+    """A Keras model for `stream`."""
+    check_packages()
+    keras = find_keras()
+    model = load(keras, path)
+    shapes = {"input_shape": _shape_of(model, "input_shape"), "output_shape": _shape_of(model, "output_shape")}
+    return {"versions": versions(keras), **shapes}, lambda task: TASKS[task["task"]](
+        keras, model, task | {"model": path}
+    )
 
 
 def _shape_of(model: Any, name: str) -> list[Any] | None:
@@ -1253,5 +1264,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "verify":
         sys.exit(verify_and_say(sys.argv[2]))
     if sys.argv[1] == "stream":
-        sys.exit(stream(sys.argv[2]))
+        sys.exit(stream(lambda: opened_model(sys.argv[2])))
     sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -58,7 +58,7 @@ COMMANDS = {
     "fit": Command("Train on a folder of photos, hand over the Keras twin and prove it.", "lightning_cli.training:run"),
     "validate": Command("Measure a checkpoint on the validation photos.", "lightning_cli.training:run"),
     "test": Command("Measure a checkpoint on the test photos.", "lightning_cli.training:run"),
-    "predict": Command("Label photos with a checkpoint or a Keras .h5; writes predictions.csv.", "predict:run"),
+    "predict": Command("Label photos with a checkpoint or its exported file; writes predictions.csv.", "predict:run"),
     "export": Command(
         "Write a checkpoint, or anybody's weights, as a Keras .h5 or in other formats.", "export:run_export"
     ),
@@ -72,6 +72,7 @@ COMMANDS = {
         "Write an old Keras file as a .h5 that every Keras loads, and prove it.", "import_keras:run_upgrade"
     ),
     "audit": Command("Find the photos that should not be trained on; set aside those you choose.", "audit:run"),
+    "publish": Command("Put a run's network and its model card into a repository of a model hub.", "publish:run"),
 }
 
 SYNONYMS = {
@@ -81,6 +82,8 @@ SYNONYMS = {
     "evaluate": "test",
     "infer": "predict",
     "label": "predict",
+    "push": "publish",
+    "upload": "publish",
     "convert": "export",
     "compare": "parity",
     "verify": "parity",

@@ -20,6 +20,7 @@ FUNCTIONS = {
     "import": ["h5", "out"],
     "upgrade": ["old.h5", "new.h5"],
     "audit": ["root"],
+    "publish": ["run", "owner/name"],
 }
 """Command that is a function -> values for what it must have."""
 
