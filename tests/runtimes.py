@@ -7,18 +7,7 @@ The tests of docs/service/deploy.md run that page's code in them, and skip with 
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-
 from export.worker.own_environment import OwnEnvironment
-from models.bad_input import BadInput
 
 _SEE = ("numpy==2.4.6", "pillow==12.2.0")
 PYTHONS = {

@@ -199,12 +199,12 @@ def run_onnx(path: str) -> Runner:
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (given,), (gives,) = session.get_inputs(), session.get_outputs()
-    shapes = [[side if isinstance(side, int) else None for side in each.shape] for each in (given, gives)]
-    return Runner(lambda batch: session.run(None, {given.name: batch})[0], *shapes)
+    takes, shape = ([side if isinstance(side, int) else None for side in each.shape] for each in (given, gives))
+    return Runner(lambda batch: session.run(None, {given.name: batch})[0], takes, shape)
 
 
 def run_tflite(path: str) -> Runner:
-    """TFLite's interpreter, TensorFlow's or LiteRT's; for a quantised model, input and output are scaled as its file states."""
+    """TFLite's interpreter, TensorFlow's or LiteRT's; a quantised model's numbers are scaled as its file states."""
     try:
         from tensorflow import lite
     except ModuleNotFoundError:  # an environment of somebody who has LiteRT alone
@@ -223,8 +223,8 @@ def run_tflite(path: str) -> Runner:
         interpreter.invoke()
         return dequantised(interpreter.get_tensor(gives["index"]), gives)
 
-    stated = [[None if side < 0 else int(side) for side in each["shape_signature"]] for each in (given, gives)]
-    return Runner(run, *stated, is_quantised=gives["dtype"] != np.float32)
+    takes, shape = ([None if side < 0 else int(side) for side in each["shape_signature"]] for each in (given, gives))
+    return Runner(run, takes, shape, is_quantised=gives["dtype"] != np.float32)
 
 
 def quantised(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
