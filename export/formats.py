@@ -168,8 +168,8 @@ def write_formats(
 def places_of(out: Path, formats: Sequence[str]) -> dict[str, Path]:
     """Where each format goes.
 
-    ``OUT.h5`` gives each format its own name: OUT.h5, OUT_saved_model/, OUT.onnx, OUT.tflite, OUT_int8.tflite. With
-    any other name there may be only one format, and it goes exactly there.
+    ``OUT.h5`` gives each format its own name: OUT.h5, OUT_saved_model/, OUT.onnx, OUT.tflite,
+    OUT_float16.tflite, OUT_int8.tflite. With any other name there may be only one format, and it goes exactly there.
 
     Raises:
         BadInput: there are several formats, and the name does not end in ``.h5``.

@@ -28,7 +28,9 @@ PYTHONS = {
     "openvino": OwnEnvironment("openvino", "OpenVINO", ("openvino==2026.4.1", *_SEE), "do without"),
     # the newest of its dependencies do not fit: docs/service/deploy.md says which
     "tensorflowjs": OwnEnvironment(
-        "tensorflowjs", "TensorFlow.js's converter", ("tensorflowjs==4.22.0", "ydf==0.11.0", "setuptools<80"),
+        "tensorflowjs",
+        "TensorFlow.js's converter",
+        ("tensorflowjs==4.22.0", "ydf==0.11.0", "setuptools<80"),
         "do without",
     ),  # fmt: skip
 }

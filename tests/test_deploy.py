@@ -316,7 +316,7 @@ def test_what_the_page_installs_is_what_the_environments_have():
     """By name; where the page names a version, by that."""
     lines = re.findall(r"^(pip|npm) install (.*)$", PAGE.read_text(), re.MULTILINE)
     named = {each.strip('"') for _, rest in lines for each in rest.split() if not each.startswith("-")}
-    pinned = [each for every in (*PYTHONS.values(),) for each in every.requirements]
+    pinned = [each for every in PYTHONS.values() for each in every.requirements]
     pinned += [each for every in NODES.values() for each in every.packages]
     names = {re.split(r"==|<|(?<=.)@", each)[0] for each in pinned}
     assert {each for each in named if re.search("[=<]", each)} <= set(pinned)
@@ -330,9 +330,9 @@ def dockerfile(word: str) -> list[tuple[str, str]]:
     return [(name, rest) for name, _, rest in (line.partition(" ") for line in block.code.splitlines())]
 
 
-@pytest.mark.parametrize("word", ["lightning", "ray start"])
+@pytest.mark.parametrize("word", ['"lightning"', "ray start"])
 def test_dockerfiles_name_what_there_is(word):
-    instructions = dockerfile(f'"{word}' if word == "lightning" else word)
+    instructions = dockerfile(word)
     names = [name for name, _ in instructions]
     assert names[0] == "FROM"
     assert names[-1] == "CMD"
@@ -352,7 +352,7 @@ def test_dockerfiles_name_what_there_is(word):
 def test_the_services_command_is_one(capsys):
     if "serve" not in COMMANDS:
         pytest.skip("this checkout has no `lightning serve`")
-    command = json.loads(dict(dockerfile('"lightning'))["CMD"])
+    command = json.loads(dict(dockerfile('"lightning"'))["CMD"])
     done = subprocess.run(
         [sys.executable, "-m", "lightning_module", command[1], "--help"], cwd=ROOT, capture_output=True, text=True
     )
