@@ -8,18 +8,29 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from models.atomic_write import replacing
 from models.bad_input import BadInput
-from models.choices import AS_KERAS, BATCH_NORM_POLICIES, INTERPOLATIONS, MOST_PIXELS, TRAINABLE, Loading
+from models.choices import (
+    AS_KERAS,
+    BATCH_NORM_POLICIES,
+    INTERPOLATIONS,
+    MOST_PIXELS,
+    TRAINABLE,
+    Formats,
+    Loading,
+    stated_formats,
+)
 from models.classifier import Classifier, gives_of
 from models.digests import file_digest
 from models.graph_network import build_classifier
 from models.state_dicts import Unfilled, check_undamaged, is_dense, misfits, rounded
 from models.timm_mobilenetv2 import ARCHITECTURE, Normalise, TimmClassifier
+
+T = TypeVar("T")
 
 _PREFIX = "network."  # ProductClassifier.network
 # Key under which `lightning import` records where a checkpoint came from; Lightning ignores it.
@@ -51,6 +62,7 @@ class Checkpoint:
         imported_range: the input range of that file: ``unit``, ``raw`` or ``tf``.
         imported_output: what that file gives: ``softmax``, ``sigmoid`` or ``logits``.
         loading: how a photo's colours become RGB.
+        formats: which files were photos in training.
         notes: for the owner: what was found, taken and left out when the file was read.
     """
 
@@ -68,6 +80,7 @@ class Checkpoint:
     imported_range: str | None = None
     imported_output: str | None = None
     loading: Loading = AS_KERAS
+    formats: Formats = "keras"
     notes: tuple[str, ...] = ()
 
     @property
@@ -138,7 +151,8 @@ def read_checkpoint(path: Path) -> OwnCheckpoint:
         imported_from=_text(imported.get("sha256")),
         imported_range=_text(imported.get("input_range")),
         imported_output=_text(imported.get("output")),
-        loading=_loading(path, settings),
+        loading=_stated(path, Loading.stated, settings),
+        formats=_stated(path, stated_formats, settings),
     )
 
 
@@ -263,10 +277,10 @@ def _schedule(path: Path, settings: dict[str, Any]) -> tuple[str, float]:
     return batch_norm, float(factor)
 
 
-def _loading(path: Path, settings: dict[str, Any]) -> Loading:
-    """How photos become RGB; old checkpoints do not state it."""
+def _stated(path: Path, read: Callable[[dict[str, Any]], T], settings: dict[str, Any]) -> T:
+    """What the settings say of how photos are loaded; old checkpoints do not state it."""
     try:
-        return Loading.stated(settings)
+        return read(settings)
     except ValueError as error:
         raise BadInput(
             f"{path}: expected settings that photos can be loaded with, got {error}. The file is damaged or was edited."

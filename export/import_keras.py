@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from export.proof.parity import torch_versions
 from export.proof.report import PASS, Report
 from models.atomic_write import replacing
 from models.bad_input import BadInput
-from models.choices import Loading
+from models.choices import Loading, stated_formats
 from models.digests import file_digest
 
 
@@ -69,7 +70,7 @@ def write_import(
         "class_names": list(classifier.class_names),
         "image_size": list(classifier.image_size),
         "interpolation": classifier.interpolation,
-        **_loading_of(classifier)._asdict(),
+        **_loading_of(classifier),
         "trainable": classifier.trainable,
         "learning_rate": classifier.learning_rate,
         "schedule": {"batch_norm": classifier.batch_norm},
@@ -92,10 +93,11 @@ def write_import(
     return report
 
 
-def _loading_of(classifier: KerasClassifier) -> Loading:
-    """How photos become RGB, where the file is ours and says so."""
+def _loading_of(classifier: KerasClassifier) -> dict[str, Any]:
+    """Which files are photos and how they become RGB, where the file is ours and says so."""
     try:
-        return Loading.stated(classifier.file.details)
+        stated = classifier.file.details
+        return {**Loading.stated(stated)._asdict(), "formats": stated_formats(stated)}
     except ValueError as error:
         raise BadInput(
             f"{classifier.path}: expected to know how photos are loaded, got {error}. Export the file anew."

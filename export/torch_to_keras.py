@@ -165,6 +165,7 @@ def twin_details(checkpoint: Checkpoint, input_range: str, fused_batchnorm: bool
         "interpolation": checkpoint.interpolation,
         "background": checkpoint.loading.background,
         "deep_grey": checkpoint.loading.deep_grey,
+        "formats": checkpoint.formats,
         "input_range": input_range,
         "fused_batchnorm": fused_batchnorm,
         "backbone": checkpoint.backbone,

@@ -16,7 +16,7 @@ from lightning_module.classifier import ProductClassifier
 from lightning_module.evaluation.figures import finite, per_class
 from lightning_module.run.last_checkpoint import continues
 from lightning_module.run.run_folder import BEST_CHECKPOINT, run_folder_of, write_json
-from models.bad_input import BadInput, some_of
+from models.bad_input import BadInput, some_lines_of, some_of
 
 if TYPE_CHECKING:
     from export.proof.report import Report
@@ -302,6 +302,7 @@ class ExportTwin(Callback):
         from datamodule.photo_store import load_photo
         from export.calibrated import write_calibrated
         from export.fitted_temperature import fitted_temperature
+        from export.proof.keras_side import chosen_files
         from export.proof.page import write_page
         from export.proof.parity import Pair, check_parity
         from export.proof.report import write_json as write_report
@@ -336,6 +337,9 @@ class ExportTwin(Callback):
         there = [file for file in files if file.is_file()]
         if gone := len(files) - len(there):
             trainer.print(f"{gone} of them are not there any more: compared as they were decoded, not loaded again.")
+        there, spoiled = _readable(chosen_files(there))
+        if spoiled:
+            trainer.print(f"These cannot be read any more, and are not loaded again:\n{some_lines_of(spoiled)}")
         pair = Pair(best, run.model_h5, photos, [str(file) for file in files], there, load_photo)
         self.report = check_parity(pair, self.keras_python)
         write_report([self.report], run.parity)
@@ -350,3 +354,18 @@ class ExportTwin(Callback):
         chosen = np.linspace(0, len(known) - 1, min(len(known), self.max_photos)).round().astype(int)
         files = [known[index] for index in chosen]
         return datamodule.photos_of(files), files, len(known)
+
+
+def _readable(files: list[Path]) -> tuple[list[Path], list[str]]:
+    """Split files, which may have changed since training began, into those that still load and the others' reasons."""
+    from datamodule.photo_store import BadPhoto, load_photo
+
+    readable, reasons = [], []
+    for file in files:
+        try:
+            load_photo(file, (1, 1))
+        except BadPhoto as bad:
+            reasons.append(str(bad))
+        else:
+            readable.append(file)
+    return readable, reasons

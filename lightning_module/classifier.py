@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_module.check_settings import check_fine_tuning, check_settings
 from lightning_module.class_rows import Classes, ClassRows, take_weights, with_outputs
+from lightning_module.distillation import Distillation, Teachers
 from lightning_module.fine_tuning import BatchRegulariser, Regularisation, Schedule, balanced_weights, shrink
 from lightning_module.measured_module import MeasuredModule
 from lightning_module.optimizer import follow_epochs, make_adam, make_scheduler
@@ -62,6 +63,9 @@ class ProductClassifier(MeasuredModule):
             et al. 2019). All measuring is done at `image_size`.
         schedule: learning rates of head and backbone over the epochs.
         regularisation: changes to training batches and their loss.
+        teacher: checkpoints of this project, one or several, whose probabilities of the training photos the network
+            learns, too; null for none. Nothing of them is saved.
+        distillation: how it learns from them.
         background: colour that transparent photos are composed on, as "#rrggbb"; null for none.
         deep_grey: what becomes of grey photos of 16 bits.
         formats: which files are photos.
@@ -97,6 +101,8 @@ class ProductClassifier(MeasuredModule):
         train_size: int | None = None,
         schedule: Schedule = Schedule(),  # noqa: B008  frozen, so sharing it does no harm
         regularisation: Regularisation = Regularisation(),  # noqa: B008
+        teacher: str | list[str] | None = None,
+        distillation: Distillation = Distillation(),  # noqa: B008
         background: str | None = None,
         deep_grey: DeepGrey = "clip",
         formats: Formats = "keras",
@@ -131,6 +137,9 @@ class ProductClassifier(MeasuredModule):
         self.train_size, self.schedule, self.regularisation = train_size, schedule, regularisation
         self._regularise = BatchRegulariser(regularisation, len(class_names))
         self._class_weights: Tensor | None = None
+        self.teacher_paths = [teacher] if isinstance(teacher, str) else list(teacher or [])
+        self.distillation = distillation
+        self._teachers: Teachers | None = None
         self.save_hyperparameters(
             {
                 "class_names": class_names,
@@ -225,20 +234,26 @@ class ProductClassifier(MeasuredModule):
 
     def _shared_step(self, batch: tuple[Tensor, Tensor], name: str) -> Tensor:
         images, labels = batch
+        taught = None
         # Outside a fit, in validate, test and predict, the network itself is measured and not its fast pass.
         fitting = self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING
         targets = labels
         if name == "train":
-            images, targets = self.training_input(images, labels)
+            images, targets = self.mixed(images, labels)
+            if self._teachers is not None:
+                taught = self._teachers.probabilities(images, self.distillation.temperature)
+            images = self.shrunk(images)
         # Lightning would apply bf16-mixed and 16-mixed to measuring, too, and torch lets GPUs convolve in TF32.
         with nullcontext() if name == "train" else _unrounded(images):
             logits = self.logits_while_fitting(images, exact=name != "train") if fitting else self(images)
             loss = nn.functional.cross_entropy(logits, targets, self._class_weights if name == "train" else None)
+            if taught is not None:
+                loss = loss.lerp(self.distillation.loss(logits, taught), self.distillation.weight)
         self.measure(name, logits, labels, loss)
         return loss
 
     def training_input(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """What a training step computes with: the photos as small, mixed and erased as the settings say.
+        """What a training step computes with: the photos as mixed, erased and small as the settings say.
 
         Args:
             images: shape (B, 3, H, W), 0 to 1; may be changed in place.
@@ -247,11 +262,18 @@ class ProductClassifier(MeasuredModule):
         Returns:
             The images, shape (B, 3, *train_shape), and `labels`, or the share of each class, shape (B, C).
         """
-        if self.train_size is not None:
-            images = shrink(images, self.train_shape)
+        images, targets = self.mixed(images, labels)
+        return self.shrunk(images), targets
+
+    def mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Do the first part of `training_input`, at the full size: what a teacher sees, too."""
         if self.regularisation != Regularisation():
             return self._regularise(images, labels)
         return images, labels
+
+    def shrunk(self, images: Tensor) -> Tensor:
+        """Do the second part: the photos at the size of training steps."""
+        return images if self.train_size is None else shrink(images, self.train_shape)
 
     @property
     def train_shape(self) -> tuple[int, int]:
@@ -315,9 +337,12 @@ class ProductClassifier(MeasuredModule):
             resolve_precision(self._frozen_backbone.precision, device)
 
     def on_fit_start(self) -> None:
-        """Load the pretrained weights, unless a checkpoint has been loaded before."""
+        """Load the pretrained weights, unless a checkpoint has been loaded before, and the teachers."""
         self.check_device(self.device)
         self.load_pretrained_weights()
+        if self.teacher_paths and self._teachers is None:
+            precision, compile = self._frozen_backbone.precision, self._frozen_backbone.compile
+            self._teachers = Teachers(self.teacher_paths, self.class_names, precision, compile)
 
     def on_train_start(self) -> None:
         """Tell the fast pass how many photos to expect, which is known only now."""
@@ -325,8 +350,10 @@ class ProductClassifier(MeasuredModule):
         frozen_epochs = math.inf if epochs is None or epochs < 0 else float(epochs)
         if self.trainable == "all":
             frozen_epochs = min(frozen_epochs, self.schedule.head_epochs)
-        batches = self.trainer.num_training_batches * frozen_epochs
-        self._frozen_backbone.expect(batches * getattr(self.datamodule, "batch_size", 1), self.device)
+        photos = self.trainer.num_training_batches * getattr(self.datamodule, "batch_size", 1)
+        self._frozen_backbone.expect(photos * frozen_epochs, self.device)
+        if self._teachers is not None:
+            self._teachers.expect(photos * (epochs if epochs and epochs > 0 else math.inf), self.device)
 
         labels = getattr(self.datamodule, "train_labels", None)
         if self.regularisation.class_weights == "balanced" and labels is not None:

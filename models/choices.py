@@ -39,6 +39,24 @@ FORMAT_ENDINGS: dict[Formats, tuple[str, ...]] = {
 """How their names end: without a dot, as in Keras, so a file named "scan-png" is listed, too. `keras` is Keras's list,
 which has neither WebP nor GIF; `all` are the usual names of `PHOTO_FORMATS`."""
 
+
+def widest(*formats: Formats) -> Formats:
+    """Return the one that lists the most files."""
+    return max(formats, key=get_args(Formats).index)
+
+
+def stated_formats(facts: Mapping[str, Any]) -> Formats:
+    """Take them from a checkpoint's settings or a file's attributes; older ones do not state them.
+
+    Raises:
+        ValueError: what is stated is not possible.
+    """
+    formats: Formats = facts.get("formats", "keras")
+    if formats not in get_args(Formats):
+        raise ValueError(f"formats {str(formats)[:40]!r}, which are none of {get_args(Formats)}")
+    return formats
+
+
 DeepGrey = Literal["clip", "scale"]
 """What becomes of grey photos of 16 bits: Pillow cuts what is above 255; or 0..65535 is scaled to 0..255."""
 

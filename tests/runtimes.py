@@ -32,7 +32,7 @@ PYTHONS = {
         "TensorFlow.js's converter",
         ("tensorflowjs==4.22.0", "ydf==0.11.0", "setuptools<80"),
         "do without",
-    ),  # fmt: skip
+    ),
 }
 
 

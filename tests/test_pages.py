@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodule.audit.findings import KINDS, Finding
+from datamodule.audit.findings import KINDS, Finding, read_actions
 from datamodule.audit.page import render_page as render_audit
 from export.proof.page import MEANINGS, WITNESSES, meaning_of
 from export.proof.page import render_page as render_proof
 from export.proof.report import Check, LayerError, PhotoDifference, Report
 from lightning_module.evaluation.figures import evaluate
 from lightning_module.evaluation.measured_photos import MeasuredPhotos
-from lightning_module.evaluation.plots import batch_png, confusion_png, curves_png, reliability_png
+from lightning_module.evaluation.plots import batch_png, confusion_png, coverage_png, curves_png, reliability_png
 from lightning_module.evaluation.report import _data_uri, render_report
 
 LONG = "a_folder_whose_name_nobody_has_kept_short_" * 3
@@ -109,6 +109,7 @@ def report_page() -> str:
         "training_batch": batch_png(random.random((16, 3, 32, 32)), [*CLASSES, *CLASSES][:16]),
         **{f"{each.measured.name}_confusion": confusion_png(each) for each in evaluations},
         **{f"{each.measured.name}_reliability": reliability_png(each) for each in evaluations},
+        **{f"{each.measured.name}_coverage": coverage_png(each) for each in evaluations},
     }
     return render_report(evaluations, {name: _data_uri(content, "png") for name, content in pictures.items()})
 
@@ -154,7 +155,9 @@ def audit_page(root: Path) -> str:
         for kind in KINDS
         for file in files[:5]
     ]  # fmt: skip
-    return render_audit(root, findings, [f"6 photos in 1 class: {LONG}."], "audit.csv", f"lightning audit /{LONG}")
+    findings[1] = replace(findings[1], action=f"move to {CLASSES[0]}")
+    facts = [f"6 photos in 1 class: {LONG}."]
+    return render_audit(root, findings, facts, "audit.csv", f"lightning audit /{LONG}", class_names=[*CLASSES, LONG])
 
 
 @pytest.fixture(scope="module")
@@ -250,3 +253,22 @@ def test_each_check_of_the_proof_is_explained_on_the_page(pages):
         assert meaning_of(check) in pages["proof"]
     assert meaning_of("probabilities_photos_tf2onnx") != meaning_of("probabilities_photos")
     assert meaning_of("something else") == ""
+
+
+def test_a_suspect_is_moved_to_a_class_kept_or_set_aside(show, pages, tmp_path):
+    page = show(pages["audit"])
+    keys = page.locator("[data-choices]")
+    pressed = page.locator("[data-choices] [aria-pressed=true]")
+    assert pressed.all_inner_texts() == ["Move to"]
+    keys.nth(0).locator("select").select_option(label=CLASSES[3])
+    keys.nth(2).get_by_role("button", name="Keep").click()
+    keys.nth(3).get_by_role("button", name="Set aside").click()
+    assert pressed.all_inner_texts() == ["Move to", "Move to", "Keep", "Set aside"]
+    assert page.locator("#count").inner_text() == "1 to set aside, 2 to move"
+    # seen on the other sheets, too
+    assert f"\u2192 {CLASSES[3]}" in page.locator("#dark").inner_text()
+    with page.expect_download() as saving:
+        page.click("#save")
+    saving.value.save_as(tmp_path / "audit.csv")
+    actions = [action for (_, kind), action in read_actions(tmp_path / "audit.csv").items() if kind == "suspect"]
+    assert actions == [f"move to {CLASSES[3]}", f"move to {CLASSES[0]}", "keep", "quarantine", ""]

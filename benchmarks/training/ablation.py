@@ -197,10 +197,23 @@ def read(journal: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in journal.read_text().splitlines()] if journal.is_file() else []
 
 
-def run(arguments: argparse.Namespace, configuration: str, settings: list[str], seed: int) -> dict[str, Any]:
-    """Make one fit and return the best checkpoint's figures on the validation photos, not augmented."""
+def run(
+    arguments: argparse.Namespace, configuration: str, settings: list[str], seed: int, keep: Path | None = None
+) -> dict[str, Any]:
+    """Make one fit and return the best checkpoint's figures on the validation photos, not augmented.
+
+    Args:
+        arguments: of `add_sources`.
+        configuration: a file of settings.
+        settings: further ones.
+        seed: of the network and of the photos.
+        keep: where the best checkpoint is moved; None throws it away.
+    """
     with tempfile.TemporaryDirectory(prefix="run-", dir=arguments.out) as folder:
-        return _run(arguments, configuration, settings, seed, Path(folder))
+        figures = _run(arguments, configuration, settings, seed, Path(folder))
+        if keep is not None:
+            (Path(folder) / "best.ckpt").replace(keep)
+        return figures
 
 
 def _run(

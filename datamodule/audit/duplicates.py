@@ -94,9 +94,14 @@ def group_rows(pairs: Sequence[Pair], photos: int) -> np.ndarray:
     return connected_components(links, directed=False)[1]
 
 
-def find_straddling(groups: np.ndarray, in_validation: np.ndarray) -> np.ndarray:
-    """Return for every photo whether its group has photos in both training and validation set, shape (N,), bool."""
+def find_straddling(groups: np.ndarray, sets_of_photos: np.ndarray) -> np.ndarray:
+    """Return for every photo whether its group has photos in several sets, shape (N,), bool.
+
+    Args:
+        groups: number of each photo's group, shape (N,).
+        sets_of_photos: number of each photo's set, shape (N,).
+    """
     parts = defaultdict(set)
-    for group, part in zip(groups.tolist(), in_validation.tolist(), strict=True):
+    for group, part in zip(groups.tolist(), sets_of_photos.tolist(), strict=True):
         parts[group].add(part)
-    return np.array([len(parts[group]) == 2 for group in groups.tolist()], bool)
+    return np.array([len(parts[group]) > 1 for group in groups.tolist()], bool)

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.atomic_write import write_text
-from models.bad_input import BadInput
+from models.bad_input import BadInput, quoted
 from models.spreadsheet_text import as_text, from_text
 
 QUARANTINE = "quarantine"
 ACTIONS = ("", "keep", QUARANTINE)
-"""Allowed values in the CSV's column `action`. Both an empty one and `keep` leave the file where it is."""
+"""Allowed values in the CSV's column `action`, besides `MOVE` and a class. Both an empty one and `keep` leave the file
+where it is."""
+MOVE = "move to "
+"""What stands before the name of another class in that column. `move` alone means the one that is suggested."""
 
 COLUMNS = ("file", "class", "finding", "score", "suggestion", "related_file", "detail", "action")
 
@@ -84,7 +87,7 @@ class Finding:
         suggestion: the class that it looks like, if that is another one.
         related_file: the other file of a pair.
         detail: explanation in words.
-        action: one of `ACTIONS`.
+        action: one of `ACTIONS`, or `MOVE` and the name of a class.
     """
 
     file: str
@@ -151,13 +154,14 @@ def keep_decisions(
         class_of: name of a file's class.
 
     Returns:
-        The findings in order, with the actions decided. A file that was marked for quarantine and still exists stays in
+        The findings in order, with the actions decided. A file that was marked to be moved and still exists stays in
         the list, even if this run has no finding about it.
     """
     kept = [replace(each, action=decided.get((each.file, each.kind), each.action)) for each in findings]
     listed = {(each.file, each.kind) for each in findings}
     for (file, kind), action in decided.items():
-        if action == QUARANTINE and (file, kind) not in listed and kind in KINDS and os.path.lexists(root / file):
+        moves = action == QUARANTINE or action.startswith(MOVE)
+        if moves and (file, kind) not in listed and kind in KINDS and os.path.lexists(root / file):
             kept.append(Finding(file, class_of(file), kind, 0.0, detail="marked earlier", action=action))
     return in_order(kept)
 
@@ -179,15 +183,69 @@ def read_actions(path: Path) -> dict[tuple[str, str], str]:
         raise BadInput(f"expected the audit's {path.name} in {path.parent}, received: {error}. Audit first.") from error
     actions: dict[tuple[str, str], str] = {}
     for number, row in enumerate(rows, start=2):
-        action = (row["action"] or "").strip().lower()
-        if action not in ACTIONS:
-            raise BadInput(
-                f"{path}, row {number}: expected the action to be empty, keep or quarantine, received {action!r}."
-            )
         key = from_text(row["file"]), row["finding"]
-        if actions.get(key) != QUARANTINE:
-            actions[key] = action
+        actions[key] = _stronger(actions.get(key, ""), _action_of(row, f"{path}, row {number}"))
     return actions
+
+
+def _action_of(row: Mapping[str, str | None], where: str) -> str:
+    given = (row["action"] or "").lstrip()
+    action = given.strip().lower()
+    if action in ACTIONS:
+        return action
+    if given.lower().startswith(MOVE) and (name := given[len(MOVE) :]).strip():
+        return MOVE + name
+    if action == MOVE.split()[0] and (name := from_text(row.get("suggestion") or "")):
+        return MOVE + name
+    suggested = " (there is no suggestion)" if action.startswith(MOVE.split()[0]) else ""
+    raise BadInput(
+        f"{where}: expected the action to be empty, keep, quarantine or {MOVE}CLASS, received {given[:80]!r}"
+        f"{suggested}. Write one of those."
+    )
+
+
+def _stronger(one: str, other: str) -> str:
+    """Return which of two actions counts: `quarantine`, else a move, else `keep`; the later of equals."""
+    strength = {QUARANTINE: 3, "keep": 1, "": 0}
+    return one if strength.get(one, 2) > strength.get(other, 2) else other
+
+
+class Decisions(NamedTuple):
+    """What is to be done with files, by a CSV.
+
+    Attributes:
+        aside: files to set aside.
+        classes: file -> the class to move it to.
+    """
+
+    aside: list[str]
+    classes: dict[str, str]
+
+
+def decisions_of(actions: Mapping[tuple[str, str], str], class_names: Iterable[str]) -> Decisions:
+    """Combine what was decided about a file in several rows: `quarantine` wins over a move, and that over the rest.
+
+    Args:
+        actions: from `read_actions`.
+        class_names: classes that there are; a name with other spaces around it is one of these.
+
+    Raises:
+        BadInput: a file is to be moved to two classes.
+    """
+    stripped = {name.strip(): name for name in class_names}
+    aside = dict.fromkeys(file for (file, _), action in actions.items() if action == QUARANTINE)
+    classes: dict[str, str] = {}
+    for (file, _), action in actions.items():
+        if not action.startswith(MOVE) or file in aside:
+            continue
+        name = action[len(MOVE) :]
+        name = stripped.get(name.strip(), name)
+        if classes.setdefault(file, name) != name:
+            raise BadInput(
+                f"expected one class to move {displayable(file)} to in the CSV's column action; received "
+                f"{quoted([classes[file], name])}. Delete one. Nothing was moved."
+            )
+    return Decisions([*aside], classes)
 
 
 def _read_rows(path: Path) -> list[dict[str, str]]:

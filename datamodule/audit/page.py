@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from datamodule.audit.findings import COLUMNS, KINDS, QUARANTINE, Finding, displayable, folder_of
+from datamodule.audit.findings import COLUMNS, KINDS, MOVE, QUARANTINE, Finding, displayable, folder_of
 from datamodule.photo_store import open_photo
 from models.cores import usable_cores
 from models.page_style import render_template
@@ -33,6 +33,7 @@ def render_page(
     command: str,
     class_of: Callable[[str], str] = folder_of,
     copy: str = "",
+    class_names: Sequence[str] = (),
 ) -> str:
     """Write the page. Every finding has its card and its picture, so that nobody ticks what cannot be looked at.
 
@@ -44,6 +45,7 @@ def render_page(
         command: the command that applies the CSV.
         class_of: name of a file's class.
         copy: of a table: where its corrected copy is written, in place of moving files.
+        class_names: the classes that a photo can be moved to.
 
     Returns:
         HTML that needs nothing but itself.
@@ -63,12 +65,12 @@ def render_page(
         for name, members in _parts(own, lambda each: each.class_name if each.kind == "group" else "").items():
             parts = []
             for detail, part in _parts(members, lambda each: each.detail if each.kind == "group" else "").items():
-                cards = [_card(finding, row_of, places, class_of) for finding in part]
+                cards = [_card(finding, row_of, places, class_of, class_names) for finding in part]
                 shown = SHOWN_OF_GROUP if kind == "group" else SHOWN_OF_SHEET
                 rows = [row_of[finding.file] for finding in part]
                 parts.append({"title": detail, "rows": rows, "cards": cards[:shown], "rest": cards[shown:]})
             blocks.append({"title": name, "parts": parts})
-        layout = "group" if kind == "group" else "pairs" if kind in PAIRED else ""
+        layout = "group" if kind == "group" else "pairs" if kind in PAIRED else "choices" if kind == "suspect" else ""
         sheets.append(
             {"kind": kind, "title": title, "meaning": meaning, "count": len(own), "layout": layout, "blocks": blocks}
         )
@@ -81,12 +83,18 @@ def render_page(
         csv_name=csv_name,
         command=command,
         quarantine=QUARANTINE,
+        move=MOVE,
         copy=copy,
-        # "<" escaped: a file's name may not end the script
-        table=json.dumps({"columns": COLUMNS, "rows": [finding.row for finding in findings]}).replace("<", "\\u003c"),
+        table=_script_json({"columns": COLUMNS, "rows": [finding.row for finding in findings]}),
+        classes=_script_json(list(class_names)),
         pictures=json.dumps(list(pictures.values())),
     )
     return displayable(html)
+
+
+def _script_json(value: Any) -> str:
+    """Return JSON that can stand in a script: a file's name may not end it."""
+    return json.dumps(value).replace("<", "\\u003c")
 
 
 def _of_partners(findings: Sequence[Finding], class_of: Callable[[str], str]) -> list[Finding]:
@@ -108,7 +116,11 @@ def _parts(findings: Iterable[Finding], name_of: Callable[[Finding], str]) -> di
 
 
 def _card(
-    finding: Finding, row_of: dict[str, int], places: dict[str, int], class_of: Callable[[str], str]
+    finding: Finding,
+    row_of: dict[str, int],
+    places: dict[str, int],
+    class_of: Callable[[str], str],
+    class_names: Sequence[str],
 ) -> dict[str, Any]:
     """What a card shows: a box and a picture for the file, and for the other of a pair as well."""
     files = {finding.file: finding.class_name}
@@ -120,6 +132,8 @@ def _card(
             for file, name in files.items()
         ],
         "suggestion": finding.suggestion,
+        "likelier": class_names.index(finding.suggestion) if finding.suggestion in class_names else "",
+        "own": class_names.index(finding.class_name) if finding.class_name in class_names else "",
         "detail": "" if finding.kind == "group" else finding.detail,
     }
 

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ from models.bad_input import BadInput, some_of
 from models.choices import Formats
 
 Features = Callable[[Sequence[Inspection]], np.ndarray]
+DOES = ("is trained on", "validates", "is for testing")
+"""What a photo of each set is for."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,12 @@ def survey(
     listing: Listing = "checked",
     table: PhotoTable | None = None,
     formats: Formats = "keras",
+    sets: Sequence[Path | None] | None = None,
 ) -> Survey:
-    """Audit a folder, or the photos of a table.
+    """Audit a folder, a folder of sets, or the photos of a table.
 
     Args:
-        root: folder with one folder per class; of a table a folder that has all its photos, at any depth.
+        root: folder with one folder per class; of sets and of a table a folder that has all photos, at any depth.
         features_of: returns pooled features of photos, shape (N, F).
         network_size: side of the network's input, in pixels.
         validation_split: share of each class that Keras's split holds out, strictly between 0 and 1.
@@ -73,15 +76,20 @@ def survey(
         listing: as `ProductPhotos` has it; `keras` leaves out no hidden folders, nor what programs leave.
         table: says which photos there are, and their labels, in place of folders.
         formats: which files are photos.
+        sets: the folders of classes of the training, validation and test photos, None for those that there are none
+            of; by default `root` has the classes of the training photos.
 
     Raises:
         BadInput: there are no classes or no photos.
     """
     junk = Counter[str]()
+    folders = {place: folder for place, folder in enumerate(sets or [root]) if folder is not None}
     if table is not None:
-        class_names, classes = table.class_names, table.classes["train"]
+        class_names, of_set = table.class_names, {0: table.classes["train"]}
     else:
-        class_names, classes = _list_folder(root, listing, junk, formats)
+        class_names, of_set = _list_folders(folders, listing, junk, formats)
+    # class after class, and in each the training photos first
+    classes = [[file for each in of_set.values() for file in each[label]] for label in range(len(class_names))]
     files = [file for each in classes for file in each]
     if not files:
         raise BadInput(
@@ -93,14 +101,18 @@ def survey(
             )
         )
     label_of = {file: label for label, each in enumerate(classes) for file in each}
-    validation = set(keras_split(classes, validation_split)[1].files)
+    set_of = {file: place for place, each in of_set.items() for of_class in each for file in of_class}
+    if 1 not in of_set:
+        set_of |= dict.fromkeys(keras_split(of_set[0], validation_split)[1].files, 1)
     photos, bad = inspect_all(files, progress)
-    teller = _Teller(root, class_names, label_of, photos)
+    teller = _Teller(root, class_names, label_of, photos, [*folders.values()])
     findings = [teller.unreadable(each) for each in bad]
     if table is None:
-        findings += [teller.not_listed(path) for path in find_not_listed(root, set(files))]
+        findings += [teller.not_listed(path) for each in folders.values() for path in find_not_listed(each, set(files))]
     findings += [finding for photo in photos for finding in teller.looks(photo, network_size)]
-    notes = _notes_on_folders(root, class_names, classes) if table is None else [*table.said]
+    notes = [*table.said] if table is not None else [
+        note for place, each in folders.items() for note in _notes_on_folder(root, each, class_names, of_set[place])
+    ]  # fmt: skip
     if junk:
         notes.append(f"Left out as no photos of a class, as training does: {describe_junk(junk)}.")
     if photos:
@@ -108,9 +120,9 @@ def survey(
         labels = np.array([label_of[photo.path] for photo in photos])
         pairs = find_pairs(photos, features)
         groups = group_rows(pairs, len(photos))
-        in_validation = np.array([photo.path in validation for photo in photos])
-        straddling = find_straddling(groups, in_validation)
-        findings += [teller.duplicate(pair, in_validation, straddling) for pair in pairs]
+        sets_of_photos = np.array([set_of[photo.path] for photo in photos])
+        straddling = find_straddling(groups, sets_of_photos)
+        findings += [teller.duplicate(pair, sets_of_photos, straddling) for pair in pairs]
         suspects = find_suspects(features, labels, groups, seed)
         findings += teller.suspects(suspects)
         findings += teller.groups(*find_groups(features, labels, seed), labels)
@@ -120,33 +132,48 @@ def survey(
         if len(np.unique(labels)) == 1:
             notes.append("There is one class only, so no photo could be compared with another class.")
         if pairs:
+            how = "" if 1 in of_set else f" by Keras's split (validation_split {validation_split})"
             notes.append(
-                f"Extra copies, exact or nearly so: {len(pairs)}. Photos with a twin on the other side of Keras's "
-                f"split (validation_split {validation_split}): {int(straddling.sum())}."
+                f"Extra copies, exact or nearly so: {len(pairs)}. Photos with a twin in another set{how}: "
+                f"{int(straddling.sum())}."
             )
     return Survey(root, class_names, len(photos), in_order(findings), notes)
 
 
-def _list_folder(
-    root: Path, listing: Listing, junk: Counter[str], formats: Formats
-) -> tuple[list[str], list[list[Path]]]:
-    """Return the classes in a folder and the photos of each; count in `junk` what is left out."""
-    if not root.is_dir():
-        return [], []
-    if listing == "keras":
-        class_names = find_class_names(root)
-        return class_names, [list_photos(root / name, formats) for name in class_names]
-    class_names = clean_class_names(root)
-    junk.update(count_in_junk_folders(root, formats))
-    return class_names, [without_junk(list_photos(root / name, formats), root / name, junk) for name in class_names]
+def _list_folders(
+    folders: Mapping[int, Path], listing: Listing, junk: Counter[str], formats: Formats
+) -> tuple[list[str], dict[int, list[list[Path]]]]:
+    """Return the classes in the folders of sets, and for each set the photos of each; count in `junk` what is left out.
+
+    Args:
+        folders: number of a set -> folder of its classes, of which it may lack some.
+        listing: as `survey` has it.
+        junk: what is left out -> how many files.
+        formats: which files are photos.
+    """
+    folders = {place: folder for place, folder in folders.items() if folder.is_dir()}
+    names_in = find_class_names if listing == "keras" else clean_class_names
+    class_names = sorted({name for folder in folders.values() for name in names_in(folder)})
+    of_set = {place: [list_photos(folder / name, formats) for name in class_names] for place, folder in folders.items()}
+    if listing == "checked":
+        for place, folder in folders.items():
+            junk.update(count_in_junk_folders(folder, formats))
+            of_set[place] = [
+                without_junk(files, folder / name, junk) for name, files in zip(class_names, of_set[place], strict=True)
+            ]
+    return class_names, of_set
 
 
-def _notes_on_folders(root: Path, class_names: Sequence[str], classes: Sequence[Sequence[Path]]) -> list[str]:
+def _notes_on_folder(
+    root: Path, folder: Path, class_names: Sequence[str], classes: Sequence[Sequence[Path]]
+) -> list[str]:
     notes = []
     empty = [name for name, files in zip(class_names, classes, strict=True) if not files]
-    if empty:
+    if empty and folder == root:
         notes.append(f"Classes without a photo, which training refuses: {some_of(empty)}.")
-    links = [path.relative_to(root).as_posix() for name in class_names for path in find_linked_folders(root / name)]
+    elif empty:
+        notes.append(f"Classes without a photo in {folder.relative_to(root)}: {some_of(empty)}.")
+    links = [path.relative_to(root).as_posix() for name in class_names for path in find_linked_folders(folder / name)]
     if links:
         notes.append(
             f"Links to folders inside class folders, which neither Keras nor this project follows: {some_of(links)}. "
@@ -184,10 +211,19 @@ class _Teller:
         class_names: sorted.
         label_of: class index of each listed file.
         photos: the readable photos, by row.
+        folders: those that have class folders.
     """
 
-    def __init__(self, root: Path, class_names: list[str], label_of: dict[Path, int], photos: list[Inspection]) -> None:
+    def __init__(
+        self,
+        root: Path,
+        class_names: list[str],
+        label_of: dict[Path, int],
+        photos: list[Inspection],
+        folders: Sequence[Path],
+    ) -> None:
         self.root, self.class_names, self.label_of, self.photos = root, class_names, label_of, photos
+        self.folders = folders
         # Targets of links; moving one would break the link.
         self.real = {photo.path: photo.path.resolve() for photo in photos}
         at_home = {folder: folder.resolve() for folder in {path.parent for path in self.real}}
@@ -209,7 +245,8 @@ class _Teller:
     ) -> Finding:
         file = path.relative_to(self.root).as_posix()
         label = self.label_of.get(path)
-        first = path.relative_to(self.root).parts[0]
+        folder = next((each for each in self.folders if path.is_relative_to(each)), self.root)
+        first = path.relative_to(folder).parts[0]
         # a file outside the class folders has no class
         name = self.class_names[label] if label is not None else first if first in self.class_names else ""
         other = related.relative_to(self.root).as_posix() if related else ""
@@ -219,7 +256,7 @@ class _Teller:
         return self.about(bad.path, "unreadable", detail=bad.reason, action=QUARANTINE)
 
     def not_listed(self, path: Path) -> Finding:
-        if path.parent == self.root:
+        if path.parent in self.folders:
             return self.about(path, "not_listed", detail="lies outside the class folders")
         return self.about(path, "not_listed", detail=f"ending {path.suffix or '(none)'} is not listed")
 
@@ -242,16 +279,17 @@ class _Teller:
             found.append(self.about(photo.path, "odd_file", len(photo.oddities) / 4, "; ".join(photo.oddities)))
         return found
 
-    def duplicate(self, pair: Pair, in_validation: np.ndarray, straddling: np.ndarray) -> Finding:
+    def duplicate(self, pair: Pair, sets_of_photos: np.ndarray, straddling: np.ndarray) -> Finding:
         first, second = self.photos[pair.first].path, self.photos[pair.second].path
         same_class = self.label_of[first] == self.label_of[second]
         said = ["mirrored"] if pair.mirrored else []
         if not same_class:
             said.append(f"in two classes: {self.class_names[self.label_of[first]]} too")
-        if in_validation[pair.first] != in_validation[pair.second]:
-            said.append("one is trained on, the other validates")
+        one, other = sorted(int(sets_of_photos[row]) for row in (pair.first, pair.second))
+        if one != other:
+            said.append(f"one {DOES[one]}, the other {DOES[other]}")
         elif straddling[pair.second]:
-            said.append("another of the same group is on the split's other side")
+            said.append("another of the same group is in another set")
         one_file = self.real[first] == self.real[second]
         if one_file:
             said.insert(0, "the same file by a link")

@@ -27,7 +27,7 @@ LAYER_THRESHOLD = 1e-10
 TRAINING_THRESHOLD = 1e-6
 TRAINING_SHARE = 0.01  # as a share of the learning rate, where that gives a smaller threshold
 # What both sides must agree on besides the function itself.
-_FACTS = ("class_names", "image_size", "interpolation", "background", "deep_grey", "checkpoint_sha256")
+_FACTS = ("class_names", "image_size", "interpolation", "background", "deep_grey", "formats", "checkpoint_sha256")
 
 
 def check_labels(source: Checkpoint, details: dict[str, Any]) -> Check:
@@ -40,7 +40,8 @@ def check_labels(source: Checkpoint, details: dict[str, Any]) -> Check:
     from export.torch_to_keras import twin_details  # it needs torch, and not every proof does
 
     expected = twin_details(source, input_range="unit")
-    details = {"deep_grey": "clip", **details}  # as in files that do not state it
+    # as in files that do not state it; which files are photos changes no photo
+    details = {"deep_grey": "clip", "formats": expected["formats"], **details}
     wrong = [fact for fact in _FACTS if details.get(fact) != expected[fact]]
     detail = f"{', '.join(_FACTS)} in the file equal the checkpoint's"
     if wrong:

@@ -145,7 +145,7 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
         }
         tasks["layers"] |= {"copy": tasks["train"]["copy"], "compiled": True}  # loaded once for both
     if (load_photo := comparison.pair.load_photo) is not None and comparison.source.network.channels == 3:
-        files = [path.resolve() for path in [*write_probe_files(probes), *_chosen(comparison.pair.photo_files)]]
+        files = [path.resolve() for path in [*write_probe_files(probes), *chosen_files(comparison.pair.photo_files)]]
         source = comparison.source
         loading = {} if source.loading == AS_KERAS else {"loading": source.loading}
         ours = [partial(load_photo, **loading)(path, source.image_size, source.interpolation) for path in files]
@@ -168,8 +168,8 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
     return tasks
 
 
-def _chosen(files: Sequence[Path]) -> list[Path]:
-    """At most `MOST_FILES` of the files, evenly spread."""
+def chosen_files(files: Sequence[Path]) -> list[Path]:
+    """Return at most `MOST_FILES` of the files, evenly spread."""
     chosen = np.unique(np.linspace(0, len(files) - 1, min(len(files), MOST_FILES)).round().astype(int))
     return [files[index] for index in chosen]
 

@@ -17,13 +17,15 @@ from rich.table import Table
 
 from lightning_module.commands.cli import EXIT_BAD_INPUT, parse_for, underscored
 from models.atomic_write import write_text
-from models.bad_input import BadInput, some_of
+from models.bad_input import BadInput, quoted, some_of
 from models.choices import Formats, Interpolation
 
 if TYPE_CHECKING:
+    from datamodule.audit.findings import Decisions
     from datamodule.audit.quarantine import Outcome
     from datamodule.layout import Listing
     from datamodule.sources.photo_table import PhotoTable
+    from datamodule.sources.roots import Roots
     from lightning_module.photo_features import PhotoFeatures
 
 EXTRA = {"cleanlab": "cleanlab", "imagehash": "imagehash", "scipy": "scipy", "sklearn": "scikit-learn"}
@@ -67,15 +69,16 @@ def audit(
     label_column: str | None = None,
     formats: Formats = "keras",
 ) -> None:
-    """Find the photos that should not be trained on. Nothing is ever deleted.
+    """Find the photos that should not be trained on, or have a wrong label. Nothing is ever deleted.
 
     Args:
-        photos: folder with one folder of photos per class, or a table with the photos' labels (.csv, .tsv, .parquet,
-            .jsonl).
+        photos: folder with one folder of photos per class, or with sets that each have these; or a table with the
+            photos' labels (.csv, .tsv, .parquet, .jsonl).
         out: folder for audit.html, audit.csv, the cached features and the quarantine; not inside `photos`.
-        apply: do not audit; move what OUT/audit.csv marks with `quarantine` in its column `action` to OUT/quarantine.
-            Of a table, write a copy without these rows into OUT.
-        undo: do not audit; move everything in OUT/quarantine back. Of a table, remove that copy.
+        apply: do not audit; do what OUT/audit.csv says in its column `action`: `quarantine` moves a file to
+            OUT/quarantine, `move to CLASS` to that class's folder. Of a table, write a copy without the former and
+            with these classes into OUT.
+        undo: do not audit; move everything back to where it was. Of a table, remove that copy.
         weights: pretrained weights of the backbone in timm naming, .safetensors or .pth; by default timm's download.
         backbone: timm's name of a CNN.
         pad_type: '' or 'same' (TensorFlow's); by default timm's own.
@@ -110,16 +113,17 @@ def audit(
     from datamodule.audit.audited_folder import check_same_folder
 
     check_same_folder(out, photos)
+    sets = None if table is not None else _sets_in(photos, listing)
     if undo:
         _undo(photos, out, table)
     elif apply:
-        _apply(photos, out, table)
+        _apply(photos, out, table, sets)
     else:
         if not 0 < validation_split < 1:
             raise BadInput(f"--validation_split: expected a share above 0 and below 1, received {validation_split}.")
         if image_size < 32:
             raise BadInput(f"--image_size: expected at least 32 pixels, received {image_size}.")
-        if listing == "checked" and table is None:
+        if listing == "checked" and table is None and sets is None:
             _check_classes(photos, out)
         _require_extra()
         architecture = {"backbone": backbone, "pad_type": pad_type, "bn_eps": bn_eps, "mean": mean, "std": std}
@@ -128,7 +132,24 @@ def audit(
         except OSError as error:
             raise BadInput(f"--out: expected a folder that can be made, received {out}: {error}.") from error
         features = _features(architecture, weights, checkpoint, image_size, interpolation, out / FEATURES)
-        _audit(photos, out, features, validation_split, seed, listing, table, formats)
+        given = {
+            "listing": None if listing == "checked" else listing,
+            "photo_folder": photo_folder,
+            "file_column": file_column,
+            "label_column": label_column,
+            "formats": None if formats == "keras" else formats,
+        }
+        command = ["lightning", "audit", str(photos), "--out", str(out)]
+        command += [word for name, value in given.items() if value for word in (f"--{name}", str(value))]
+        _audit(photos, out, features, validation_split, seed, listing, table, formats, sets, shlex.join(command))
+
+
+def _sets_in(photos: Path, listing: "Listing") -> "Roots | None":
+    """Return the sets in a folder, as `fit` takes them; None where it has classes."""
+    from datamodule.sources.roots import find_roots
+
+    roots = find_roots(photos, None, None, listing)
+    return roots if roots.said else None
 
 
 def _read_table(
@@ -151,7 +172,7 @@ def _root_of(table: "PhotoTable") -> Path:
 
 
 def _check_classes(photos: Path, out: Path) -> None:
-    """Refuse a folder of sets, or one that has the classes a level further down, as `fit` does."""
+    """Refuse a folder of sets that have no names of sets, or one that has the classes a level further down."""
     from datamodule.layout import clean_class_names, find_sets, innermost
 
     names = clean_class_names(photos)
@@ -164,7 +185,7 @@ def _check_classes(photos: Path, out: Path) -> None:
     folder = folders.get("root") or next(iter(folders.values()))
     raise BadInput(
         f"expected one folder per class in {photos}; received {what}. Audit one set at a time, each with an --out of "
-        f"its own: lightning audit {shlex.quote(str(folder))} --out {shlex.quote(str(out))}. "
+        f"its own: lightning audit {shlex.quote(str(folder))} --out {shlex.quote(str(out))}, and your other options. "
         "If these are classes, --listing keras takes them."
     )
 
@@ -218,6 +239,8 @@ def _audit(
     listing: "Listing",
     photo_table: "PhotoTable | None",
     formats: Formats,
+    sets: "Roots | None",
+    command: str,
 ) -> None:
     from datamodule.audit.audited_folder import write_record
     from datamodule.audit.findings import KINDS, displayable, folder_of, keep_decisions, read_actions, write_findings
@@ -239,6 +262,12 @@ def _audit(
         named = zip(photo_table.class_names, photo_table.classes["train"], strict=True)
         known = {file.relative_to(root).as_posix(): name for name, files in named for file in files}
         class_of = lambda file: known.get(file, "")  # noqa: E731
+    folders = [photos] if sets is None else [sets.root, sets.val_root, sets.test_root]
+    if sets is not None:
+        starts = [_start_of(photos, folder) for folder in folders if folder is not None]
+        class_of = lambda file: folder_of(  # noqa: E731
+            file.removeprefix(next((start for start in starts if file.startswith(start)), ""))
+        )
     found = survey(
         root,
         lambda each: features.of(each, computing),
@@ -249,16 +278,18 @@ def _audit(
         listing,
         photo_table,
         formats,
+        folders,
     )
     findings = keep_decisions(found.findings, decided, root, class_of)
     counts = Counter(each.kind for each in findings if each.kind != "group")
     summary = f"{found.photos} photos in {len(found.class_names)} classes: {some_of(found.class_names, 50)}."
-    command = f"lightning audit {shlex.quote(str(photos))} --out {shlex.quote(str(out))}"
     copy = "" if photo_table is None else str(out / photos.name)
-    page = render_page(root.resolve(), findings, [summary, *found.notes], CSV, command, class_of, copy)
+    facts = [summary, *([] if sets is None else [sets.said]), *found.notes]
+    page = render_page(root.resolve(), findings, facts, CSV, command, class_of, copy, found.class_names)
     if table.is_file():
         shutil.copy2(table, out / "audit.previous.csv")
-    write_record(out, photos, found.class_names)
+    places = [folder / name for folder in folders if folder is not None for name in found.class_names]
+    write_record(out, photos, [str(place.relative_to(photos)) for place in places if place.is_dir()])
     write_findings(table, findings)
     write_text(out / PAGE, page)
 
@@ -273,31 +304,71 @@ def _audit(
 
     say(summary)
     console.print(shown)
-    for note in found.notes:
+    for note in facts[1:]:
         say(note)
-    marked = len({each.file for each in findings if each.action == "quarantine"})
+    marked = len({each.file for each in findings if each.action not in ("", "keep")})
     say(f"Look at {out / PAGE}; {marked} files are marked in {table}.")
 
 
-def _apply(photos: Path, out: Path, table: "PhotoTable | None") -> None:
-    from datamodule.audit.findings import QUARANTINE as MARK
-    from datamodule.audit.findings import read_actions
-    from datamodule.audit.quarantine import set_aside
+def _start_of(photos: Path, folder: Path) -> str:
+    """Return what the names of the photos in a set's folder begin with, such as "train/"."""
+    return "" if folder == photos else f"{folder.relative_to(photos).as_posix()}/"
 
-    marked = dict.fromkeys(file for (file, _), action in read_actions(out / CSV).items() if action == MARK)
+
+def _apply(photos: Path, out: Path, table: "PhotoTable | None", sets: "Roots | None") -> None:
+    from datamodule.audit.findings import decisions_of, read_actions
+    from datamodule.audit.quarantine import Outcome, relabel, set_aside
+    from datamodule.split import find_class_names
+
+    actions = read_actions(out / CSV)
     if table is not None:
-        root, copy = _root_of(table), out / table.file.name
-        changed = table.write_corrected(
-            copy, lambda photo: None if photo.relative_to(root).as_posix() in marked else ""
-        )
-        print(
-            f"{copy}: a copy of {table.file} without {changed} rows; no file was moved. Train with it: lightning fit "
-            f"--data.table {shlex.quote(str(copy))} --data.photos {shlex.quote(str(table.base))}"
-        )
+        _write_corrected(table, out / table.file.name, decisions_of(actions, table.class_names))
         return
-    outcome = set_aside(photos, marked, out / QUARANTINE)
-    before = f"; {len(outcome.done_before)} had been set aside before" if outcome.done_before else ""
-    _report(f"{len(outcome.moved)} files moved to {out / QUARANTINE}{before}; --undo brings them back.", outcome)
+    folders = [photos] if sets is None else [sets.root, sets.val_root, sets.test_root]
+    starts = [_start_of(photos, folder) for folder in folders if folder is not None]
+    names = [name for start in starts if (photos / start).is_dir() for name in find_class_names(photos / start)]
+    decisions = decisions_of(actions, names)
+    # first, so that nothing is set aside if a class is not there
+    relabelled = relabel(photos, decisions.classes, out / QUARANTINE, starts, decisions.aside)
+    aside = set_aside(photos, decisions.aside, out / QUARANTINE)
+    said = []
+    if decisions.aside or not decisions.classes:
+        before = f" ({len(aside.done_before)} had been set aside before)" if aside.done_before else ""
+        said.append(f"{len(aside.moved)} files moved to {out / QUARANTINE}{before}")
+    if decisions.classes:
+        before = f" ({len(relabelled.done_before)} had been moved before)" if relabelled.done_before else ""
+        said.append(f"{len(relabelled.moved)} files moved to other classes{before}")
+    outcome = Outcome(relabelled.moved + aside.moved, relabelled.left + aside.left, [])
+    _report(f"{'; '.join(said)}; --undo brings them back.", outcome)
+
+
+def _write_corrected(table: "PhotoTable", copy: Path, decisions: "Decisions") -> None:
+    """Write a table's copy without the rows of photos that are set aside, and with others' new labels.
+
+    Raises:
+        BadInput: a new label is none of the table's.
+    """
+    if unknown := sorted({*decisions.classes.values()} - {*table.class_names}):
+        raise BadInput(
+            f"expected labels of {table.file}, {quoted(table.class_names)}, in the CSV's column action; received "
+            f"{quoted(unknown)}. Correct the name; a new class needs a row in the table first."
+        )
+    root, aside = _root_of(table), {*decisions.aside}
+    left_out = relabelled = 0
+
+    def new_label(photo: Path) -> str | None:
+        nonlocal left_out, relabelled
+        file = photo.relative_to(root).as_posix() if photo.is_relative_to(root) else ""
+        left_out += file in aside
+        relabelled += file not in aside and file in decisions.classes
+        return None if file in aside else decisions.classes.get(file, "")
+
+    table.write_corrected(copy, new_label)
+    print(
+        f"{copy}: a copy of {table.file} without {left_out} rows and with other labels in {relabelled}; no file was "
+        f"moved. Train with it: lightning fit --data.table {shlex.quote(str(copy))} "
+        f"--data.photos {shlex.quote(str(table.base))}"
+    )
 
 
 def _undo(photos: Path, out: Path, table: "PhotoTable | None") -> None:

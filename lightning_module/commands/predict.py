@@ -29,7 +29,7 @@ from lightning_module.evaluation.prediction_files import (
     PredictionFormat,
 )
 from models.bad_input import BadInput
-from models.choices import FORMAT_ENDINGS, Formats
+from models.choices import FORMAT_ENDINGS, Formats, widest
 from models.cores import usable_cores
 
 NAMED = 20
@@ -69,7 +69,7 @@ def predict(
     device: Device = "auto",
     keras_python: Path | None = None,
     labels: Path | None = None,
-    formats: Formats = "web",
+    formats: Formats | None = None,
 ) -> None:
     """Write the likeliest labels of photos, with their probabilities, into a table.
 
@@ -97,7 +97,8 @@ def predict(
             environment's.
         labels: labels.json for a file that does not itself state its classes and input range.
         formats: which files are photos: `keras`: what Keras lists; `web`: WebP, AVIF, GIF and JFIF as well; `all`: all
-            formats that are read. But for `keras`, files without an ending are looked at.
+            formats that are read. But for `keras`, files without an ending are looked at. By default `web`, or `all`
+            where the model was trained so.
     """
     out, format = _place(out, format)
     bad_out = out.with_name(f"{out.stem}_bad.csv")
@@ -113,6 +114,7 @@ def predict(
         )
     labeller = _labeller(model, device, keras_python, labels)
     labelling = choose_labelling(labeller, model, top, min_probability, temperature)
+    formats = formats or widest("web", labeller.formats)
     listed = PhotoArguments(photos, formats, file_column, base, getattr(sys.stdin, "buffer", None))
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are either read or reported
     with ExitStack() as stack:

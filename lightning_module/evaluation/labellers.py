@@ -18,7 +18,7 @@ from export.keras_file.read import DETAILS_ATTRIBUTE
 from export.worker.keras_process import KerasStream
 from export.worker.keras_worker import UNREADABLE, Refused, check_storage
 from models.bad_input import BadInput
-from models.choices import INTERPOLATIONS, MOST_PIXELS, Loading
+from models.choices import INTERPOLATIONS, MOST_PIXELS, Formats, Loading, stated_formats
 
 Device = Literal["auto", "cpu", "cuda"]
 InputRange = Literal["unit", "raw", "tf"]
@@ -35,6 +35,7 @@ class Labeller(Protocol):
         image_size: (height, width) in pixels that photos must have.
         interpolation: how photos must be resized to that size.
         loading: how their colours must become RGB.
+        formats: which files were photos in training.
         checkpoint_digest: SHA-256 of the checkpoint that it is, or was made of; None if that is not known.
     """
 
@@ -42,6 +43,7 @@ class Labeller(Protocol):
     image_size: tuple[int, int]
     interpolation: str
     loading: Loading
+    formats: Formats
     checkpoint_digest: str | None
 
     def __enter__(self) -> Self:
@@ -102,6 +104,7 @@ class KerasFileLabeller:
         self._has_one_output = False
         self.interpolation: str = facts["interpolation"]
         self.loading = Loading(facts["background"], facts["deep_grey"])
+        self.formats: Formats = facts["formats"]
         self.input_range: InputRange = facts["input_range"]
         self.image_size: tuple[int, int] = facts.get("image_size", (0, 0))  # (0, 0): the model's input size
 
@@ -189,7 +192,7 @@ def _facts_in(h5: Path) -> dict[str, Any]:
 
 def _checked_facts(h5: Path, stated: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
     """Return class names, input range, interpolation and, if it is stated, image size."""
-    names = ("class_names", "input_range", "interpolation", "background", "deep_grey", "image_size")
+    names = ("class_names", "input_range", "interpolation", "background", "deep_grey", "formats", "image_size")
     own, given = ({name: each[name] for name in names if name in each} for each in (stated, labels))
     different = [name for name in own if name in given and own[name] != given[name]]
     if different:
@@ -198,9 +201,10 @@ def _checked_facts(h5: Path, stated: dict[str, Any], labels: dict[str, Any]) -> 
             f"--labels: expected {name} as {h5} has it, {own[name]}, received {given[name]}. Leave --labels out: the "
             "file says itself what it takes and gives."
         )
-    facts = {"interpolation": "nearest", "background": None, "deep_grey": "clip", **given, **own}
+    facts = {"interpolation": "nearest", "background": None, "deep_grey": "clip", "formats": "keras", **given, **own}
     try:
         Loading.stated(facts)
+        stated_formats(facts)
     except ValueError as error:
         raise BadInput(f"{h5}: expected to know how photos are loaded, received {error}. Mend --labels.") from error
     fits = {

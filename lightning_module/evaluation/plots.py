@@ -7,8 +7,9 @@ from unicodedata import bidirectional
 
 import numpy as np
 
+from lightning_module.evaluation.automation import FEWEST, coverage_curve
 from lightning_module.evaluation.calibration import BINS, reliability
-from lightning_module.evaluation.figures import Evaluation
+from lightning_module.evaluation.figures import Evaluation, wilson_interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +20,9 @@ WIDTH = 5.2
 """Inches of a picture: little, and panels below each other, so that it can be read on a phone."""
 MOST_NUMBERS = 25
 """Classes up to which the cells of a confusion matrix have their numbers written in."""
+
+MOST_POINTS = 200
+"""Of a curve; between two of them it would not be seen to bend."""
 
 BACKWARDS = ("R", "AL", "AN")
 """Unicode's classes of letters and numbers that are written from right to left."""
@@ -166,6 +170,25 @@ def reliability_png(evaluation: Evaluation) -> bytes:
         below.set_xlim(0, 1)
         above.set_ylabel("accuracy")
         below.set_ylabel("photos")
+    return _png(figure)
+
+
+def coverage_png(evaluation: Evaluation) -> bytes:
+    """Accuracy of the photos that are labelled by machine, against their share, with Wilson's band."""
+    coverage, accuracy, _ = coverage_curve(evaluation.probabilities, evaluation.measured.labels)
+    counts = np.rint(coverage * len(evaluation.measured.labels)).astype(int)
+    shown = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), MOST_POINTS)).round().astype(int))
+    low, high = np.transpose([wilson_interval(round(accuracy[row] * counts[row]), counts[row]) for row in shown])
+    figure = _figure(WIDTH, 4)
+    panel = figure.subplots()
+    panel.fill_between(coverage[shown], low, high, color=BLUE, alpha=0.2, linewidth=0)
+    panel.plot(coverage[shown], accuracy[shown], color=BLUE)
+    panel.set_xlim(0, 1)
+    lowest = [accuracy[shown].min(), *low[counts[shown] >= FEWEST]]  # the band of the first few photos is all there is
+    panel.set_ylim(max(0.0, min(lowest) - 0.02), 1)
+    panel.set_xlabel("share of photos labelled by machine, the surest first")
+    panel.set_ylabel("share of those that is right")
+    panel.grid(color=GREY, alpha=0.3)
     return _png(figure)
 
 

@@ -15,12 +15,19 @@ from datamodule.photo_store import open_photo
 from export.calibrated import is_calibrated
 from export.checkpoint import read_content
 from export.fitted_temperature import FEW_MISTAKES
+from lightning_module.evaluation.automation import (
+    FEWEST,
+    PRECISIONS,
+    ClassThreshold,
+    automation_levels,
+    class_thresholds,
+)
 from lightning_module.evaluation.figures import CONFIDENCE, Evaluation, evaluate, most_confident_mistakes, per_class
 from lightning_module.evaluation.measured_photos import KeepLogits, Measured, MeasuredPhotos
 from lightning_module.run.last_checkpoint import seed_generators
 from lightning_module.run.run_folder import RunFolder, run_folder_of
 from models.atomic_write import replacing, write_text
-from models.bad_input import BadInput
+from models.bad_input import BadInput, some_of
 from models.page_style import render_template
 
 if TYPE_CHECKING:
@@ -48,7 +55,9 @@ def report_fit(trainer: L.Trainer, journal: "MetricsJournal", logits: KeepLogits
     run = run_folder_of(trainer)
     evaluations = _evaluations(dict(logits.kept))
     for each in evaluations:
-        journal.add(trainer, {"validation": "final", "test": "test"}[each.measured.name], each.figures())
+        levels = automation_levels(each.probabilities, each.measured.labels)
+        figures = each.figures() | {"automation": [level._asdict() for level in levels]}
+        journal.add(trainer, {"validation": "final", "test": "test"}[each.measured.name], figures)
     if evaluations and (photos := _training_batch(trainer)) is not None:
         run.evaluation.mkdir(parents=True, exist_ok=True)
         with replacing(run.training_batch) as temporary:
@@ -147,7 +156,7 @@ def chosen_without_photos(content: dict[str, Any]) -> bool:
 def _write(run: RunFolder, evaluations: Sequence[Evaluation]) -> None:
     if not evaluations:
         return
-    from lightning_module.evaluation.plots import confusion_png, curves_png, reliability_png
+    from lightning_module.evaluation.plots import confusion_png, coverage_png, curves_png, reliability_png
 
     run.evaluation.mkdir(parents=True, exist_ok=True)
     pictures: dict[str, str] = {}
@@ -168,6 +177,7 @@ def _write(run: RunFolder, evaluations: Sequence[Evaluation]) -> None:
         each.measured.save(run.evaluation / f"{name}.npz")
         draw(f"{name}_confusion", confusion_png, each)
         draw(f"{name}_reliability", reliability_png, each)
+        draw(f"{name}_coverage", coverage_png, each)
     write_text(run.report, render_report(evaluations, pictures), errors="replace")
 
 
@@ -176,27 +186,32 @@ def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -
 
     Args:
         evaluations: of the same checkpoint.
-        pictures: `curves`, `training_batch`, and `SET_confusion` and `SET_reliability` of each set, as data URIs; any
-            may be missing.
+        pictures: `curves`, `training_batch`, and `SET_confusion`, `SET_reliability` and `SET_coverage` of each set, as
+            data URIs; any may be missing.
     """
     first = evaluations[0].measured
     try:
         content = read_content(Path(first.checkpoint))
     except BadInput:  # it has gone: what is not known is not said in its favour
         content = {}
+    absent = [_absent(each) for each in evaluations]
     sections = [
         {
             "evaluation": each,
+            "absent": some_of(missing),
+            "absent_count": len(missing),
             "name": each.measured.name,
             "photos": len(each.measured.labels),
             "classes": _class_rows(each),
+            "levels": automation_levels(each.probabilities, each.measured.labels),
+            "thresholds": _threshold_rows(each),
             "mistakes": [
                 {**mistake._asdict(), "image": _thumbnail(mistake.file)}
                 for mistake in most_confident_mistakes(each, MOST_MISTAKES)
             ],
             "mistakes_in_all": int(each.confusion.sum() - each.confusion.trace()),
         }
-        for each in evaluations
+        for each, missing in zip(evaluations, absent, strict=True)
     ]
     return render_template(
         "lightning_module.evaluation",
@@ -207,9 +222,17 @@ def render_report(evaluations: Sequence[Evaluation], pictures: dict[str, str]) -
         confidence=round(100 * CONFIDENCE),
         few_mistakes=FEW_MISTAKES,
         few_classes=FEW_CLASSES,
+        precisions=PRECISIONS,
+        fewest=FEWEST,
         chosen_without=chosen_without_photos(content),
         calibrated=is_calibrated(content),
     )
+
+
+def _absent(evaluation: Evaluation) -> list[str]:
+    """Names of the classes that have no photos in the set."""
+    counts = evaluation.confusion.sum(axis=1)
+    return [name for name, count in zip(evaluation.measured.class_names, counts, strict=True) if not count]
 
 
 def _class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -226,6 +249,14 @@ def _class_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
         taken_for = (names[most], int(others[most])) if others[most] else None
         rows.append({"name": name, "drawn": drawn[index], **figures, "taken_for": taken_for})
     return rows
+
+
+def _threshold_rows(evaluation: Evaluation) -> list[tuple[str, list[ClassThreshold | None]]]:
+    """The name of each class that was predicted, and its thresholds for `PRECISIONS`."""
+    found = [class_thresholds(evaluation.probabilities, evaluation.measured.labels, each) for each in PRECISIONS]
+    predicted = evaluation.confusion.sum(axis=0) > 0
+    rows = zip(evaluation.measured.class_names, zip(*found, strict=True), predicted, strict=True)
+    return [(name, list(thresholds)) for name, thresholds, ever in rows if ever]
 
 
 def _thumbnail(file: Path) -> str | None:

@@ -32,7 +32,7 @@ class CheckpointLabeller:
         self.device = choose_device(device)
         source = read_checkpoint(checkpoint)
         self.class_names, self.image_size = list(source.class_names), source.image_size
-        self.interpolation, self.loading = source.interpolation, source.loading
+        self.interpolation, self.loading, self.formats = source.interpolation, source.loading, source.formats
         self.checkpoint_digest: str | None = source.digest
         self.network = source.network.to(self.device).to(memory_format=torch.channels_last)
         # the network is not trained any more, so its whole backbone counts as frozen

@@ -1,9 +1,6 @@
 """SIGKILL at any moment of a fit: the same command with --resume ends with the weights of a run left in peace."""
 
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -33,22 +30,23 @@ def peace(arguments, tmp_path_factory) -> Path:
     return run
 
 
-def test_killed_and_resumed_until_finished(arguments, peace, tmp_path):
+@pytest.fixture(scope="module")
+def forks():
+    """Fits in processes that need not import anything: each would take seven seconds for it."""
+    fits = script.Fits(forks=True)
+    yield fits
+    fits.close()
+
+
+def test_killed_and_resumed_until_finished(arguments, peace, forks, tmp_path):
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"random seed {seed}")
     counts = script.kill_until_finished(
-        script.Fits(forks=False), arguments, tmp_path / "run", random.Random(seed), longest=3.0, kills=KILLS
+        forks, arguments, tmp_path / "run", random.Random(seed), longest=3.0, kills=KILLS
     )
     print(counts)
     assert counts["kills"]
     assert script.differences_of_runs(peace, tmp_path / "run") == []
-
-
-@pytest.fixture(scope="module")
-def forks():
-    fits = script.Fits(forks=True)
-    yield fits
-    fits.close()
 
 
 @pytest.mark.parametrize("part", script.CONTROLS)
@@ -64,38 +62,28 @@ def test_without_one_of_its_parts_the_run_comes_out_otherwise(arguments, peace, 
 
 # torch.save writes some of its content, then the process is gone.
 KILLED_WHILE_WRITING = """
-import os, signal, sys, torch
-from lightning_module.commands.cli import main
-save, left = torch.save, int(sys.argv[1])
+import os, signal, torch
+save, left = torch.save, [{write}]
 def half(content, file):
-    global left
-    left -= 1
-    if left:
+    left[0] -= 1
+    if left[0]:
         return save(content, file)
     file.write(b"half of it")
     file.flush()
     os.kill(os.getpid(), signal.SIGKILL)
 torch.save = half
-main(["fit", *sys.argv[2:]])
 """
 
 
 @pytest.mark.parametrize("write", [1, 8, 17])
-def test_killed_while_a_checkpoint_is_being_written(arguments, peace, tmp_path, write):
-    run = tmp_path / "run"
+def test_killed_while_a_checkpoint_is_being_written(arguments, peace, forks, tmp_path, write):
+    run, log = tmp_path / "run", tmp_path / "log"
     arguments = [*arguments, f"--trainer.default_root_dir={run}"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED_WHILE_WRITING, str(write), *arguments],
-        capture_output=True,
-        check=False,
-        env=environment,
-    )
-    assert killed.returncode == -9, killed.stderr
+    assert forks.run(arguments, log, KILLED_WHILE_WRITING.format(write=write)) == -9, log.read_text()
     (half,) = run.glob(".*.ckpt.*.tmp")
     assert half.read_bytes() == b"half of it"
     if write > 1:
         torch.load(run / "last.ckpt", weights_only=True)
-    assert script.Fits(forks=False).run([*arguments, "--resume"], tmp_path / "log") == 0
+    assert forks.run([*arguments, "--resume"], log) == 0, log.read_text()
     assert script.differences_of_runs(peace, run) == []
     assert not list(run.glob(".*"))

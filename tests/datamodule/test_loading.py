@@ -105,7 +105,9 @@ def test_no_such_colour(tmp_path, given):
 def twins(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("twins")
     network = random_classifier(backbone="mobilenetv2_short", hidden=(), mean=0.5, std=0.5)
-    checkpoint = save_checkpoint(folder / "best.ckpt", network, SIZE, background="#ffffff", deep_grey="scale")
+    checkpoint = save_checkpoint(
+        folder / "best.ckpt", network, SIZE, background="#ffffff", deep_grey="scale", formats="all"
+    )
     write_twin(checkpoint, folder / "model.h5")
     return checkpoint, folder / "model.h5"
 
@@ -114,9 +116,24 @@ def test_a_checkpoint_and_its_file_say_it(twins):
     checkpoint, h5 = twins
     assert read_checkpoint(checkpoint).loading == Loading("#ffffff", "scale")
     assert KerasFileLabeller(h5).loading == Loading("#ffffff", "scale")
+    assert read_checkpoint(checkpoint).formats == KerasFileLabeller(h5).formats == "all"
 
 
-@pytest.mark.parametrize("wrong", [{"background": "white"}, {"background": 3}, {"deep_grey": "round"}])
+def test_predict_looks_at_the_files_that_were_photos_in_training(twins, tmp_path, capsys):
+    """At those of the web anyhow, and at all where the model was trained so."""
+    (tmp_path / "shop").mkdir()
+    for name in ("a.png", "b.webp", "c.jpeg"):
+        Image.new("RGB", (20, 20)).save(tmp_path / "shop" / name)
+    (tmp_path / "shop" / "c.jpeg").rename(tmp_path / "shop" / "c.jpe")
+    older = save_checkpoint(tmp_path / "older.ckpt", read_checkpoint(twins[0]).network, SIZE)
+    for model, extra, count in ((twins[0], [], 3), (older, [], 2), (twins[0], ["--formats", "keras"], 1)):
+        assert lightning("predict", model, tmp_path / "shop", "--out", tmp_path / "p.csv", *extra) == 0
+        assert f"{count} photo" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"background": "white"}, {"background": 3}, {"deep_grey": "round"}, {"formats": "tv"}]
+)
 def test_a_checkpoint_that_was_edited_is_refused(tmp_path, wrong):
     network = random_classifier(backbone="mobilenetv2_short", hidden=())
     with pytest.raises(BadInput, match="expected settings that photos can be loaded with"):
@@ -155,3 +172,4 @@ def test_a_file_that_says_otherwise_is_noticed(twins, odd, tmp_path):
 def test_an_imported_file_keeps_it(twins, tmp_path):
     assert lightning("import", twins[1], tmp_path / "back.ckpt", "--check", "false") == 0
     assert read_checkpoint(tmp_path / "back.ckpt").loading == Loading("#ffffff", "scale")
+    assert read_checkpoint(tmp_path / "back.ckpt").formats == "all"

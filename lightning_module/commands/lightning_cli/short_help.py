@@ -90,18 +90,22 @@ GROUPS = (
         ("bn_eps", "null", "BatchNorm's epsilon: 0.001 for those; null for timm's own"),
         ("mean", "null", "subtracted from pixels of 0 to 1, one number or three; null for timm's"),
         ("std", "null", "divides what is left; null for timm's"),
-        ("graph", "null", "an imported network that timm does not have; comes with --ckpt_path"),
         ("frozen_precision", "auto", "of a frozen backbone's pass: auto, float32, bfloat16"),
         ("compile", "auto", "use torch.compile: auto, never, always"),
     )),
-    Group("Learning rates", "model.schedule.", FIT, (
+    Group("How it learns", "model.", FIT, (
+        ("teacher", "null", "checkpoints whose probabilities it learns, too; [a,b] for several"),
+        ("distillation.temperature", "1.0", "divides the logits of teacher and student"),
+        ("distillation.weight", "1.0", "the teachers' share of the loss; the labels have the rest"),
+    )),
+    Group("", "model.schedule.", FIT, (
         ("head_epochs", "0", "first epochs, in which the head learns alone"),
         ("warmup_epochs", "0.0", "epochs after those, in which the rates rise from zero"),
         ("cosine", "false", "let the rates fall to zero by the last epoch"),
         ("backbone_factor", "1.0", "the backbone's rate as a share of the head's"),
         ("batch_norm", "train", "train, or frozen: the pretrained statistics stay"),
     )),
-    Group("Regularisation", "model.regularisation.", FIT, (
+    Group("", "model.regularisation.", FIT, (
         ("label_smoothing", "0.0", "share of the probability that goes to all classes alike"),
         ("mixup", "0.0", "blend photos in pairs; alpha of the Beta distribution, 0 for none"),
         ("cutmix", "0.0", "paste a part of one photo into another; alpha likewise"),

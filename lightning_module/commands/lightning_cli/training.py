@@ -52,6 +52,7 @@ from lightning_module.run.resumed_run import (
 from lightning_module.run.run_folder import RunFolder, run_folder_of
 from lightning_module.run.stop_signals import requeued
 from models.bad_input import BadInput
+from models.choices import stated_formats, widest
 from models.cores import use_threads
 from models.foreign.checkpoint_file import is_ours
 from models.timm_mobilenetv2 import ARCHITECTURE
@@ -239,6 +240,8 @@ class TrainingCLI(LightningCLI):
         saved = read_hyper_parameters(Path(given))
         bound = {name: value for name, value in saved.items() if name not in LINKED}
         photos: dict[str, Any] = {name: saved[name] for name in LOADING if name in saved}  # older ones have but two
+        # new photos may be of more formats, which changes nothing about how a photo is loaded
+        photos["formats"] = widest(stated_formats(saved), self.config[subcommand].data.formats)
         if subcommand == "fit":
             own = self.config[subcommand]
             # The command line decides how to train, the checkpoint what is trained.

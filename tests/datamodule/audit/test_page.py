@@ -25,23 +25,39 @@ const boxes = page.boxes.map(row => ({...listening(), dataset: {row}, checked: f
 const part = {querySelectorAll: () => [details]};
 const buttons = page.buttons.map(rows => ({...listening(), dataset: {rows}, closest: () => part}));
 const images = page.images.map(picture => ({dataset: {picture}}));
-const byId = {table: {textContent: page.table}, pictures: {textContent: page.pictures}, save: listening(), count: {}};
-const found = {"input[data-row]": boxes, "button[data-rows]": buttons, "img[data-picture]": images};
+const byId = {save: listening(), count: {}};
+for (const id of ["table", "pictures", "classes"]) byId[id] = {textContent: page[id]};
+const found = {"input[data-row]": boxes, "button[data-rows]": buttons, "img[data-picture]": images, "[data-fate]": []};
+const keys = page.choices.map(row => {
+  const buttons = ["keep", "quarantine", "move to "].map(choice => ({
+    ...listening(), dataset: {choice}, setAttribute(_, pressed) { this.pressed = pressed; },
+  }));
+  const select = {...listening(), options: [], append(option) { this.options.push(option); }, focus() {}, value: ""};
+  return {dataset: row, buttons, select, querySelector: () => select, querySelectorAll: () => buttons};
+});
+found["[data-choices]"] = keys;
 let saved;
 globalThis.Blob = class { constructor(parts) { saved = Buffer.concat(parts.map(part => Buffer.from(part))); } };
 URL.createObjectURL = () => "";
 globalThis.document = {
   getElementById: id => byId[id],
-  createElement: () => ({click() {}}),
+  createElement: what => ({what, click() {}}),
   querySelectorAll: what => found[what],
 };
 const set = (place, on) => { boxes[place].checked = on; boxes[place].listeners.change(); };
 const answer = [];
-const report = () => answer.push({checked: boxes.map(box => box.checked), count: byId.count.textContent});
+const report = () => answer.push({
+  checked: boxes.map(box => box.checked), count: byId.count.textContent,
+  pressed: keys.map(each => each.buttons.map(button => button.pressed)),
+  classes: keys.map(each => each.select.options.map(option => option.textContent)),
+});
 (0, eval)(page.script);
 report();
 for (const [what, place, on] of page.steps) {
-  if (what === "box") set(place, on); else buttons[place].listeners.click();
+  if (what === "box") set(place, on);
+  else if (what === "button") buttons[place].listeners.click();
+  else if (what === "key") keys[place].buttons[on].listeners.click();
+  else { keys[place].select.value = on; keys[place].select.listeners.change(); }
   report();
 }
 byId.save.listeners.click();
@@ -55,13 +71,14 @@ class Page(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.boxes, self.buttons, self.images, self.captions, self.headings = [], [], [], [], []
+        self.choices: list[dict[str, str]] = []
         self.inside: list[str] = []
         self.folded = 0
         self.folded_boxes = []
         self.feed(html)
         self.script = re.search(r"<script>\n(.*?)</script>", html, re.S).group(1)
-        self.table, self.pictures = (
-            re.search(rf'id="{name}">(.*?)</script>', html, re.S).group(1) for name in ("table", "pictures")
+        self.table, self.pictures, self.classes = (
+            re.search(rf'id="{name}">(.*?)</script>', html, re.S).group(1) for name in ("table", "pictures", "classes")
         )
 
     def handle_starttag(self, tag, attributes):
@@ -69,6 +86,8 @@ class Page(HTMLParser):
         if tag == "input":
             self.boxes.append(given["data-row"])
             self.folded_boxes.append(self.folded)
+        if "data-choices" in given:
+            self.choices.append({name: given[f"data-{name}"] for name in ("choices", "likelier", "own")})
         if tag == "button" and "data-rows" in given:
             self.buttons.append(given["data-rows"])
         if tag == "img":
@@ -98,7 +117,8 @@ class Page(HTMLParser):
         node = shutil.which("node")
         if node is None:
             pytest.skip("Node is not installed")
-        page = {name: getattr(self, name) for name in ("boxes", "buttons", "images", "table", "pictures", "script")}
+        names = ("boxes", "buttons", "images", "table", "pictures", "classes", "choices", "script")
+        page = {name: getattr(self, name) for name in names}
         done = subprocess.run(
             [node, "-e", STUB], input=json.dumps(page | {"steps": steps}), capture_output=True, text=True, timeout=60
         )
@@ -129,12 +149,12 @@ def findings():
         for number in range(GROUP)
         if (name, number) != ("shoes", 3)
     ]
-    return [Finding("tv/00.jpg", "tv", "suspect", action="quarantine"), pair, *groups]
+    return [Finding("tv/00.jpg", "tv", "suspect", suggestion="shoes", action="quarantine"), pair, *groups]
 
 
 @pytest.fixture
 def page(root, findings):
-    return Page(render_page(root, findings, [], "audit.csv", "lightning audit"))
+    return Page(render_page(root, findings, [], "audit.csv", "lightning audit", class_names=["hat", "shoes", "tv"]))
 
 
 def test_every_photo_that_can_be_ticked_can_be_seen(page):
@@ -142,7 +162,7 @@ def test_every_photo_that_can_be_ticked_can_be_seen(page):
     pictures = json.loads(page.pictures)
     assert {rows[int(row)][0] for row in page.boxes} == {row[0] for row in rows}
     assert {int(row) for button in page.buttons for row in button.split()} <= {int(row) for row in page.boxes}
-    assert len(page.images) == len(page.boxes)
+    assert len(page.images) == len(page.boxes) + len(page.choices)
     assert all(pictures[int(place)].startswith("data:image/jpeg;base64,") for place in page.images)
     # all but the first of each group unfold
     assert sum(page.folded_boxes) == 2 * GROUP - 1 - 2 * SHOWN_OF_GROUP
@@ -156,7 +176,7 @@ def test_thumbnails_of_groups_are_smaller(page):
 
     rows, pictures = json.loads(page.table)["rows"], json.loads(page.pictures)
     sides = {}
-    for row, place in zip(page.boxes, page.images, strict=True):
+    for row, place in zip([page.choices[0]["choices"], *page.boxes], page.images, strict=True):
         content = base64.b64decode(pictures[int(place)].partition(",")[2])
         sides[rows[int(row)][0]] = max(Image.open(io.BytesIO(content)).size)
     large = {file for file, side in sides.items() if side == THUMBNAIL}
@@ -175,10 +195,10 @@ def test_one_block_for_each_class_and_names(page):
 
 
 def test_both_of_a_pair_can_be_ticked_and_are_named(page, tmp_path):
-    first, second = (caption.split() for caption in page.captions[1:3])
+    first, second = (caption.split() for caption in page.captions[:2])
     assert (first, second) == (["tv", "19.jpg"], ["shoes", "03.jpg"])
-    result = page.run(["box", 2, True])
-    assert result["answer"][1]["checked"][1:3] == [False, True]
+    result = page.run(["box", 1, True])
+    assert result["answer"][1]["checked"][:2] == [False, True]
     (tmp_path / "audit.csv").write_bytes(bytes.fromhex(result["saved"]))
     marked = {file for (file, _), action in read_actions(tmp_path / "audit.csv").items() if action}
     assert marked == {"tv/00.jpg", "shoes/03.jpg"}
@@ -193,13 +213,16 @@ def test_a_file_is_ticked_on_all_its_sheets(page):
     assert [before["checked"][place] for place in places] == [False, False]
     assert [ticked["checked"][place] for place in places] == [True, True]
     assert [unticked["checked"][place] for place in places] == [False, False]
-    assert [each["count"] for each in (before, ticked)] == ["1 file ticked", "2 files ticked"]
+    assert [each["count"] for each in (before, ticked)] == [
+        "1 to set aside, 0 to move",
+        "2 to set aside, 0 to move",
+    ]
 
 
 def test_tick_all_unfolds_what_it_ticks(page):
     result = page.run(["button", 1])
     assert result["open"]
-    assert sum(result["answer"][1]["checked"]) == GROUP + 2  # of tv, two of them on another sheet as well
+    assert sum(result["answer"][1]["checked"]) == GROUP + 1  # of tv, one of them on another sheet as well
     assert not page.run()["open"]
 
 
@@ -213,3 +236,35 @@ def test_what_the_page_saves_is_read_as_it_was_meant(root, tmp_path):
     assert read_actions(tmp_path / "audit.csv") == {
         (name, "dark"): "quarantine" if name != "a/plain.jpg" else "" for name in names
     }
+
+
+def test_a_suspect_is_kept_moved_or_set_aside(page, tmp_path):
+    keep, aside, move = range(3)
+    result = page.run(
+        ["key", 0, keep], ["key", 0, move], ["key", 0, move], ["class", 0, "0"], ["key", 0, aside], ["key", 0, move]
+    )
+    answers = result["answer"]
+    assert answers[0]["classes"] == [["hat", "shoes"]]  # its own is none
+    pressed = [answer["pressed"][0] for answer in answers]
+    # marked in the CSV; kept; moved to the likelier class; undecided; moved to another; set aside; moved there again
+    assert [row.index(True) if True in row else None for row in pressed] == [aside, keep, move, None, move, aside, move]
+    # what becomes of it is shown on the sheet of groups, too
+    (box,) = page.box_of("00.jpg")[-1:]
+    assert [answer["checked"][box] for answer in answers] == [True, False, False, False, False, True, False]
+    assert answers[-1]["count"] == "0 to set aside, 1 to move"
+    (tmp_path / "audit.csv").write_bytes(bytes.fromhex(result["saved"]))
+    actions = read_actions(tmp_path / "audit.csv")
+    assert {key: action for key, action in actions.items() if action} == {
+        ("tv/00.jpg", "suspect"): "move to hat",
+        ("tv/00.jpg", "group"): "move to hat",
+    }
+
+
+def test_a_class_that_is_called_like_a_script(root, tmp_path):
+    names = ["</script><b>", "a", "=b"]
+    finding = Finding("tv/00.jpg", "a", "suspect", suggestion="=b")
+    html = render_page(root, [finding], [], "audit.csv", "", class_names=names)
+    assert "</script><b>" not in html
+    result = Page(html).run(["key", 0, 2])
+    (tmp_path / "audit.csv").write_bytes(bytes.fromhex(result["saved"]))
+    assert read_actions(tmp_path / "audit.csv") == {("tv/00.jpg", "suspect"): "move to =b"}

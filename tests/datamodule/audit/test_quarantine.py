@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datamodule.audit import quarantine
+from datamodule.audit import moving
 from datamodule.audit.audited_folder import RECORD, check_same_folder, write_record
 from datamodule.audit.findings import Finding, keep_decisions, read_actions, write_findings
 from datamodule.audit.quarantine import JOURNAL, bring_back, set_aside
@@ -49,7 +49,7 @@ def test_round_trip(root, tmp_path):
 @pytest.mark.parametrize("when", ["before", "between"])
 def test_interrupted_apply_is_undone(root, tmp_path, monkeypatch, when):
     before, aside, calls = tree(root), tmp_path / "quarantine", []
-    move_file = quarantine.move_file
+    move_file = moving.move_file
 
     def dies(source, target):
         calls.append(source)
@@ -60,7 +60,7 @@ def test_interrupted_apply_is_undone(root, tmp_path, monkeypatch, when):
         move_file(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(quarantine, "move_file", dies)
+        patch.setattr(moving, "move_file", dies)
         with pytest.raises(KeyboardInterrupt):
             set_aside(root, list(before), aside)
     with (aside / JOURNAL).open("a") as journal:
@@ -191,7 +191,7 @@ class TestCopyToAnotherDisk:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(quarantine.shutil, "copyfileobj", dies)
+            patch.setattr(moving.shutil, "copyfileobj", dies)
             with pytest.raises(KeyboardInterrupt):
                 set_aside(root, ["a/1.jpg"], aside)
         assert tree(root) == before
@@ -206,7 +206,7 @@ class TestCopyToAnotherDisk:
         before, aside = tree(root), tmp_path / "q"
         folder = {"home": root, "aside": aside}[where] / "a"
         folder.mkdir(parents=True, exist_ok=True)
-        leftover = quarantine._half_copy_of(folder / "1.jpg")
+        leftover = moving.half_copy_of(folder / "1.jpg")
         leftover.write_bytes(b"half")
         assert len(set_aside(root, ["a/1.jpg"], aside).moved) == 1
         leftover.write_bytes(b"half")
@@ -224,13 +224,13 @@ class TestCopyToAnotherDisk:
         assert (aside / "a" / "1.jpg").read_bytes() == content  # nothing is deleted
 
     def test_a_file_that_came_in_between_is_not_overwritten(self, root, tmp_path, monkeypatch):
-        aside, copystat = tmp_path / "q", quarantine.shutil.copystat
+        aside, copystat = tmp_path / "q", moving.shutil.copystat
 
         def slow(source, target):
             copystat(source, target)
             (aside / "a" / "1.jpg").write_text("another's")
 
-        monkeypatch.setattr(quarantine.shutil, "copystat", slow)
+        monkeypatch.setattr(moving.shutil, "copystat", slow)
         outcome = set_aside(root, ["a/1.jpg"], aside)
         assert len(outcome.left) == 1
         assert (aside / "a" / "1.jpg").read_text() == "another's"

@@ -1,10 +1,13 @@
 import copy
 import csv
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -61,7 +64,7 @@ def test_audit_apply_undo(photos, small, tmp_path, capsys, monkeypatch):
     # self-contained, and names cannot break out
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert "<b>.jpg" not in page
-    assert page.count("<script") == 3
+    assert page.count("<script") == 4
     table = rows(out)
     assert {row["finding"] for row in table if row["action"] == "quarantine"} == {"unreadable", "exact_duplicate"}
     for row in table:
@@ -207,22 +210,85 @@ def test_the_package_loads_nothing_heavy():
     assert result.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("layout", ["train and validation", "one folder too high", "classes again in a folder"])
-def test_sets_are_no_classes(photos, small, tmp_path, capsys, layout):
+def decide(out, **actions):
+    """Write decisions about files into the CSV, by the names without endings; a row for each that has none."""
+    table = rows(out)
+    for name, (file, action) in actions.items():
+        table = [row for row in table if row["file"] != file]
+        table.append({**dict.fromkeys(table[0], ""), "file": file, "finding": "suspect", "action": action})
+        assert name in file
+    write(out, table)
+
+
+def test_wrong_labels_are_moved_and_brought_back(photos, small, tmp_path, capsys):
+    out, before = tmp_path / "out", sorted(photos.rglob("*"))
+    assert lightning("audit", photos, "--out", out, *small) == 0
+    page = (out / "audit.html").read_text()
+    assert json.loads(re.search(r'id="classes">(.*?)</script>', page).group(1)) == ["jeans", "sofa", "tshirt", "tv"]
+    decide(out, sofa_0002=("sofa/sofa_0002.jpg", "move to tv"), jeans_0001=("jeans/jeans_0001.jpg", "keep"))
+    assert lightning("audit", photos, "--out", out, *small) == 0  # a second audit keeps the decision
+    assert "move to tv" in {row["action"] for row in rows(out)}
+    capsys.readouterr()
+    for _ in range(2):
+        assert lightning("audit", photos, "--out", out, "--apply") == 0
+        assert (photos / "tv" / "sofa_0002.jpg").is_file()
+        assert not (photos / "sofa" / "sofa_0002.jpg").exists()
+    said = capsys.readouterr().out
+    assert f"2 files moved to {out / 'quarantine'}; 1 files moved to other classes; --undo brings them back." in said
+    assert "(1 had been moved before)" in said
+    assert lightning("audit", photos, "--out", out, "--undo") == 0
+    assert sorted(photos.rglob("*")) == before
+    decide(out, sofa_0002=("sofa/sofa_0002.jpg", "move to tvs"))
+    assert lightning("audit", photos, "--out", out, "--apply") == 2
+    assert "received ['tvs']. Nothing was moved" in capsys.readouterr().err
+    assert sorted(photos.rglob("*")) == before
+
+
+@pytest.mark.parametrize("layout", ["one folder too high", "classes again in a folder", "sets without names"])
+def test_folders_that_are_no_classes(photos, small, tmp_path, capsys, layout):
     root, meant = tmp_path / "root", tmp_path / "root" / "train"
     if layout == "classes again in a folder":
         shutil.copytree(photos, root)
-        shutil.copytree(photos, meant)
-    else:
-        shutil.copytree(photos, meant)
-        if layout == "train and validation":
-            shutil.copytree(photos, root / "validation")
+    shutil.copytree(photos, meant)
+    if layout == "sets without names":
+        meant = meant.rename(root / "first half")
+        shutil.copytree(photos, root / "second half")
     out = tmp_path / "out"
     assert lightning("audit", root, "--out", out, *small) == 2
     said = capsys.readouterr().err
-    assert f"lightning audit {meant} --out {out}" in said
+    assert f"lightning audit {shlex.quote(str(meant))} --out {out}, and your other options" in said
     assert not out.exists()
     assert lightning("audit", meant, "--out", out, *small) == 0  # the advice
+
+
+def test_sets_are_taken_as_fit_takes_them(photos, small, tmp_path, capsys):
+    """A copy of a training photo among the validation photos is found, and a photo stays in its set."""
+    root, out = tmp_path / "root", tmp_path / "out"
+    shutil.copytree(photos, root / "train")
+    draw_catalogue(root / "archive" / "valid", per_class=5, seed=99, size=64)
+    (root / "archive" / "valid").rename(root / "valid")
+    (root / "archive").rmdir()
+    (root / "to predict").mkdir()
+    shutil.copy(photos / "tv" / "tv_0003.jpg", root / "to predict")
+    shutil.copy(photos / "tv" / "tv_0001.jpg", root / "valid" / "tv" / "copy.jpg")
+    before = sorted(root.rglob("*"))
+    assert lightning("audit", root, "--out", out, *small) == 0
+    said = capsys.readouterr().out
+    assert "46 photos in 4 classes" in said
+    assert "has sets, which are taken as they are: training train, validation valid" in said
+    assert "Photos with a twin in another set" in said
+    found = rows(out)
+    assert {row["class"] for row in found} == {"jeans", "sofa", "tshirt", "tv"}
+    assert not [row for row in found if row["file"].startswith("to predict")]
+    (copied,) = [row for row in found if row["file"] == "valid/tv/copy.jpg" and row["finding"] == "exact_duplicate"]
+    assert "one is trained on, the other validates" in copied["detail"]
+    decide(out, sofa=("valid/sofa/sofa_0002.jpg", "move to tv"))
+    assert lightning("audit", root, "--out", out, "--apply") == 0
+    assert (root / "valid" / "tv" / "sofa_0002.jpg").is_file()
+    assert not (root / "valid" / "tv" / "copy.jpg").exists()
+    renamed = root.rename(tmp_path / "renamed")
+    assert lightning("audit", renamed, "--out", out, "--undo") == 0
+    assert sorted(renamed / each.relative_to(root) for each in before) == sorted(renamed.rglob("*"))
 
 
 def test_sets_that_are_classes_after_all(photos, small, tmp_path):
@@ -249,10 +315,20 @@ def test_table_of_labels(photos, small, tmp_path, capsys):
     assert found == {(f"photos/tv/{name}.jpg", "tv") for name in ("broken", "tv_0001")}
     assert str(out / "labels.csv") in (out / "audit.html").read_text()
     assert lightning("audit", table, "--out", out, "--apply") == 0
-    assert "without 2 rows; no file was moved" in capsys.readouterr().out
+    assert "without 2 rows and with other labels in 0; no file was moved" in capsys.readouterr().out
     assert sorted(photos.rglob("*.jpg")) == files
     with (out / "labels.csv").open(newline="") as copied:
         assert len(list(csv.DictReader(copied))) == len(files) - 2
+    decide(out, sofa=("photos/sofa/sofa_0002.jpg", "move to tv"))
+    assert lightning("audit", table, "--out", out, "--apply") == 0
+    assert "without 2 rows and with other labels in 1; no file was moved" in capsys.readouterr().out
+    with (out / "labels.csv").open(newline="") as copied:
+        labels = {Path(row["path"]).name: row["kind"] for row in csv.DictReader(copied)}
+    assert labels["sofa_0002.jpg"] == "tv"
+    assert labels["sofa_0001.jpg"] == "sofa"
+    decide(out, sofa=("photos/sofa/sofa_0002.jpg", "move to tvs"))
+    assert lightning("audit", table, "--out", out, "--apply") == 2
+    assert "received ['tvs']" in capsys.readouterr().err
     assert lightning("audit", table, "--out", out, "--undo") == 0
     assert not (out / "labels.csv").exists()
     assert table.is_file()

@@ -330,6 +330,24 @@ def test_photos_that_vanish_in_training_cost_neither_checkpoint_nor_twin(
     assert all(file.is_file() for file in pairs[0].photo_files)
 
 
+def test_photos_that_are_spoiled_in_training_cost_neither_checkpoint_nor_twin(photos, tmp_path, monkeypatch, capsys):
+    """Their proof is a real one: it reads from their files only those that can still be read."""
+
+    def spoil(journal, *given):
+        for path in own.glob("jeans/*.jpg"):
+            path.write_bytes(path.read_bytes()[:300])
+        return happens(journal, *given)
+
+    own = Path(shutil.copytree(photos, tmp_path / "own"))
+    happens = MetricsJournal.on_train_epoch_end
+    monkeypatch.setattr(MetricsJournal, "on_train_epoch_end", spoil)
+    assert fit(own, tmp_path / "run", hand_over=True) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "These cannot be read any more, and are not loaded again:" in said
+    assert "parity PASS" in said
+    assert (tmp_path / "run" / "model.h5").is_file()
+
+
 def test_a_crashing_keras_is_a_message_and_no_mismatch(finished, tmp_path, capsys):
     assert lightning("export", finished / "best.ckpt", tmp_path / "a.h5", "--fuse-batchnorm", "false") == 0
     arguments = [finished / "best.ckpt", tmp_path / "a.h5", "--keras-python", "/bin/false"]
@@ -639,7 +657,7 @@ def test_unexpected_error_of_a_command_without_a_run(finished, tmp_path, monkeyp
         ("loggers.wandb._WANDB_AVAILABLE", ["--trainer.logger=WandbLogger"], "wandb>=99999"),
         ("loggers.mlflow._MLFLOW_AVAILABLE", ["--trainer.logger=MLFlowLogger"], "mlflow>=99999"),
         ("loggers.comet._COMET_AVAILABLE", ["--trainer.logger=CometLogger"], "comet-ml>=99999"),
-        ("accelerators.cpu._PSUTIL_AVAILABLE", ["--trainer.callbacks+=DeviceStatsMonitor"], "psutil"),
+        ("accelerators.cpu._PSUTIL_AVAILABLE", ["--trainer.callbacks+=DeviceStatsMonitor"], "psutil>=99999"),
         ("strategies.deepspeed._DEEPSPEED_AVAILABLE", ["--trainer.strategy=deepspeed"], "deepspeed"),
     ],
 )

@@ -2,6 +2,7 @@ import json
 import random
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,7 +36,13 @@ TINY = [
     "--trainer.max_epochs=2",
 ]
 TURNED = "--data.augmentation={rotation_range: 180, zoom_range: [0.3, 0.6], brightness_range: [0.2, 0.4]}"
-PICTURES = {"curves.png", "training_batch.png", "validation_confusion.png", "validation_reliability.png"}
+PICTURES = {
+    "curves.png",
+    "training_batch.png",
+    "validation_confusion.png",
+    "validation_coverage.png",
+    "validation_reliability.png",
+}
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +296,19 @@ def test_names_are_text_and_no_markup_and_missing_photos_are_no_fault(tmp_path):
     assert not re.search("<b>a|<i>[0-9]|<u>", page)
     assert "&lt;b&gt;a" in page
     assert page.count("cannot be read any more") == 2
+
+
+def test_classes_without_photos_are_named_and_not_judged():
+    names = ["a", "<b>", "c"]
+    labels, logits = np.array([0, 0, 2, 2]), np.eye(3, dtype=np.float32)[[0, 1, 2, 2]] * 3
+    files = [f"gone/{number}.jpg" for number in range(4)]
+    measured = MeasuredPhotos("test", names, files, labels, logits, "best.ckpt", "", (8, 8), "nearest")
+    page = render_report([evaluate(measured)], {})
+    assert "There are no test photos of 1 of the 3 classes: <bdi>&lt;b&gt;</bdi>." in page
+    assert page.count(3 * '<td class="number">-</td>') == 1
+    whole = render_report([evaluate(replace(measured, labels=np.array([0, 1, 2, 2])))], {})
+    assert "There are no" not in whole
+    assert 3 * '<td class="number">-</td>' not in whole
 
 
 NAMES = ["電視", "كنبة", "जींस", "🧥 مع", "ספה", "caf\udce9", "Größe", "a$_$b"]  # the last two can be drawn

@@ -19,8 +19,8 @@ from tests.conftest import lightning
 
 OURS = ("data", "model", "hand_over", "checkpoint", "last_checkpoint")
 """Groups of settings that are this project's own; of Lightning's, the help has a choice."""
-UNLISTED = {"data.predict_root", "data.augmentation", *(f"model.{name}" for name in LINKED)}
-"""Used from Python alone; listed setting by setting; taken from the data."""
+UNLISTED = {"data.predict_root", "data.augmentation", "model.graph", *(f"model.{name}" for name in LINKED)}
+"""Used from Python alone; listed setting by setting; comes with a checkpoint; taken from the data."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
