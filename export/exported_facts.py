@@ -33,8 +33,8 @@ def format_of(path: Path) -> str | None:
             return "tflite" if file.read(8)[4:] == _TFLITE_SIGNATURE else None
     except OSError as error:
         raise BadInput(
-            f"expected a checkpoint, a Keras .h5 or a file of `lightning export`, received {path}: {error.strerror}. "
-            "`lightning fit` writes RUN/best.ckpt and RUN/model.h5."
+            f"expected a checkpoint or a Keras .h5, or another file of `lightning export`, received {path}: "
+            f"{error.strerror}. `lightning fit` writes RUN/best.ckpt and RUN/model.h5."
         ) from error
 
 

@@ -72,7 +72,7 @@ def model_card(run: RunFolder, license: str | None = None) -> "ModelCard":
         tags=["image-classification", "shelftwin", "timm", "pytorch", "keras"],
         metrics=["accuracy", "f1"],
         model_name=_name_of(run),
-        eval_results=[result for name, figures in measured.items() for result in _results(name, figures, data)],
+        eval_results=[result for name, figures in measured.items() for result in _results(name, figures, data)] or None,
     )
     return ModelCard.from_template(
         card_data,
