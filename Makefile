@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: help setup demo test test-keras2 wheel-check lint format types compat compat-ci compat-install families clean
+.PHONY: help setup demo test test-keras2 test-deploy deploy-install wheel-check lint format types compat compat-ci compat-install families clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -28,7 +28,14 @@ test: setup  ## run the tests, two at a time, within 8 GB of memory
 # In compat-ci's oldest environment; where its Python is not installed, they are skipped and say so.
 test-keras2: setup  ## run the tests that need a Keras 2 beside the Keras 3 of .venv
 	SHELFTWIN_KERAS2_PYTHON="$$($(BIN)/python benchmarks/compat.py --python tf.keras-2.12)" && export SHELFTWIN_KERAS2_PYTHON && \
-	  $(BIN)/python -m pytest tests/export/test_keras_to_torch.py tests/export/keras_file/test_advice.py tests/export/keras_file/test_layer_cases.py tests/export/worker/test_consumers.py -k keras2
+	  $(BIN)/python -m pytest tests/export/test_keras_to_torch.py tests/export/keras_file/test_advice.py tests/export/keras_file/test_layer_cases.py tests/export/worker/test_consumers.py tests/test_deploy.py -k keras2
+
+deploy-install: setup  ## make the environments of those who have no torch: ONNX Runtime, LiteRT, OpenVINO, Node, TensorFlow.js
+	$(BIN)/python -m tests.runtimes
+
+# Without those environments, its tests skip and say so.
+test-deploy: setup  ## run every block of docs/service/deploy.md as a stranger would
+	$(BIN)/python -m pytest tests/test_deploy.py
 
 wheel-check: setup  ## install the wheel with all it needs on Python 3.11, 3.12 and 3.13, and run the demo with it
 	SHELFTWIN_WHEEL_PYTHONS="3.11 3.12 3.13" $(BIN)/python -m pytest tests/test_wheel.py

@@ -69,7 +69,9 @@ class Environment:
 LEGACY = {"TF_USE_LEGACY_KERAS": "1"}
 ENVIRONMENTS = (
     Environment("tf.keras-2.10", "3.10", ("tensorflow==2.10.1", "numpy<2")),
-    Environment("tf.keras-2.12", "3.11", ("tensorflow==2.12.1",)),
+    Environment(
+        "tf.keras-2.12", "3.11", ("tensorflow==2.12.1", "pillow")
+    ),  # docs/service/deploy.md loads a photo in it
     Environment(
         "tf.keras-2.13",
         "3.11",

@@ -10,7 +10,7 @@ import numpy as np
 
 from export.worker.keras_process import run_worker
 
-_WORKER = Path(__file__).with_name("format_worker.py")
+FORMAT_WORKER = Path(__file__).with_name("format_worker.py")
 
 
 def run_formats(tasks: list[dict[str, Any]], images: int, python: Path | None = None) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def run_formats(tasks: list[dict[str, Any]], images: int, python: Path | None = 
         BadInput: the worker's Keras cannot load a `.h5`.
         KerasFailed: the process crashed or ran out of time.
     """
-    return run_worker(_WORKER, {"tasks": tasks}, python=python, time_limit=900 + 5 * images)
+    return run_worker(FORMAT_WORKER, {"tasks": tasks}, python=python, time_limit=900 + 5 * images)
 
 
 def prediction_tasks(

@@ -1,6 +1,7 @@
 """Converts a Keras `.h5` to other formats and runs them, in a process of its own; request and reply are files.
 
     python format_worker.py REQUEST.json REPLY.json
+    python format_worker.py stream FORMAT MODEL
 
 Needs an interpreter with TensorFlow and the format's packages (tf2onnx and onnxruntime, or onnx2tf). Of ShelfTwin's own
 files it needs only `keras_worker.py` beside it, which loads the `.h5` and refuses any that could run code.
@@ -9,6 +10,9 @@ REQUEST.json: ``{"tasks": [{"task": NAME, ...}, ...]}``; `TASKS` lists what each
 ``{"versions": {...}, "results": [...]}`` with one result for each task, or ``{"error": TEXT, "kind": "model" | "keras"
 | "package" | "fault"}`` with exit code 1. A result of ``{"failed": TEXT}`` means that this task failed; the others are
 still done. Arrays are passed as .npy files, images in NHWC.
+
+`stream` opens one model of one of `RUNNERS` and does ``predict`` tasks with it as they come, as `keras_worker.stream`
+says; it needs nothing but what runs that format.
 """
 
 from __future__ import annotations
@@ -29,14 +33,12 @@ import traceback
 import zipfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-    Run = Callable[[np.ndarray], np.ndarray]
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever the user has set: the converters need TensorFlow's graphs
 # Name of the file with the facts about the network, in formats that have no attributes of their own.
@@ -96,6 +98,16 @@ def make_tflite(h5: str, path: Path, task: dict[str, Any]) -> None:
     write_tflite(path, tflite_converter(h5, path).convert(), task["details"])
 
 
+def make_tflite_float16(h5: str, path: Path, task: dict[str, Any]) -> None:
+    """With the TFLite converter: weights in float16, half the size; it computes in float32 where nothing else is."""
+    import tensorflow as tf
+
+    converter = tflite_converter(h5, path)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_types = [tf.float16]
+    write_tflite(path, converter.convert(), task["details"])
+
+
 def make_tflite_int8(h5: str, path: Path, task: dict[str, Any]) -> None:
     """With the TFLite converter: int8 weights and activations, uint8 in and out; ranges from representative photos."""
     import tensorflow as tf
@@ -141,42 +153,64 @@ def write_tflite(path: Path, content: bytes, details: dict[str, Any]) -> None:
 # Running: a file -> function of a float32 batch (N, H, W, 3) that gives float32 (N, C) ----------------------------
 
 
-def run_keras(path: str) -> Run:
+class Runner(NamedTuple):
+    """A model in its runtime.
+
+    Attributes:
+        run: float32 (N, H, W, 3) -> float32 (N, C).
+        input_shape: as the file states it, with None for what may vary.
+        output_shape: the same.
+        is_quantised: whether the outputs are integers, which do not add up to 1.
+    """
+
+    run: Callable[[np.ndarray], np.ndarray]
+    input_shape: list[int | None]
+    output_shape: list[int | None]
+    is_quantised: bool = False
+
+
+def run_keras(path: str) -> Runner:
     """Keras itself."""
     model = keras_model(path)
-    return lambda batch: np.asarray(model.predict_on_batch(batch))
+    shapes = list(model.input_shape), list(model.output_shape)
+    return Runner(lambda batch: np.asarray(model.predict_on_batch(batch)), *shapes)
 
 
-def run_saved_model(path: str) -> Run:
+def run_saved_model(path: str) -> Runner:
     """TensorFlow, through the default signature for serving."""
     import tensorflow as tf
 
     model = tf.saved_model.load(path)
     serve = model.signatures["serving_default"]
-    (name,) = serve.structured_input_signature[1]
+    ((name, given),) = serve.structured_input_signature[1].items()
+    (gives,) = serve.structured_outputs.values()
 
     def run(batch: np.ndarray) -> np.ndarray:
-        (output,) = serve(**{name: tf.constant(batch)}).values()
+        # through the model, as the signature does not keep the weights alive
+        (output,) = model.signatures["serving_default"](**{name: tf.constant(batch)}).values()
         return output.numpy()
 
-    run.model = model  # type: ignore[attr-defined]  # the signature does not keep the weights alive
-    return run
+    return Runner(run, given.shape.as_list(), gives.shape.as_list())
 
 
-def run_onnx(path: str) -> Run:
+def run_onnx(path: str) -> Runner:
     """ONNX Runtime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    return lambda batch: session.run(None, {given.name: batch})[0]
+    (given,), (gives,) = session.get_inputs(), session.get_outputs()
+    takes, shape = ([side if isinstance(side, int) else None for side in each.shape] for each in (given, gives))
+    return Runner(lambda batch: session.run(None, {given.name: batch})[0], takes, shape)
 
 
-def run_tflite(path: str) -> Run:
-    """TFLite's interpreter; for a quantised model, input and output are scaled as its file states."""
-    import tensorflow as tf
+def run_tflite(path: str) -> Runner:
+    """TFLite's interpreter, TensorFlow's or LiteRT's; a quantised model's numbers are scaled as its file states."""
+    try:
+        from tensorflow import lite
+    except ModuleNotFoundError:  # an environment of somebody who has LiteRT alone
+        from ai_edge_litert import interpreter as lite
 
-    interpreter = tf.lite.Interpreter(path)
+    interpreter = lite.Interpreter(path)
     given, gives = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
     shapes: list[tuple[int, ...]] = []
 
@@ -189,7 +223,8 @@ def run_tflite(path: str) -> Run:
         interpreter.invoke()
         return dequantised(interpreter.get_tensor(gives["index"]), gives)
 
-    return run
+    takes, shape = ([None if side < 0 else int(side) for side in each["shape_signature"]] for each in (given, gives))
+    return Runner(run, takes, shape, is_quantised=gives["dtype"] != np.float32)
 
 
 def quantised(values: np.ndarray, tensor: dict[str, Any]) -> np.ndarray:
@@ -244,6 +279,7 @@ MAKERS = {
     "saved_model": make_saved_model,
     "onnx": make_onnx,
     "tflite": make_tflite,
+    "tflite_float16": make_tflite_float16,
     "tflite_int8": make_tflite_int8,
 }
 RUNNERS = {
@@ -251,6 +287,7 @@ RUNNERS = {
     "saved_model": run_saved_model,
     "onnx": run_onnx,
     "tflite": run_tflite,
+    "tflite_float16": run_tflite,
     "tflite_int8": run_tflite,
 }
 READERS = {
@@ -258,6 +295,7 @@ READERS = {
     "saved_model": facts_of_saved_model,
     "onnx": facts_of_onnx,
     "tflite": facts_of_tflite,
+    "tflite_float16": facts_of_tflite,
     "tflite_int8": facts_of_tflite,
 }
 
@@ -295,7 +333,7 @@ def from_onnx(task: dict[str, Any]) -> dict[str, Any]:
 
 def predict(task: dict[str, Any]) -> dict[str, Any]:
     """``format``, ``path``, ``inputs`` (N, H, W, 3) .npy, ``scale``, ``batch_size`` -> ``outputs`` .npy, (N, C)."""
-    run = opened(task["format"], task["path"])
+    run = opened(task["format"], task["path"]).run
     count, batch = keras_worker.images(task["inputs"], task["scale"])
     size = task["batch_size"]
     np.save(task["outputs"], np.concatenate([run(batch(start, start + size)) for start in range(0, count, size)]))
@@ -303,8 +341,8 @@ def predict(task: dict[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def opened(name: str, path: str) -> Run:
-    """The function that runs a file; opened only once for all sets of images."""
+def opened(name: str, path: str) -> Runner:
+    """A file in its runtime; opened only once for all sets of images."""
     return RUNNERS[name](path)
 
 
@@ -334,6 +372,24 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
     return {"versions": versions(), "results": results}
 
 
+def opened_file(name: str, path: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
+    """A file of a format for `keras_worker.stream`.
+
+    Raises:
+        keras_worker.Refused: its runtime is not installed, or does not take the file.
+    """
+    try:
+        found = opened(name, path)
+    except ModuleNotFoundError as error:
+        raise keras_worker.Refused("package", f"{sys.executable} lacks a package: {error}") from error
+    except Exception as error:  # a runtime can raise anything
+        traceback.print_exc()
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise keras_worker.Refused("format", f"{path} cannot be run as {name}: {first_line}") from error
+    about = {"input_shape": found.input_shape, "output_shape": found.output_shape, "is_quantised": found.is_quantised}
+    return {"versions": versions(), **about}, lambda task: predict({**task, "format": name, "path": path})
+
+
 def versions() -> dict[str, str]:
     """Versions of all packages that computed here."""
     computed = {package: version(package) for package in PACKAGES if package in sys.modules}
@@ -341,4 +397,6 @@ def versions() -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["stream"] and len(sys.argv) == 4:
+        sys.exit(keras_worker.stream(lambda: opened_file(*sys.argv[2:])))
     sys.exit(keras_worker.main(sys.argv[1], sys.argv[2], run) if len(sys.argv) == 3 else __doc__)

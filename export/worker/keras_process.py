@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ _REMEDIES = {
     "keras": "Give an interpreter that has one with --keras-python.",
     "model": "Name an interpreter that has the Keras that it comes from with --keras-python, or export it again.",
     "package": "Install it there.",
+    "format": "Make it again with `lightning export`.",
     "architecture": "Give --architecture one that it has, or a FILE.json with what model.to_json() says.",
 }
 
@@ -115,23 +117,31 @@ class KerasStream:
         h5: the model.
         python: interpreter that has a Keras; None: the one that is running this.
         time_limit: seconds for loading.
+        worker: the script and its arguments before the model.
 
     Attributes:
         input_shape: NHWC as Keras reports it, with None for sizes that may vary; None if there are several inputs.
         output_shape: the same for the output.
+        is_quantised: whether the model's outputs are integers, as they are in some other formats.
 
     Raises:
         BadInput: the interpreter has no Keras, or its Keras cannot load the model.
         KerasFailed: the process crashed or ran out of time.
     """
 
-    def __init__(self, h5: Path, python: Path | None = None, time_limit: float = 600.0) -> None:
+    def __init__(
+        self,
+        h5: Path,
+        python: Path | None = None,
+        time_limit: float = 600.0,
+        worker: Sequence[str | Path] = (KERAS_WORKER, "stream"),
+    ) -> None:
         interpreter = Path(python or sys.executable)
         # A file, not a pipe: a pipe that nobody reads would fill up and block the process.
         self._said = tempfile.TemporaryFile()  # noqa: SIM115
         try:
             self._process = subprocess.Popen(
-                [str(interpreter), str(KERAS_WORKER), "stream", str(h5.resolve())], env=_environment(),
+                [str(interpreter), *map(str, worker), str(h5.resolve())], env=_environment(),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said,
             )  # fmt: skip
         except OSError as error:
@@ -144,6 +154,7 @@ class KerasStream:
             raise
         self.input_shape: list[int | None] | None = loaded["input_shape"]
         self.output_shape: list[int | None] | None = loaded["output_shape"]
+        self.is_quantised: bool = loaded.get("is_quantised", False)
 
     def __enter__(self) -> KerasStream:
         return self

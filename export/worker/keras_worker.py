@@ -1301,14 +1301,18 @@ def counted(spent: dict[str, float], what: str) -> Iterator[None]:
         spent[what] = round(spent.get(what, 0.0) + time.process_time() - start, 3)
 
 
-def stream(path: str) -> int:
-    """Load a model and do tasks with it as they arrive, each a line of JSON on stdin, until stdin ends.
+def stream(opened: Callable[[], tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]]) -> int:
+    """Open a model and do tasks with it as they arrive, each a line of JSON on stdin, until stdin ends.
 
     A task may have ``inputs_bytes`` in place of the paths ``inputs`` and ``outputs``: so many bytes of an .npy follow
     its line, and the result has ``outputs_base64``, an .npy as well. So photos need not be in files.
 
-    Every reply is a line of JSON on stdout. The first, once the model is loaded, has ``versions``, ``input_shape`` and
-    ``output_shape``; then comes the result of each task. An error is reported as in ``REPLY.json`` and ends the stream.
+    Every reply is a line of JSON on stdout. The first, once the model is open, says what it is; then comes the result
+    of each task. An error is reported as in ``REPLY.json`` and ends the stream.
+
+    Args:
+        opened: opens the model; returns the first reply, with ``versions``, ``input_shape`` and ``output_shape``, and
+            what does a task.
 
     Returns:
         The exit code: 0 only if every task was done.
@@ -1321,20 +1325,17 @@ def stream(path: str) -> int:
         replies.flush()
 
     try:
-        check_packages()
-        keras = find_keras()
-        model = load(keras, path)
-        shapes = {"input_shape": _shape_of(model, "input_shape"), "output_shape": _shape_of(model, "output_shape")}
-        reply({"versions": versions(keras), **shapes})
+        about, do = opened()
+        reply(about)
         for line in iter(sys.stdin.buffer.readline, b""):
             task = json.loads(line)
-            given: dict[str, Any] = {"model": path}
+            outputs = io.BytesIO()
             if "inputs_bytes" in task:
                 content = sys.stdin.buffer.read(task["inputs_bytes"])
-                given.update(inputs=np.load(io.BytesIO(content), allow_pickle=False), outputs=io.BytesIO())
-            result = TASKS[task["task"]](keras, model, {**task, **given})
+                task.update(inputs=np.load(io.BytesIO(content), allow_pickle=False), outputs=outputs)
+            result = do(task)
             if "inputs_bytes" in task:
-                result["outputs_base64"] = base64.b64encode(given["outputs"].getvalue()).decode()
+                result["outputs_base64"] = base64.b64encode(outputs.getvalue()).decode()
             reply(result)
     except Refused as refused:
         reply({"error": str(refused), "kind": refused.kind})
@@ -1343,6 +1344,17 @@ def stream(path: str) -> int:
         reply({"error": traceback.format_exc(), "kind": "fault"})
         return 1
     return 0
+
+
+def opened_model(path: str) -> tuple[dict[str, Any], Callable[[dict[str, Any]], dict[str, Any]]]:
+    """A Keras model for `stream`."""
+    check_packages()
+    keras = find_keras()
+    model = load(keras, path)
+    shapes = {"input_shape": _shape_of(model, "input_shape"), "output_shape": _shape_of(model, "output_shape")}
+    return {"versions": versions(keras), **shapes}, lambda task: TASKS[task["task"]](
+        keras, model, task | {"model": path}
+    )
 
 
 def _shape_of(model: Any, name: str) -> list[Any] | None:
@@ -1373,5 +1385,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "verify":
         sys.exit(verify_and_say(sys.argv[2]))
     if sys.argv[1] == "stream":
-        sys.exit(stream(sys.argv[2]))
+        sys.exit(stream(lambda: opened_model(sys.argv[2])))
     sys.exit(main(sys.argv[1], sys.argv[2]))

@@ -58,7 +58,7 @@ COMMANDS = {
     "fit": Command("Train on a folder of photos, hand over the Keras twin and prove it.", "lightning_cli.training:run"),
     "validate": Command("Measure a checkpoint on the validation photos.", "lightning_cli.training:run"),
     "test": Command("Measure a checkpoint on the test photos.", "lightning_cli.training:run"),
-    "predict": Command("Label photos with a checkpoint or a Keras .h5; writes predictions.csv.", "predict:run"),
+    "predict": Command("Label photos with a checkpoint or its exported file; writes predictions.csv.", "predict:run"),
     "export": Command(
         "Write a checkpoint, or anybody's weights, as a Keras .h5 or in other formats.", "export:run_export"
     ),
@@ -73,6 +73,7 @@ COMMANDS = {
     ),
     "audit": Command("Find the photos that should not be trained on; set aside those you choose.", "audit:run"),
     "serve": Command("Answer photos by HTTP with both twins, and show a page.", "serve:run"),
+    "publish": Command("Put a run's network and its model card into a repository of a model hub.", "publish:run"),
 }
 
 SYNONYMS = {
@@ -82,6 +83,8 @@ SYNONYMS = {
     "evaluate": "test",
     "infer": "predict",
     "label": "predict",
+    "push": "publish",
+    "upload": "publish",
     "convert": "export",
     "compare": "parity",
     "verify": "parity",

@@ -51,12 +51,12 @@ def export(
         file: RUN/best.ckpt of `lightning fit`; or weights from elsewhere (.pth, .pt, .ckpt, .safetensors), with --model
             and what belongs to it; or a Keras file, for other formats.
         out: the .h5 to write; an existing one is replaced when the new one is complete. Other formats are written
-            beside it, as OUT_saved_model, OUT.onnx, OUT.tflite and OUT_int8.tflite; a single other format may have any
-            name.
+            beside it, as OUT_saved_model, OUT.onnx, OUT.tflite, OUT_float16.tflite and OUT_int8.tflite; a single other
+            format may have any name.
         input_range: values that the twin takes: `unit`, 0 to 1, or `raw`, 0 to 255.
         fuse_batchnorm: fold every BatchNorm into the convolution before it: fewer layers, for predicting only.
-        format: one or more of keras, saved_model, onnx, tflite, tflite_int8, separated by commas; or all. They are
-            compared with torch before they are put in place, except for keras alone.
+        format: one or more of keras, saved_model, onnx, tflite, tflite_float16, tflite_int8, separated by commas;
+            or all. They are compared with torch before they are put in place, except for keras alone.
         photos: folder with photos, at any depth, on which formats are compared (for keras alone use `lightning
             parity`); tflite_int8 needs it. If its folders are the classes, accuracy is compared too.
         temperature: divide the logits by a number, or by the one that `lightning fit` fitted: `fitted`. Then

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_module.commands.cli import parse_for, underscored
+from lightning_module.commands.cli import EXIT_CODES, parse_for, underscored
 from models.bad_input import BadInput, some_lines_of
 from models.choices import AS_KERAS, Interpolation, Loading, Output
 from models.foreign.settings import ForeignSettings
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 H5_ENDINGS = (".h5", ".hdf5")
-_FLAGS = ("--fuse_batchnorm", "--use_ema")
+_FLAGS = ("--fuse_batchnorm", "--use_ema", "--dry_run", "--private")
 """Options that need no value."""
 
 
@@ -134,15 +134,20 @@ def chosen(option: str, text: str, known: Iterable[str]) -> list[str]:
 
 
 def parse_options(
-    name: str, function: Callable, argv: list[str], repeatable: Iterable[str] = (), group: type | None = None
+    name: str,
+    function: Callable,
+    argv: list[str],
+    repeatable: Iterable[str] = (),
+    group: type | None = None,
+    exit_codes: str = EXIT_CODES,
 ) -> dict[str, Any]:
-    """Parse a function's arguments; options in `repeatable` may be given several times; `group` as in `parse_for`."""
+    """Parse a function's arguments; options in `repeatable` may be given several times; the rest as in `parse_for`."""
     given = with_flags([underscored(each) for each in argv[1:]], _FLAGS)  # --keras-python is --keras_python
     for place, each in enumerate(given):
         option, equals, value = each.partition("=")
         if option in repeatable:
             given[place] = f"{option}+{equals}{value}"
-    return parse_for(function, name, given, group=group)
+    return parse_for(function, name, given, exit_codes, group=group)
 
 
 def with_flags(arguments: Iterable[str], flags: Sequence[str]) -> list[str]:

@@ -18,7 +18,8 @@ from datamodule.split import count_unlisted, described_counts
 from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, EXIT_UNEXPECTED, parse_for, underscored
 from lightning_module.commands.options import H5_ENDINGS, check_report_place, read_labels, with_flags
 from lightning_module.evaluation.decoding import in_batches
-from lightning_module.evaluation.labellers import Device, KerasFileLabeller, Labeller, is_hdf5
+from lightning_module.evaluation.exported_labeller import labeller_of_file
+from lightning_module.evaluation.labellers import Device, Labeller
 from lightning_module.evaluation.labelling import Temperature, choose_labelling, labelled
 from lightning_module.evaluation.prediction_files import (
     FILES,
@@ -82,7 +83,8 @@ def predict(
     code is 2. With one of the last five options, or a folder as OUT, the table is a Parquet data set of many files.
 
     Args:
-        model: checkpoint of `lightning fit`, such as RUN/best.ckpt, or a Keras .h5, such as RUN/model.h5.
+        model: checkpoint of `lightning fit`, such as RUN/best.ckpt; a Keras .h5, such as RUN/model.h5; or an .onnx, a
+            .tflite or a SavedModel of `lightning export`.
         photos: as `PhotoArguments` takes them.
         out: the file to write, predictions.csv if left out; an existing one is replaced when the new one is complete.
         format: csv, parquet or jsonl; by default as OUT's name says, else csv.
@@ -97,8 +99,9 @@ def predict(
             it, and for lists the working folder, or else the list's.
         batch_size: number of photos that are computed at once; the result does not depend on it.
         device: where a checkpoint is computed: `auto` is a GPU if there is one.
-        keras_python: Python interpreter whose Keras computes a .h5; by default this environment's.
-        labels: labels.json for a .h5 that does not itself state its classes and input range.
+        keras_python: Python interpreter whose Keras computes a .h5, or whose runtime another format; by default this
+            environment's.
+        labels: labels.json for a file that does not itself state its classes and input range.
         formats: which files are photos: `keras`: what Keras lists; `web`: WebP, AVIF, GIF and JFIF as well; `all`: all
             formats that are read. But for `keras`, files without an ending are looked at. By default `web`, or `all`
             where the model was trained so.
@@ -236,16 +239,19 @@ def _is_ours(bad_out: Path) -> bool:
 
 
 def _labeller(model: Path, device: Device, keras_python: Path | None, labels: Path | None) -> Labeller:
-    if is_hdf5(model):
+    if file_labeller := labeller_of_file(model):
         if device == "cuda":
             raise BadInput(
-                "--device: expected auto or cpu for a .h5, received cuda. Set SHELFTWIN_KERAS_GPU=0 for Keras's "
-                "process, or give the checkpoint."
+                f"--device: expected auto or cpu for {model.name}, received cuda. Set SHELFTWIN_KERAS_GPU=0 for "
+                "Keras's process, or give the checkpoint."
             )
-        return KerasFileLabeller(model, read_labels(labels) if labels else None, keras_python)
+        return file_labeller(model, read_labels(labels) if labels else None, keras_python)
     for option, given in (("--keras_python", keras_python), ("--labels", labels)):
         if given:
-            raise BadInput(f"{option}: expected with a .h5 only, received with {model}, which is none. Leave it out.")
+            raise BadInput(
+                f"{option}: expected with a .h5 only, or another exported format, received with {model}, which is "
+                "none. Leave it out."
+            )
     from lightning_module.evaluation.torch_labeller import CheckpointLabeller  # a .h5 needs no torch
 
     try:

@@ -1,6 +1,7 @@
 """Computes probabilities of photos with a `.h5` in a Keras process; `torch_labeller.py` does it with a checkpoint.
 
-Nothing here imports torch, because a `.h5` does not need it and importing it takes time.
+`exported_labeller.py` does it with other formats. Nothing here imports torch, because a `.h5` does not need it and
+importing it takes time.
 """
 
 import json
@@ -95,7 +96,7 @@ class KerasFileLabeller:
 
     def __init__(self, h5: Path, labels: dict[str, Any] | None = None, python: Path | None = None) -> None:
         self.h5, self.python = h5, python
-        facts = _read_facts(h5, labels or {})
+        facts = _checked_facts(h5, self._stated(h5), labels or {})
         names: list[str] = facts["class_names"]
         self.class_names = [f"not {names[0]}", *names] if len(names) == 1 else names
         self.checkpoint_digest: str | None = facts.get("checkpoint_sha256")
@@ -110,7 +111,7 @@ class KerasFileLabeller:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="shelftwin-")))
-            self._keras = stack.enter_context(KerasStream(self.h5, self.python, SECONDS_TO_START))
+            self._keras = stack.enter_context(self._process())
             self.image_size = self._checked_size()
             self._stack = stack.pop_all()
         return self
@@ -125,6 +126,14 @@ class KerasFileLabeller:
     def exact(self, photos: np.ndarray) -> np.ndarray:
         """Compute the same in float64."""
         return self._ask("predict_exact", photos, np.float64)
+
+    def _stated(self, path: Path) -> dict[str, Any]:
+        """Return what the file says of itself."""
+        return _facts_in(path)
+
+    def _process(self) -> KerasStream:
+        """Start the process."""
+        return KerasStream(self.h5, self.python, SECONDS_TO_START)
 
     def _ask(self, task: str, photos: np.ndarray, dtype: type) -> np.ndarray:
         # Keras builds a new graph for each batch size, so batches are padded to a power of two
@@ -164,8 +173,8 @@ class KerasFileLabeller:
         return size
 
 
-def _read_facts(h5: Path, labels: dict[str, Any]) -> dict[str, Any]:
-    """Return class names, input range, interpolation and, if it is stated, image size."""
+def _facts_in(h5: Path) -> dict[str, Any]:
+    """Return what a `.h5` of ours states; of any other, whether its output is a sigmoid."""
     try:
         check_storage(str(h5))
         with h5py.File(h5, "r") as file:
@@ -175,6 +184,11 @@ def _read_facts(h5: Path, labels: dict[str, Any]) -> dict[str, Any]:
         raise BadInput(f"expected a Keras .h5, received one that is refused: {refused}.") from refused
     except UNREADABLE as error:
         raise BadInput(f"expected a Keras .h5, received {h5}, which cannot be read as one ({error}).") from error
+    return stated
+
+
+def _checked_facts(h5: Path, stated: dict[str, Any], labels: dict[str, Any]) -> dict[str, Any]:
+    """Return class names, input range, interpolation and, if it is stated, image size."""
     names = ("class_names", "input_range", "interpolation", "background", "deep_grey", "formats", "image_size")
     own, given = ({name: each[name] for name in names if name in each} for each in (stated, labels))
     different = [name for name in own if name in given and own[name] != given[name]]

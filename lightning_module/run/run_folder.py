@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 BEST_CHECKPOINT, LAST_CHECKPOINT = "best.ckpt", "last.ckpt"
 HANDED_OVER = (
     "model.h5", "calibrated.ckpt", "parity.json", "parity.html", "labels.json", "metrics.json", "report.html",
+    "model_card.md",
 )  # fmt: skip
 """Results of one finished run, which must never be mistaken for another run's."""
 
@@ -80,6 +81,11 @@ class RunFolder:
     def report(self) -> Path:
         """The evaluation of the best checkpoint as a page to read."""
         return self.path / "report.html"
+
+    @property
+    def model_card(self) -> Path:
+        """What the run is, for strangers, in the form of a model hub's cards."""
+        return self.path / "model_card.md"
 
     @property
     def learning_rates(self) -> Path:

@@ -3,6 +3,7 @@
 The formats are made by three Keras processes for the whole file: floats, integers, and a planted difference.
 """
 
+import csv
 import json
 import zipfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import export.formats
 from datamodule.demo_photos import draw_catalogue
 from datamodule.photo_store import PhotoStore
 from datamodule.split import list_photos
+from export.exported_facts import facts_of
 from export.formats import (
     FORMATS,
     Photos,
@@ -34,7 +36,7 @@ from models.timm_mobilenetv2 import TimmClassifier
 from tests.conftest import CLASS_NAMES, lightning, random_classifier, save_checkpoint
 
 SIZE = (64, 64)
-PLACES = ["model.h5", "model.onnx", "model.tflite", "model_int8.tflite", "model_saved_model"]
+PLACES = ["model.h5", "model.onnx", "model.tflite", "model_float16.tflite", "model_int8.tflite", "model_saved_model"]
 
 
 def fit_head(network: TimmClassifier, photos: Photos, logit: float) -> None:
@@ -90,11 +92,15 @@ def checkpoint(tmp_path_factory, photos) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(checkpoint, photos, tmp_path_factory) -> tuple[Path, list[WrittenFormat], dict[str, str]]:
+def clear(tmp_path_factory, photos) -> Path:
+    return fitted(tmp_path_factory.mktemp("clear") / "best.ckpt", photos, logit=2.0)
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint, clear, photos, tmp_path_factory) -> tuple[Path, list[WrittenFormat], dict[str, str]]:
     folder = tmp_path_factory.mktemp("made")
     floats = [name for name, each in FORMATS.items() if not each.quantised]
     formats, versions = write_formats(checkpoint, folder / "model.h5", floats, "raw", photos)
-    clear = fitted(tmp_path_factory.mktemp("clear") / "best.ckpt", photos, logit=2.0)
     integers, _ = write_formats(clear, folder / "model.h5", ["tflite_int8"], "raw", photos)
     return folder, formats + integers, versions
 
@@ -117,6 +123,7 @@ def test_every_format_is_the_network_and_in_its_place(made):
     # a quarter of float32, and what both say of their layers: it is not the float model under another name
     sizes = {each.name: each.size for each in formats}
     assert sizes["tflite_int8"] < 0.7 * sizes["tflite"]
+    assert sizes["tflite_float16"] < 0.7 * sizes["tflite"]
 
 
 @pytest.mark.keras
@@ -127,9 +134,75 @@ def test_class_names_are_where_each_format_keeps_such_things(made):
     assert json.loads(properties["class_names"]) == CLASS_NAMES
     assert properties["input_range"] == "raw"
     extra = json.loads((folder / "model_saved_model" / "assets.extra" / "labels.json").read_text())
-    with zipfile.ZipFile(folder / "model.tflite") as archive:
-        assert extra == json.loads(archive.read("labels.json"))
+    for name in ("model.tflite", "model_float16.tflite"):
+        with zipfile.ZipFile(folder / name) as archive:
+            assert extra == json.loads(archive.read("labels.json"))
     assert extra["class_names"] == CLASS_NAMES
+    facts = {
+        kind: facts_of(folder / f"model{FORMATS[kind].ending}", kind) for kind in ("saved_model", "tflite", "onnx")
+    }
+    assert facts["saved_model"] == facts["tflite"] == extra
+    told = ("class_names", "image_size", "interpolation", "input_range", "checkpoint_sha256")
+    assert {name: facts["onnx"][name] for name in told} == {name: extra[name] for name in told}
+
+
+def rows_of(model: Path, photos: Path, out: Path) -> list[dict[str, str]]:
+    assert lightning("predict", model, photos, "--out", out, "--batch_size", 7) == 0
+    with out.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "keras"])
+def test_predict_takes_each_and_gives_the_checkpoints_rows(made, checkpoint, clear, catalogue, tmp_path, name):
+    of = FORMATS[name]
+    right, wrong = (clear, checkpoint) if of.quantised else (checkpoint, clear)
+    expected, other = (rows_of(each, catalogue, tmp_path / f"{each.parent.name}.csv") for each in (right, wrong))
+    rows = rows_of(made[0] / f"model{of.ending}", catalogue, tmp_path / "rows.csv")
+    assert [row["file"] for row in rows] == [row["file"] for row in expected]
+    same = [row["label"] == its["label"] for row, its in zip(rows, expected, strict=True)]
+    assert np.mean(same) >= of.agreement
+    if not of.quantised:
+        assert probability_gap(rows, expected) <= of.difference + 0.001  # as printed, with three decimals
+    assert probability_gap(rows, other) > 0.1
+
+
+def probability_gap(rows: list[dict[str, str]], others: list[dict[str, str]]) -> float:
+    return max(abs(float(a["probability"]) - float(b["probability"])) for a, b in zip(rows, others, strict=True))
+
+
+@pytest.mark.keras
+def test_what_predict_cannot_take_is_a_message(made, catalogue, tmp_path, capsys):
+    helper = pytest.importorskip("onnx.helper")
+    onnx = pytest.importorskip("onnx")
+    of_torch = tmp_path / "torch.onnx"
+    sides = {"image": ["n", 3, 64, 64], "out": ["n", 3, 64, 64]}
+    given, gives = (helper.make_tensor_value_info(name, 1, shape) for name, shape in sides.items())
+    graph = helper.make_graph([helper.make_node("Identity", ["image"], ["out"])], "graph", [given], [gives])
+    onnx.save(helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 15)]), of_torch)
+    labels = tmp_path / "labels.json"
+    labels.write_text(json.dumps({"class_names": CLASS_NAMES, "input_range": "unit", "image_size": [64, 64]}))
+    damaged, stump, no_model, bare = (
+        tmp_path / name for name in ("damaged.onnx", "stump.onnx", "no.tflite", "bare.tflite")
+    )
+    damaged.write_bytes((made[0] / "model.onnx").read_bytes()[:5000])
+    stump.write_bytes(b"")
+    no_model.write_bytes(b"no model at all")
+    bare.write_bytes((made[0] / "model.tflite").read_bytes().partition(b"PK\x03\x04")[0][:2000])
+    for given, message in (
+        ([of_torch, catalogue], "expected class_names"),
+        ([of_torch, catalogue, f"--labels={labels}"], "(N, height, width, 3), received one of [None, 3, 64, 64]"),
+        ([damaged, catalogue], "whose facts cannot be read"),
+        ([stump, catalogue, f"--labels={labels}"], "cannot be run as onnx"),
+        ([no_model, catalogue], "begins as none"),
+        ([bare, catalogue], "expected class_names"),
+        ([made[0] / "model.onnx", catalogue, "--device=cuda"], "expected auto or cpu for model.onnx"),
+        ([tmp_path / "none.onnx", catalogue], "No such file"),
+        ([tmp_path, catalogue], "Is a directory"),
+    ):
+        assert lightning("predict", *given, "--out", tmp_path / "p.csv") == 2, given
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "p.csv").exists()
 
 
 @pytest.mark.keras
@@ -140,10 +213,17 @@ def test_what_differs_is_not_written_and_the_old_files_survive(
     other = save_checkpoint(tmp_path / "other.ckpt", changed, SIZE)
     monkeypatch.setattr(export.formats, "write_twin", lambda _, *given: write_twin(other, *given))
     (tmp_path / "model_saved_model").mkdir()
-    for name in ("model.onnx", "model.tflite", "model_int8.tflite", "model_saved_model/saved_model.pb"):
+    old = (
+        "model.onnx",
+        "model.tflite",
+        "model_float16.tflite",
+        "model_int8.tflite",
+        "model_saved_model/saved_model.pb",
+    )
+    for name in old:
         (tmp_path / name).write_text(f"old {name}")
 
-    names = "saved_model,onnx,tflite,tflite_int8"
+    names = "saved_model,onnx,tflite,tflite_float16,tflite_int8"
     given = ["export", checkpoint, tmp_path / "model.h5", "--format", names, "--photos", catalogue]
     results = []
     monkeypatch.setattr(
@@ -152,10 +232,10 @@ def test_what_differs_is_not_written_and_the_old_files_survive(
     assert lightning(*given) == 1
 
     failed = {each.name: {check.name for check in each.checks if not check.passed} for each in results}
-    assert all({"probabilities_synthetic", "probabilities_photos"} <= failed[name] for name in names.split(",")[:3])
+    assert all({"probabilities_synthetic", "probabilities_photos"} <= failed[name] for name in names.split(",")[:4])
     assert {"top1_photos", "accuracy_drop_photos"} <= failed["tflite_int8"]
     assert all("labels" in checks for checks in failed.values())  # it names another checkpoint
-    for name in ("model.onnx", "model.tflite", "model_int8.tflite", "model_saved_model/saved_model.pb"):
+    for name in old:
         assert (tmp_path / name).read_text() == f"old {name}"
     assert not (tmp_path / "model.h5").exists()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

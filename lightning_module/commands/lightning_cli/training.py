@@ -34,6 +34,7 @@ from lightning_module.commands.lightning_cli.quiet_lightning import quieten
 from lightning_module.commands.lightning_cli.short_help import shipped_configs
 from lightning_module.evaluation.measured_photos import KeepLogits
 from lightning_module.evaluation.report import report_fit, report_test
+from lightning_module.publishing.model_card import write_model_card
 from lightning_module.run.checkpoint_io import AtomicCheckpoints
 from lightning_module.run.closing_table import print_closing_table
 from lightning_module.run.environment import note_finish
@@ -439,6 +440,8 @@ class TrainingCLI(LightningCLI):
                 self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
             report_fit(self.trainer, self._get(self.config_init, "journal"), self._get(self.config_init, "logits"))
             self.hand_over.export_twin(self.trainer, self.model)
+            if self.trainer.is_global_zero:
+                write_model_card(run_folder_of(self.trainer))
         finally:
             self._close()
         if self.trainer.is_global_zero:

@@ -21,6 +21,7 @@ FUNCTIONS = {
     "upgrade": ["old.h5", "new.h5"],
     "audit": ["root"],
     "serve": ["RUN"],
+    "publish": ["run", "owner/name"],
 }
 """Command that is a function -> values for what it must have."""
 
