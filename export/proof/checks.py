@@ -39,15 +39,19 @@ def check_labels(source: Checkpoint, details: dict[str, Any]) -> Check:
     """
     from export.torch_to_keras import twin_details  # it needs torch, and not every proof does
 
-    expected = twin_details(source, input_range="unit")
-    # as in files that do not state it; which files are photos changes no photo
-    details = {"deep_grey": "clip", "formats": expected["formats"], **details}
+    expected, details = twin_details(source, input_range="unit"), with_unstated(details, source)
     wrong = [fact for fact in _FACTS if details.get(fact) != expected[fact]]
     detail = f"{', '.join(_FACTS)} in the file equal the checkpoint's"
     if wrong:
         shown = [f"{fact} {str(details.get(fact))[:80]} (checkpoint: {str(expected[fact])[:80]})" for fact in wrong]
         detail = f"the file says {'; '.join(shown)}"
     return Check("labels", not wrong, len(wrong), 0, "facts differ", detail, wrong[0] if wrong else None)
+
+
+def with_unstated(details: dict[str, Any], source: Checkpoint) -> dict[str, Any]:
+    """Return a file's facts with what those mean that older versions did not state; such a file is as right as ever."""
+    # which files are photos changes no photo, so whatever the checkpoint says of that is right
+    return {"background": None, "deep_grey": "clip", "formats": source.formats, **details}
 
 
 def check_weights(graph: Graph, twin: KerasFile, loaded: dict[str, np.ndarray]) -> Check:

@@ -15,7 +15,7 @@ from export.keras_file.keras_layer import KerasLayer
 from export.keras_file.layers import keras_layers
 from export.keras_file.read import DETAILS_ATTRIBUTE, OWN_MARKS, KerasFile, names_attributes
 from export.keras_file.write import model_config, training_config
-from export.proof.checks import PROBABILITY_THRESHOLD, same_bits
+from export.proof.checks import PROBABILITY_THRESHOLD, same_bits, with_unstated
 from export.proof.comparison import Comparison
 from export.proof.image_sets import ImageSet
 from export.proof.report import Check
@@ -54,6 +54,7 @@ def check_contents(comparison: Comparison) -> Check:
     layers = keras_layers(graph, comparison.input_range, comparison.separate)
     # not compared here: `check_labels` compares the checkpoint's digest, and the version may be an older one
     own = ("checkpoint_sha256", "shelftwin_version")
+    stated = with_unstated(twin.details, source)
     parts: dict[str, tuple[object, object]] = {
         "model_config": (twin.config, model_config(layers, source.model_name, frozen_layers(source, graph))),
         "training_config": (twin.training_config, training_config(source.learning_rate, source.gives)),
@@ -63,7 +64,9 @@ def check_contents(comparison: Comparison) -> Check:
             {layer.name: [f"{layer.name}/{name}:0" for name, _, _ in layer.weights] for layer in layers},
         ),
         "marks": (twin.marks, OWN_MARKS),
-        **_facts_of(twin.details, twin_details(source, comparison.input_range, comparison.folded), own),
+        **_facts_of(
+            with_unstated(twin.details, source), twin_details(source, comparison.input_range, comparison.folded), own
+        ),
         "shelftwin/shelftwin_version": (type(twin.details.get("shelftwin_version")).__name__, "str"),
         **_golden_of(comparison.h5, twin, source),
         **_names_of(comparison.h5, layers),

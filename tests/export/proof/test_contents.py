@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from export.proof.checks import check_labels
 from export.proof.comparison import Pair, read_comparison
 from export.proof.contents import check_contents
 from export.torch_to_keras import write_twin
@@ -32,6 +33,23 @@ def test_file_as_it_was_written_passes(tmp_path, input_range, folded, trainable)
 def written(small_checkpoint, tmp_path_factory) -> Path:
     """The twin as it was written; what changes it, copies it first."""
     return write_twin(small_checkpoint, tmp_path_factory.mktemp("written") / "a.h5").path
+
+
+def test_file_of_an_older_version_passes_without_the_facts_that_came_since(small_checkpoint, written, tmp_path):
+    def change(fact: str, value: str | None = None) -> Path:
+        twin = Path(shutil.copy(written, tmp_path))
+        with h5py.File(twin, "r+") as file:
+            attribute("shelftwin", lambda details: details.update({fact: value}) if value else details.pop(fact))(file)
+            write_digests_anew(file)
+        return twin
+
+    for fact in ("background", "deep_grey", "formats"):
+        pair = read_comparison(Pair(small_checkpoint, change(fact)))
+        assert check_contents(pair).passed, fact
+        assert check_labels(pair.source, pair.twin.details).passed, fact
+    for fact, other in (("background", "#ffffff"), ("deep_grey", "scale"), ("formats", "web"), ("interpolation", None)):
+        check = check_contents(read_comparison(Pair(small_checkpoint, change(fact, other))))
+        assert check.first_divergence == f"shelftwin/{fact}"
 
 
 def attribute(name: str, change: Callable[[dict], None]) -> Callable[[h5py.File], None]:
