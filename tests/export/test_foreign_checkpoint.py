@@ -209,7 +209,10 @@ def test_modules_that_cannot_be_taken_are_refused():
 
 def test_an_operation_that_keras_lacks_is_named_with_the_owners_path():
     network = torch.nn.Sequential(
-        torch.nn.Conv2d(3, 4, 3), torch.nn.LPPool2d(3, 2), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.FractionalMaxPool2d(2, (3, 2)),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
     )
     with pytest.raises(NoKerasCounterpart, match=r"aten\..* in module '1'"):
         trace_checkpoint(checkpoint_of_module(network, SIZE))

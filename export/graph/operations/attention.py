@@ -64,6 +64,9 @@ def _repeat(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     """Axes of one, so often; to a value of more axes torch has a view before."""
     value = given["self"]
     before, after = value.meta["shape"], operation.meta["shape"]
+    if before == after:
+        tracer.alias(operation, value)
+        return
     dims = [dim for dim in range(len(after)) if len(before) == len(after) and before[dim] != after[dim]]
     if not dims:
         raise refused(operation, f"from {list(before)} to {list(after)}")
