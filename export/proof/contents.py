@@ -64,9 +64,7 @@ def check_contents(comparison: Comparison) -> Check:
             {layer.name: [f"{layer.name}/{name}:0" for name, _, _ in layer.weights] for layer in layers},
         ),
         "marks": (twin.marks, OWN_MARKS),
-        **_facts_of(
-            with_unstated(twin.details, source), twin_details(source, comparison.input_range, comparison.folded), own
-        ),
+        **_facts_of(stated, twin_details(source, comparison.input_range, comparison.folded), own),
         "shelftwin/shelftwin_version": (type(twin.details.get("shelftwin_version")).__name__, "str"),
         **_golden_of(comparison.h5, twin, source),
         **_names_of(comparison.h5, layers),
