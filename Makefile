@@ -62,7 +62,7 @@ compat-install: setup  ## make the environments of compat-ci
 	$(BIN)/python benchmarks/compat.py --ci --install
 
 families: setup  ## which of timm's CNN families convert; writes docs/families.md
-	$(BIN)/python benchmarks/convertible_families.py --certify
+	$(BIN)/python benchmarks/networks/convertible_families.py --certify
 
 clean:  ## remove the environment, caches and runs
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache runs

@@ -8,7 +8,7 @@ from export.graph.record import NotTraced, record
 from export.graph.trace import unknown_operations
 from tests.conftest import ROOT, load_script, random_classifier
 
-SCRIPT = ROOT / "benchmarks" / "convertible_families.py"
+SCRIPT = ROOT / "benchmarks" / "networks" / "convertible_families.py"
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,8 @@
 """Networks as people write them for themselves: small, with random weights, each with habits of its own.
 
-`NETWORKS`: name -> what builds it, (channels, height, width), and what its forward gives. `benchmarks/own_networks.py`
-proves all of them by command, in several Kerases; the tests trace all and prove some.
+`NETWORKS`: name -> what builds it, (channels, height, width), and what its forward gives.
+`benchmarks/networks/own_networks.py` proves all of them by command, in several Kerases; the tests trace all and prove
+some.
 """
 
 import math

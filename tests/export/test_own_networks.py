@@ -1,6 +1,6 @@
 """Networks as people write them: all become a graph, and the file, read back into torch, computes the same.
 
-`benchmarks/own_networks.py` proves them by command, in several Kerases.
+`benchmarks/networks/own_networks.py` proves them by command, in several Kerases.
 """
 
 import copy

@@ -1,8 +1,8 @@
 """Which of timm's names can be exported to a Keras `.h5`: every one below 150 million weights, at its own size.
 
-    nice python benchmarks/convertible_names.py               # about half an hour on one core; resumable
-    nice python benchmarks/convertible_names.py --seconds 150  # stop after that time; the next call continues
-    python benchmarks/convertible_names.py --only resnet50 --fresh  # some names, done anew
+    nice python benchmarks/networks/convertible_names.py               # about half an hour on one core; resumable
+    nice python benchmarks/networks/convertible_names.py --seconds 150  # stop after that time; the next call continues
+    python benchmarks/networks/convertible_names.py --only resnet50 --fresh  # some names, done anew
 
 Only shapes are computed (torch's meta device), so no name needs its weights or much memory: the network is recorded,
 traced and translated into Keras's layers. That the layers compute the same is proved elsewhere, by
@@ -37,7 +37,7 @@ from export.graph.trace import trace_graph
 from export.keras_file.layers import keras_layers
 from models.bad_input import BadInput
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 MOST_WEIGHTS = 150e6
 MATRIX_PRODUCTS = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
 KINDS = ("CNN", "attention", "mixer")
@@ -109,7 +109,8 @@ def section(results: list[dict[str, Any]], names: list[str]) -> str:
     tried = [result for result in results if result["name"] in set(names)]
     lines = [
         HEADING,
-        f"\nWritten by `benchmarks/convertible_names.py`; not edited by hand. {datetime.date.today().isoformat()}, "
+        "\nWritten by `benchmarks/networks/convertible_names.py`; not edited by hand. "
+        f"{datetime.date.today().isoformat()}, "
         f"timm {timm.__version__}, torch {torch.__version__.split('+')[0]}.\n\n",
         f"{len(tried)} of the {len(names)} names of `timm.list_models()` were tried, in an order of chance, each at "
         "its own size with random weights: recorded, traced and translated into layers, without a Keras. Those of 150 "

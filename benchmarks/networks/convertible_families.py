@@ -1,8 +1,8 @@
 """Which of timm's CNN families can be exported to a Keras `.h5`: the smallest model of each, with random weights.
 
-    python benchmarks/convertible_families.py              # trace and translate; about 5 minutes on 2 cores
-    python benchmarks/convertible_families.py --certify    # also prove each one with the ladder in a real Keras
-    python benchmarks/convertible_families.py --seconds 150  # stop after that time; the next call continues
+    python benchmarks/networks/convertible_families.py              # trace and translate; about 5 minutes on 2 cores
+    python benchmarks/networks/convertible_families.py --certify  # also prove each one in a real Keras
+    python benchmarks/networks/convertible_families.py --seconds 150  # stop after that time; the next call continues
 
 A family is a module of `timm.models`; its smallest model is the one with the fewest parameters. It counts as a CNN if
 the windows of some convolution overlap and it has no matrix product of two computed values (attention). Writes
@@ -37,7 +37,7 @@ from export.worker.keras_process import KerasFailed
 from models.bad_input import BadInput
 from models.timm_mobilenetv2 import TimmClassifier
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "families.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 CLASS_NAMES = ["jeans", "sofa", "tshirt", "tv"]
 # In pixels; the first that the network accepts is used.
 SIZES = (64, 96, 128, 224, 256)
@@ -199,8 +199,8 @@ def certify(results: list[dict[str, Any]], folder: Path) -> None:
 
 HEADER = """# Which CNN families convert
 
-Written by `make families` (`benchmarks/convertible_families.py`); not edited by hand. {date}, timm {timm}, torch
-{torch}.
+Written by `make families` (`benchmarks/networks/convertible_families.py`); not edited by hand. {date}, timm {timm},
+torch {torch}.
 
 The smallest model of each of timm's CNN families, random weights: {converted} of {cnns} convert; {certified} of them
 are certified, which means that every check of `lightning parity` passed in a real Keras. A family is a module of

@@ -1,8 +1,8 @@
 """Networks as people write them: each goes through the real commands, under each Keras that is named.
 
-    python benchmarks/own_networks.py                                # tests/export/own_networks.py, our own Keras
-    python benchmarks/own_networks.py --networks FILE --keras_python PY --keras_python PY2
-    python benchmarks/own_networks.py --only "einsum" --fresh        # some names, done anew
+    python benchmarks/networks/own_networks.py                             # tests/export/own_networks.py, our own Keras
+    python benchmarks/networks/own_networks.py --networks FILE --keras_python PY --keras_python PY2
+    python benchmarks/networks/own_networks.py --only "einsum" --fresh        # some names, done anew
 
 For each: its state dict is saved, `lightning export` writes the `.h5`, and `lightning parity` proves it under each
 Keras. Results are kept in the cache folder, one line of JSON for each network, so that the next call does what is
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # What --model names: it takes a network out of the list of a file.
 FACTORY = """
 import importlib.util
