@@ -62,7 +62,8 @@ from PIL import Image
 session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
 facts = session.get_modelmeta().custom_metadata_map
 height, width = json.loads(facts["image_size"])
-photo = Image.open("photo.jpg").convert("RGB").resize((width, height), Image.Resampling[facts["interpolation"].upper()])
+photo = Image.open("photo.jpg", formats=["JPEG", "PNG"]).convert("RGB")
+photo = photo.resize((width, height), Image.Resampling[facts["interpolation"].upper()])
 pixels = numpy.asarray(photo, "float32")[None]{scale}
 probabilities = session.run(None, {{session.get_inputs()[0].name: pixels}})[0][0]
 print(json.loads(facts["class_names"])[probabilities.argmax()], probabilities.max())

@@ -159,7 +159,9 @@ def _reduced(op: str) -> Callable[[LayerReader, FlatLayer, list[Any]], None]:
         own = keras_shape(before)
         given = layer.config.get("axis", operands[0] if operands else None)
         if given is None or given == []:
-            raise BadInput(f"{layer.key}: expected a {op} over height, width or channels, got one over all images.")
+            raise BadInput(
+                f"{layer.key}: expected a {op} over height, width or channels, got one over all images. {AS_IT_IS}"
+            )
         axes = axes_of(replace(layer, config={"axis": given}), before)
         if axes != list(range(axes[0], axes[-1] + 1)):
             raise BadInput(f"{layer.key}: expected a {op} over neighbouring axes, got {given}. {AS_IT_IS}")

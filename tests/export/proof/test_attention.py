@@ -276,8 +276,8 @@ class Refused(nn.Module):
     ("operation", "named"),
     [
         (lambda x: x.softmax(dim=0), "along the images"),
-        (lambda x: x.flip(0), "aten.flip"),
-        (lambda x: x.transpose(0, 1).reshape(x.shape), "mixes images"),
+        (lambda x: x.flip(0), "along the images"),
+        (lambda x: x.transpose(0, 1).reshape(x.shape), "along the images"),
         (lambda x: x @ x.transpose(0, 1)[:2, :4].transpose(-2, -1), "aten.matmul"),
     ],
     ids=["softmax over images", "images in reverse", "images mixed", "product over images"],
