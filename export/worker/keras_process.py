@@ -19,11 +19,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from models.bad_input import BadInput
+
+if TYPE_CHECKING:
+    import numpy as np
 
 KERAS_WORKER = Path(__file__).with_name("keras_worker.py")
 # Not inherited by a worker, because they would change what it computes or where it runs.
@@ -192,6 +193,8 @@ class KerasStream:
         Raises:
             KerasFailed: the process crashed or ran out of time.
         """
+        import numpy as np  # `lightning --help` needs none
+
         content = io.BytesIO()
         np.save(content, images)
         line = json.dumps({**task, "inputs_bytes": content.tell()}).encode() + b"\n"

@@ -270,7 +270,7 @@ def _made(run: RunFolder, parity: Mapping[str, Any], environment: Mapping[str, A
     lines = ["- " + (", ".join(f"{name} {versions[name]}" for name in MADE_WITH if name in versions) or "unknown")]
     for title, name in (("device", "device"), ("begun", "started")):
         lines += [f"- {title}: {plain(str(environment[name]))}"] if environment.get(name) else []
-    digest = next((each["checkpoint"]["sha256"] for each in parity.get("reports") or []), None)
+    digest = next((each["checkpoint"].get("sha256") for each in parity.get("reports") or []), None)
     lines += [f"- checkpoint's SHA-256: `{digest}`"] if digest else []
     return "\n".join(lines)
 

@@ -79,7 +79,19 @@ def test_help_lists_every_command_and_imports_nothing_heavy():
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stderr.strip() == ""
     lines = [line.split()[0] for line in shown.stdout.splitlines() if line.startswith("  ")]
-    assert lines == ["fit", "validate", "test", "predict", "export", "parity", "import", "upgrade", "audit", "serve"]
+    assert lines == [
+        "fit",
+        "validate",
+        "test",
+        "predict",
+        "export",
+        "parity",
+        "import",
+        "upgrade",
+        "audit",
+        "serve",
+        "publish",
+    ]
     assert "1 they differ; 2 bad input; 3 Keras itself crashed" in shown.stdout
     assert shown.stdout.strip() in (ROOT / "docs" / "commands.md").read_text()
 
@@ -676,7 +688,8 @@ def test_package_that_is_missing_is_one_line_with_the_command_that_installs_it(
     photos, tmp_path, monkeypatch, capsys, available, arguments, package
 ):
     # whether it is installed here or not
-    monkeypatch.setattr(f"lightning.pytorch.{available}", RequirementCache(package))
+    for place in (available, *(["callbacks.device_stats_monitor._PSUTIL_AVAILABLE"] if "PSUTIL" in available else [])):
+        monkeypatch.setattr(f"lightning.pytorch.{place}", RequirementCache(package))
     assert fit(photos, tmp_path / "run", *arguments) == 2
     *others, line = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("lightning: ")

@@ -26,8 +26,9 @@ class Command:
         command = [sys.executable, "-m", "lightning_module", "serve", str(checkpoint), "--port=0", *options]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a test run in the background ignores it
+        )  # fmt: skip
         assert self.process.stdout is not None
         self.said = []
         for line in self.process.stdout:
