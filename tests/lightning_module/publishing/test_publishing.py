@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from datamodule.demo_photos import draw_catalogue
 from lightning_module.publishing.model_card import model_card, plain
 from lightning_module.run.run_folder import RunFolder
 from models.bad_input import BadInput
-from tests.conftest import lightning
+from tests.conftest import ROOT, lightning
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,9 @@ def test_code_of_the_card_gives_one_label(finished, photos, tmp_path):
     short = "import tests.short_mobilenetv2\n"  # a network of the tests alone
     for code in (keras_code, short + torch_code, onnx_code):
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         said.append(done.stdout.splitlines()[-1].split())
     assert len({label for label, _ in said}) == 1
