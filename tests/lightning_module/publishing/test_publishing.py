@@ -83,9 +83,8 @@ def test_code_of_the_card_gives_one_label(finished, photos, tmp_path):
     short = "import tests.short_mobilenetv2\n"  # a network of the tests alone
     for code in (keras_code, short + torch_code, onnx_code):
         command = [sys.executable, "-c", code]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
-        )
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         said.append(done.stdout.splitlines()[-1].split())
     assert len({label for label, _ in said}) == 1
