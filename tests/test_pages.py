@@ -65,15 +65,21 @@ def browser():
         browser.close()
 
 
+def listened_to(browser, width: int, scheme: str, **settings):
+    """A new page, with a list of its errors in `page.wrong`."""
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, **settings)
+    page.wrong = []
+    page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+    return page
+
+
 @pytest.fixture
 def show(browser, tmp_path):
     """Open a page, with a list of whatever it complains of or asks for."""
 
     def opened(html: str, width: int = SCREEN, scheme: str = "light"):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.wrong = []
-        page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: page.wrong.append(str(error)))
+        page = listened_to(browser, width, scheme)
         own = ((tmp_path / "page.html").as_uri(), "data:")
         page.on("request", lambda request: None if request.url.startswith(own) else page.wrong.append(request.url))
         (tmp_path / "page.html").write_text(html, encoding="utf-8")

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from torch import nn
+from torch import fx, nn
 
 from export.graph.record import NotTraced, Recording, operation_name, record
 from export.graph.trace import NoKerasCounterpart, unknown_operations
@@ -128,20 +128,26 @@ def usable_size(network: nn.Module) -> int:
     raise RuntimeError(f"takes none of {SIZES} pixels: {reasons[-1]}")
 
 
+def named_operations(recording: Recording) -> list[tuple[str, fx.Node]]:
+    """The operations of a recorded network, each with its name in ATen."""
+    calls = (node for node in recording.graph.nodes if node.op == "call_function")
+    return [(operation_name(node.target).removeprefix("aten."), node) for node in calls]
+
+
+def has_overlapping_windows(recording: Recording) -> bool:
+    """Whether some convolution's kernel is larger than its stride."""
+    return any(
+        node.args[1].meta["shape"][-1] > max(node.args[3][-1] if len(node.args) > 3 else 1, 1)
+        for name, node in named_operations(recording)
+        if name == "conv2d"
+    )
+
+
 def is_cnn(recording: Recording) -> bool:
     """Whether a recorded network is a CNN, as defined at the top of this file."""
-    overlapping = False
-    for operation in recording.graph.nodes:
-        if operation.op != "call_function":
-            continue
-        name = operation_name(operation.target).removeprefix("aten.")
-        if name in ATTENTION:
-            return False
-        if name == "conv2d":
-            kernel = operation.args[1].meta["shape"][-1]
-            stride = operation.args[3][-1] if len(operation.args) > 3 else 1
-            overlapping = overlapping or kernel > max(stride, 1)
-    return overlapping
+    if any(name in ATTENTION for name, _ in named_operations(recording)):
+        return False
+    return has_overlapping_windows(recording)
 
 
 def convert(name: str, folder: Path) -> dict[str, Any]:

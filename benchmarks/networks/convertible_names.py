@@ -30,9 +30,10 @@ from typing import Any
 
 import timm
 import torch
+from convertible_families import has_overlapping_windows, named_operations
 from torch import Tensor
 
-from export.graph.record import NotTraced, Recording, operation_name, record
+from export.graph.record import NotTraced, Recording, record
 from export.graph.trace import trace_graph
 from export.keras_file.layers import keras_layers
 from models.bad_input import BadInput
@@ -52,17 +53,10 @@ def store() -> Path:
 
 def kind(recording: Recording) -> str:
     """What a network counts as; see the top of this file."""
-    overlap = False
-    for operation in recording.graph.nodes:
-        if operation.op != "call_function":
-            continue
-        name = operation_name(operation.target).removeprefix("aten.")
+    for name, operation in named_operations(recording):
         if name in MATRIX_PRODUCTS and sum(value.meta["computed"] for value in operation.all_input_nodes) > 1:
             return "attention"
-        if name == "conv2d":
-            stride = operation.args[3][-1] if len(operation.args) > 3 else 1
-            overlap = overlap or operation.args[1].meta["shape"][-1] > max(stride, 1)
-    return "CNN" if overlap else "mixer"
+    return "CNN" if has_overlapping_windows(recording) else "mixer"
 
 
 def with_zeros(recording: Recording) -> Recording:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,7 @@ def main() -> None:
                     file.write(json.dumps(row) + "\n")
                 print(json.dumps(row), flush=True)
     for stage in STAGES:
-        print(table([row for row in done if row["stage"] == stage], stage), end="")
+        print(table([row for row in done if row["stage"] == stage], stage, STAGES[stage]), end="")
     print(which_epoch(done), end="")
 
 
@@ -243,8 +244,8 @@ def _run(
     }
 
 
-def table(rows: list[dict[str, Any]], stage: str) -> str:
-    """A stage's results as a Markdown table; differences are between runs with the same seed."""
+def table(rows: list[dict[str, Any]], stage: str, variants: Iterable[str]) -> str:
+    """A stage's results as a Markdown table; differences to the first variant are between runs with the same seed."""
     if not rows:
         return ""
     lines = [
@@ -252,7 +253,7 @@ def table(rows: list[dict[str, Any]], stage: str) -> str:
         "| variant | seeds | accuracy | macro F1 | loss | accuracy against the first, same seeds |",
         "|---|---|---|---|---|---|",
     ]
-    names = list(STAGES[stage])
+    names = list(variants)
     first = {row["seed"]: row for row in rows if row["variant"] == names[0]}
     for name in names:
         own = [row for row in rows if row["variant"] == name]

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from ablation import FINETUNE, MIXED, SHARED, SMALL, add_sources, epochs, read, run, spread
+from ablation import FINETUNE, MIXED, SHARED, SMALL, add_sources, epochs, read, run, table
 
 
 class Teacher(NamedTuple):
@@ -79,7 +79,9 @@ def main() -> None:
             with journal.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
             print(json.dumps(done[-1]), flush=True)
-    print(table(done), end="")
+    for stage in STAGES:
+        names = TEACHERS if stage.endswith("teachers") else STUDENTS
+        print(table([row for row in done if row["stage"] == stage], stage, names), end="")
 
 
 def _result(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, object]:
@@ -109,24 +111,6 @@ def _stage_of_teachers(arguments: argparse.Namespace) -> str:
 def _place(arguments: argparse.Namespace, name: str, seed: int) -> Path:
     place: Path = arguments.out / "teachers" / f"{_stage_of_teachers(arguments)}-{name}-{seed}.ckpt"
     return place.resolve()
-
-
-def table(rows: list[dict[str, object]]) -> str:
-    """Return the results as Markdown tables."""
-    lines = []
-    for stage in STAGES:
-        own = [row for row in rows if row["stage"] == stage]
-        if own:
-            lines += [
-                f"\n{stage}:\n",
-                "| variant | seeds | accuracy | macro F1 | loss | minutes |",
-                "|---|---|---|---|---|---|",
-            ]
-        for name in dict.fromkeys(row["variant"] for row in own):
-            of = [row for row in own if row["variant"] == name]
-            columns = (spread([row[figure] for row in of]) for figure in ("accuracy", "f1_macro", "loss", "minutes"))
-            lines.append(f"| {name} | {len(of)} | {' | '.join(columns)} |")
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

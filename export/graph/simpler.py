@@ -255,7 +255,7 @@ def _interpolated(mode: str) -> Any:
     def run(value: Tensor, **given: Any) -> Tensor:
         aligned = {"align_corners": given["align_corners"]} if "align_corners" in given else {}
         factors = given.get("scale_factors")
-        scale = float((factors[0] if factors else given.get("scales")) or 0)
+        scale = factors[0] if factors else given.get("scales")
         if given.get("output_size") is None or scale:
             return functional.interpolate(value, scale_factor=(1.0, float(scale or 1.0)), mode=mode, **aligned)
         return functional.interpolate(value, size=(1, given["output_size"][0]), mode=mode, **aligned)

@@ -17,6 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from lightning_module.commands.cli import EXIT_BAD_INPUT, parse_for, underscored
+from lightning_module.commands.options import with_flags
 from models.atomic_write import write_text
 from models.bad_input import BadInput, quoted, some_of
 from models.choices import Formats, Interpolation
@@ -43,8 +44,7 @@ def run(argv: list[str]) -> None:
     """
     warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are findings
     codes = "Exit codes: 0 done; 2 bad input, or a file that should have been moved is still where it was."
-    spelled = [underscored(each) for each in argv[1:]]
-    spelled = [f"{each}=true" if each in ("--apply", "--undo") else each for each in spelled]
+    spelled = with_flags([underscored(each) for each in argv[1:]], ("--apply", "--undo"))
     audit(**parse_for(audit, "audit", spelled, codes))
 
 

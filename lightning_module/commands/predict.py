@@ -20,7 +20,7 @@ from lightning_module.commands.options import H5_ENDINGS, check_report_place, re
 from lightning_module.evaluation.decoding import in_batches
 from lightning_module.evaluation.exported_labeller import labeller_of_file
 from lightning_module.evaluation.labellers import Device, Labeller
-from lightning_module.evaluation.labelling import Temperature, choose_labelling, labelled
+from lightning_module.evaluation.labelling import Temperature, check_min_probability, choose_labelling, labelled
 from lightning_module.evaluation.prediction_files import (
     FILES,
     PREDICTION_FORMATS,
@@ -127,11 +127,7 @@ def predict(
             check_report_place("--out", place, *inputs)
     if batch_size < 1:
         raise BadInput(f"--batch_size: expected 1 or more, received {batch_size}.")
-    if min_probability is not None and not 0 <= min_probability <= 1:
-        raise BadInput(
-            f"--min_probability: expected a number from 0 to 1, received {min_probability}. Give 0.8 for eighty "
-            "percent."
-        )
+    check_min_probability(min_probability)
     labeller = _labeller(model, "cpu" if engine == "ray" else device, keras_python, labels)
     labelling = choose_labelling(labeller, model, top, min_probability, temperature)
     formats = formats or widest("web", labeller.formats)

@@ -13,7 +13,7 @@ from typing import NoReturn
 from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, EXIT_UNEXPECTED, parse_for, underscored
 from lightning_module.commands.options import read_labels
 from lightning_module.evaluation.labellers import Device
-from lightning_module.evaluation.labelling import Temperature, choose_labelling
+from lightning_module.evaluation.labelling import Temperature, check_min_probability, choose_labelling
 from lightning_module.serving.served_files import TwinChoice, find_files, make_labellers
 from models.bad_input import BadInput
 from models.choices import MOST_PIXELS
@@ -99,11 +99,7 @@ def serve(
             f"--max_megapixels: expected at most {MOST_PIXELS // 10**6}, which is the most that is read anywhere here, "
             f"received {max_megapixels:g}. Leave it out."
         )
-    if min_probability is not None and not 0 <= min_probability <= 1:
-        raise BadInput(
-            f"--min_probability: expected a number from 0 to 1, received {min_probability}. Give 0.8 for eighty "
-            "percent."
-        )
+    check_min_probability(min_probability)
     found = find_files([Path(each) for each in files], twin)
     if found.h5 is None and (keras_python or labels):
         option = "--keras_python" if keras_python else "--labels"

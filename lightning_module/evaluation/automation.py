@@ -37,10 +37,38 @@ class Level(NamedTuple):
     interval: tuple[float, float]
 
 
-def coverage_curve(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute the accuracy at every threshold.
+class Thresholds(NamedTuple):
+    """What each threshold covers, from the highest to the one that covers all photos.
 
     Photos with equally probable labels are labelled together, as any threshold would have it.
+
+    Attributes:
+        counts: how many photos have a label at least as probable, int, shape (T,), rising.
+        hits: how many of those are right, int, shape (T,).
+        min_probability: the thresholds, float, shape (T,), falling.
+    """
+
+    counts: np.ndarray
+    hits: np.ndarray
+    min_probability: np.ndarray
+
+
+def each_threshold(probabilities: np.ndarray, labels: np.ndarray) -> Thresholds:
+    """Count what is labelled, and rightly, at every threshold.
+
+    Args:
+        probabilities: shape (N, C).
+        labels: the true classes, int, shape (N,).
+    """
+    surety, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    order = np.argsort(-surety, kind="stable")
+    surety, hits = surety[order], np.cumsum(right[order])
+    last = np.flatnonzero(np.append(surety[1:] != surety[:-1], True))  # of those with the same probability
+    return Thresholds(last + 1, hits[last], surety[last])
+
+
+def coverage_curve(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute the accuracy at every threshold.
 
     Args:
         probabilities: shape (N, C).
@@ -49,24 +77,22 @@ def coverage_curve(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.nd
     Returns:
         Coverage, accuracy of what is covered, and threshold, each float64, shape (T,), of rising coverage to 1.
     """
-    surety, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    order = np.argsort(-surety, kind="stable")
-    surety, hits = surety[order], np.cumsum(right[order])
-    last = np.append(surety[1:] != surety[:-1], True)  # of those with the same probability
-    counts = np.flatnonzero(last) + 1
-    return counts / len(labels), hits[counts - 1] / counts, surety[counts - 1]
+    counts, hits, threshold = each_threshold(probabilities, labels)
+    return counts / len(labels), hits / counts, threshold
 
 
 def automation_levels(probabilities: np.ndarray, labels: np.ndarray) -> list[Level]:
     """Return what labelling by machine gives at each of `COVERAGES`, or at the next larger share that is possible."""
-    coverage, accuracy, threshold = coverage_curve(probabilities, labels)
+    counts, hits, threshold = each_threshold(probabilities, labels)
+    coverage = counts / len(labels)
     rows = dict.fromkeys(int(np.searchsorted(coverage, wanted - 1e-9)) for wanted in COVERAGES)
-    found = []
-    for row in rows:
-        photos = round(coverage[row] * len(labels))
-        interval = wilson_interval(round(accuracy[row] * photos), photos)
-        found.append(Level(float(coverage[row]), photos, float(threshold[row]), float(accuracy[row]), interval))
-    return found
+    return [
+        Level(
+            float(coverage[row]), int(counts[row]), float(threshold[row]), float(hits[row] / counts[row]),
+            wilson_interval(int(hits[row]), int(counts[row])),
+        )
+        for row in rows
+    ]  # fmt: skip
 
 
 class ClassThreshold(NamedTuple):
@@ -101,9 +127,8 @@ def class_thresholds(probabilities: np.ndarray, labels: np.ndarray, precision: f
         if not mine.any():
             found.append(None)
             continue
-        coverage, share, threshold = coverage_curve(probabilities[mine], labels[mine])
-        counts = np.rint(coverage * mine.sum()).astype(int)
-        enough = np.flatnonzero((share >= precision) & (counts >= FEWEST))
+        counts, hits, threshold = each_threshold(probabilities[mine], labels[mine])
+        enough = np.flatnonzero((hits / counts >= precision) & (counts >= FEWEST))
         row = enough[-1] if len(enough) else None
         found.append(None if row is None else ClassThreshold(float(threshold[row]), int(counts[row]), int(mine.sum())))
     return found

@@ -122,6 +122,19 @@ def as_printed(probability: float) -> float:
     return float(f"{probability:.{DECIMALS}f}")
 
 
+def check_min_probability(min_probability: float | None) -> None:
+    """Check the range of --min_probability, which needs no model.
+
+    Raises:
+        BadInput: it is none from 0 to 1.
+    """
+    if min_probability is not None and not 0 <= min_probability <= 1:
+        raise BadInput(
+            f"--min_probability: expected a number from 0 to 1, received {min_probability}. Give 0.8 for eighty "
+            "percent."
+        )
+
+
 def choose_labelling(
     labeller: Labeller,
     model: Path,

@@ -7,7 +7,7 @@ from unicodedata import bidirectional
 
 import numpy as np
 
-from lightning_module.evaluation.automation import FEWEST, coverage_curve
+from lightning_module.evaluation.automation import FEWEST, each_threshold
 from lightning_module.evaluation.calibration import BINS, reliability
 from lightning_module.evaluation.figures import Evaluation, wilson_interval
 
@@ -175,16 +175,17 @@ def reliability_png(evaluation: Evaluation) -> bytes:
 
 def coverage_png(evaluation: Evaluation) -> bytes:
     """Accuracy of the photos that are labelled by machine, against their share, with Wilson's band."""
-    coverage, accuracy, _ = coverage_curve(evaluation.probabilities, evaluation.measured.labels)
-    counts = np.rint(coverage * len(evaluation.measured.labels)).astype(int)
+    counts, hits, _ = each_threshold(evaluation.probabilities, evaluation.measured.labels)
     shown = np.unique(np.linspace(0, len(counts) - 1, min(len(counts), MOST_POINTS)).round().astype(int))
-    low, high = np.transpose([wilson_interval(round(accuracy[row] * counts[row]), counts[row]) for row in shown])
+    counts, hits = counts[shown], hits[shown]
+    coverage, accuracy = counts / counts[-1], hits / counts
+    low, high = np.transpose([wilson_interval(int(hit), int(count)) for hit, count in zip(hits, counts, strict=True)])
     figure = _figure(WIDTH, 4)
     panel = figure.subplots()
-    panel.fill_between(coverage[shown], low, high, color=BLUE, alpha=0.2, linewidth=0)
-    panel.plot(coverage[shown], accuracy[shown], color=BLUE)
+    panel.fill_between(coverage, low, high, color=BLUE, alpha=0.2, linewidth=0)
+    panel.plot(coverage, accuracy, color=BLUE)
     panel.set_xlim(0, 1)
-    lowest = [accuracy[shown].min(), *low[counts[shown] >= FEWEST]]  # the band of the first few photos is all there is
+    lowest = [accuracy.min(), *low[counts >= FEWEST]]  # the band of the first few photos is all there is
     panel.set_ylim(max(0.0, min(lowest) - 0.02), 1)
     panel.set_xlabel("share of photos labelled by machine, the surest first")
     panel.set_ylabel("share of those that is right")

@@ -1,6 +1,5 @@
 """`model_card.md`: what the run is, in the form of the hub's model cards, made of the run's own files."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from export.fitted_temperature import FEW_MISTAKES
 from lightning_module.evaluation.figures import CONFIDENCE
 from lightning_module.evaluation.report import chosen_without_photos
 from lightning_module.publishing.loading_code import loading_code
-from lightning_module.run.run_folder import RunFolder, read_environment
+from lightning_module.run.run_folder import RunFolder, read_environment, read_json
 from models.atomic_write import write_text
 from models.bad_input import BadInput, some_of
 
@@ -52,14 +51,14 @@ def model_card(run: RunFolder, license: str | None = None) -> "ModelCard":
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    metrics = _json(run.metrics)
+    metrics = read_json(run.metrics)
     measured = {name: metrics[name] for name in SETS if isinstance(metrics.get(name), dict)}
     if not measured:
         raise BadInput(
             f"expected the folder of a finished run, with figures in metrics.json, received {run.path}. Give the "
             "folder that `lightning fit` wrote (--trainer.default_root_dir)."
         )
-    labels, parity, environment = _json(run.labels), _json(run.parity), read_environment(run)
+    labels, parity, environment = read_json(run.labels), read_json(run.parity), read_environment(run)
     settings = _settings(run.config)
     backbone = str(settings.get("model", {}).get("backbone", "unknown"))
     first = next(iter(measured.values()))
@@ -103,14 +102,6 @@ def plain(text: str) -> str:
 
 def _name_of(run: RunFolder) -> str:
     return run.path.resolve().name or "model"
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _settings(path: Path) -> dict[str, Any]:

@@ -226,8 +226,13 @@ def run_folder_of(trainer: "Trainer") -> RunFolder:
 
 def read_environment(run: RunFolder) -> dict[str, Any]:
     """Return the content of the run's environment.json; empty if it is missing or cannot be read."""
+    return read_json(run.environment)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the content of one of a run's JSON files; empty if it is missing, cannot be read, or is no object."""
     try:
-        content = json.loads(run.environment.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -1,19 +1,13 @@
 """What is known of the served model: from its files, and from the run that they are in."""
 
-import json
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_module.evaluation.labellers import Labeller
 from lightning_module.evaluation.labelling import Labelling
-from lightning_module.serving.served_files import (
-    BEST_CHECKPOINT,
-    CALIBRATED_CHECKPOINT,
-    ServedFiles,
-    facts_of,
-)
+from lightning_module.run.run_folder import RunFolder, read_json
+from lightning_module.serving.served_files import ServedFiles, facts_of
 from models.digests import file_digest
 
 SETS = {"val": "validation", "test": "test"}
@@ -54,7 +48,7 @@ def model_facts(files: ServedFiles, labellers: Mapping[str, Labeller], labelling
         labellers: of them, by the twin's name.
         labelling: what is said of each photo.
     """
-    folder = files.first.resolve().parent
+    run = RunFolder(files.first.resolve().parent)
     twins: dict[str, dict[str, Any]] = {}
     first = next(iter(labellers.values()))
     if "torch" in labellers:
@@ -69,17 +63,17 @@ def model_facts(files: ServedFiles, labellers: Mapping[str, Labeller], labelling
         }
     checkpoint = first.checkpoint_digest
     accepted = {checkpoint} - {None}
-    if accepted and (folder / CALIBRATED_CHECKPOINT).is_file() and (folder / BEST_CHECKPOINT).is_file():
-        accepted.add(file_digest(folder / BEST_CHECKPOINT))  # the same labels, only otherwise sure
-    final = _read(folder / "metrics.json").get("final")
+    if accepted and run.calibrated_checkpoint.is_file() and run.best_checkpoint.is_file():
+        accepted.add(file_digest(run.best_checkpoint))  # the same labels, only otherwise sure
+    final = read_json(run.metrics).get("final")
     measured = isinstance(final, dict) and final.get("checkpoint_sha256") in accepted
     content = {
-        "name": folder.name,
+        "name": run.path.name,
         "checkpoint_sha256": checkpoint,
         **facts_of(first),
         "twins": twins,
         "accuracy": _accuracy(final) if measured and isinstance(final, dict) else None,
-        "parity": _parity(_read(folder / "parity.json"), checkpoint, twins.get("keras", {}).get("sha256")),
+        "parity": _parity(read_json(run.parity), checkpoint, twins.get("keras", {}).get("sha256")),
         "top": labelling.top,
         "temperature": labelling.temperature,
         "min_probability": labelling.min_probability,
@@ -119,12 +113,3 @@ def _parity(content: dict[str, Any], checkpoint: str | None, h5: str | None) -> 
             passed = [each["passed"] for each in report["rungs"]]
             return {"verdict": content["verdict"], "passed": sum(passed), "checks": len(passed)}
     return None
-
-
-def _read(file: Path) -> dict[str, Any]:
-    """The content of a run's file; nothing where it is not there, or is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}

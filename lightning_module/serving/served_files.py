@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from lightning_module.evaluation.labellers import Device, KerasFileLabeller, Labeller, is_hdf5
+from lightning_module.run.run_folder import RunFolder
 from models.bad_input import BadInput
 from models.digests import file_digest
 
 TwinChoice = Literal["both", "torch", "keras"]
-BEST_CHECKPOINT, CALIBRATED_CHECKPOINT, MODEL_H5 = "best.ckpt", "calibrated.ckpt", "model.h5"
 
 
 class ServedFiles(NamedTuple):
@@ -43,14 +43,13 @@ def find_files(given: Sequence[Path], twin: TwinChoice | None) -> ServedFiles:
     h5s: list[Path] = []
     for each in given:
         if each.is_dir():
-            checkpoints += [
-                file for name in (BEST_CHECKPOINT, CALIBRATED_CHECKPOINT) if (file := each / name).is_file()
-            ]
-            h5s += [file] if (file := each / MODEL_H5).is_file() else []
+            run = RunFolder(each)
+            checkpoints += [file for file in (run.best_checkpoint, run.calibrated_checkpoint) if file.is_file()]
+            h5s += [run.model_h5] if run.model_h5.is_file() else []
             if not checkpoints and not h5s:
                 raise BadInput(
-                    f"expected a run's folder, received {each}, which has neither {BEST_CHECKPOINT} nor {MODEL_H5}. "
-                    "Name the folder that `lightning fit` wrote."
+                    f"expected a run's folder, received {each}, which has neither {run.best_checkpoint.name} nor "
+                    f"{run.model_h5.name}. Name the folder that `lightning fit` wrote."
                 )
         else:
             (h5s if is_hdf5(each) else checkpoints).append(each)

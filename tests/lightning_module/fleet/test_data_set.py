@@ -48,15 +48,6 @@ def made(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture
-def there(made, tmp_path, monkeypatch) -> Path:
-    """A working folder of its own, with links to all that was made."""
-    for each in made.iterdir():
-        (tmp_path / each.name).symlink_to(each)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def in_peace(made, tmp_path_factory) -> dict[str, bytes]:
     """The files of a run that nobody stopped."""

@@ -88,15 +88,6 @@ def in_peace(made, tmp_path_factory) -> dict[str, bytes]:
     return files_of(out)
 
 
-@pytest.fixture
-def there(made, tmp_path, monkeypatch) -> Path:
-    """A working folder of its own, with links to all that was made."""
-    for each in made.iterdir():
-        (tmp_path / each.name).symlink_to(each)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def on(cluster: object, *arguments: object, model: str = "best.ckpt") -> list[str]:
     ours = ["predict", model, "shop", *OPTIONS, "--engine=ray", f"--ray_address={cluster.address}", *arguments]
     return [str(each) for each in ours]

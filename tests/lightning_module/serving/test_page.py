@@ -12,7 +12,7 @@ from lightning_module.evaluation.labelling import Labelling
 from lightning_module.serving.web.files import FILES, LANGUAGES
 from tests.conftest import CLASS_NAMES
 from tests.lightning_module.serving.conftest import serving
-from tests.test_pages import CONTRASTS, PHONE, SCREEN, browser, is_dark, overhang, too_faint  # noqa: F401
+from tests.test_pages import CONTRASTS, PHONE, SCREEN, browser, is_dark, listened_to, overhang, too_faint  # noqa: F401
 
 pytestmark = pytest.mark.keras
 
@@ -32,10 +32,8 @@ def visit(browser):  # noqa: F811
     """Open a service's page; whatever it asks of others, or complains of, is in `page.wrong`."""
 
     def opened(url: str, width: int = SCREEN, scheme: str = "light", locale: str = "en-GB", path: str = "/"):
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, locale=locale)
-        page.wrong, page.asked = [], []
-        page.on("console", lambda said: page.wrong.append(said.text) if said.type == "error" else None)
-        page.on("pageerror", lambda error: page.wrong.append(str(error)))
+        page = listened_to(browser, width, scheme, locale=locale)
+        page.asked = []
         page.on("request", lambda request: page.asked.append(request.url))
         page.goto(url + path)
         page.locator("body[data-ready]" if path == "/" else "body").wait_for()
