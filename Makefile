@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= runs/demo
 
-.PHONY: help setup demo test test-keras2 test-deploy deploy-install wheel-check lint format types compat compat-ci compat-install families clean
+.PHONY: help setup demo test test-keras2 test-deploy deploy-install wheel-check gpu lint format types compat compat-ci compat-install families clean
 
 help:  ## list the verbs
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -63,6 +63,9 @@ compat-install: setup  ## make the environments of compat-ci
 
 families: setup  ## which of timm's CNN families convert; writes docs/families.md
 	$(BIN)/python benchmarks/networks/convertible_families.py --certify
+
+gpu: setup  ## check and measure on a GPU all that waits for one
+	$(BIN)/python benchmarks/training/gpu_check.py
 
 clean:  ## remove the environment, caches and runs
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache runs

@@ -39,6 +39,7 @@ class Places(NamedTuple):
         test_root: likewise.
         predict_root: likewise.
         table: says which photos there are, in place of `root`.
+        unlabelled: folder of photos that are trained on without a label, or None.
     """
 
     root: Path
@@ -46,6 +47,7 @@ class Places(NamedTuple):
     test_root: Path | None = None
     predict_root: Path | None = None
     table: PhotoTable | None = None
+    unlabelled: Path | None = None
 
 
 class PhotoSets:
@@ -71,7 +73,7 @@ class PhotoSets:
         validation_split: float,
         seed: int,
     ) -> None:
-        self.root, self.val_root, self.test_root, self.predict_root, self.table = places
+        self.root, self.val_root, self.test_root, self.predict_root, self.table, self.unlabelled = places
         self.class_names = class_names
         self.listing = listing
         self.formats = formats
@@ -93,10 +95,10 @@ class PhotoSets:
         return self.test_root is not None or (self.table is not None and "test" in self.table.classes)
 
     def list_sets(self, wanted: Sequence[SetName]) -> dict[SetName, LabelledFiles]:
-        """Return the photos of some sets, class after class.
+        """Return the photos of some sets, class after class; those without a label are the last to train on.
 
         Raises:
-            BadInput: classes are empty or too small to split, or there are no photos to predict.
+            BadInput: classes are empty or too small to split, or there are no photos to predict or without a label.
         """
         sets: dict[SetName, LabelledFiles] = {}
         if not self.has_validation_photos:
@@ -107,20 +109,27 @@ class PhotoSets:
         for name in wanted:
             if name == "train":
                 sets[name] = training
+                if self.unlabelled is not None:
+                    others = self._photos_without_label("unlabelled", self.unlabelled)
+                    sets[name] = LabelledFiles(training.files + others.files, training.labels + others.labels)
             elif name == "test" and self.has_test_photos:
                 sets[name] = label_all(self._classes_of("test"))
             elif name == "predict" and self.predict_root is not None:
-                files = self._photos_in(self.predict_root, Counter())
-                if not files:
-                    raise BadInput(
-                        f"predict_root: expected photos; received {self.predict_root}, which has none that ends in "
-                        f"{self._endings()}{what_else(self.predict_root, self.formats)}. Point it at the folder that "
-                        f"has them, {self._other_formats()}or convert photos with other endings."
-                    )
-                sets[name] = LabelledFiles(files, [-1] * len(files))
+                sets[name] = self._photos_without_label("predict_root", self.predict_root)
             else:
                 sets[name] = validation
         return sets
+
+    def _photos_without_label(self, setting: str, folder: Path) -> LabelledFiles:
+        """List a folder's photos, at any depth, with -1 for a label."""
+        files = self._photos_in(folder, Counter())
+        if not files:
+            raise BadInput(
+                f"{setting}: expected photos; received {folder}, which has none that ends in "
+                f"{self._endings()}{what_else(folder, self.formats)}. Point it at the folder that has them, "
+                f"{self._other_formats()}or convert photos with other endings."
+            )
+        return LabelledFiles(files, [-1] * len(files))
 
     def _classes_of(self, name: TableSet, training: bool = True) -> list[list[Path]]:
         """List the photos of a set per class; not to train on them, some classes are enough."""

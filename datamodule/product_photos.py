@@ -70,6 +70,8 @@ class ProductPhotos(L.LightningDataModule):
             out.
         test_root: likewise for testing; without it the validation photos are tested.
         predict_root: any folder with photos, at any depth; without it the validation photos are predicted.
+        unlabelled: any folder with photos, at any depth, that are trained on beside the others, but have no label: what
+            a teacher says of them is learnt (`ProductClassifier`). Copies of the other photos are left out.
         image_size: height and width in pixels: one number, or two: [h, w] or "h,w". The aspect ratio is not kept.
         interpolation: how photos are resized; `nearest` is what `flow_from_directory` does unless told otherwise.
         batch_size: photos per batch (per process).
@@ -119,7 +121,7 @@ class ProductPhotos(L.LightningDataModule):
         image_size: (height, width).
         interpolation: as given.
         val_sets: names of the validation loaders, in order: ["val"], or ["val", "val_clean"].
-        train_files: and `val_files`, `test_files`, `predict_files`: paths, known after `setup`.
+        train_files: and `val_files`, `test_files`, `predict_files`, `unlabelled_files`: paths, known after `setup`.
         train_labels: and `val_labels`, `test_labels`: class indices, known after `setup`.
 
     Raises:
@@ -159,6 +161,7 @@ class ProductPhotos(L.LightningDataModule):
         background: str | None = None,
         deep_grey: DeepGrey = "clip",
         class_names: list[str] | None = None,
+        unlabelled: str | None = None,
     ) -> None:
         super().__init__()
         self.image_size = parse_image_size(image_size)
@@ -189,14 +192,15 @@ class ProductPhotos(L.LightningDataModule):
         if kaggle is not None:
             root = str(download_photos(kaggle))
         cache = Path(store_dir) if store_dir is not None else default_store_dir()
-        root, val_root, test_root, table, photos = (
+        root, val_root, test_root, table, photos, unlabelled = (
             fetched(setting, place, cache)
             for setting, place in (
                 ("root", root), ("val_root", val_root), ("test_root", test_root), ("table", table), ("photos", photos),
+                ("unlabelled", unlabelled),
             )
         )  # fmt: skip
-        self.val_root, self.test_root, self.predict_root = (
-            None if folder is None else Path(folder) for folder in (val_root, test_root, predict_root)
+        self.val_root, self.test_root, self.predict_root, self.unlabelled = (
+            None if folder is None else Path(folder) for folder in (val_root, test_root, predict_root, unlabelled)
         )
         self.interpolation = interpolation
         self.batch_size = batch_size
@@ -245,9 +249,10 @@ class ProductPhotos(L.LightningDataModule):
                 said.append(check_class_names(setting, folder, found_names, self.class_names, foreign_classes))
         for sentence in filter(None, said):
             rank_zero_info(sentence)
-        if self.predict_root is not None:
-            check_folder("predict_root", self.predict_root)
-        places = Places(self.root, self.val_root, self.test_root, self.predict_root, self.table)
+        for setting, folder in (("predict_root", self.predict_root), ("unlabelled", self.unlabelled)):
+            if folder is not None:
+                check_folder(setting, folder)
+        places = Places(self.root, self.val_root, self.test_root, self.predict_root, self.table, self.unlabelled)
         self.photo_sets = PhotoSets(places, self.class_names, listing, formats, split, validation_split, seed)
         self.val_sets: list[SetName] = ["val", "val_clean"] if augment_validation else ["val"]
         self.store = PhotoStore(
@@ -274,13 +279,18 @@ class ProductPhotos(L.LightningDataModule):
 
     @property
     def train_files(self) -> list[Path]:
-        """Training photos, class after class."""
-        return self._set("train").files
+        """Training photos that have a label, class after class."""
+        return self._set("train").labelled.files
 
     @property
     def train_labels(self) -> list[int]:
         """Index into `class_names` for each of `train_files`."""
-        return self._set("train").labels
+        return self._set("train").labelled.labels
+
+    @property
+    def unlabelled_files(self) -> list[Path]:
+        """Photos that are trained on without a label."""
+        return [file for file, label in zip(*self._set("train"), strict=True) if label < 0]
 
     @property
     def val_files(self) -> list[Path]:
@@ -351,8 +361,10 @@ class ProductPhotos(L.LightningDataModule):
         )
         if bad_photos:
             listed = self._leave_out(bad_photos, listed)
+        if "train" in listed and self.unlabelled is not None:
+            listed["train"] = self._without_copies(listed)
         if "train" in listed and "val" in listed:
-            self._count_copies(listed["train"].files, listed["val"].files)
+            self._count_copies(listed["train"].labelled.files, listed["val"].files)
         self._sets.update(listed)
 
     def _leave_out(
@@ -371,9 +383,7 @@ class ProductPhotos(L.LightningDataModule):
         kept: dict[SetName, LabelledFiles] = {}
         for set_name, labelled in listed.items():
             rows = [row for row, file in enumerate(labelled.files) if file not in bad_files]
-            kept[set_name] = LabelledFiles(
-                [labelled.files[row] for row in rows], [labelled.labels[row] for row in rows]
-            )
+            kept[set_name] = labelled.of_rows(rows)
             lost = sorted(set(labelled.labels) - set(kept[set_name].labels))
             if lost:
                 raise BadInput(
@@ -382,6 +392,21 @@ class ProductPhotos(L.LightningDataModule):
                     f"among the {set_name} photos. Mend those that are named above, or remove the class."
                 )
         return kept
+
+    def _without_copies(self, listed: dict[SetName, LabelledFiles]) -> LabelledFiles:
+        """The training photos, without those that have no label and are in a set with one, byte for byte."""
+        seen = {self.store.digest_of(file) for labelled in listed.values() for file in labelled.labelled.files}
+        training = listed["train"]
+        kept = [
+            row for row, (file, label) in enumerate(zip(*training, strict=True))
+            if label >= 0 or self.store.digest_of(file) not in seen
+        ]  # fmt: skip
+        if len(kept) < len(training.files):
+            rank_zero_info(
+                f"{len(training.files) - len(kept)} of the unlabelled photos are labelled ones, too, byte for byte: "
+                "they are left out"
+            )
+        return training.of_rows(kept)
 
     def _count_copies(self, training: list[Path], validation: list[Path]) -> None:
         first = {self.store.digest_of(file): file for file in reversed(training)}
@@ -538,10 +563,11 @@ class ProductPhotos(L.LightningDataModule):
         return {name: {"photos": len(each.files), "sha256": self._digest(name)} for name, each in self._sets.items()}
 
     def _digest(self, name: SetName) -> str:
-        roots = {"val": self.val_root, "test": self.test_root or self.val_root, "predict": self.predict_root}
-        root = roots.get(name) or self.root
+        roots = {"val": self.val_root, "test": self.test_root or self.val_root}
         digest = hashlib.sha256()
         for file, label in zip(*self._set(name), strict=True):
+            without_label = self.predict_root if name == "predict" else self.unlabelled
+            root = (roots.get(name) if label >= 0 else without_label) or self.root
             if self.table is not None and label >= 0:  # of a folder the name says it
                 digest.update(self.class_names[label].encode() + b"\0")
             relative = file.relative_to(root) if file.is_relative_to(root) else file

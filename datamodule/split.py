@@ -6,7 +6,7 @@ Source mirrored: `keras/src/legacy/preprocessing/image.py` (`DirectoryIterator`,
 
 import os
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,11 +29,21 @@ class LabelledFiles(NamedTuple):
 
     Attributes:
         files: paths, in Keras's order.
-        labels: for each file, the index of its class in the sorted class names.
+        labels: for each file, the index of its class in the sorted class names; -1 where it has none.
     """
 
     files: list[Path]
     labels: list[int]
+
+    def of_rows(self, rows: Iterable[int]) -> "LabelledFiles":
+        """Return some of them."""
+        rows = list(rows)
+        return LabelledFiles([self.files[row] for row in rows], [self.labels[row] for row in rows])
+
+    @property
+    def labelled(self) -> "LabelledFiles":
+        """Those that have a label."""
+        return self.of_rows(row for row, label in enumerate(self.labels) if label >= 0)
 
 
 def find_class_names(root: Path) -> list[str]:

@@ -113,7 +113,10 @@ class MetricsJournal(Callback):
             f"{len(module.class_names)} classes, {' x '.join(map(str, module.hparams['image_size']))} pixels"
         )
         if datamodule is not None and hasattr(datamodule, "train_labels"):
-            trainer.print(f"{len(datamodule.train_files)} training and {len(datamodule.val_files)} validation photos")
+            more = f", {len(datamodule.unlabelled_files)} without a label" if datamodule.unlabelled is not None else ""
+            trainer.print(
+                f"{len(datamodule.train_files)} training and {len(datamodule.val_files)} validation photos{more}"
+            )
             trained, held_out = (Counter(labels) for labels in (datamodule.train_labels, datamodule.val_labels))
             classes = [f"{name} {trained[row]} + {held_out[row]}" for row, name in enumerate(module.class_names)]
             trainer.print(f"of each class, training + validation: {some_of(classes, 50)}")

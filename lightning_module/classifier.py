@@ -261,6 +261,8 @@ class ProductClassifier(MeasuredModule):
         with nullcontext() if name == "train" else _unrounded(images):
             logits = self.logits_while_fitting(images, exact=name != "train") if fitting else self(images)
             loss = nn.functional.cross_entropy(logits, targets, self._class_weights if name == "train" else None)
+            if name == "train" and self.learns_unlabelled:  # the mean over photos that have a label
+                loss = loss * len(labels) / targets.sum().clamp(min=1)
             if taught is not None:
                 loss = loss.lerp(self.distillation.loss(logits, taught), self.distillation.weight)
         self.measure(name, logits, labels, loss)
@@ -271,7 +273,7 @@ class ProductClassifier(MeasuredModule):
 
         Args:
             images: shape (B, 3, H, W), 0 to 1; may be changed in place.
-            labels: class indices, shape (B,).
+            labels: class indices, shape (B,); -1 for none.
 
         Returns:
             The images, shape (B, 3, *train_shape), and `labels`, or the share of each class, shape (B, C).
@@ -281,7 +283,7 @@ class ProductClassifier(MeasuredModule):
 
     def mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Do the first part of `training_input`, at the full size: what a teacher sees, too."""
-        if self.regularisation != Regularisation():
+        if self.regularisation != Regularisation() or self.learns_unlabelled:
             return self._regularise(images, labels)
         return images, labels
 
@@ -341,18 +343,27 @@ class ProductClassifier(MeasuredModule):
             rank_zero_info(str(rows))
         return rows
 
-    def check_device(self, device: torch.device) -> None:
-        """Refuse a device that cannot compute as the settings say.
+    def check_fit(self, device: torch.device, datamodule: Any = None) -> None:
+        """Refuse a device that cannot compute as the settings say, and photos without labels that nobody labels.
 
         Raises:
-            BadInput: `frozen_precision` is bfloat16, but this processor cannot convolve in it.
+            BadInput: `frozen_precision` is bfloat16, but this processor cannot convolve in it; or the data module has
+                `unlabelled` photos, but no teacher is listened to.
         """
+        if getattr(datamodule, "unlabelled", None) is not None and not (
+            self.teacher_paths and self.distillation.weight
+        ):
+            raise BadInput(
+                "--data.unlabelled: expected a teacher that says what is in photos without a label; received "
+                + ("--model.distillation.weight 0." if self.teacher_paths else "none.")
+                + " Give a trained checkpoint with --model.teacher, and a weight above 0."
+            )
         if self.trainable == "head" or self.schedule.head_epochs:  # else nothing is computed in it
             resolve_precision(self._frozen_backbone.precision, device)
 
     def on_fit_start(self) -> None:
         """Load the pretrained weights, unless a checkpoint has been loaded before, and the teachers."""
-        self.check_device(self.device)
+        self.check_fit(self.device, self.datamodule)
         self.load_pretrained_weights()
         if self.teacher_paths and self._teachers is None:
             precision, compile = self._frozen_backbone.precision, self._frozen_backbone.compile

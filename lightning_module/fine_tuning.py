@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from timm.data.mixup import Mixup, mixup_target
+from timm.data.mixup import Mixup
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
@@ -148,7 +148,7 @@ class BatchRegulariser:
         if settings.mixup or settings.cutmix:
             self._mixup = Mixup(
                 settings.mixup, settings.cutmix, prob=settings.mix_share,
-                label_smoothing=settings.label_smoothing, num_classes=num_classes,
+                label_smoothing=0, num_classes=num_classes + 1,
             )  # fmt: skip
 
     def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,15 +156,20 @@ class BatchRegulariser:
 
         Args:
             images: shape (B, 3, H, W), 0 to 1; may be changed in place.
-            labels: class indices, shape (B,).
+            labels: class indices, shape (B,); -1 where a photo has none.
 
         Returns:
-            The images, and the target probability of each class, shape (B, C).
+            The images, and the target probability of each class, shape (B, C). A row adds up to the labelled share of
+            its photo: 1, or 0 without a label, or what was mixed of both.
         """
-        targets = mixup_target(labels, self.num_classes, lam=1.0, smoothing=self.settings.label_smoothing)
+        labels = labels % (self.num_classes + 1)  # the last of timm's classes is to have no label
+        targets = nn.functional.one_hot(labels, self.num_classes + 1).to(images.dtype)
         if self._mixup is not None and (pairs := len(images) // 2 * 2):
             # timm mixes a batch with itself in reverse order and needs an even number; a last odd photo is not mixed
             images[:pairs], targets[:pairs] = self._mixup(images[:pairs], labels[:pairs])
+        targets = targets[:, :-1]
+        smoothing = self.settings.label_smoothing
+        targets = (1 - smoothing) * targets + smoothing / self.num_classes * targets.sum(dim=1, keepdim=True)
         if self.settings.random_erasing:
             erase = RandomErasing(self.settings.random_erasing, mode="const", device=images.device)
             # timm erases to zero, the mean of normalised images. Ours are not normalised yet: use the batch's mean.

@@ -54,11 +54,15 @@ class MeasuredModule(L.LightningModule):
         Args:
             name: name of the set.
             logits: shape (B, C).
-            labels: shape (B,), integers from 0 to C - 1.
+            labels: shape (B,), integers from 0 to C - 1; -1 for training photos without a label.
             loss: the batch's mean loss, a scalar.
         """
         metrics = cast(MetricCollection, self.metrics[f"{name}/"])
-        metrics.update(logits, labels)
+        if name == "train" and self.learns_unlabelled:
+            if len(known := (labels >= 0).nonzero()[:, 0]):
+                metrics.update(logits[known], labels[known])
+        else:  # to look for labels would be to wait for a GPU
+            metrics.update(logits, labels)
         if name != "train":
             self._confusion_of(name).update(logits, labels)
         mean_loss = cast(MeanLoss, self.mean_losses[f"{name}/"])
@@ -83,6 +87,11 @@ class MeasuredModule(L.LightningModule):
     def datamodule(self) -> L.LightningDataModule | None:
         """The trainer's data module, if it has one."""
         return getattr(self._trainer, "datamodule", None)
+
+    @property
+    def learns_unlabelled(self) -> bool:
+        """Whether the data module has training photos without a label."""
+        return getattr(self.datamodule, "unlabelled", None) is not None
 
     def on_validation_epoch_start(self) -> None:
         """Reset the confusion matrices."""

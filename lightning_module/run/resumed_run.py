@@ -20,7 +20,7 @@ from models.bad_input import BadInput
 FREE_TO_CHANGE = (
     "ckpt_path", "data.demo", "data.kaggle", "data.listing", "data.num_workers", "data.on_copies",
     "data.file_column", "data.label_column", "data.photos", "data.predict_root", "data.root", "data.set_column",
-    "data.store_dir", "data.store_ram_share", "data.table", "data.test_root", "data.val_root",
+    "data.store_dir", "data.store_ram_share", "data.table", "data.test_root", "data.unlabelled", "data.val_root",
     "hand_over", "journal", "last_checkpoint", "model.classes", "model.compile", "model.weights", "num_threads",
     "trainer.accelerator", "trainer.default_root_dir", "trainer.devices", "trainer.enable_checkpointing",
     "trainer.enable_model_summary", "trainer.enable_progress_bar", "trainer.log_every_n_steps", "trainer.logger",

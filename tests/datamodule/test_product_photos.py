@@ -450,3 +450,43 @@ class TestCommandLine:
     def test_one_setting(self, root):
         photos = self.parse("--data.root", str(root), "--data.augmentation.rotation_range", "20")
         assert photos.augmentation == Augmentation(rotation_range=20.0)
+
+
+class TestUnlabelled:
+    @pytest.fixture
+    def more(self, tmp_path, root):
+        """Photos at two depths, and one copy each of photos to train on and to validate with."""
+        folder = draw_root(tmp_path / "more", {"2025": 3, "2026/spring": 2}, seed=1000)
+        for place, copied in enumerate((root / "jeans/00.png", root / "tv/04.png")):
+            (folder / f"copy{place}.png").write_bytes(copied.read_bytes())
+        return folder
+
+    def test_are_trained_on_without_a_label_and_nowhere_else(self, root, more, tmp_path):
+        photos = ProductPhotos(str(root), image_size=12, split="stratified", unlabelled=str(more))
+        recorder = fit(tmp_path, photos, max_epochs=1)
+        assert [file.parent.name for file in photos.unlabelled_files] == ["2025"] * 3 + ["spring"] * 2
+        assert len(photos.train_files) == len(photos.train_labels) == 24
+        assert sorted(recorder.labels("train")) == sorted([*photos.train_labels, *[-1] * 5])
+        images, labels = recorder.images("train"), torch.tensor(recorder.labels("train"))
+        expected = unchanged(photos, photos.unlabelled_files).flatten(1)
+        found = images[labels < 0].flatten(1)
+        assert torch.cdist(found, expected).min(dim=1).values.max() == 0
+        assert min(recorder.labels("val")) == 0
+        assert photos.describe_sets()["train"]["photos"] == 29
+
+    def test_digest_is_of_their_names_in_the_folder(self, root, more, tmp_path):
+        def digest(folder: Path) -> str:
+            photos = ProductPhotos(str(root), image_size=12, unlabelled=str(folder))
+            photos.setup("fit")
+            return photos.describe_sets()["train"]["sha256"]
+
+        before = digest(more)
+        assert digest(more.rename(tmp_path / "moved")) == before
+        (tmp_path / "moved/2025/00.png").rename(tmp_path / "moved/2025/other.png")
+        assert digest(tmp_path / "moved") != before
+
+    @pytest.mark.parametrize("name", ["missing", "empty"])
+    def test_folder_without_photos_is_refused(self, root, tmp_path, name):
+        (tmp_path / "empty").mkdir()
+        with pytest.raises(BadInput, match=r"unlabelled: expected"):
+            ProductPhotos(str(root), image_size=12, unlabelled=str(tmp_path / name)).setup("fit")

@@ -1,10 +1,14 @@
 """A student learns what its teachers say of the very photos that it sees, and keeps nothing of them."""
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_module.classifier import ProductClassifier
 from lightning_module.distillation import Distillation, Teachers
+from lightning_module.fine_tuning import Regularisation
 from models.bad_input import BadInput
 from tests.conftest import random_classifier, save_checkpoint
 from tests.lightning_module.test_classifier import SETTINGS, batches, classifier, trainer
@@ -102,8 +106,6 @@ def test_nothing_of_a_teacher_is_saved(tmp_path, teachers):
 
 
 def test_teacher_sees_what_the_student_sees_mixed_and_at_the_full_size(tmp_path, teachers, monkeypatch):
-    from lightning_module.fine_tuning import Regularisation
-
     seen, learnt = [], []
     probabilities, logits = Teachers.probabilities, type(classifier()).logits_while_fitting
 
@@ -131,6 +133,58 @@ def test_teacher_sees_what_the_student_sees_mixed_and_at_the_full_size(tmp_path,
 def test_teacher_that_lacks_a_class_is_refused(teachers):
     with pytest.raises(BadInput, match=r"--model\.teacher: .* not \['d'\]"):
         Teachers(teachers, [*NAMES, "d"])
+
+
+class Labels(L.LightningDataModule):
+    """Eight photos of noise; labels of -1 are none."""
+
+    unlabelled, batch_size = "a folder", 4
+
+    def __init__(self, labels):
+        super().__init__()
+        self.labels = torch.tensor(labels)
+
+    def train_dataloader(self):
+        photos, _ = batches().dataset.tensors
+        return DataLoader(TensorDataset(photos, self.labels), batch_size=4)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"regularisation": Regularisation(label_smoothing=0.1)}], ids=["hard", "soft"]
+)
+@pytest.mark.parametrize("weight", [1.0, 0.5])
+def test_photos_without_labels_are_taught_by_the_teacher_alone(tmp_path, teachers, weight, settings, monkeypatch):
+    labels = [0, -1, 2, -1, -1, -1, -1, -1]
+    seen = []
+    monkeypatch.setattr(ProductClassifier, "backward", lambda self, loss: (seen.append(loss.item()), loss.backward()))
+    module = classifier(
+        teacher=str(teachers[0]),
+        distillation=Distillation(weight=weight),
+        learning_rate=1e-12,
+        frozen_precision="float32",
+        **settings,
+    )
+    run = trainer(tmp_path, enable_checkpointing=False)
+    run.fit(module, datamodule=Labels(labels))
+    photos, _ = batches().dataset.tensors
+    with torch.no_grad():
+        logits = module.eval()(photos)
+    of_teacher = Distillation().loss(logits[:4], Teachers(teachers[:1], NAMES, "float32").probabilities(photos[:4], 1))
+    smoothing = module.regularisation.label_smoothing
+    of_labels = nn.functional.cross_entropy(logits[[0, 2]], torch.tensor([0, 2]), label_smoothing=smoothing)
+    assert seen[0] == pytest.approx(float(weight * of_teacher + (1 - weight) * of_labels), rel=1e-3)
+    of_teacher = Distillation().loss(logits[4:], Teachers(teachers[:1], NAMES, "float32").probabilities(photos[4:], 1))
+    assert seen[1] == pytest.approx(float(weight * of_teacher), rel=1e-3)  # a batch without any label
+    right = (logits[[0, 2]].argmax(1) == torch.tensor([0, 2])).float().mean()
+    assert run.callback_metrics["train/accuracy"] == pytest.approx(float(right))
+
+
+@pytest.mark.parametrize("settings", [{}, {"distillation": Distillation(weight=0.0)}], ids=["none", "not heard"])
+def test_photos_without_labels_want_a_teacher(tmp_path, teachers, settings):
+    if settings:
+        settings["teacher"] = str(teachers[0])
+    with pytest.raises(BadInput, match=r"--data\.unlabelled: expected a teacher .* --model\.teacher"):
+        trainer(tmp_path).fit(classifier(**settings), datamodule=Labels([0] * 8))
 
 
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": float("nan")}, {"weight": 1.1}])

@@ -77,6 +77,23 @@ class TestRegularisation:
         ours = nn.functional.cross_entropy(logits, targets)
         assert ours.item() == pytest.approx(nn.functional.cross_entropy(logits, labels, label_smoothing=0.1).item())
 
+    @pytest.mark.parametrize("settings", [{"label_smoothing": 0.1}, {"mixup": 1.0, "label_smoothing": 0.2}])
+    def test_targets_of_photos_without_labels(self, settings):
+        """timm's own targets of the labelled share; a photo without a label adds nothing."""
+        images, labels = self.photos()
+        some = torch.where(torch.arange(6) < 2, -1, labels)
+        seed()
+        _, whole = BatchRegulariser(Regularisation(**settings), 3)(images.clone(), labels)
+        seed()
+        _, targets = BatchRegulariser(Regularisation(**settings), 3)(images.clone(), some)
+        torch.testing.assert_close(targets[2:4], whole[2:4])  # mixed with each other
+        if "mixup" not in settings:
+            assert targets[:2].abs().sum() == 0
+            return
+        # photo 5 is mixed with photo 0, which has no label: what is left is its own share
+        assert 0 < targets[5].sum() < 1
+        torch.testing.assert_close(targets[5].sum() + targets[0].sum(), torch.tensor(1.0))
+
     @pytest.mark.parametrize("count", [6, 5, 1])
     def test_mixup_blends_photos_as_it_blends_labels(self, count):
         images, labels = self.photos(count)

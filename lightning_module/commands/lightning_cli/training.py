@@ -371,7 +371,7 @@ class TrainingCLI(LightningCLI):
     def before_fit(self) -> None:
         """Read the pretrained weights before the photos, so that errors show early. A resumed run has its weights."""
         self.hand_over.at_fit_end = False  # after_fit does it
-        self.model.check_device(self.trainer.strategy.root_device)
+        self.model.check_fit(self.trainer.strategy.root_device, self.datamodule)
         if not self.resumes_from:
             self._take_weights()
         if not self.resumes_from:  # the picture may be an earlier run's
