@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from timm.data.mixup import Mixup
+from timm.data.mixup import Mixup, one_hot
 from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 
@@ -163,7 +163,7 @@ class BatchRegulariser:
             its photo: 1, or 0 without a label, or what was mixed of both.
         """
         labels = labels % (self.num_classes + 1)  # the last of timm's classes is to have no label
-        targets = nn.functional.one_hot(labels, self.num_classes + 1).to(images.dtype)
+        targets = one_hot(labels, self.num_classes + 1)
         if self._mixup is not None and (pairs := len(images) // 2 * 2):
             # timm mixes a batch with itself in reverse order and needs an even number; a last odd photo is not mixed
             images[:pairs], targets[:pairs] = self._mixup(images[:pairs], labels[:pairs])

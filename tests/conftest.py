@@ -21,7 +21,7 @@ from export.worker import keras_process
 from lightning_module.commands import cli
 from models.timm_mobilenetv2 import TimmClassifier
 from tests import short_mobilenetv2  # noqa: F401 - timm gets to know it
-from tests.keras_forks import KerasForks
+from tests.forks import KERAS, OURS, Forks
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
@@ -151,10 +151,20 @@ def keras_forks() -> Iterator[None]:
     if not hasattr(os, "pidfd_open"):  # of Linux
         yield
         return
-    forks = KerasForks(keras_process._environment())
+    forks = Forks(KERAS, keras_process._environment())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keras_process, "sys", forks)  # it reads `sys.executable` alone
         yield
+    forks.close()
+
+
+@pytest.fixture(scope="session")
+def command_python() -> Iterator[str]:
+    """An interpreter for the command that has imported torch, and knows `mobilenetv2_short`."""
+    if not hasattr(os, "pidfd_open"):
+        pytest.skip("needs Linux")
+    forks = Forks(OURS, os.environ | {"PYTHONPATH": str(ROOT)})
+    yield forks.executable
     forks.close()
 
 

@@ -75,6 +75,7 @@ def judge_h5(original: Path, partner: Path) -> Callable[[Path], str]:
     from export.proof.checks import check_labels, check_weights
     from export.proof.comparison import Pair, read_comparison
     from export.proof.contents import check_contents
+    from tests import short_mobilenetv2  # noqa: F401 - timm gets to know it
 
     pair = Pair(partner, original)
     comparison = read_comparison(pair)
@@ -164,6 +165,7 @@ def judge_checkpoint(original: Path, partner: Path) -> Callable[[Path], str]:
     from export.proof import checks as compare
     from export.proof import contents
     from export.proof.comparison import Pair, read_comparison
+    from tests import short_mobilenetv2  # noqa: F401 - timm gets to know it
 
     whole = read_comparison(Pair(original, partner))
     loaded = loaded_of(whole.twin)

@@ -114,7 +114,7 @@ def test_fit_hands_over_the_checkpoint_that_it_proves(tmp_path, monkeypatch, tem
     draw_catalogue(tmp_path / "photos", per_class=8, seed=0)
     run = tmp_path / "run"
     settings = [
-        "--model.backbone=mobilenetv2_035", "--model.pretrained=false", "--model.hidden=[8]", "--data.image_size=32",
+        "--model.backbone=mobilenetv2_short", "--model.pretrained=false", "--model.hidden=[8]", "--data.image_size=32",
         "--data.validation_split=0.25", f"--data.root={tmp_path / 'photos'}", f"--trainer.default_root_dir={run}",
         "--trainer.accelerator=cpu", "--trainer.max_epochs=1",
     ]  # fmt: skip

@@ -37,8 +37,11 @@ SECONDS_EACH = 10.0  # far more than a flip takes; a hang is longer
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("pair")
-    network = random_classifier(backbone="mobilenetv2_035", hidden=(), pad_type="same", bn_eps=1e-3, mean=0.5, std=0.5)
+    return write_pair(tmp_path_factory.mktemp("pair"), "mobilenetv2_short")
+
+
+def write_pair(folder: Path, backbone: str) -> tuple[Path, Path]:
+    network = random_classifier(backbone=backbone, hidden=(), pad_type="same", bn_eps=1e-3, mean=0.5, std=0.5)
     checkpoint = save_checkpoint(folder / "best.ckpt", network, (32, 32))
     return write_twin(checkpoint, folder / "model.h5").path, checkpoint
 
@@ -105,8 +108,8 @@ def test_flipped_h5_is_refused_or_noticed(pair):
     assert counted["noticed: contents"] or counted["noticed: labels"]
 
 
-def test_flipped_h5_is_imported_as_it_is_or_refused(pair):
-    counted = outcomes("import", *pair, COUNT or 20)
+def test_flipped_h5_is_imported_as_it_is_or_refused(tmp_path):
+    counted = outcomes("import", *write_pair(tmp_path, "mobilenetv2_035"), COUNT or 20)
     assert counted["refused"]
     assert counted["noticed: weights"]
 

@@ -19,7 +19,7 @@ from models.graph_network import packed, unpacked
 from tests.conftest import CLASS_NAMES, lightning, random_classifier, save_checkpoint
 from tests.export.own_cnn import SIZE, own_cnn
 
-SMALL = {"backbone": "mobilenetv2_035"}
+SMALL = {"backbone": "mobilenetv2_short"}
 FIVE = ["jeans", "lamp", "sofa", "tshirt", "tv"]
 
 

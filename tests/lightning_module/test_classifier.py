@@ -17,7 +17,7 @@ from models.bad_input import BadInput
 from models.keras_adam import KerasAdam
 from models.timm_mobilenetv2 import TimmClassifier
 
-SETTINGS = {"class_names": ["a", "b", "c"], "image_size": [32, 32], "backbone": "mobilenetv2_035", "hidden": [8]}
+SETTINGS = {"class_names": ["a", "b", "c"], "image_size": [32, 32], "backbone": "mobilenetv2_short", "hidden": [8]}
 
 
 def classifier(**settings) -> ProductClassifier:

@@ -23,7 +23,7 @@ def teachers(tmp_path_factory) -> list:
     folder = tmp_path_factory.mktemp("teachers")
     found = []
     for number, (names, size) in enumerate(((NAMES, (32, 32)), (["z", "c", "a", "b"], (48, 40)))):
-        network = random_classifier(number, backbone="mobilenetv2_035", hidden=())
+        network = random_classifier(number, backbone="mobilenetv2_short", hidden=())
         network.head.predictions = nn.Linear(network.head.predictions.in_features, len(names))
         with torch.no_grad():
             network.head.predictions.weight.mul_(20)

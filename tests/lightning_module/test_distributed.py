@@ -6,7 +6,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from tests.conftest import ROOT, load_script
 kill_and_resume = load_script(ROOT / "benchmarks" / "training" / "kill_and_resume.py")
 pytestmark = pytest.mark.slow
 SETTINGS = [
-    "--model.backbone=mobilenetv2_035", "--model.pretrained=false", "--model.hidden=[8]", "--data.image_size=32",
+    "--model.backbone=mobilenetv2_short", "--model.pretrained=false", "--model.hidden=[8]", "--data.image_size=32",
     "--data.validation_split=0.19", "--data.augmentation.rotation_range=20", "--data.augmentation.horizontal_flip=true",
     "--trainer.accelerator=cpu", "--num_threads=1",
 ]  # fmt: skip
@@ -44,7 +43,7 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def start(photos, tmp_path_factory):
+def start(photos, command_python, tmp_path_factory):
     """Start a fit into a folder, in one process or more."""
     cache = tmp_path_factory.mktemp("cache")
     environment = os.environ | {
@@ -55,7 +54,7 @@ def start(photos, tmp_path_factory):
         run: Path, *more: str, epochs: int = 2, launcher: list[str] | None = None, log: Path | None = None, **own: str
     ) -> subprocess.Popen:
         arguments = [*SETTINGS, f"--data.root={photos}", f"--trainer.default_root_dir={run}", *more]
-        command = [*(launcher or [sys.executable]), "-m", "lightning_module", "fit", *arguments]
+        command = [command_python, *(launcher or []), "-m", "lightning_module", "fit", *arguments]
         with (log or run.with_suffix(".log")).open("w") as file:
             return subprocess.Popen(
                 [*command, f"--trainer.max_epochs={epochs}"], stdout=file, stderr=file, env=environment | own
@@ -150,7 +149,7 @@ def check_decoded_once_on_each(caches: list[Path]) -> None:
 def test_two_machines_of_torchrun_train_what_one_process_trains(start, alone, tmp_path):
     run, endpoint = tmp_path / "run", f"127.0.0.1:{free_port()}"
     launcher = [
-        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=2", "--rdzv_backend=c10d",
+        "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=2", "--rdzv_backend=c10d",
         f"--rdzv_endpoint={endpoint}", "--rdzv_id=shelftwin", "--local_addr=127.0.0.1",
     ]  # fmt: skip
     more = ["--data.batch_size=2", *TWO, "--trainer.num_nodes=2", "--hand_over.enabled=false"]

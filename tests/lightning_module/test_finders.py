@@ -28,7 +28,7 @@ def photos(tmp_path_factory) -> Path:
 
 def fit(photos: Path, run: Path, *more) -> int:
     return lightning(
-        "fit", "--model.backbone=mobilenetv2_035", "--model.pretrained=false", "--model.hidden=[8]",
+        "fit", "--model.backbone=mobilenetv2_short", "--model.pretrained=false", "--model.hidden=[8]",
         "--data.image_size=32", "--data.validation_split=0.25", f"--data.root={photos}", "--trainer.accelerator=cpu",
         "--trainer.max_epochs=2", f"--trainer.default_root_dir={run}", "--hand_over.enabled=false",
         "--data.augmentation={rotation_range: 20, horizontal_flip: true}", "--model.dropout=0.5", *more,
@@ -120,7 +120,7 @@ def data(photos) -> ProductPhotos:
 def module_for(data: ProductPhotos, **settings) -> ProductClassifier:
     torch.manual_seed(0)
     return ProductClassifier(
-        data.class_names, data.image_size, backbone="mobilenetv2_035", pretrained=False, hidden=[8], **settings
+        data.class_names, data.image_size, backbone="mobilenetv2_short", pretrained=False, hidden=[8], **settings
     )
 
 

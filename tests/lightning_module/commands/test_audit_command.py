@@ -25,14 +25,14 @@ from tests.conftest import lightning, random_classifier
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    network = random_classifier(backbone="mobilenetv2_035")
+    network = random_classifier(backbone="mobilenetv2_short")
     save_file({name: tensor.contiguous() for name, tensor in network.backbone.state_dict().items()}, path)
     return path
 
 
 @pytest.fixture(scope="module")
 def small(weights):
-    return ["--backbone", "mobilenetv2_035", "--weights", weights, "--image_size", "48", "--mean", "0.5", "--std=0.5"]
+    return ["--backbone", "mobilenetv2_short", "--weights", weights, "--image_size", "48", "--mean", "0.5", "--std=0.5"]
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_checkpoint_in_place_of_weights(photos, small_checkpoint, tmp_path):
 def test_features_are_float32_on_every_processor(photos, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True})
     monkeypatch.setattr("models.frozen_backbone.convolves_in_bfloat16", lambda: True)
-    network = random_classifier(backbone="mobilenetv2_035").eval()
+    network = random_classifier(backbone="mobilenetv2_short").eval()
     extractor = PhotoFeatures(network, 48, "bilinear", tmp_path / "features.npz")
     seen, _ = inspect_all(sorted((photos / "sofa").iterdir())[:2], lambda items, _: items)
     features = extractor.of(seen, lambda items, _: items)

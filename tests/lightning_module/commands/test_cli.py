@@ -27,7 +27,7 @@ from tests.conftest import ROOT, lightning
 
 pytestmark = pytest.mark.usefixtures("quick_figures")
 TINY = [
-    "--model.backbone=mobilenetv2_035",
+    "--model.backbone=mobilenetv2_short",
     "--model.pretrained=false",
     "--model.hidden=[8]",
     "--data.image_size=32",
@@ -101,9 +101,9 @@ def test_module_is_the_same_command():
     assert shown.stdout.strip() == cli.help_text()
 
 
-def without_a_reader(*arguments) -> subprocess.CompletedProcess:
+def without_a_reader(python, *arguments) -> subprocess.CompletedProcess:
     """Run the command with streams that are read to the end of the first line, or not at all."""
-    command = [sys.executable, "-m", "lightning_module", *map(str, arguments)]
+    command = [python, "-m", "lightning_module", *map(str, arguments)]
     source, sink = os.pipe()
     with subprocess.Popen(command, stdout=sink, stderr=subprocess.PIPE, text=True) as process:
         os.close(source)
@@ -114,7 +114,7 @@ def without_a_reader(*arguments) -> subprocess.CompletedProcess:
 
 def test_help_that_nobody_reads_leaves_no_traceback():
     for arguments in ([], ["fit", "--help"]):
-        done = without_a_reader(*arguments)
+        done = without_a_reader(sys.executable, *arguments)
         assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -130,16 +130,16 @@ def test_output_that_cannot_be_written_is_an_error_of_its_own_and_not_a_mismatch
 
 
 @pytest.mark.slow
-def test_closed_pipe_neither_ends_a_training_nor_leaves_a_traceback(photos, tmp_path):
+def test_closed_pipe_neither_ends_a_training_nor_leaves_a_traceback(photos, command_python, tmp_path):
     run = tmp_path / "run"
     settings = [f"--data.root={photos}", f"--trainer.default_root_dir={run}", "--trainer.max_epochs=2"]
-    done = without_a_reader("fit", *TINY, *settings, "--hand_over.enabled=false")
+    done = without_a_reader(command_python, "fit", *TINY, *settings, "--hand_over.enabled=false")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert "Broken" not in done.stderr
     assert (run / "report.html").is_file()
     assert len(json.loads((run / "metrics.json").read_text())["epochs"]) == 2
-    done = without_a_reader("predict", run / "best.ckpt", photos, "--out", tmp_path / "p.csv")
+    done = without_a_reader(command_python, "predict", run / "best.ckpt", photos, "--out", tmp_path / "p.csv")
     assert (done.returncode, done.stderr) == (0, "")
     assert len((tmp_path / "p.csv").read_text().splitlines()) == 33
 
@@ -490,7 +490,7 @@ def test_python_users_get_the_twin_without_the_command(photos, tmp_path, monkeyp
 
     monkeypatch.setattr(export.proof.parity, "check_parity", refused)
     data = ProductPhotos(photos, image_size=32, validation_split=0.25)
-    model = ProductClassifier(data.class_names, data.image_size, backbone="mobilenetv2_035", pretrained=False)
+    model = ProductClassifier(data.class_names, data.image_size, backbone="mobilenetv2_short", pretrained=False)
     hand_over = ExportTwin()
     L.Trainer(
         default_root_dir=tmp_path,
@@ -644,7 +644,7 @@ def test_unexpected_error_is_70_and_its_traceback_in_the_runs_folder(photos, tmp
     assert line.endswith(f"The traceback is in {tmp_path / 'run' / 'error.log'}.")
     assert len(line) < 500
     kept = (tmp_path / "run" / "error.log").read_text()
-    assert "lightning fit --model.backbone=mobilenetv2_035" in kept
+    assert "lightning fit --model.backbone=mobilenetv2_short" in kept
     assert "in fail" in kept
     assert "x" * 1000 in kept
 

@@ -45,7 +45,7 @@ def photos(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
-    network = random_classifier(backbone="mobilenetv2_035", hidden=(16,), mean=0.5, std=0.5)
+    network = random_classifier(backbone="mobilenetv2_short", hidden=(16,), mean=0.5, std=0.5)
     with torch.no_grad():
         network.head.predictions.weight.mul_(5)  # some photos are sure, others not
     return save_checkpoint(tmp_path_factory.mktemp("run") / "best.ckpt", network, (48, 40))
@@ -192,7 +192,7 @@ def test_single_photo(checkpoint, photos, tmp_path, capsys):
 
 
 def test_two_classes_leave_the_third_empty(photos, tmp_path):
-    network = random_classifier(backbone="mobilenetv2_035", hidden=())
+    network = random_classifier(backbone="mobilenetv2_short", hidden=())
     network.head.predictions = torch.nn.Linear(network.head.predictions.in_features, 2)
     checkpoint = save_checkpoint(tmp_path / "two.ckpt", network, (32, 32), class_names=["a", "b"])
     assert lightning("predict", checkpoint, photos / "odd", "--out", tmp_path / "p.csv") == 0
@@ -230,7 +230,7 @@ def test_interrupted_run_leaves_the_old_file_whole(checkpoint, photos, tmp_path,
 
 
 def test_network_that_diverged_labels_nothing(photos, tmp_path, capsys):
-    network = random_classifier(backbone="mobilenetv2_035", hidden=())
+    network = random_classifier(backbone="mobilenetv2_short", hidden=())
     with torch.no_grad():
         network.head.predictions.bias.fill_(float("nan"))
     checkpoint = save_checkpoint(tmp_path / "nan.ckpt", network, (32, 32))

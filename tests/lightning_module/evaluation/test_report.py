@@ -25,7 +25,7 @@ from lightning_module.fine_tuning import Regularisation
 from tests.conftest import lightning
 
 TINY = [
-    "--model.backbone=mobilenetv2_035",
+    "--model.backbone=mobilenetv2_short",
     "--model.pretrained=false",
     "--model.hidden=[8]",
     "--data.image_size=32",
@@ -104,7 +104,7 @@ def regularised(photos: Path | None, **settings) -> SimpleNamespace:
         data = ProductPhotos(str(photos), image_size=32, validation_split=0.25)
         data.setup("fit")
     module = ProductClassifier(
-        ["jeans", "sofa", "tshirt", "tv"], (32, 32), backbone="mobilenetv2_035", pretrained=False,
+        ["jeans", "sofa", "tshirt", "tv"], (32, 32), backbone="mobilenetv2_short", pretrained=False,
         trainable="all", train_size=24, regularisation=Regularisation(**settings),
     )  # fmt: skip
     return SimpleNamespace(datamodule=data, lightning_module=module)
@@ -351,7 +351,7 @@ def test_captions_of_a_training_batch_can_be_drawn(photos, monkeypatch):
     )
     data = ProductPhotos(str(photos), image_size=32, validation_split=0.25)
     data.setup("fit")
-    module = ProductClassifier(NAMES[:4], (32, 32), backbone="mobilenetv2_035", pretrained=False)
+    module = ProductClassifier(NAMES[:4], (32, 32), backbone="mobilenetv2_short", pretrained=False)
     _training_batch(SimpleNamespace(datamodule=data, lightning_module=module))
     assert captions
     assert {*captions} <= {*NUMBERED}
@@ -379,7 +379,7 @@ def test_module_that_does_not_compute_by_its_call_is_a_fault(photos, tmp_path):
             return torch.tensor(0.0)
 
     data = ProductPhotos(str(photos), image_size=32, validation_split=0.25, batch_size=3)
-    module = Sly(data.class_names, data.image_size, backbone="mobilenetv2_035", pretrained=False)
+    module = Sly(data.class_names, data.image_size, backbone="mobilenetv2_short", pretrained=False)
     trainer = L.Trainer(
         default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[KeepLogits()]
     )

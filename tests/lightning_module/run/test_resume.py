@@ -32,7 +32,7 @@ from tests.conftest import ROOT, flip_in_archive, lightning, load_script
 pytestmark = pytest.mark.usefixtures("quick_figures")
 kill_and_resume = load_script(ROOT / "benchmarks" / "training" / "kill_and_resume.py")
 TINY = [
-    "--model.backbone=mobilenetv2_035",
+    "--model.backbone=mobilenetv2_short",
     "--model.pretrained=false",
     "--model.hidden=[8]",
     "--model.dropout=0.3",
@@ -661,7 +661,7 @@ def test_without_the_command_line_too(photos, tmp_path):
         L.seed_everything(0)
         data = ProductPhotos(str(photos), image_size=32, validation_split=0.25, batch_size=4)
         module = ProductClassifier(
-            data.class_names, [32, 32], backbone="mobilenetv2_035", pretrained=False, trainable="all", dropout=0.3
+            data.class_names, [32, 32], backbone="mobilenetv2_short", pretrained=False, trainable="all", dropout=0.3
         )
         callbacks = [BatchSeed(), BestCheckpoint(), LastCheckpoint(), EarlyStopping("val/loss")]
         trainer = L.Trainer(

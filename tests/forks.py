@@ -1,12 +1,12 @@
-"""Keras's processes of the tests, without importing TensorFlow anew for each: that takes 5 of a process's 6 seconds.
+"""Processes of the tests without importing TensorFlow or torch anew: that takes 5 of a Keras process's 6 seconds.
 
-A server imports TensorFlow and Keras once. For each process that a test starts it forks, and the fork runs the worker's
-script as a new interpreter would: its own arguments, environment, folder, standard streams, exit code and signals.
-Nothing that a script does reaches the next one. Where a test changes what an import looks at, such as KERAS_BACKEND, a
-real interpreter is started instead.
+A server imports the packages once. For each process that a test starts it forks, and the fork runs a script or a module
+as a new interpreter would: its own arguments, environment, folder, standard streams, exit code and signals. Nothing
+that it does reaches the next one. Where a test changes what an import looks at, such as KERAS_BACKEND, a real
+interpreter is started instead.
 
-The interpreter that the tests name is a small script, `CLIENT`. It asks the server and ends as the fork ends; when it
-is killed, so is the fork.
+The interpreter that the tests name is a small script, `CLIENT`. It asks the server and ends as the fork ends; signals
+that it gets go on to the fork, and when it is killed, so is the fork.
 """
 
 import contextlib
@@ -26,33 +26,48 @@ from pathlib import Path
 # -S and -E: without packages and the caller's variables it starts in a hundredth of a second.
 CLIENT = """#!{python} -SE
 import json, os, signal, socket, sys
-# A test that changes these wants another Keras; anything but a script is for a real interpreter.
+# A test that changes these wants other packages; anything but a script or a module is for a real interpreter.
 looked_at = {{name: os.environ.get(name) for name in {looked_at!r}}}
-if looked_at != {values!r} or not sys.argv[1:] or not sys.argv[1].endswith(".py"):
+arguments = sys.argv[2:] if sys.argv[1:2] == ["-u"] else sys.argv[1:]
+if looked_at != {values!r} or not arguments or not (arguments[0] == "-m" or arguments[0].endswith(".py")):
     os.execv({python!r}, [{python!r}, *sys.argv[1:]])
 server = socket.socket(socket.AF_UNIX)
 server.connect({address!r})
-asked = {{"arguments": sys.argv[1:], "environment": dict(os.environ), "folder": os.getcwd()}}
+asked = {{"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "executable": sys.argv[0]}}
 socket.send_fds(server, [b" "], [0, 1, 2])
 server.sendall(json.dumps(asked).encode() + b"\\n")
-code = int(server.makefile().readline())
+answers = server.makefile()
+fork = int(answers.readline())
+for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(each, lambda number, _: os.kill(fork, number))
+code = int(answers.readline())
 if code < 0:
     signal.signal(-code, signal.SIG_DFL) if -code != signal.SIGKILL else None
     os.kill(os.getpid(), -code)
 sys.exit(code)
 """
-LOOKED_AT = ("KERAS_BACKEND", "TF_USE_LEGACY_KERAS", "TF_ENABLE_ONEDNN_OPTS", "PYTHONPATH", "PYTHONHOME", "HOME")
+KERAS = ("h5py", "keras", "PIL.Image", "tensorflow", "tf_keras")
+OURS = ("torch", "tests.short_mobilenetv2", "lightning_module.commands.lightning_cli.training")
+"""What a server imports for Keras's processes, and for the command's."""
+LOOKED_AT = {
+    KERAS: ("KERAS_BACKEND", "TF_USE_LEGACY_KERAS", "TF_ENABLE_ONEDNN_OPTS", "PYTHONPATH", "PYTHONHOME", "HOME"),
+    OURS: ("PYTHONHOME", "HOME"),
+}
 
 
-class KerasForks:
+class Forks:
     """The server and the interpreter that asks it; starts when `executable` is first read.
 
     Args:
-        environment: of the server: what a worker gets in the tests.
+        modules: `KERAS` or `OURS`, which is imported; what an interpreter lacks is left out.
+        environment: of the server: what a process gets in the tests.
         python: the interpreter that it is.
     """
 
-    def __init__(self, environment: dict[str, str], python: Path | str = sys.executable) -> None:
+    def __init__(
+        self, modules: tuple[str, ...], environment: dict[str, str], python: Path | str = sys.executable
+    ) -> None:
+        self._modules = modules
         self._environment = environment
         self._python = str(python)
         self._folder: tempfile.TemporaryDirectory | None = None
@@ -68,12 +83,13 @@ class KerasForks:
                 listener.bind(str(address))
                 listener.listen(64)  # a client may ask while TensorFlow is imported
                 self._server = subprocess.Popen(
-                    [self._python, __file__, str(listener.fileno())],
+                    [self._python, __file__, str(listener.fileno()), *self._modules],
                     env=self._environment, stdin=subprocess.PIPE, pass_fds=[listener.fileno()],
                 )  # fmt: skip
-            values = {name: self._environment.get(name) for name in LOOKED_AT}
+            looked_at = LOOKED_AT[self._modules]
+            values = {name: self._environment.get(name) for name in looked_at}
             client.write_text(
-                CLIENT.format(python=self._python, looked_at=LOOKED_AT, values=values, address=str(address))
+                CLIENT.format(python=self._python, looked_at=looked_at, values=values, address=str(address))
             )
             client.chmod(0o755)
         return str(Path(self._folder.name, "python"))
@@ -111,6 +127,7 @@ def look_after(client: socket.socket) -> None:
         become(asked, streams)
     for stream in streams:
         os.close(stream)
+    client.sendall(b"%d\n" % fork)
     ended = os.pidfd_open(fork)
     readable, _, _ = select.select([ended, client], [], [])
     if ended not in readable:
@@ -130,9 +147,18 @@ def become(asked: dict, streams: list[int]) -> None:
         os.environ.clear()
         os.environ.update(asked["environment"])
         os.chdir(asked["folder"])
-        sys.argv = asked["arguments"]
-        sys.path[0] = str(Path(sys.argv[0]).parent)
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        sys.argv, sys.executable = asked["arguments"], asked["executable"]
+        if zero := sys.modules.get("lightning.fabric.utilities.rank_zero"):  # it looks when it is imported
+            zero.rank_zero_only.rank = zero._get_rank() or 0
+        packages = filter(None, asked["environment"].get("PYTHONPATH", "").split(os.pathsep))
+        if sys.argv[0] == "-m":
+            module = sys.argv[1]
+            sys.argv = sys.argv[1:]
+            sys.path[:0] = ["", *packages]
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            sys.path[:0] = [str(Path(sys.argv[0]).parent), *packages]
+            runpy.run_path(sys.argv[0], run_name="__main__")
         code = 0
     except SystemExit as leaving:
         if not isinstance(leaving.code, int | None):
@@ -147,7 +173,8 @@ def become(asked: dict, streams: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    for name in ("h5py", "keras", "PIL.Image", "tensorflow", "tf_keras"):
+    del sys.path[0]  # this folder has a lightning_module of its own
+    for name in sys.argv[2:]:
         with contextlib.suppress(ImportError):  # not every interpreter has all of them
             importlib.import_module(name)
     serve(socket.socket(fileno=int(sys.argv[1])))
