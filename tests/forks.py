@@ -47,7 +47,7 @@ if code < 0:
 sys.exit(code)
 """
 KERAS = ("h5py", "keras", "PIL.Image", "tensorflow", "tf_keras")
-OURS = ("torch", "tests.short_mobilenetv2", "lightning_module.commands.lightning_cli.training")
+OURS = ("torch", "tests.quick_fits", "lightning_module.commands.lightning_cli.training")
 """What a server imports for Keras's processes, and for the command's."""
 LOOKED_AT = {
     KERAS: ("KERAS_BACKEND", "TF_USE_LEGACY_KERAS", "TF_ENABLE_ONEDNN_OPTS", "PYTHONPATH", "PYTHONHOME", "HOME"),
