@@ -128,7 +128,7 @@ class Checks:
             "--find_batch_size=true", "--hand_over.enabled=false",
             f"--trainer.default_root_dir={self.folder / 'batch_size'}",
         )  # fmt: skip
-        return next(line for line in printed.splitlines() if "batch" in line and "size" in line)
+        return next(line for line in printed.splitlines() if line.startswith("--data.batch_size"))
 
     def predict(self) -> str:
         """Compare the rows of both devices."""
@@ -140,10 +140,7 @@ class Checks:
             rows[device] = list(csv.DictReader(out.open()))
         pairs = list(zip(rows["cpu"], rows[self.arguments.device], strict=True))
         differing = sum(here["label"] != there["label"] for here, there in pairs)
-        probabilities = [name for name in pairs[0][0] if name not in ("file", "label", "reason")]
-        apart = max(
-            abs(float(here[name]) - float(there[name])) for here, there in pairs for name in probabilities if here[name]
-        )
+        apart = max(abs(float(here["probability"]) - float(there["probability"])) for here, there in pairs)
         said = f"{len(pairs)} photos, {differing} labels differ, probabilities by {apart:.1e} at most"
         if differing or apart >= CLOSE:
             raise Failed(said)
