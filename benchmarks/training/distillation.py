@@ -68,7 +68,7 @@ def main() -> None:
     """Make the missing runs of a stage and print the tables; with --table only print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, default="small_teachers")
-    parser.add_argument("--only", default="", help="names, with commas between; by default all")
+    parser.add_argument("--only", default="", help="names, with semicolons between; by default all")
     parser.add_argument("--quick", action="store_true", help="one epoch at 32 pixels: shows only that the script works")
     add_sources(parser)
     parser.add_argument("--table", action="store_true", help="print what there is, and make no runs")
@@ -76,7 +76,7 @@ def main() -> None:
     (arguments.out / "teachers").mkdir(parents=True, exist_ok=True)
     journal = arguments.out / "distillation.jsonl"
     done = read(journal)
-    only = {name.strip() for name in arguments.only.split(",") if name.strip()}
+    only = {name.strip() for name in arguments.only.split(";") if name.strip()}
     names = TEACHERS if arguments.stage.endswith("teachers") else STUDENTS
     for seed in range(0 if arguments.table else arguments.seeds):
         for name in names:
