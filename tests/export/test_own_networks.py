@@ -24,7 +24,7 @@ from tests.export.own_networks import NETWORKS
 # A product of two computed values is written, and not read again; nor are four channels.
 NOT_READ = {
     "ViT of a tutorial", "TransformerEncoder", "TransformerEncoder, batch first", "einsum", "non-local",
-    "several labels, four channels",
+    "several labels, four channels", "learned query",
 }  # fmt: skip
 
 
