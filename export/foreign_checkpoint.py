@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -159,7 +160,10 @@ def _loaded(factory: Factory, file: ForeignFile, settings: ForeignSettings) -> t
         arguments["num_classes"] = rows
         network = factory.network(arguments)
     check_fit(file.path, fitted, network.state_dict(), factory.name)
-    network.load_state_dict(fitted.tensors, strict=False)  # counters may be missing
+    state = OrderedDict(fitted.tensors)
+    # a file without the modules' versions is not of an older one: all shapes fit
+    state._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(state, strict=False)  # counters may be missing
     return network.float().eval(), fitted, arguments
 
 

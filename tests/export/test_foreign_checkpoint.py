@@ -93,6 +93,22 @@ def test_what_is_not_known_is_asked(change, said, tmp_path):
         read_foreign_checkpoint(tmp_path / "a.pth", replace(SETTINGS, **change))
 
 
+class Versioned(Net):
+    """As torchvision's MNASNet: it asks which version of it wrote the weights."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+        assert local_metadata.get("version") == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+def test_weights_without_versions_are_of_the_networks_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(export.foreign_checkpoint, "find_factory", lambda name: Factory(name, Versioned))
+    torch.save(state_of(random_net()), tmp_path / "a.pth")
+    assert len(read_foreign_checkpoint(tmp_path / "a.pth", SETTINGS).class_names) == 5
+
+
 def in_another(num_classes):
     return nn.Sequential(nn.Sequential(Net(num_classes), nn.Sigmoid()))
 
