@@ -11,6 +11,7 @@ from torch.nn import functional
 from export.graph.operations.arithmetic import largest_of_two
 from export.graph.operations.places import Along, average_along, emit_map, padding_before
 from export.graph.record import module_path
+from export.graph.simpler.windows import pair
 from export.graph.tracer import (
     Converter,
     NoKerasCounterpart,
@@ -18,7 +19,6 @@ from export.graph.tracer import (
     channels_first,
     is_part,
     name_of,
-    pair,
     shape_of,
 )
 
