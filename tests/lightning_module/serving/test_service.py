@@ -174,6 +174,16 @@ def test_the_photo_to_blame_is_named(small):
     assert error["photos"][0]["reason"] == "is empty (0 bytes)"
 
 
+def test_a_name_that_is_no_text_comes_back_as_text(small):
+    """JSON may have half of a pair of UTF-16, which no UTF-8 has."""
+    for content, status in ((png(), 200), (b"text", 422)):
+        photo = '{"photos": [{"name": "\\ud800.png", "base64": "%s"}]}' % base64.b64encode(content).decode()
+        answer = small.client.post("/predict", content=photo, headers={"content-type": "application/json"})
+        assert answer.status_code == status
+        found = answer.json().get("photos") or answer.json()["error"]["photos"]
+        assert found[0]["name"] == "?.png"
+
+
 def test_unknown_routes_and_methods(service):
     for method, path, status in (("GET", "/nothing", 404), ("GET", "/predict", 405), ("POST", "/healthz", 405)):
         answer = service.client.request(method, path)
