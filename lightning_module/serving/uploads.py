@@ -72,8 +72,8 @@ async def read_uploads(request: Request, limits: Limits, share: Share) -> list[U
         raise Refused(
             422,
             "no_photos",
-            "expected photos, received none. Send them as files of a form, such as with curl -F photos=@photo.jpg (with "
-            'the @), or as {"photos": [{"name": "a.jpg", "base64": "..."}]}.',
+            "expected photos, received none. Send them as files of a form, such as with curl -F photos=@photo.jpg "
+            '(with the @), or as {"photos": [{"name": "a.jpg", "base64": "..."}]}.',
         )
     if len(uploads) > limits.photos:
         raise _too_many(limits)

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import logging
 import os
 import sys
@@ -177,8 +178,9 @@ def test_the_photo_to_blame_is_named(small):
 def test_a_name_that_is_no_text_comes_back_as_text(small):
     """JSON may have half of a pair of UTF-16, which no UTF-8 has."""
     for content, status in ((png(), 200), (b"text", 422)):
-        photo = '{"photos": [{"name": "\\ud800.png", "base64": "%s"}]}' % base64.b64encode(content).decode()
-        answer = small.client.post("/predict", content=photo, headers={"content-type": "application/json"})
+        photo = {"name": "\ud800.png", "base64": base64.b64encode(content).decode()}
+        asked = {"content": json.dumps({"photos": [photo]}), "headers": {"content-type": "application/json"}}
+        answer = small.client.post("/predict", **asked)
         assert answer.status_code == status
         found = answer.json().get("photos") or answer.json()["error"]["photos"]
         assert found[0]["name"] == "?.png"
