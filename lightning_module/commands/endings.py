@@ -3,6 +3,7 @@
 Imports nothing heavy.
 """
 
+import errno
 import io
 import os
 import re
@@ -102,6 +103,9 @@ def reason_in_settings(error: BaseException) -> str | None:
             return str(cause)
         if isinstance(cause, ImportError) and (message := missing_package(cause)):
             return message
+        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+            name = str(cause.filename)
+            return f"expected file names that the system takes, received one of {len(name)} characters: {name[:60]}..."
         cause = cause.__cause__
     # jsonargparse's own, which has the reason of each type that was tried; the first is the class that was named
     said = re.match(
