@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -121,6 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(short_help(first), flush=True)
                 return
             arguments = ["--help" if underscored(each) == "--help_all" else each for each in arguments]
+        warnings.filterwarnings("ignore", module="PIL")  # about odd photos, which are either read or named
         keep_freed_memory()
         wait_asleep()
         keep_log_in(None)

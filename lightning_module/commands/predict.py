@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -132,7 +131,6 @@ def predict(
     labelling = choose_labelling(labeller, model, top, min_probability, temperature)
     formats = formats or widest("web", labeller.formats)
     stdin = getattr(sys.stdin, "buffer", None)
-    warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are either read or reported
     if data_set is not None:
         sources = Sources(photos, formats, file_column, base, stdin)
         make = partial(_labeller, keras_python=keras_python, labels=labels)

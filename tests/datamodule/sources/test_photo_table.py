@@ -210,7 +210,7 @@ def test_names_alike(flat):
         rows = [row.replace(then, now) for row in rows]
     table = PhotoTable(write(flat, [*rows[:15], *(row.replace("Caf", "caf") for row in rows[15:20]), *rows[20:]]))
     assert table.class_names == ["Caf\u00e9", "caf\u00e9", "hat"]
-    assert "Classes whose names differ in capitals alone: Caf\u00e9 and caf\u00e9." in table.said
+    assert "Classes with nearly the same name, which may be one: 'Caf\u00e9' and 'caf\u00e9'." in table.said
 
 
 REFUSED = {
