@@ -159,7 +159,9 @@ class Checks:
             raise Failed(done.stdout[-3000:])
         print(done.stdout)
         figures = json.loads(done.stdout.strip().splitlines()[-1])
-        ratios = {mode: (figures[mode]["epoch_over_step"], figures[mode]["epoch_over_timm"]) for mode in ("head", "all")}
+        ratios = {
+            mode: (figures[mode]["epoch_over_step"], figures[mode]["epoch_over_timm"]) for mode in ("head", "all")
+        }
         said = "; ".join(f"{mode}: {step} of the step, {timm} times timm" for mode, (step, timm) in ratios.items())
         if not self.on_cpu and any(step < OF_STEP or timm < OF_TIMM for step, timm in ratios.values()):
             raise Failed(said)

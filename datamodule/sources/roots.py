@@ -109,7 +109,10 @@ def check_sources(root: str | None, table: str | None, kaggle: str | None, demo:
         *(["demo"] if demo and (kaggle is not None or table is not None) else []),
     ]
     if len(given) > 1:
-        raise BadInput(f"expected one source of photos; received {' and '.join(given)}. Leave one out.")
+        raise BadInput(
+            f"expected one source of photos; received {' and '.join(given)}. Leave one out; one that a configuration "
+            f"has is left out with --data.{given[0].split()[0]} null."
+        )
     if not given and not demo:
         raise BadInput(
             "root: expected a folder with one folder of photos per class; received nothing. Give it with "

@@ -214,6 +214,11 @@ def _place(out: Path | None, format: PredictionFormat | None) -> tuple[Path, Pre
     if out.name.lower().endswith(FORMAT_ENDINGS["all"]):
         raise BadInput(f"--out: expected the name of a table, received {out}: photos are named so. Name another.")
     ending = out.suffix.lower().removeprefix(".")
+    if ending in ("xlsx", "xls", "ods", "json"):
+        raise BadInput(
+            f"--out: expected a name that ends in .{', .'.join(PREDICTION_FORMATS)}, received {out}. Spreadsheets open "
+            ".csv."
+        )
     by_name = next((each for each in PREDICTION_FORMATS if each == ending), None)
     if format and by_name and format != by_name:
         raise BadInput(

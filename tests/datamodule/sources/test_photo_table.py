@@ -291,7 +291,7 @@ def test_the_named_columns_are_taken(flat):
 
 def test_one_source_of_photos(flat):
     table = write(flat, rows_of())
-    refused("received root .* and table .*. Leave one out", table, root=str(flat))
+    refused("received root .* and table .*. Leave one out; .* --data.root null", table, root=str(flat))
     refused("received table .* and demo. Leave one out", table, demo=True)
     with pytest.raises(BadInput, match="received 'label' without one"):
         ProductPhotos(str(flat), label_column="label")
