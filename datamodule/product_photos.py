@@ -22,6 +22,7 @@ from datamodule.photo_order import EpochShuffle, OwnShare, ResumableLoader, even
 from datamodule.photo_sets import PhotoSets, Places, Split
 from datamodule.photo_settings import fetched, parse_image_size, parse_loading, show_progress
 from datamodule.photo_store import BadPhoto, PhotoStore, default_store_dir
+from datamodule.sources.class_names import say_alike
 from datamodule.sources.kaggle_photos import download_photos
 from datamodule.sources.photo_table import PhotoTable
 from datamodule.sources.roots import (
@@ -235,6 +236,8 @@ class ProductPhotos(L.LightningDataModule):
             else self.table.class_names if self.table is not None
             else read_class_names("root", self.root, listing, fewest=2 if class_names is None else 1)
         )  # fmt: skip
+        if self.table is None:
+            said.append(say_alike(found_names))
         self.class_names = found_names if class_names is None else [str(name) for name in class_names]
         if class_names is not None:
             if len(self.class_names) < 2 or len({*self.class_names}) < len(self.class_names):
@@ -364,6 +367,7 @@ class ProductPhotos(L.LightningDataModule):
         if "train" in listed and self.unlabelled is not None:
             listed["train"] = self._without_copies(listed)
         if "train" in listed and "val" in listed:
+            self._count_contradictions(listed["train"].labelled)
             self._count_copies(listed["train"].labelled.files, listed["val"].files)
         self._sets.update(listed)
 
@@ -407,6 +411,20 @@ class ProductPhotos(L.LightningDataModule):
                 "they are left out"
             )
         return training.of_rows(kept)
+
+    def _count_contradictions(self, training: LabelledFiles) -> None:
+        first: dict[bytes, tuple[Path, int]] = {}
+        pairs = [
+            (file, other)
+            for file, label in zip(*training, strict=True)
+            for other, known in [first.setdefault(self.store.digest_of(file), (file, label))]
+            if known != label
+        ]
+        if pairs:
+            rank_zero_warn(
+                f"{len(pairs)} of {len(training.files)} training photos are in another class, too, byte for byte, such "
+                f"as {pairs[0][0]} and {pairs[0][1]}: one of the labels is wrong (lightning audit finds such photos)."
+            )
 
     def _count_copies(self, training: list[Path], validation: list[Path]) -> None:
         first = {self.store.digest_of(file): file for file in reversed(training)}

@@ -353,8 +353,8 @@ class ProductClassifier(MeasuredModule):
         for path in self.teacher_paths:
             if not Path(path).is_file():
                 raise BadInput(
-                    f"--model.teacher: expected a trained checkpoint, received {path}, which is not there. Train one on "
-                    "the same classes with lightning fit, and give its best.ckpt."
+                    f"--model.teacher: expected a trained checkpoint, received {path}, which is not there. Train one "
+                    "on the same classes with lightning fit, and give its best.ckpt."
                 )
         if getattr(datamodule, "unlabelled", None) is not None and not (
             self.teacher_paths and self.distillation.weight

@@ -25,11 +25,15 @@ def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary file beside `path`; on success flush it to disk and rename it to `path`, else remove it.
 
     Args:
-        path: the file to write; an older file there stays intact until the rename.
+        path: the file to write; an older file there stays intact until the rename. If it is a link to a file, the
+            file is replaced and not the link.
 
     Raises:
-        BadInput: `path` cannot be written.
+        BadInput: `path` cannot be written, or is a device or the like, which a file must not take the place of.
     """
+    if path.exists() and not path.is_file():
+        raise BadInput(f"expected a file that can be written, received {path}, which is no plain file. Name another.")
+    path = path.resolve() if path.is_symlink() else path
     temporary = _temporary(path, "tmp")
     try:
         yield temporary

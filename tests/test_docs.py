@@ -6,14 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from datamodule.augment import Augmentation
 from datamodule.demo_photos import draw_catalogue
 from export.torch_to_keras import write_twin
 from lightning_module.commands.cli import COMMANDS
+from lightning_module.commands.lightning_cli.short_help import GROUPS
 from tests.conftest import ROOT, random_classifier, save_checkpoint
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -149,6 +152,22 @@ def test_every_page_is_in_the_index():
 
 def test_the_front_page_is_short():
     assert len((ROOT / "README.md").read_text().split()) <= 1800
+
+
+def test_every_setting_of_the_help_is_in_the_pages():
+    """In the table of docs/training.md or in docs/data.md, which has the random changes by their own names."""
+    text = "".join((ROOT / "docs" / page).read_text() for page in ("training.md", "data.md"))
+    named = set(re.findall(r"--([\w.]*\w|[\w.]+\*)(?=[` \n=])", text))
+    names = [group.prefix + name for group in GROUPS for name, *_ in group.settings]
+    own = {f"data.augmentation.{field.name}" for field in fields(Augmentation) if f"`{field.name}`" in text}
+    said = {
+        *named,
+        *own,
+        *(name for name in names for each in named if each.endswith(".*") and name.startswith(each[:-1])),
+    }
+    assert [name for name in names if name not in said] == []
+    assert {"data.formats", "model.schedule.cosine", "data.augmentation.cval"} <= said
+    assert "data.no_such" not in said
 
 
 def test_every_command_and_every_room_has_its_row():

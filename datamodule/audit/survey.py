@@ -23,6 +23,7 @@ from datamodule.layout import (
     without_junk,
 )
 from datamodule.photo_store import BadPhoto
+from datamodule.sources.class_names import check_folders
 from datamodule.sources.photo_table import PhotoTable
 from datamodule.split import find_class_names, is_junk_folder, keras_split, list_photos
 from models.bad_input import BadInput, some_of
@@ -154,6 +155,8 @@ def _list_folders(
     folders = {place: folder for place, folder in folders.items() if folder.is_dir()}
     names_in = find_class_names if listing == "keras" else clean_class_names
     class_names = sorted({name for folder in folders.values() for name in names_in(folder)})
+    for folder in folders.values():
+        check_folders("audit", folder, names_in(folder))
     of_set = {place: [list_photos(folder / name, formats) for name in class_names] for place, folder in folders.items()}
     if listing == "checked":
         for place, folder in folders.items():

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
@@ -83,10 +84,14 @@ def fetch(setting: str, address: str, cache: Path, progress: Callable[[Iterable,
         if isinstance(error, FileNotFoundError) and " " not in reason:
             reason = f"there is no {reason}"
         reason = re.sub(r"\s*\(Request ID: [^)]*\)", "", reason).rstrip(".")
+        remedy = (
+            "Check it, the connection, and the rights that the environment gives (for s3:// AWS_ACCESS_KEY_ID, "
+            "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)"
+        )
+        if isinstance(error, zipfile.BadZipFile):
+            remedy = "Fetch the archive again, or unpack it and give its folder"
         raise BadInput(
-            f"{setting}: expected an address that can be read; received {address}: {reason[:300]}. Check it, the "
-            "connection, and the rights that the environment gives (for s3:// AWS_ACCESS_KEY_ID, "
-            "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL)."
+            f"{setting}: expected an address that can be read; received {address}: {reason[:300]}. {remedy}."
         ) from error
 
 

@@ -3,6 +3,8 @@
 import codecs
 import glob
 import os
+import shlex
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
@@ -140,6 +142,11 @@ class PhotoArguments:
     def _here(self, setting: str, argument: str) -> str:
         """Return where an argument is on this machine; fetch what is behind an address."""
         if not is_address(argument) or _is_there(argument):
+            if argument.lower().endswith(".zip") and zipfile.is_zipfile(argument):
+                raise BadInput(
+                    f"{setting}: expected photos or a folder, received the archive {argument}. "
+                    f"Archives are given so: {shlex.quote(f'zip://{argument}')}"
+                )
             return argument
         if glob.has_magic(argument.partition("?")[0]):
             raise BadInput(

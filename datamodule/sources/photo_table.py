@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 from datamodule.layout import clean_class_names, role_of
 from datamodule.sources.addresses import is_address
+from datamodule.sources.class_names import is_writable, say_alike
 from datamodule.sources.table_file import Cell, TableFile, shown_columns
 from datamodule.split import is_listed
 from models.bad_input import BadInput, quoted, some_of
@@ -350,11 +351,8 @@ class PhotoTable:
         )
         if doubtful := [name for name in self.class_names if name.lower() in MAYBE_NO_LABEL]:
             self.said.append(f"Taken for classes, though they may mean that there is no label: {quoted(doubtful)}.")
-        alike: dict[str, list[str]] = {}
-        for name in self.class_names:
-            alike.setdefault(name.casefold(), []).append(name)
-        if twins := [" and ".join(names) for names in alike.values() if len(names) > 1]:
-            self.said.append(f"Classes whose names differ in capitals alone: {some_of(twins)}.")
+        if alike := say_alike(self.class_names):
+            self.said.append(alike)
 
     def _refuse(self, unusable: Unusable, on_bad_photo: str) -> None:
         if not unusable.counts:
@@ -388,7 +386,7 @@ def label_of(cell: Cell) -> tuple[str, str]:
     label = unicodedata.normalize("NFC", (cell or "").strip())
     if label.lower() in NO_LABEL:
         return "", "rows without a label"
-    if len(label) > LONGEST_LABEL or any(unicodedata.category(each) == "Cc" for each in label):
+    if len(label) > LONGEST_LABEL or not is_writable(label):
         return "", f"labels longer than {LONGEST_LABEL} characters, or with line ends and the like"
     return label, ""
 

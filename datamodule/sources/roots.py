@@ -1,10 +1,14 @@
 """Where photos and labels come from, and which classes there are."""
 
+import shlex
+import zipfile
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from datamodule.layout import Listing, check_classes, clean_class_names, find_sets, innermost, role_of
+from datamodule.sources.class_names import check_folders
 from datamodule.sources.photo_table import PhotoTable
+from datamodule.sources.table_file import advise_tables, is_table
 from datamodule.split import find_class_names, is_junk_folder
 from models.bad_input import BadInput, quoted, some_of
 
@@ -93,8 +97,11 @@ def check_sources(root: str | None, table: str | None, kaggle: str | None, demo:
     """Make sure that there is one source of photos.
 
     Raises:
-        BadInput: there is none, or more than one.
+        BadInput: there is none, or more than one, or it is an empty text.
     """
+    for setting, place in (("root", root), ("table", table)):
+        if place is not None and not str(place):  # which would be the working folder
+            raise BadInput(f"{setting}: expected a path; received an empty text. Is a variable of the shell not set?")
     given = [
         *([f"root {root}"] if root is not None else []),
         *([f"table {table}"] if table is not None else []),
@@ -102,7 +109,10 @@ def check_sources(root: str | None, table: str | None, kaggle: str | None, demo:
         *(["demo"] if demo and (kaggle is not None or table is not None) else []),
     ]
     if len(given) > 1:
-        raise BadInput(f"expected one source of photos; received {' and '.join(given)}. Leave one out.")
+        raise BadInput(
+            f"expected one source of photos; received {' and '.join(given)}. Leave one out; one that a configuration "
+            f"has is left out with --data.{given[0].split()[0]} null."
+        )
     if not given and not demo:
         raise BadInput(
             "root: expected a folder with one folder of photos per class; received nothing. Give it with "
@@ -133,7 +143,12 @@ def check_folder(setting: str, folder: Path) -> None:
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise BadInput(f"{setting}: expected a folder; received {folder}, which {what}. Check the path.")
+        remedy = "Check the path."
+        if folder.exists() and is_table(folder):
+            remedy = f"If it has the labels: --data.table {shlex.quote(str(folder))}"
+        elif folder.exists() and zipfile.is_zipfile(folder):
+            remedy = f"An archive is given so: --data.{setting} {shlex.quote(f'zip://{folder}')}"
+        raise BadInput(f"{setting}: expected a folder; received {folder}, which {what}. {remedy}")
 
 
 def read_class_names(setting: str, root: Path, listing: Listing = "checked", fewest: int = 2) -> list[str]:
@@ -147,12 +162,13 @@ def read_class_names(setting: str, root: Path, listing: Listing = "checked", few
     if not names:
         raise BadInput(
             f"{setting}: expected one folder of photos per class in {root}; received no folders there. "
-            "Sort the photos into folders named as their classes."
+            f"Sort the photos into folders named as their classes.{advise_tables(root) or advise_tables(root.parent)}"
         )
+    check_folders(setting, root, names)
     if len(names) == 1 < fewest:
         inner = innermost(root / names[0])
         several = len(clean_class_names(inner)) > 1
-        remedy = f" Did you mean {inner}?" if several else " Add a folder for a second class."
+        remedy = f" Did you mean {inner}?" if several else f" Add a folder for a second class.{advise_tables(root)}"
         raise BadInput(f"{setting}: expected two or more class folders in {root}; received one, {names[0]!r}.{remedy}")
     if listing == "checked" and len(names) > 1:
         check_classes(setting, root, names)

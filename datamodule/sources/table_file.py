@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,12 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLE_ENDINGS
 
 
+def advise_tables(folder: Path) -> str:
+    """Return which tables in a folder may be the labels', as advice after a message; empty if there are none."""
+    tables = sorted(shlex.quote(str(each)) for each in folder.iterdir() if is_table(each) and each.is_file())
+    return f" If a table has the labels: --data.table {' or '.join(tables[:3])}" if tables else ""
+
+
 class TableFile:
     """A table whose rows are read anew with every call, so that it may be larger than the memory.
 
@@ -59,7 +66,8 @@ class TableFile:
         self._crooked_rows: list[int] = []
         if not path.is_file():
             what = "is a folder" if path.is_dir() else "is not there"
-            raise BadInput(f"expected a table, received {path}, which {what}. Check the path.")
+            inside = advise_tables(path) if path.is_dir() else ""
+            raise BadInput(f"expected a table, received {path}, which {what}. Check the path.{inside}")
         if not is_table(path):
             raise BadInput(
                 f"expected a table ({', '.join(TABLE_ENDINGS)}), received {path}. Save it in one of these formats."

@@ -4,7 +4,6 @@ import os
 import shlex
 import shutil
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
@@ -42,7 +41,6 @@ def run(argv: list[str]) -> None:
         BadInput: some input cannot be used.
         SystemExit: 2 if --apply or --undo could not move a file that should have been moved.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are findings
     codes = "Exit codes: 0 done; 2 bad input, or a file that should have been moved is still where it was."
     spelled = with_flags([underscored(each) for each in argv[1:]], ("--apply", "--undo"))
     audit(**parse_for(audit, "audit", spelled, codes))

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import warnings
 from argparse import ArgumentError
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -13,7 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from export.worker.keras_process import KerasFailed
 from lightning_module.commands.allocator import keep_freed_memory
-from lightning_module.commands.endings import keep_log_in, keep_traceback, outlive_readers, reason_in_settings
+from lightning_module.commands.endings import (
+    ended_by_sigterm,
+    keep_log_in,
+    keep_traceback,
+    outlive_readers,
+    reason_in_settings,
+)
 from models.bad_input import BadInput
 from models.cores import use_threads, wait_asleep
 
@@ -121,10 +128,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(short_help(first), flush=True)
                 return
             arguments = ["--help" if underscored(each) == "--help_all" else each for each in arguments]
+        warnings.filterwarnings("ignore", module="PIL")  # about odd photos, which are either read or named
         keep_freed_memory()
         wait_asleep()
         keep_log_in(None)
-        _function(COMMANDS[first].place)(arguments)
+        with ended_by_sigterm():
+            _function(COMMANDS[first].place)(arguments)
     except (BadInput, ArgumentError) as error:  # ArgumentError: for example, a checkpoint has an unknown setting
         refuse(str(error))
     except KeyboardInterrupt:

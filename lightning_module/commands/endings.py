@@ -8,12 +8,17 @@ import io
 import os
 import re
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from models.bad_input import BadInput
 
@@ -52,6 +57,26 @@ def outlive_readers() -> None:
             write_through=stream.write_through,
         )
         setattr(sys, name, again)
+
+
+@contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM leave as an exception does: what was begun is cleaned up, and a Keras process ends, too.
+
+    Where somebody else answers that signal, as `fit` does while it trains, that stays.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def keep_log_in(folder: Path | None) -> None:

@@ -173,7 +173,8 @@ def check_report_place(option: str, place: Path, *inputs: Path) -> None:
     """
     if place.exists() and any(given.exists() and place.samefile(given) for given in inputs):
         raise BadInput(f"{option}: expected a place for the report, received {place}, which is an input. Name another.")
-    if not place.parent.is_dir() or not os.access(place.parent, os.W_OK) or place.is_dir():
+    is_other = place.exists() and not place.is_file()  # a folder, or a device such as /dev/null
+    if not place.parent.is_dir() or not os.access(place.parent, os.W_OK) or is_other:
         raise BadInput(f"{option}: expected a file in a folder that can be written, received {place}. Name another.")
 
 

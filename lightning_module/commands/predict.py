@@ -2,7 +2,6 @@
 
 import shlex
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -132,7 +131,6 @@ def predict(
     labelling = choose_labelling(labeller, model, top, min_probability, temperature)
     formats = formats or widest("web", labeller.formats)
     stdin = getattr(sys.stdin, "buffer", None)
-    warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are either read or reported
     if data_set is not None:
         sources = Sources(photos, formats, file_column, base, stdin)
         make = partial(_labeller, keras_python=keras_python, labels=labels)
@@ -216,6 +214,11 @@ def _place(out: Path | None, format: PredictionFormat | None) -> tuple[Path, Pre
     if out.name.lower().endswith(FORMAT_ENDINGS["all"]):
         raise BadInput(f"--out: expected the name of a table, received {out}: photos are named so. Name another.")
     ending = out.suffix.lower().removeprefix(".")
+    if ending in ("xlsx", "xls", "ods", "json"):
+        raise BadInput(
+            f"--out: expected a name that ends in .{', .'.join(PREDICTION_FORMATS)}, received {out}. Spreadsheets open "
+            ".csv."
+        )
     by_name = next((each for each in PREDICTION_FORMATS if each == ending), None)
     if format and by_name and format != by_name:
         raise BadInput(

@@ -2,13 +2,9 @@
 
 import importlib.util
 import shlex
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, EXIT_UNEXPECTED, parse_for, underscored
 from lightning_module.commands.options import read_labels
@@ -107,7 +103,7 @@ def serve(
     labellers = make_labellers(found, device, keras_python, read_labels(labels) if labels else None)
     labelling = choose_labelling(next(iter(labellers.values())), found.first, top, min_probability, temperature)
     limits = Limits(max_upload * MIB, int(max_megapixels * 10**6), waiting=max_waiting, receive_seconds=receive_seconds)
-    with listen(host, port) as taken, _ended_by_sigterm():
+    with listen(host, port) as taken:
         print(f"starting {' and '.join(labellers)} ...", flush=True)
         facts = model_facts(found, labellers, labelling)
         with Answers(labellers, labelling, facts, limits, batch_size, Counters()) as answers:
@@ -121,20 +117,6 @@ def _say_ready(address: str, host: str) -> None:
     print(f"{address} has the page, {address}/docs the interface; Ctrl-C ends it", flush=True)
     if host not in ("127.0.0.1", "localhost", "::1"):
         print("whoever reaches this address may send photos: there is no password", flush=True)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM leave as an exception does, so that the Keras process is ended, too."""
-
-    def leave(number: int, frame: FrameType | None) -> NoReturn:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _require_extra() -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -76,7 +75,6 @@ class Answers:
         }
 
     def __enter__(self) -> "Answers":
-        warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are either read or refused
         started: list[ServedTwin] = []
         try:
             for twin in self.twins.values():

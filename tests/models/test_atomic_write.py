@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from lightning_module.commands.options import check_report_place
 from models import atomic_write
 from models.atomic_write import replacing, replacing_folder, working_folder
+from models.bad_input import BadInput
 
 NAME = "shop[1] *.h5"  # letters that would be patterns
 
@@ -39,6 +41,29 @@ def work(path: Path) -> None:
     with working_folder(path) as temporary:
         (temporary / "on the way").write_text("half")
         temporary.rename(path)
+
+
+def test_what_is_no_plain_file_stays_what_it_is(tmp_path):
+    """Somebody who says /dev/null as root wants no file in its place."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(BadInput, match="which is no plain file"):
+        write(pipe)
+    with pytest.raises(BadInput, match="expected a file in a folder that can be written"):
+        check_report_place("--out", pipe)
+    assert pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_a_link_stays_and_its_file_is_written(tmp_path):
+    (tmp_path / "disk").mkdir()
+    link, file = tmp_path / "link", tmp_path / "disk" / "file"
+    link.symlink_to(file)
+    for _ in range(2):  # it is not there yet, and it is
+        write(link)
+        assert link.readlink() == file
+        assert file.read_text() == "new"
+        file.write_text("old")
 
 
 @pytest.mark.parametrize(

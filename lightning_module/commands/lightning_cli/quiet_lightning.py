@@ -38,7 +38,6 @@ def quieten() -> None:
         r".*find_unused_parameters=True was specified.*",  # there are some while only the head is trained
     ):
         warnings.filterwarnings("ignore", message=message)
-    warnings.filterwarnings("ignore", module="PIL")  # about odd files, which are either read or reported
     warnings.formatwarning = _plain_where_ours
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
         lambda record: not any(text in record.getMessage() for text in _UNASKED)

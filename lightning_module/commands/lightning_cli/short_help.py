@@ -58,6 +58,7 @@ GROUPS = (
         ("label_column", "null", "its column of labels; null where only one can be"),
         ("set_column", "null", "its column of sets; null looks for it, '' for none"),
         ("unlabelled", "null", "folder of more photos, without labels, of which the teachers teach"),
+        ("num_workers", "0", "processes that put batches together; 0 is best"),
         ("kaggle", "null", "owner/dataset on Kaggle, in place of root"),
         ("class_names", "null", "classes in the order of the outputs; null for root's, sorted"),
         ("demo", "false", "draw a small catalogue and use that"),
@@ -132,7 +133,6 @@ GROUPS = (
     Group("When to stop, and which epoch is kept", "", FIT, (
         ("early_stopping.monitor", "val/loss", "figure that must improve"),
         ("early_stopping.patience", "5", "epochs without an improvement, after which training stops"),
-        ("early_stopping.min_delta", "0.0", "smallest change that counts as one"),
         ("early_stopping.mode", "min", "min or max: which way is better"),
         ("checkpoint.monitor", "val/loss", "figure that chooses the epoch; epoch with mode max keeps the last"),
         ("checkpoint.mode", "min", "min or max: which way is better"),

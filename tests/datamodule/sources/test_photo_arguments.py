@@ -206,6 +206,14 @@ def zipped(name: str, folder: Path) -> str:
     return f"zip://{name}"
 
 
+def test_an_archive_by_its_path_is_told_its_address(shop, tmp_path):
+    address = zipped("my photos.zip", shop)
+    with pytest.raises(BadInput, match=r"received the archive my photos.zip. Archives are given so") as caught:
+        PhotoArguments(["my photos.zip"], cache=tmp_path / "cache")
+    assert str(caught.value).endswith(f"'{address}'")
+    assert len(list(PhotoArguments([address], cache=tmp_path / "cache"))) > 0
+
+
 def test_an_archive_is_a_folder_whose_photos_are_named_by_their_addresses(shop, tmp_path):
     address = zipped("photos.zip", shop)
     listed = PhotoArguments([address, "shop/b.jpg"], cache=tmp_path / "cache")

@@ -210,7 +210,7 @@ def test_names_alike(flat):
         rows = [row.replace(then, now) for row in rows]
     table = PhotoTable(write(flat, [*rows[:15], *(row.replace("Caf", "caf") for row in rows[15:20]), *rows[20:]]))
     assert table.class_names == ["Caf\u00e9", "caf\u00e9", "hat"]
-    assert "Classes whose names differ in capitals alone: Caf\u00e9 and caf\u00e9." in table.said
+    assert "Classes with nearly the same name, which may be one: 'Caf\u00e9' and 'caf\u00e9'." in table.said
 
 
 REFUSED = {
@@ -291,7 +291,7 @@ def test_the_named_columns_are_taken(flat):
 
 def test_one_source_of_photos(flat):
     table = write(flat, rows_of())
-    refused("received root .* and table .*. Leave one out", table, root=str(flat))
+    refused("received root .* and table .*. Leave one out; .* --data.root null", table, root=str(flat))
     refused("received table .* and demo. Leave one out", table, demo=True)
     with pytest.raises(BadInput, match="received 'label' without one"):
         ProductPhotos(str(flat), label_column="label")

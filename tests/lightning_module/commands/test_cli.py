@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core.imports import RequirementCache
+from PIL import Image
 
 from datamodule.demo_photos import draw_catalogue
 from datamodule.product_photos import ProductPhotos
@@ -671,6 +673,47 @@ def test_unexpected_error_of_a_command_without_a_run(finished, tmp_path, monkeyp
     (file,) = tmp_path.glob("lightning-*-error.log")
     assert said == f"lightning: an error that is not expected, RuntimeError. The traceback is in {file}.\n"
     assert "in fail" in file.read_text()
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_every_command_cleans_up_at_sigterm(command, monkeypatch):
+    ended = []
+
+    def stopped(_: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            ended.append(command)
+
+    monkeypatch.setattr(cli, "_function", lambda place: stopped)
+    assert lightning(command) == 143
+    assert ended == [command]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_fit_that_is_stopped_before_it_trains_leaves_no_folder(photos, tmp_path, monkeypatch):
+    def stop(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("datamodule.product_photos.check_sources", stop)
+    assert fit(photos, tmp_path / "new" / "run") == 143
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_pillows_warnings_about_odd_photos_are_not_shown(command, tmp_path, monkeypatch, recwarn):
+    image = Image.new("P", (4, 4))
+    image.putpalette([0] * 768)
+    image.save(tmp_path / "odd.png", transparency=bytes([0, 9]))
+
+    def convert(_: object = None) -> None:
+        Image.open(tmp_path / "odd.png").convert("RGB")
+
+    convert()
+    assert "Palette images" in str(recwarn.pop(UserWarning).message)
+    monkeypatch.setattr(cli, "_function", lambda place: convert)
+    assert lightning(command) == 0
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(

@@ -254,6 +254,7 @@ def test_bad_input_is_refused_and_leaves_nothing(checkpoint, photos, tmp_path, c
         ([checkpoint, photos, f"--out={tmp_path / 'nowhere' / 'p.csv'}"], "can be written"),
         ([checkpoint, photos, f"--out={checkpoint}"], "which is an input"),
         ([checkpoint, photos, f"--out={photos / 'a.JPG'}"], "photos are named so"),
+        ([checkpoint, photos, f"--out={tmp_path / 'a.xlsx'}"], "Spreadsheets open .csv"),
         ([checkpoint, photos, f"--labels={checkpoint}"], "--labels: expected with a .h5 only"),
         ([checkpoint, photos, f"--keras-python={sys.executable}"], "--keras_python: expected with a .h5 only"),
         ([checkpoint, photos, "--device=tpu"], "--device"),
