@@ -20,9 +20,9 @@ from tests.conftest import lightning
 OURS = ("data", "model", "hand_over", "checkpoint", "last_checkpoint")
 """Groups of settings that are this project's own; of Lightning's, the help has a choice."""
 UNLISTED = {
-    "data.predict_root", "data.augmentation", "model.graph", "data.num_workers", *(f"model.{name}" for name in LINKED),
+    "data.predict_root", "data.augmentation", "model.graph", *(f"model.{name}" for name in LINKED),
 }  # fmt: skip
-"""Used from Python alone; listed setting by setting; comes with a checkpoint; best left alone; taken from the data."""
+"""Used from Python alone; listed setting by setting; comes with a checkpoint; taken from the data."""
 
 
 @pytest.mark.parametrize("command", COMMANDS)
