@@ -41,6 +41,7 @@ def test_rows_of_both_devices_are_compared(checks, monkeypatch, label, probabili
             writer.writerows(rows)
 
     monkeypatch.setattr(checks, "lightning", predicted)
+    monkeypatch.setattr(checks, "fit", lambda *_: None)
     if fails:
         with pytest.raises(script.Failed):
             checks.predict()
