@@ -57,7 +57,14 @@ def _amin(self: Tensor, dim: Any = (), keepdim: bool = False) -> Tensor:
     return -(-self).amax(dim, keepdim=keepdim)
 
 
+def _max(self: Tensor, **given: Any) -> Any:
+    """Of two values, or along an axis; not of everything, all images included."""
+    return torch.maximum(self, given["other"]) if "other" in given else NotImplemented
+
+
 def _min(self: Tensor, **given: Any) -> Any:
+    if "other" in given:
+        return torch.minimum(self, given["other"])
     if "dim" not in given:
         return NotImplemented
     value = -(-self).amax(given["dim"], keepdim=bool(given.get("keepdim")))
@@ -70,5 +77,6 @@ OF_IMAGES: dict[str, Simpler] = {
     "aten.std": _deviation,
     "aten.linalg_vector_norm": _norm,
     "aten.amin": _amin,
+    "aten.max": _max,
     "aten.min": _min,
 }
