@@ -55,7 +55,7 @@ under any other prefix.
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 # Plain data that trainers keep beside the weights. Their reconstruction runs nothing but their own constructors.
 _ARRAY: Any = np.zeros(0).__reduce__()[0]
-_HARMLESS = [
+_HARMLESS: list[Any] = [
     argparse.Namespace, np.dtype, np.ndarray, *(type(np.dtype(kind)) for kind in "fdilqb"),
     (_SCALAR, "numpy._core.multiarray.scalar"), (_SCALAR, "numpy.core.multiarray.scalar"),
     (_ARRAY, "numpy._core.multiarray._reconstruct"), (_ARRAY, "numpy.core.multiarray._reconstruct"),

@@ -158,7 +158,7 @@ def _array(tracer: Tracer, operation: fx.Node, value: fx.Node, beside: fx.Node) 
     """A node that has the same array for every image, a class token or coordinates, in the layout of `beside`."""
     layout, constant = tracer.layout(beside), tracer.constant(value)
     weight, of_image = same_for_all(value), layout.of_image(value.meta["shape"])
-    attributes = {"shape": of_image, "order": layout.order, "constant": None}
+    attributes: dict[str, Any] = {"shape": of_image, "order": layout.order, "constant": None}
     if constant is not None:
         one = attention.of_one_image(operation, constant, layout.batch_axis, layout)
         attributes["constant"] = tuple(float(each) for each in one.reshape(-1))
