@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import permutations, product
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,9 +130,9 @@ def _group_norms(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Ite
     for other in range(1, channels + 1):
         if channels % other == 0 and other != groups:
             yield f"it has {other} groups of channels, not {groups}", of(other, epsilon)
-    for other in _EPSILONS:
-        if other != epsilon:
-            yield f"its epsilon is {other:g}, not {epsilon:g}", of(groups, other)
+    for number in _EPSILONS:
+        if number != epsilon:
+            yield f"its epsilon is {number:g}, not {epsilon:g}", of(groups, number)
 
 
 def _norms(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
@@ -154,7 +155,7 @@ def _norms(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[
 
 def _resizings(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
     value, size = torch.from_numpy(values[node.inputs[0]]).movedim(-1, 1), node.shape[1:]
-    ways = {
+    ways: dict[str, dict[str, Any]] = {
         "with the nearest pixel": {"mode": "nearest"},
         "bilinearly with half-pixel centres": {"mode": "bilinear", "align_corners": False},
         "bilinearly with the corners aligned (align_corners)": {"mode": "bilinear", "align_corners": True},
