@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from export.graph.network import graph_network
-from export.keras_file.architecture import read_keras_graph
+from export.keras_file.architecture import KerasGraph, read_keras_graph
 from export.keras_file.read import read_keras_file
 from export.proof import upgrade_proof
 from export.proof.report import Check
@@ -37,7 +37,7 @@ from export.worker import keras_process
 from export.worker.environments import TF_KERAS
 from models.bad_input import BadInput
 from models.digests import file_digest
-from tests.keras_forks import KerasForks
+from tests.forks import KERAS, Forks
 
 BEGIN, END = "<!-- benchmarks/keras_files.py writes this table -->\n", "<!-- end of the table -->\n"
 HEAD = "| file | Keras | by | verdict | largest difference | allowed | seconds |\n|---|---|---|---|---|---|---|\n"
@@ -64,6 +64,12 @@ def given_and_answered(path: Path) -> tuple[np.ndarray, np.ndarray]:
         return given["images"], given["answer"]
 
 
+def read_graph(path: Path, images: np.ndarray) -> KerasGraph:
+    """The file's graph; where it leaves the size open, of the images'."""
+    size = (images.shape[1], images.shape[2]) if images.ndim == 4 else None
+    return read_keras_graph(read_keras_file(path), size)
+
+
 def refused(error: BadInput, start: float) -> Outcome:
     """Of a file that is not read: the first sentence that says why."""
     return Outcome(f"refused: {str(error).partition('. ')[0].replace('|', '/')}", time.perf_counter() - start)
@@ -74,11 +80,11 @@ def read(path: Path) -> Outcome:
     start = time.perf_counter()
     images, answer = given_and_answered(path)
     try:
-        source = read_keras_graph(read_keras_file(path), (images.shape[1], images.shape[2]))
+        source = read_graph(path, images)
     except BadInput as error:
         return refused(error, start)
     network = graph_network(source.graph)
-    photos = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    photos = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
     with torch.inference_mode():
         ours = network(photos).numpy()
         exact = network.double()(photos.double()).numpy()
@@ -127,8 +133,8 @@ def answers_of(h5: Path, images: np.ndarray) -> np.ndarray:
 
 def exact_answers(h5: Path, images: np.ndarray) -> np.ndarray:
     """What the file computes, in float64: torch's, since all layers were compared with Keras's."""
-    source = read_keras_graph(read_keras_file(h5), (images.shape[1], images.shape[2]))
-    photos = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    source = read_graph(h5, images)
+    photos = torch.from_numpy(np.ascontiguousarray(np.moveaxis(images, -1, 1)))
     with torch.inference_mode():
         return np.asarray(graph_network(source.graph).double()(photos.double()).numpy())
 
@@ -143,8 +149,8 @@ def compared(layers: Check, old: np.ndarray, new: np.ndarray, exact: np.ndarray)
 @contextmanager
 def forked_kerases() -> Iterator[None]:
     """This environment's Keras and `tf_keras` import TensorFlow once each."""
-    own = KerasForks(keras_process._environment())
-    legacy = KerasForks(keras_process._environment(legacy=True), TF_KERAS.python(print))
+    own = Forks(KERAS, keras_process._environment())
+    legacy = Forks(KERAS, keras_process._environment(legacy=True), TF_KERAS.python(print))
     tf_keras = type("Forked", (), {"is_whole": True, "python": lambda self, progress=None: Path(legacy.executable)})()
     try:
         with patch.object(keras_process, "sys", own), patch.object(upgrade_proof, "TF_KERAS", tf_keras):

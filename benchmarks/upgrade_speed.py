@@ -45,8 +45,8 @@ def parts_of(old: Path, new: Path, keras_python: Path | None) -> dict[str, dict[
     def counting(script: Path, request: dict[str, Any], **options: Any) -> dict[str, Any]:
         reply = own(script, request, **options)
         with lock:
-            python = options.get("python")
-            parts["this Keras" if python is None else "the old file's Keras"] = reply["processor_seconds"]
+            side = "new" if request["jobs"][0]["compile"] else "old"
+            parts[f"the {side} file's Keras"] = reply["processor_seconds"]
         return reply
 
     start = time.process_time()

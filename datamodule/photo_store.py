@@ -86,16 +86,17 @@ def open_photo(path: Path | str, content: bytes | None = None, most_pixels: int 
     """
     if content is not None and not content:
         raise BadPhoto(path, "is empty (0 bytes)")
+    most = f"at most {most_pixels / 10**6:g} megapixels are read"
     try:
         photo = Image.open(io.BytesIO(read_file(Path(path)) if content is None else content), formats=READ_FORMATS)
     except Image.UnidentifiedImageError:
         *first, last = (name for name in READ_FORMATS if name != "DIB")
         raise BadPhoto(path, f"is not an image in a format that is read: {', '.join(first)} or {last}") from None
-    except Image.DecompressionBombError as error:
-        raise LargePhoto(path, f"is too large, make it smaller: {error}") from None
+    except Image.DecompressionBombError:  # its text names Pillow's limit, which is another one
+        raise LargePhoto(path, f"is too large, make it smaller: {most}") from None
     if photo.width * photo.height > most_pixels:
-        size = f"{photo.width} x {photo.height} pixels, at most {most_pixels / 10**6:g} megapixels are read"
-        raise LargePhoto(path, f"is too large, make it smaller: {size}")
+        size = f"{photo.width} x {photo.height} pixels"
+        raise LargePhoto(path, f"is too large, make it smaller: {size}, {most}")
     return photo
 
 

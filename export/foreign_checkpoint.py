@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,7 +160,10 @@ def _loaded(factory: Factory, file: ForeignFile, settings: ForeignSettings) -> t
         arguments["num_classes"] = rows
         network = factory.network(arguments)
     check_fit(file.path, fitted, network.state_dict(), factory.name)
-    network.load_state_dict(fitted.tensors, strict=False)  # counters may be missing
+    state = OrderedDict(fitted.tensors)
+    # a file without the modules' versions is not of an older one: all shapes fit
+    state._metadata = network.state_dict()._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(state, strict=False)  # counters may be missing
     return network.float().eval(), fitted, arguments
 
 
@@ -184,10 +188,24 @@ def _channels_and_count(
             given = tuple(answers.shape) if isinstance(answers, Tensor) else type(answers).__name__
             raise BadInput(
                 f"expected a network that gives one tensor, (images, classes), got {name}, which gives {given} for 2 "
-                "images. Give a module whose forward returns that tensor alone."
+                f"images. Give a module whose forward returns that tensor alone.{_one_of(answers)}"
             )
         return each, answers.shape[1]
     raise NotTraced(network, size, failed[0]) from failed[0]
+
+
+def _one_of(answers: Any) -> str:
+    """How to get one tensor of several, for people; empty if they are not several."""
+    several = dict(enumerate(answers)) if isinstance(answers, list | tuple) else answers
+    if not isinstance(several, Mapping):
+        return ""
+    keys = [repr(key) for key, value in several.items() if isinstance(value, Tensor)]
+    return (
+        f" It gives {some_of(keys, 5)}: in a file of yours, `class One(Net)` with `def forward(self, images): return "
+        f"super().forward(images)[{keys[0]}]` does, and its weights have the names of Net's."
+        if keys
+        else ""
+    )
 
 
 def _normalisation(

@@ -26,6 +26,7 @@ from export.keras_file.flat_layers import DAMAGED
 from export.keras_file.keras_layer import same_padding
 from export.keras_file.preprocessing import likely_range
 from export.keras_file.read import KerasFile, read_keras_file
+from export.keras_file.readers.axes import keras_shape
 from export.torch_to_keras import trace_network
 from models.bad_input import BadInput
 from models.choices import INTERPOLATIONS, MOST_PIXELS
@@ -129,16 +130,16 @@ def read_keras_classifier(path: Path, given: ImportSettings | None = None) -> Ke
         )
     source, output, doubled = _as_classifier(read_keras_graph(file, given.image_size), given.output)
     nodes = source.graph.nodes
+    if len(nodes[0].shape) != 3 or nodes[0].shape[0] != 3:
+        raise BadInput(
+            f"expected a model of colour photos, got one that takes {keras_shape(nodes[0])}: {path}. This project's "
+            "photos are RGB; lightning upgrade makes a file of it for every Keras."
+        )
     image_size = (nodes[0].shape[1], nodes[0].shape[2])
     if image_size[0] * image_size[1] > MOST_PIXELS:
         raise BadInput(
             f"expected photos of at most {MOST_PIXELS // 10**6} megapixels, got a model for {image_size[0]} x "
             f"{image_size[1]} pixels: {path}. Give its real size with --image_size, or save the model again with it."
-        )
-    if nodes[0].shape[0] != 3:
-        raise BadInput(
-            f"expected a model of colour photos, got one that takes {nodes[0].shape[0]} channel: {path}. "
-            "This project's photos are RGB."
         )
     preprocessing = _preprocessing(source.graph)
     input_range = _input_range(file, source.graph, given.input_range)

@@ -344,12 +344,18 @@ class ProductClassifier(MeasuredModule):
         return rows
 
     def check_fit(self, device: torch.device, datamodule: Any = None) -> None:
-        """Refuse a device that cannot compute as the settings say, and photos without labels that nobody labels.
+        """Refuse what would fail only when all photos have been read.
 
         Raises:
-            BadInput: `frozen_precision` is bfloat16, but this processor cannot convolve in it; or the data module has
-                `unlabelled` photos, but no teacher is listened to.
+            BadInput: `frozen_precision` is bfloat16, but this processor cannot convolve in it; a teacher is not there;
+                or the data module has `unlabelled` photos, but no teacher is listened to.
         """
+        for path in self.teacher_paths:
+            if not Path(path).is_file():
+                raise BadInput(
+                    f"--model.teacher: expected a trained checkpoint, received {path}, which is not there. Train one "
+                    "on the same classes with lightning fit, and give its best.ckpt."
+                )
         if getattr(datamodule, "unlabelled", None) is not None and not (
             self.teacher_paths and self.distillation.weight
         ):

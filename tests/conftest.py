@@ -1,7 +1,6 @@
 """What several test files need: checkpoints of random networks, without training one."""
 
 import importlib.util
-import io
 import os
 import sys
 import zipfile
@@ -14,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from datamodule.photo_store import memory_size
 from export.worker import keras_process
 from lightning_module.commands import cli
 from models.timm_mobilenetv2 import TimmClassifier
-from tests import short_mobilenetv2  # noqa: F401 - timm gets to know it
+from tests import quick_fits
 from tests.forks import KERAS, OURS, Forks
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +42,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
 
 
+quick_fits.draw(really=True)  # until `_plots` says otherwise: test files import the functions themselves
 GIB_PER_WORKER, MOST_WORKERS = 3, 2
 """Memory that a worker of `pytest -n auto` needs, with the Keras or training process that it starts; and how many
 workers 8 GB have room for."""
@@ -168,15 +167,12 @@ def command_python() -> Iterator[str]:
     forks.close()
 
 
-@pytest.fixture(scope="module")
-def quick_figures() -> Iterator[None]:
-    """No plots in the reports, which take a third of a small fit: for files of tests that look at none of them."""
-    content = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(content, "PNG")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("confusion_png", "reliability_png", "curves_png"):
-            patch.setattr(f"lightning_module.evaluation.plots.{name}", lambda *_, **__: content.getvalue())
-        yield
+@pytest.fixture(scope="module", autouse=True)
+def _plots(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Reports have no plots, but in files that say LOOKS_AT_PLOTS."""
+    quick_fits.draw(really=getattr(request.module, "LOOKS_AT_PLOTS", False))
+    yield
+    quick_fits.draw(really=True)
 
 
 @pytest.fixture(scope="session")

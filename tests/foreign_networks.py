@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -108,6 +109,18 @@ KINDS: dict[str, tuple[str, Callable[[nn.Module, Path], None]]] = {
     "an attribute's own name": ("a.ckpt", _torch_save(lambda n: {"state_dict": state_of(n, "my.own_net.")})),
     "PyTorch's tutorial": ("a.tar", _torch_save(lambda n: {"epoch": 1, "model_state_dict": state_of(n), "loss": 0.1})),
     "nested twice": ("a.pt", _torch_save(lambda n: {"state_dict": {"model": state_of(n)}})),
+    "under keys of somebody's own": (
+        "a.pt",
+        _torch_save(
+            lambda n: {
+                "models": {"net": state_of(n)},
+                "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}},
+                "best": np.ones(2),
+                "folder": Path("runs"),
+            }
+        ),
+    ),
+    "beside numbers": ("a.pt", _torch_save(lambda n: {**state_of(n, "module."), "epoch": 3})),
     "half precision": ("a.pt", _torch_save(lambda n: halved(state_of(n)))),
     "without counters": (
         "a.pt", _torch_save(lambda n: {k: t for k, t in state_of(n).items() if not k.endswith("num_batches_tracked")})

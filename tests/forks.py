@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
 
@@ -47,7 +48,7 @@ if code < 0:
 sys.exit(code)
 """
 KERAS = ("h5py", "keras", "PIL.Image", "tensorflow", "tf_keras")
-OURS = ("torch", "tests.short_mobilenetv2", "lightning_module.commands.lightning_cli.training")
+OURS = ("torch", "tests.quick_fits", "lightning_module.commands.lightning_cli.training")
 """What a server imports for Keras's processes, and for the command's."""
 LOOKED_AT = {
     KERAS: ("KERAS_BACKEND", "TF_USE_LEGACY_KERAS", "TF_ENABLE_ONEDNN_OPTS", "PYTHONPATH", "PYTHONHOME", "HOME"),
@@ -72,10 +73,15 @@ class Forks:
         self._python = str(python)
         self._folder: tempfile.TemporaryDirectory | None = None
         self._server: subprocess.Popen | None = None
+        self._lock = threading.Lock()
 
     @property
     def executable(self) -> str:
-        """Path of the interpreter, as `sys.executable` is one."""
+        """Path of the interpreter, as `sys.executable` is one; threads may ask for it at once."""
+        with self._lock:
+            return self._started()
+
+    def _started(self) -> str:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="forks-")
             address, client = Path(self._folder.name, "s"), Path(self._folder.name, "python")

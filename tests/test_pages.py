@@ -19,6 +19,7 @@ from lightning_module.evaluation.measured_photos import MeasuredPhotos
 from lightning_module.evaluation.plots import batch_png, confusion_png, coverage_png, curves_png, reliability_png
 from lightning_module.evaluation.report import _data_uri, render_report
 
+LOOKS_AT_PLOTS = True
 LONG = "a_folder_whose_name_nobody_has_kept_short_" * 3
 CLASSES = [f"long-sleeved shirts {number}" for number in range(12)]
 PHONE, SCREEN = 390, 1400

@@ -157,7 +157,7 @@ def main() -> None:
     """Make the missing runs and print the tables; with --table only print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, default="small")
-    parser.add_argument("--only", default="", help="names of variants, with commas between; by default all")
+    parser.add_argument("--only", default="", help="names of variants, with semicolons between; by default all")
     add_sources(parser)
     parser.add_argument("--table", action="store_true", help="print what there is, and make no runs")
     arguments = parser.parse_args()
@@ -165,7 +165,7 @@ def main() -> None:
     journal = arguments.out / "results.jsonl"
     done = read(journal)
     if not arguments.table:
-        only = [name.strip() for name in arguments.only.split(",") if name.strip()]
+        only = [name.strip() for name in arguments.only.split(";") if name.strip()]
         for seed in range(arguments.seeds):
             for name, (configuration, settings) in STAGES[arguments.stage].items():
                 key = {"stage": arguments.stage, "variant": name, "seed": seed}

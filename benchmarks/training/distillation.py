@@ -26,16 +26,20 @@ class Teacher(NamedTuple):
         backbone: its name in timm.
         weights: file in the folder of weights.
         image_size: pixels that it was made for.
+        smoothing: of the labels that it learns from; a teacher that learnt from smoothed ones says less (Müller et al.
+            2019).
     """
 
     backbone: str
     weights: str
     image_size: int
+    smoothing: float = 0.1
 
 
 TEACHERS = {
     "lite0": Teacher("tf_efficientnet_lite0", "tf_efficientnet_lite0.in1k.safetensors", 244),
     "lite2": Teacher("tf_efficientnet_lite2", "tf_efficientnet_lite2.in1k.safetensors", 260),
+    "lite2 without smoothing": Teacher("tf_efficientnet_lite2", "tf_efficientnet_lite2.in1k.safetensors", 260, 0.0),
 }
 PATIENT = [*epochs(36), *MIXED]
 STUDENTS: dict[str, tuple[list[str], list[str]]] = {
@@ -43,6 +47,10 @@ STUDENTS: dict[str, tuple[list[str], list[str]]] = {
     "no teacher, three times the epochs, mixed": ([], PATIENT),
     "lite0": (["lite0"], []),
     "lite2": (["lite2"], []),
+    "lite2 without smoothing": (["lite2 without smoothing"], []),
+    "lite2 without smoothing, half of the loss": (
+        ["lite2 without smoothing"], ["--model.distillation.weight=0.5"],
+    ),
     "both": (["lite0", "lite2"], []),
     "both, temperature 2": (["lite0", "lite2"], ["--model.distillation.temperature=2"]),
     "both, half of the loss": (["lite0", "lite2"], ["--model.distillation.weight=0.5"]),
@@ -60,7 +68,7 @@ def main() -> None:
     """Make the missing runs of a stage and print the tables; with --table only print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", choices=STAGES, default="small_teachers")
-    parser.add_argument("--only", default="", help="names, with commas between; by default all")
+    parser.add_argument("--only", default="", help="names, with semicolons between; by default all")
     parser.add_argument("--quick", action="store_true", help="one epoch at 32 pixels: shows only that the script works")
     add_sources(parser)
     parser.add_argument("--table", action="store_true", help="print what there is, and make no runs")
@@ -68,7 +76,7 @@ def main() -> None:
     (arguments.out / "teachers").mkdir(parents=True, exist_ok=True)
     journal = arguments.out / "distillation.jsonl"
     done = read(journal)
-    only = {name.strip() for name in arguments.only.split(",") if name.strip()}
+    only = {name.strip() for name in arguments.only.split(";") if name.strip()}
     names = TEACHERS if arguments.stage.endswith("teachers") else STUDENTS
     for seed in range(0 if arguments.table else arguments.seeds):
         for name in names:
@@ -91,7 +99,8 @@ def _result(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, ob
         teacher = TEACHERS[name]
         settings = [
             f"--model.backbone={teacher.backbone}", f"--model.weights={SHARED / 'weights' / teacher.weights}",
-            f"--data.image_size={teacher.image_size}", "--model.pad_type=null", "--model.bn_eps=null", *small, *quick,
+            f"--data.image_size={teacher.image_size}", "--model.pad_type=null", "--model.bn_eps=null",
+            f"--model.regularisation.label_smoothing={teacher.smoothing}", *small, *quick,
         ]  # fmt: skip
         return run(arguments, FINETUNE, settings, seed, keep=_place(arguments, name, seed))
     teachers, settings = STUDENTS[name]
@@ -109,7 +118,7 @@ def _stage_of_teachers(arguments: argparse.Namespace) -> str:
 
 
 def _place(arguments: argparse.Namespace, name: str, seed: int) -> Path:
-    place: Path = arguments.out / "teachers" / f"{_stage_of_teachers(arguments)}-{name}-{seed}.ckpt"
+    place: Path = arguments.out / "teachers" / f"{_stage_of_teachers(arguments)}-{name.replace(' ', '_')}-{seed}.ckpt"
     return place.resolve()
 
 

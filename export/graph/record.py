@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from export.graph import simpler
-from export.graph.simpler import NotRecorded
+from export.graph.simpler import table
+from export.graph.simpler.products import NotRecorded
 from models.bad_input import BadInput
 
 
@@ -280,8 +280,8 @@ class _Recorder(TorchDispatchMode):
     def _in_steps(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation as several simpler ones, each of which is recorded; `NotImplemented`: as it is."""
         plain = name if name.endswith("__") else name.rstrip("_")  # `__and__` is not in place
-        steps = simpler.ALWAYS.get(name)
-        if steps is None and plain not in simpler.KNOWN:
+        steps = table.ALWAYS.get(name)
+        if steps is None and plain not in table.KNOWN:
             return NotImplemented
         names = [argument.name for argument in func._schema.arguments]
         arguments = dict(zip(names, args, strict=False)) | kwargs
@@ -291,13 +291,13 @@ class _Recorder(TorchDispatchMode):
             ]
             if not any(of_images):
                 return NotImplemented
-            steps = simpler.OF_IMAGES.get(plain)
-            if plain in simpler.BY_WEIGHTS and not all(of_images):
-                constants = plain in simpler.BY_CONSTANTS
+            steps = table.OF_IMAGES.get(plain)
+            if plain in table.BY_WEIGHTS and not all(of_images):
+                constants = plain in table.BY_CONSTANTS
                 weights = {key for key, each in arguments.items() if self._is_weight(each, constants)}
-                steps = partial(simpler.BY_WEIGHTS[plain], weights) if weights else steps
+                steps = partial(table.BY_WEIGHTS[plain], weights) if weights else steps
         with self:
-            if plain in simpler.TAKEN_APART:
+            if plain in table.TAKEN_APART:
                 usual = torch._C._get_mkldnn_enabled()
                 torch._C._set_mkldnn_enabled(False)  # it has recurrent layers of its own, for float32 alone
                 try:

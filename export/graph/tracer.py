@@ -398,12 +398,6 @@ def arguments(operation: fx.Node) -> dict[str, Any]:
     return {argument.name: given.get(argument.name, argument.default_value) for argument in schema}
 
 
-def pair(value: Any) -> tuple[int, int]:
-    """One number, or two, as (rows, columns)."""
-    values = tuple(value) if isinstance(value, list | tuple) else (value,)
-    return (values[0], values[0]) if len(values) == 1 else (values[0], values[1])
-
-
 def is_part(operation: fx.Node) -> bool:
     """Whether it takes one result of an operation that has several."""
     return operation.target is operator.getitem

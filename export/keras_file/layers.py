@@ -50,8 +50,8 @@ def keras_layers(graph: Graph, input_range: str = "unit", separate: bool = False
         The layers in the order in which Keras loads their weights; the first is the input, the last the output.
     """
     image = graph.nodes[0]
-    channels, height, width = image.shape
-    layers = [KerasLayer("InputLayer", image.name, {"batch_input_shape": [None, height, width, channels]}, ())]
+    channels, *size = image.shape
+    layers = [KerasLayer("InputLayer", image.name, {"batch_input_shape": [None, *size, channels]}, ())]
     renamed = {image.name: image.name}
     if input_range == "raw":
         rescale = {"scale": [1 / 255] * channels, "offset": [0.0] * channels}

@@ -35,7 +35,7 @@ from export.proof.checks import (
 )
 from export.proof.comparison import Comparison, Pair, TrainingSteps, exact_kind, image_sets, read_comparison
 from export.proof.contents import check_contents
-from export.proof.diagnosis import likely_cause
+from export.proof.diagnosis.cause import likely_cause
 from export.proof.image_sets import ImageSet
 from export.proof.import_proof import Import, check_imports
 from export.proof.keras_side import KerasSide, LoadedFiles, keras_sides

@@ -20,6 +20,7 @@ import numpy as np
 from export.graph.nodes import Graph, Node
 from export.keras_file.architecture import KerasGraph
 from export.keras_file.preprocessing import likely_range
+from export.keras_file.readers.axes import keras_shape
 from export.keras_file.upgraded import UpgradedLayers
 from export.proof.checks import check_layers, check_probabilities, check_top1, same_bits
 from export.proof.image_sets import ImageSet
@@ -101,8 +102,9 @@ def check_upgrade(
 
 def _probes(source: KerasGraph) -> ImageSet:
     """Images in the range that the old file takes, as far as its layers show it; both files are given the same."""
-    channels, height, width = source.graph.nodes[0].shape
-    images = synthetic_images((height, width))[..., :channels]
+    shape = keras_shape(source.graph.nodes[0])
+    height, width, channels = shape if len(shape) == 3 else (*shape, 1, 1)[:3]
+    images = synthetic_images((height, width), channels=max(3, channels))[..., :channels].reshape(-1, *shape)
     shown = likely_range(source.graph)
     if shown == "raw":
         images = images * np.float32(255)
@@ -132,15 +134,20 @@ def _run(
     """
     new, old = _job(upgrade, sides["new"], "new"), {**_job(upgrade, sides["old"], "old"), "may_refuse": True}
     early: Future[dict[str, Any]] | None = None
+    beside: Future[dict[str, Any]] | None = None
     with ThreadPoolExecutor(1) as pool:
-        # A file of Keras 2 mostly needs the other process as well: it is not waited for where there is room for two.
-        if _mostly_refused(upgrade) and _free_memory() >= _FREE_FOR_TWO and (keras_python or TF_KERAS.is_whole):
-            early = pool.submit(_in_old_keras, upgrade, sides["early"], keras_python, lambda text: None)
+        # Both files at once, where there is room for two processes; one of Keras 2 mostly needs its own Keras.
+        if (os.cpu_count() or 1) > 1 and _free_memory() >= _FREE_FOR_TWO:
+            if _mostly_refused(upgrade):
+                if keras_python or TF_KERAS.is_whole:
+                    early = pool.submit(_in_old_keras, upgrade, sides["early"], keras_python, lambda text: None)
+            elif keras_python is None:
+                beside = pool.submit(run_worker, KERAS_WORKER, {"jobs": [old]}, time_limit=_TIME_LIMIT)
         progress("Keras computes, in a process of its own")
         if keras_python:  # that one computes it; here it is only asked whether it can be loaded
             old["tasks"] = []
-        reply = run_worker(KERAS_WORKER, {"jobs": [new, old]}, time_limit=_TIME_LIMIT)
-        asked = reply["results"][1]
+        reply = run_worker(KERAS_WORKER, {"jobs": [new] if beside else [new, old]}, time_limit=_TIME_LIMIT)
+        asked = beside.result()["results"][0] if beside else reply["results"][1]
         refused = asked[0].get("refused") if asked else None
         refusal = _said(refused, upgrade.old) if refused else None
         if refusal is None and keras_python is None:

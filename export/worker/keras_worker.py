@@ -70,6 +70,7 @@ KNOWN_LAYERS = frozenset(
     MaxPooling2D Dropout SpatialDropout2D GaussianDropout AlphaDropout ActivityRegularization Flatten Reshape Permute
     Conv2DTranspose ELU ThresholdedReLU Minimum Resizing CenterCrop
     TFOpLambda SlicingOpLambda GetItem TrueDivide Divide Negative Cast Identity Relu Relu6 Sigmoid Silu Tanh Elu
+    SpectralNormalization
     GroupNormalization UnitNormalization RMSNormalization SyncBatchNormalization RepeatVector TimeDistributed
     Conv1D DepthwiseConv1D SeparableConv1D MaxPooling1D AveragePooling1D GlobalAveragePooling1D GlobalMaxPooling1D
     ZeroPadding1D Cropping1D UpSampling1D
@@ -992,18 +993,19 @@ def hold_settings_in_float64(keras: Any, layer: Any) -> None:
     if getattr(getattr(layer, "activation", None), "__name__", "") == "gelu":
         layer.activation = exact_gelu(keras)  # TensorFlow's own rounds the square root of 2 to float32
     if kind == "CenterCrop" or (
-        kind in ("Resizing", "UpSampling2D") and getattr(layer, "interpolation", None) == "bilinear"
+        kind in ("Resizing", "UpSampling2D") and getattr(layer, "interpolation", None) in RESIZED_BY
     ):
         resize_exactly(keras, layer)
 
 
 def resize_exactly(keras: Any, layer: Any) -> None:
-    """Let a layer that resizes bilinearly do so in float64: TensorFlow's own gives float32, whatever it is given."""
+    """Let a layer that resizes do so in float64: TensorFlow's own gives float32, whatever it is given."""
     own = layer.call
     einsum = keras.ops.einsum if hasattr(keras, "ops") else import_module("tensorflow").einsum
     better = max if getattr(layer, "pad_to_aspect_ratio", False) else None
     cuts = type(layer).__name__ == "CenterCrop"  # and resizes what is too small to be cut
     better = min if cuts or getattr(layer, "crop_to_aspect_ratio", False) else better
+    matrix_of = RESIZED_BY[getattr(layer, "interpolation", "bilinear")]
 
     def call(inputs: Any, *args: Any, **kwargs: Any) -> Any:
         sizes = tuple(inputs.shape[1:3])
@@ -1017,7 +1019,7 @@ def resize_exactly(keras: Any, layer: Any) -> None:
             size, result = int(sizes[axis]), int(results[axis])
             # as `resize` in keras/src/backend/tensorflow/image.py, and `smart_resize` in Keras 2
             seen = better(size, int(sizes[1 - axis] * result / results[1 - axis])) if better else size
-            matrix, first = bilinear_matrix(seen, result), abs(size - seen) // 2
+            matrix, first = matrix_of(seen, result), abs(size - seen) // 2
             if seen < size:
                 matrix = np.pad(matrix, ((0, 0), (first, size - seen - first)))
             matrices.append(matrix[:, first : first + size] if seen > size else matrix)
@@ -1035,6 +1037,30 @@ def bilinear_matrix(size: int, result: int) -> np.ndarray:
     for offset, weight in ((0, 1 - share), (1, share)):
         np.add.at(matrix, (np.arange(result), (below.astype(int) + offset).clip(0, size - 1)), weight)
     return matrix
+
+
+def bicubic_matrix(size: int, result: int) -> np.ndarray:
+    """Keys's cubic resizing along one axis, as `bilinear_matrix`; pixels outside do not count.
+
+    Mirrors ``GetWeightsAndIndices`` in ``tensorflow/core/kernels/image/resize_bicubic_op.cc``, which looks weights up
+    in a table: a place counts to the nearest 1/1024 of a pixel.
+    """
+    centres = (np.arange(result, dtype=np.float32) + np.float32(0.5)) * (np.float32(size) / np.float32(result))
+    centres -= np.float32(0.5)
+    first = np.floor(centres)
+    share = np.rint((centres - first) * np.float32(1024)).astype(np.float64) / 1024
+    matrix = np.zeros((result, size))
+    for offset in (-1, 0, 1, 2):
+        place, away = first.astype(int) + offset, np.abs(share - offset)
+        near, far = (1.5 * away - 2.5) * away**2 + 1, ((-0.5 * away + 2.5) * away - 4) * away + 2
+        weight = np.where(away <= 1, near, far)
+        inside = (place >= 0) & (place < size)
+        matrix[np.arange(result)[inside], place[inside]] = weight[inside]
+    return matrix / matrix.sum(axis=1, keepdims=True)
+
+
+RESIZED_BY = {"bilinear": bilinear_matrix, "bicubic": bicubic_matrix}
+"""Interpolation -> matrix (result, size) along one axis."""
 
 
 def _with_architecture(path: str, copy: Path, config: dict[str, Any]) -> Path:
@@ -1059,8 +1085,9 @@ def _with_architecture(path: str, copy: Path, config: dict[str, Any]) -> Path:
 
 def layer_configs(model: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The architecture's entry for each layer; a nested model is replaced by the layers inside it."""
-    for layer in model["config"]["layers"]:
-        if isinstance(layer["config"].get("layers"), list):
+    config = model["config"]
+    for layer in config if isinstance(config, list) else config["layers"]:  # Keras before 2.3 wrote a Sequential's list
+        if isinstance(layer["config"], list) or isinstance(layer["config"].get("layers"), list):
             yield from layer_configs(layer)
         else:
             yield layer

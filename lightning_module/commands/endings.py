@@ -131,6 +131,9 @@ def reason_in_settings(error: BaseException) -> str | None:
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             where = f" for {cause.filename}" if cause.filename else ""
             return f"expected room on the disk{where}, received: {cause.strerror}. Free the disk or name another place."
+        if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
+            name = str(cause.filename)
+            return f"expected file names that the system takes, received one of {len(name)} characters: {name[:60]}..."
         cause = cause.__cause__
     # jsonargparse's own, which has the reason of each type that was tried; the first is the class that was named
     said = re.match(

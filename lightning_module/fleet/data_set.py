@@ -20,7 +20,8 @@ from models.atomic_write import replacing, write_text
 from models.bad_input import BadInput, some_lines_of
 
 PHOTOS, REQUEST, SUMMARY, SUCCESS, LOCK = "_photos.jsonl", "_request.json", "_summary.json", "_SUCCESS", ".lock"
-OWN = re.compile(r"part-\d{5,}\.parquet|_photos\.jsonl|_request\.json|_summary\.json|_SUCCESS|\..*")
+BEFORE_PARTS = re.compile(r"_photos\.jsonl|\..*", re.S)
+OWN = re.compile(rf"part-\d{{5,}}\.parquet|_request\.json|_summary\.json|_SUCCESS|{BEFORE_PARTS.pattern}", re.S)
 
 
 class DataSet:
@@ -40,7 +41,8 @@ class DataSet:
             what = "is a file" if folder.exists() else "is in no folder that is there"
             raise BadInput(f"--out: expected a folder for a data set, received {folder}, which {what}. Name another.")
         names = [each.name for each in folder.iterdir()] if folder.exists() else []
-        if foreign := sorted(name for name in names if not OWN.fullmatch(name)):
+        own = OWN if REQUEST in names else BEFORE_PARTS
+        if foreign := sorted(name for name in names if not own.fullmatch(name)):
             raise BadInput(
                 f"--out: expected an empty folder, a new one, or one with a data set of lightning predict; received "
                 f"{folder}, which has other files, such as {foreign[0]}. Name another."
@@ -109,14 +111,21 @@ class DataSet:
             write_text(file, request.text)
             return
         try:
-            before = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = None
+            before = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise BadInput(
+                f"--resume: expected in {file} what the data set was begun with, received what cannot be read. Name "
+                "another folder with --out, or remove this one."
+            ) from error
         if differing := request.differences(before):
             raise BadInput(
                 f"--resume: expected the request that {self.folder} was begun with, received one that differs in\n"
                 f"{some_lines_of(differing)}\nGive the same command again, or name another folder with --out."
             )
+
+    def reopen(self) -> None:
+        """Take back that all is there: a part of it is missing, or damaged."""
+        (self.folder / SUCCESS).unlink(missing_ok=True)
 
     def path(self, number: int, parts: int) -> Path:
         """Return a part's file. Names sort as numbers do."""

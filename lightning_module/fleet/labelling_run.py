@@ -15,7 +15,7 @@ from lightning_module.evaluation.labelling import Labelling
 from lightning_module.fleet.data_set import DataSet
 from lightning_module.fleet.listing import Listing
 from lightning_module.fleet.local_engine import label_here
-from lightning_module.fleet.parts import Job, LabelledPart, model_digest
+from lightning_module.fleet.parts import Job, LabelledPart, check_model, model_digest
 from lightning_module.fleet.request import Request
 from lightning_module.fleet.summary import Summary
 from models.bad_input import BadInput
@@ -66,7 +66,7 @@ class Engines:
     ) -> Generator[LabelledPart, None, None]:
         """Label parts; see `label_here` and `label_on_ray`."""
         if self.engine == "local":
-            return label_here(listing, numbers, job, labeller)
+            return label_here(listing, numbers, job, model, labeller)
         from lightning_module.fleet.ray_engine import label_on_ray
 
         return label_on_ray(listing, numbers, job, model, self.num_workers, self.ray_address)
@@ -105,12 +105,13 @@ def label_into(
         KerasFailed: the Keras process crashed or ran out of time.
     """
     with data_set.taken():
+        digest = model_digest(model)  # before the listing, which may take long
         with data_set.listed(photos, engines.photos_per_part) as listing:
             request = Request(
                 listing.photos,
                 listing.digest,
                 engines.photos_per_part,
-                model_digest(model),
+                digest,
                 file_digest(labels) if labels else None,
                 labelling.top,
                 labelling.min_probability,
@@ -125,13 +126,16 @@ def label_into(
             return Summary(files)
         if len(missing) < listing.parts:
             print(f"{listing.parts - len(missing)} of {listing.parts} files are there; going on with the others")
-        job = Job(make_labeller, labelling, request.model_sha256, request.digest, request.pillow, batch_size, device)
+        data_set.reopen()
+        job = Job(make_labeller, labelling, digest, request.digest, request.pillow, batch_size, device)
         done = listing.photos - sum(listing.rows(number) for number in missing)
         advance(done, listing.photos)
         written = listing.parts - len(missing)
         try:
             with closing(engines.label(listing, missing, job, model, labeller)) as labelled:
                 for part in labelled if missing else ():
+                    if written == listing.parts - len(missing):  # the first: by now every engine has read the model
+                        check_model(model, digest)
                     data_set.write(part, listing.parts)
                     written += 1
                     done += listing.rows(part.number)

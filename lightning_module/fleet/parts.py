@@ -85,6 +85,23 @@ def model_digest(model: Path) -> str:
     return hashlib.sha256(json.dumps(digests).encode()).hexdigest()
 
 
+def check_model(model: Path, digest: str) -> None:
+    """Make sure that the model's file is the one that the rows name: another may have been put in its place meanwhile.
+
+    Raises:
+        BadInput: it is not.
+    """
+    try:
+        now = model_digest(model)
+    except OSError as error:
+        now = error.strerror or str(error)
+    if now != digest:
+        raise BadInput(
+            f"expected {model} to stay as it is while it labels ({digest[:8]}...), received another file ({now[:40]}). "
+            "Put it back and give the same command with --resume, or name another folder with --out."
+        )
+
+
 class LabelledPart(NamedTuple):
     """A part's number and the content of its file."""
 
@@ -164,10 +181,11 @@ class Restarting:
 
     Args:
         labeller: not entered yet.
+        check: is called when it was started anew, and raises where its file is another by now.
     """
 
-    def __init__(self, labeller: Labeller) -> None:
-        self._labeller = labeller
+    def __init__(self, labeller: Labeller, check: Callable[[], None] = lambda: None) -> None:
+        self._labeller, self._check = labeller, check
 
     def __getattr__(self, name: str) -> Any:
         """Return its attribute of that name."""
@@ -195,4 +213,5 @@ class Restarting:
             print(f"lightning: {str(failed).splitlines()[0]} It is started again.", file=sys.stderr)
             self._labeller.__exit__(None, None, None)
             self._labeller.__enter__()
+            self._check()
             return compute(photos)

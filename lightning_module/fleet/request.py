@@ -59,10 +59,8 @@ class Request:
         """SHA-256 of `text`, hexadecimal, which every file of the data set carries."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
-    def differences(self, before: object) -> list[str]:
+    def differences(self, before: dict[str, object]) -> list[str]:
         """Return in what it differs from one that was read from JSON, in words; empty where it does not."""
-        if not isinstance(before, dict):
-            return ["it is no request"]
         now = json.loads(self.text)
         differing = [name for name in OPTIONS if before.get(name) != now[name]]
         return [f"{OPTIONS[name]} ({_short(before.get(name))} then, {_short(now[name])} now)" for name in differing]

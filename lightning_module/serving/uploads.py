@@ -72,8 +72,8 @@ async def read_uploads(request: Request, limits: Limits, share: Share) -> list[U
         raise Refused(
             422,
             "no_photos",
-            'expected photos, received none. Send them as files of a form, or as {"photos": [{"name": "a.jpg", '
-            '"base64": "..."}]}.',
+            "expected photos, received none. Send them as files of a form, such as with curl -F photos=@photo.jpg "
+            '(with the @), or as {"photos": [{"name": "a.jpg", "base64": "..."}]}.',
         )
     if len(uploads) > limits.photos:
         raise _too_many(limits)
@@ -92,7 +92,7 @@ async def _of_form(request: Request, limits: Limits, share: Share) -> list[Uploa
         raise Refused(400, "malformed", f"expected {MULTIPART}, received what is none: {error}.") from error
     try:
         return [
-            Upload((each.filename or "photo")[:LONGEST_NAME], await each.read())
+            Upload(_named(each.filename or "photo"), await each.read())
             for _, each in form.multi_items()
             if isinstance(each, UploadFile)
         ]
@@ -123,7 +123,7 @@ def _from_json(body: bytearray, limits: Limits) -> list[Upload]:
         text, name = (entry.get("base64"), entry.get("name")) if isinstance(entry, dict) else (None, None)
         if not isinstance(text, str):
             raise Refused(422, "malformed", f'expected {{"name": ..., "base64": ...}} as photo {index}, received none.')
-        name = name if isinstance(name, str) and name else f"photo {index}"
+        name = _named(name if isinstance(name, str) and name else f"photo {index}")
         try:
             # pages have photos as data:image/jpeg;base64,... and the command base64 writes lines
             digits = "".join((text.partition(",")[2] if text.startswith("data:") else text).split())
@@ -133,11 +133,16 @@ def _from_json(body: bytearray, limits: Limits) -> list[Upload]:
             raise Refused(
                 422,
                 "not_base64",
-                f"expected base64, received photo {index} ({name[:LONGEST_NAME]}), which {reason}. Encode its bytes.",
-                [{"index": index, "name": name[:LONGEST_NAME], "reason": reason}],
+                f"expected base64, received photo {index} ({name}), which {reason}. Encode its bytes.",
+                [{"index": index, "name": name, "reason": reason}],
             ) from error
-        uploads.append(Upload(name[:LONGEST_NAME], photo))
+        uploads.append(Upload(name, photo))
     return uploads
+
+
+def _named(name: str) -> str:
+    """Return a name that can be sent: JSON may have half of a pair of UTF-16, which UTF-8 has not."""
+    return name[:LONGEST_NAME].encode("utf-8", "replace").decode()
 
 
 async def _chunks(request: Request, limits: Limits, share: Share, copies: int) -> AsyncGenerator[bytes, None]:

@@ -6,8 +6,9 @@ import argparse
 import pickle
 import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,11 +46,21 @@ FORMATS = (
     Nesting("params", "params_ema", "BasicSR"),
     Nesting("module", "module_ema", "DeepSpeed"),
 )
-"""A state dict may be in any of these, and these in each other; a file may also be a bare state dict."""
+"""A state dict may be in any of these, and these in each other; a file may also be a bare state dict.
+
+Of what is kept in another way all tensors are read, by the keys that lead to them: the network is found among them as
+under any other prefix.
+"""
 
 _SCALAR: Any = np.float64(0).__reduce__()[0]
 # Plain data that trainers keep beside the weights. Their reconstruction runs nothing but their own constructors.
-_HARMLESS = [argparse.Namespace, np.dtype, _SCALAR, *(type(np.dtype(kind)) for kind in "fdilqb")]
+_ARRAY: Any = np.zeros(0).__reduce__()[0]
+_HARMLESS: list[Any] = [
+    argparse.Namespace, np.dtype, np.ndarray, *(type(np.dtype(kind)) for kind in "fdilqb"),
+    (_SCALAR, "numpy._core.multiarray.scalar"), (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_ARRAY, "numpy._core.multiarray._reconstruct"), (_ARRAY, "numpy.core.multiarray._reconstruct"),
+    *((PurePath, f"{module}.{kind}Path") for module in ("pathlib", "pathlib._local") for kind in ("Posix", "Windows")),
+]  # fmt: skip
 _COPY_AGAIN = "Copy or download it again."
 _SCRIPT = "torch.jit.load({path!r}, map_location='cpu')"
 _PICKLE = "torch.load({path!r}, map_location='cpu', weights_only=False)"
@@ -183,7 +194,7 @@ def _not_plain(path: Path, error: Exception) -> BadInput:
         classes = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # older than torch's archives, or no pickle: then the error names the first
         classes = re.findall(r"GLOBAL ([\w.]+)", str(error))
-    known = {f"{each.__module__}.{each.__qualname__}" for each in _HARMLESS}
+    known = {each[1] if isinstance(each, tuple) else f"{each.__module__}.{each.__qualname__}" for each in _HARMLESS}
     foreign = sorted(name for name in classes if name not in known)
     if not foreign:
         return _unreadable(path, error)
@@ -222,6 +233,8 @@ def _state_dict(path: Path, content: Any, use_ema: bool) -> tuple[str, dict[str,
             wanted = [each.averaged for each in FORMATS] if use_ema and averaged and not _taken(keys) else []
             wanted += [] if wanted else [each.weights for each in FORMATS]
             found = next((key for key in wanted if isinstance(content.get(key), dict) and content[key]), None)
+        if found is None and (within := dict(_within(content))) and not use_ema:
+            return f"tensors under {', '.join({name.partition('.')[0]: 0 for name in within})[:200]}", within, averaged
         if found is None:
             held = f"{', '.join(map(str, content))[:200]}" if isinstance(content, dict) else type(content).__name__
             at = f" under {'/'.join(keys)}" if keys else ""
@@ -235,6 +248,15 @@ def _state_dict(path: Path, content: Any, use_ema: bool) -> tuple[str, dict[str,
         raise _no_average(path, f"one with {', '.join(keys) or 'a bare state dict'}")
     kind = f"a state dict under {'/'.join(keys)}" if keys else "a state dict"
     return kind, dict(content), averaged and not use_ema
+
+
+def _within(content: Any, before: str = "") -> Iterator[tuple[str, Tensor]]:
+    """All tensors of nested dictionaries, by their keys with dots between."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        if isinstance(value, Tensor):
+            yield f"{before}{key}", value
+        else:
+            yield from _within(value, f"{before}{key}.")
 
 
 def _taken(keys: list[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -40,6 +40,9 @@ def find_own(
 ) -> Fitted:
     """Find the one prefix under which the network's names lie, and the tensors there.
 
+    A module that all of the network's names begin with may be missing in the file: somebody has put the network that
+    was trained into another, such as ``nn.Sequential(Net(), nn.Sigmoid())``.
+
     Args:
         path: the file, for messages.
         tensors: all of it.
@@ -55,6 +58,12 @@ def find_own(
     counts = Counter(
         name.removesuffix(own) for name in names for own in _endings(name) if own in needed
     )  # prefix -> how many of the network's names lie under it
+    outermost = {name.partition(".")[0] + "." for name in needed}
+    if not counts and len(outermost) == 1 and all("." in name for name in needed):
+        (outer,) = outermost
+        names_inside = {name.removeprefix(outer): tensor for name, tensor in expected.items()}
+        inside = find_own(path, tensors, names_inside, prefix)
+        return replace(inside, tensors={outer + name: tensor for name, tensor in inside.tensors.items()})
     if prefix is None:
         whole = [each for each, count in counts.items() if count == len(needed)]
         if len(whole) > 1:

@@ -133,8 +133,9 @@ class Factory:
 
     def size_arguments(self, size: tuple[int, int] | None, stated: Mapping[str, Any]) -> dict[str, Any]:
         """What it must be told where its images have another size than it is built for."""
-        told = stated.get("img_size")
-        size = size or ((told, told) if isinstance(told, int) else None)
+        told = stated.get("img_size") or (stated.get("input_size") or (None,))[-2:]
+        told = (told, told) if isinstance(told, int) else tuple(told)
+        size = size or (told if len(told) == 2 else None)
         return {"img_size": size} if self.fixed_size and size and size != self.fixed_size else {}
 
     def network(self, arguments: Mapping[str, Any]) -> nn.Module:
@@ -259,5 +260,7 @@ def arguments_in(stated: Mapping[str, Any]) -> dict[str, Any]:
     """What timm's train.py was told of the network itself, from its own arguments."""
     known: Iterable[tuple[str, str]] = (("in_chans", "in_chans"), ("gp", "global_pool"), ("bn_eps", "bn_eps"))
     found = {argument: stated[own] for own, argument in known if stated.get(own) is not None}
+    if stated.get("input_size"):  # channels, height, width
+        found = {"in_chans": stated["input_size"][0], **found}
     further = stated.get("model_kwargs")
     return {**found, **(further if isinstance(further, dict) else {})}

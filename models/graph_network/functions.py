@@ -84,6 +84,15 @@ def _resize(node: Mapping[str, Any], value: Tensor) -> Tensor:
     return F.interpolate(value, tuple(node["shape"][1:]), mode="bilinear", align_corners=False)
 
 
+def _map_places(node: Mapping[str, Any], value: Tensor) -> Tensor:
+    rows, columns = (
+        None if matrix is None else torch.tensor(matrix, dtype=value.dtype, device=value.device)
+        for matrix in map(node["attributes"].get, ("rows", "columns"))
+    )
+    value = value if rows is None else rows @ value
+    return value if columns is None else value @ columns.T
+
+
 def _flatten(node: Mapping[str, Any], value: Tensor) -> Tensor:
     return value.movedim(1, -1).reshape(len(value), -1)
 
@@ -179,6 +188,7 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "upsample": _upsample,
     "upsample_bilinear": _upsample_bilinear,
     "resize": _resize,
+    "map_places": _map_places,
     "slice_channels": lambda node, value: value[:, node["attributes"]["start"] : node["attributes"]["stop"]],
     "flatten": _flatten,
     "reshape": _reshape,

@@ -12,8 +12,7 @@ from tests.conftest import ROOT, load_script
 script = load_script(ROOT / "benchmarks" / "training" / "kill_and_resume.py")
 pytestmark = pytest.mark.slow
 KILLS = 5
-SHORT = "import tests.short_mobilenetv2\n"
-"""Code by which timm gets to know a network whose checkpoints are written fast."""
+QUICK = "import tests.quick_fits\n"
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +27,7 @@ def peace(arguments, tmp_path_factory) -> Path:
     """A run that nobody killed, by the command itself."""
     run = tmp_path_factory.mktemp("peace") / "run"
     log = run.with_suffix(".log")
-    code = script.Fits(forks=False).run([*arguments, f"--trainer.default_root_dir={run}"], log, SHORT)
+    code = script.Fits(forks=False).run([*arguments, f"--trainer.default_root_dir={run}"], log, QUICK)
     assert code == 0, log.read_text()
     return run
 
@@ -45,7 +44,7 @@ def test_killed_and_resumed_until_finished(arguments, peace, forks, tmp_path):
     seed = random.SystemRandom().randrange(1 << 32)
     print(f"random seed {seed}")
     counts = script.kill_until_finished(
-        forks, arguments, tmp_path / "run", random.Random(seed), longest=2.0, kills=KILLS, patch=SHORT
+        forks, arguments, tmp_path / "run", random.Random(seed), longest=2.0, kills=KILLS, patch=QUICK
     )
     print(counts)
     assert counts["kills"]
@@ -58,7 +57,7 @@ def test_without_one_of_its_parts_the_run_comes_out_otherwise(arguments, peace, 
     for attempt in range(6):  # a kill may happen to hit where the part is not needed
         run = tmp_path / f"run{attempt}"
         script.kill_until_finished(
-            forks, arguments, run, rng, longest=2.0, kills=3, patch=SHORT + script.CONTROLS[part]
+            forks, arguments, run, rng, longest=2.0, kills=3, patch=QUICK + script.CONTROLS[part]
         )
         if script.differences_of_runs(peace, run):
             return
@@ -84,11 +83,11 @@ torch.save = half
 def test_killed_while_a_checkpoint_is_being_written(arguments, peace, forks, tmp_path, write):
     run, log = tmp_path / "run", tmp_path / "log"
     arguments = [*arguments, f"--trainer.default_root_dir={run}"]
-    assert forks.run(arguments, log, SHORT + KILLED_WHILE_WRITING.format(write=write)) == -9, log.read_text()
+    assert forks.run(arguments, log, QUICK + KILLED_WHILE_WRITING.format(write=write)) == -9, log.read_text()
     (half,) = run.glob(".*.ckpt.*.tmp")
     assert half.read_bytes() == b"half of it"
     if write > 1:
         torch.load(run / "last.ckpt", weights_only=True)
-    assert forks.run([*arguments, "--resume"], log, SHORT) == 0, log.read_text()
+    assert forks.run([*arguments, "--resume"], log, QUICK) == 0, log.read_text()
     assert script.differences_of_runs(peace, run) == []
     assert not list(run.glob(".*"))

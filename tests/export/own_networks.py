@@ -528,6 +528,36 @@ class Recurrent(nn.Module):
         return self.fc(self.lstm(x)[0][:, -1])
 
 
+class LearnedQuery(nn.Module):
+    """One trained query asks all places; torch has the heads of the query and of the keys in the batch's axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 12, 3, 2, 1), nn.GroupNorm(4, 12), nn.SiLU(), nn.Conv2d(12, 16, 3, 2, 1))
+        self.query, self.attention = nn.Parameter(torch.randn(1, 2, 16)), nn.MultiheadAttention(16, 4, batch_first=True)
+        self.fc = nn.Linear(32, 5)
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        asked, _ = self.attention(self.query.expand(len(x), -1, -1), tokens, tokens)
+        return self.fc(asked.flatten(1))
+
+
+class Coordinates(nn.Module):
+    """Two channels that say where a pixel is, made in forward; a temperature that is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.temperature, self.fc = nn.Conv2d(5, 8, 3, 2), nn.Parameter(torch.ones(1)), nn.Linear(8, 5)
+
+    def forward(self, x):
+        b, _, h, w = x.shape
+        down = torch.linspace(-1, 1, h, device=x.device).view(1, 1, h, 1).expand(b, 1, h, w)
+        along = torch.arange(w, device=x.device).float().view(1, 1, 1, w).repeat(b, 1, h, 1) / w
+        x = torch.tanh(self.conv(torch.cat([down, x, along], 1)))
+        return self.fc(x.mean((2, 3))) / self.temperature
+
+
 def sequential():
     layers, channels = [], 1
     for width in (6, "M", 12, "A", 16):
@@ -572,5 +602,7 @@ NETWORKS: dict[str, Own] = {
     "DenseNet and Inception": Own(Dense, (3, 28, 28)),
     "activations by hand": Own(Rounded, (3, 16, 16)),
     "LSTM over rows": Own(Recurrent, (1, 16, 16)),
+    "learned query": Own(LearnedQuery, (3, 16, 20)),
+    "coordinates": Own(Coordinates, (3, 16, 20)),
     "Sequential, one logit": Own(sequential, (1, 28, 28)),
 }

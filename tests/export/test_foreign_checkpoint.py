@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import export.foreign_checkpoint
 from export.foreign_checkpoint import checkpoint_of_module, read_any_checkpoint, read_foreign_checkpoint
@@ -90,6 +91,46 @@ def test_what_is_not_known_is_asked(change, said, tmp_path):
     torch.save(state_of(random_net()), tmp_path / "a.pth")
     with pytest.raises(BadInput, match=said):
         read_foreign_checkpoint(tmp_path / "a.pth", replace(SETTINGS, **change))
+
+
+class Versioned(Net):
+    """As torchvision's MNASNet: it asks which version of it wrote the weights."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):
+        assert local_metadata.get("version") == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+def test_weights_without_versions_are_of_the_networks_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(export.foreign_checkpoint, "find_factory", lambda name: Factory(name, Versioned))
+    torch.save(state_of(random_net()), tmp_path / "a.pth")
+    assert len(read_foreign_checkpoint(tmp_path / "a.pth", SETTINGS).class_names) == 5
+
+
+def in_another(num_classes):
+    return nn.Sequential(nn.Sequential(Net(num_classes), nn.Sigmoid()))
+
+
+class One(Net):
+    def forward(self, images):
+        return super().forward(images).sigmoid()
+
+
+@pytest.mark.parametrize("build", [in_another, One])
+@pytest.mark.parametrize("before", ["", "backbone."])
+def test_a_network_inside_another_takes_its_own_file(build, before, tmp_path, monkeypatch):
+    monkeypatch.setattr(export.foreign_checkpoint, "find_factory", lambda name: Factory(name, build))
+    network = random_net(num_classes=4)
+    torch.save(state_of(network, before), tmp_path / "a.pth")
+    source = read_foreign_checkpoint(tmp_path / "a.pth", replace(SETTINGS, output="sigmoid", num_classes=4))
+    images = torch.rand(2, 3, *SIZE)
+    expected = answers(network, (images - 0.5) / 0.25).sigmoid()
+    torch.testing.assert_close(answers(source.network, images), expected)
+    torch.save({**state_of(network), "fc.bias": torch.zeros(3)}, tmp_path / "a.pth")
+    with pytest.raises(BadInput, match=r"fc\.bias is \(3,\), not \(4,\)"):
+        read_foreign_checkpoint(tmp_path / "a.pth", replace(SETTINGS, output="sigmoid", num_classes=4))
 
 
 def test_pixels_as_they_are_is_said(tmp_path):

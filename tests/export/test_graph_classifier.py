@@ -20,8 +20,6 @@ from models.bad_input import BadInput
 from tests.conftest import CLASS_NAMES, lightning
 from tests.export.own_cnn import LAYERS, SIZE, own_cnn
 
-pytestmark = pytest.mark.usefixtures("quick_figures")
-
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory) -> Path:

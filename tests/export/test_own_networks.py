@@ -24,7 +24,7 @@ from tests.export.own_networks import NETWORKS
 # A product of two computed values is written, and not read again; nor are four channels.
 NOT_READ = {
     "ViT of a tutorial", "TransformerEncoder", "TransformerEncoder, batch first", "einsum", "non-local",
-    "several labels, four channels",
+    "several labels, four channels", "learned query",
 }  # fmt: skip
 
 
@@ -93,9 +93,18 @@ def test_answers_without_their_second_axis_or_with_two_more(ending, output):
     assert (last.op, last.shape) == ("activation", (1,))
 
 
-def test_several_tensors_are_refused():
-    with pytest.raises(BadInput, match="gives tuple for 2 images"):
-        checkpoint_of_module(Squeezed(lambda x: (x, x)).eval(), (8, 8))
+@pytest.mark.parametrize(
+    ("ending", "given"),
+    [
+        (lambda x: (x, x), r"tuple for 2 images.*It gives 0, 1: .*super\(\)\.forward\(images\)\[0\]`"),
+        (lambda x: {"loss": None, "logits": x}, r"dict for 2 images.*It gives 'logits': .*\['logits'\]`"),
+        (lambda x: None, r"NoneType for 2 images.*alone\.$"),
+    ],
+    ids=["tuple", "dict", "nothing"],
+)
+def test_several_tensors_are_refused_with_the_way_to_one(ending, given):
+    with pytest.raises(BadInput, match=f"gives {given}"):
+        checkpoint_of_module(Squeezed(ending).eval(), (8, 8))
 
 
 @pytest.mark.keras

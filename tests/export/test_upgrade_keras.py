@@ -13,6 +13,7 @@ from export.keras_file.keras_layer import KerasLayer
 from export.keras_file.read import read_keras_h5
 from export.keras_file.upgraded import upgraded_training
 from export.keras_file.write import write_keras_h5
+from export.keras_to_torch import ImportSettings, read_keras_classifier
 from export.torch_to_keras import write_twin
 from export.upgrade_keras import UpgradeDiffers, write_upgrade
 from lightning_module.commands.options import read_labels
@@ -120,6 +121,38 @@ def test_one_weight_is_found_where_rounding_would_hide_it(tmp_path, monkeypatch)
     with pytest.raises(UpgradeDiffers, match="layers_float64 at conv_30"):
         write_upgrade(deep, tmp_path / "other.h5")
     assert not (tmp_path / "other.h5").exists()
+
+
+def dense_alone(path: Path, shape: tuple[int, ...], as_list: bool) -> Path:
+    """Flatten and Dense; as a Sequential's list, as Keras before 2.3 wrote it, or as a Functional."""
+    kernel = np.random.default_rng(0).normal(0, 1, (int(np.prod(shape)), 3)).astype(np.float32)
+    layers = [
+        KerasLayer("InputLayer", "given", {"batch_input_shape": [None, *shape]}, ()),
+        KerasLayer("Flatten", "flat", {}, ("given",)),
+        KerasLayer("Dense", "last", {"units": 3, "use_bias": False}, ("flat",), (("kernel", "", kernel),)),
+    ]
+    write_keras_h5(path, layers, model_name="alone", details={}, training=None)
+    if as_list:
+        with h5py.File(path, "r+") as file:
+            _, flat, dense = json.loads(file.attrs["model_config"])["config"]["layers"]
+            flat["config"]["batch_input_shape"] = [None, *shape]
+            config = [{name: layer[name] for name in ("class_name", "config")} for layer in (flat, dense)]
+            file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": config}).encode()
+    return path
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("as_list", [False, True], ids=["functional", "list"])
+@pytest.mark.parametrize("shape", [(6,), (5, 4), (4, 3, 13)], ids=str)
+def test_inputs_need_not_be_photos(tmp_path, shape, as_list):
+    """Digits as vectors or rows, satellites' thirteen bands: a file for every Keras, and no checkpoint of photos."""
+    old = dense_alone(tmp_path / "old.h5", shape, as_list)
+    report = write_upgrade(old, tmp_path / "new.h5").proof.report
+    assert report.verdict == "PASS", report.failed
+    first, *_, last = read_keras_h5(tmp_path / "new.h5").config["config"]["layers"]
+    assert (first["config"]["batch_input_shape"], last["config"]["units"]) == ([None, *shape], 3)
+    with pytest.raises(BadInput, match=r"colour photos, got one that takes \("):
+        read_keras_classifier(old, ImportSettings(list("abc"), output="logits"))
 
 
 def test_places_that_cannot_be_meant_are_refused_before_anything_is_read(old, tmp_path):

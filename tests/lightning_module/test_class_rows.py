@@ -197,7 +197,6 @@ def said(capsys, caplog):
     return said
 
 
-@pytest.mark.usefixtures("quick_figures")
 def test_fit_goes_on_with_five_classes_and_test_measures_four(four, photos, tmp_path, said):
     run = tmp_path / "run"
     given = [*TINY, f"--trainer.default_root_dir={run}", "--data.on_copies=warn"]

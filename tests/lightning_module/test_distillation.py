@@ -187,6 +187,11 @@ def test_photos_without_labels_want_a_teacher(tmp_path, teachers, settings):
         trainer(tmp_path).fit(classifier(**settings), datamodule=Labels([0] * 8))
 
 
+def test_teacher_that_is_not_there_is_refused_before_photos_are_read(tmp_path):
+    with pytest.raises(BadInput, match=r"--model\.teacher: expected a trained checkpoint, received .*gone.ckpt"):
+        classifier(teacher=str(tmp_path / "gone.ckpt")).check_fit(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": float("nan")}, {"weight": 1.1}])
 def test_settings_out_of_range(settings):
     (name,) = settings

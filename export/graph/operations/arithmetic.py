@@ -226,15 +226,6 @@ def _expand(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 _BROADCASTS = {f"aten.{name}" for name in ("mul", "add", "sub", "div", "mul_", "add_", "sub_", "maximum", "minimum")}
 
 
-def largest_of_two(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> bool:
-    """Whether an `aten.max` or `aten.min` is of two values; if so, its node is added."""
-    if "other" not in given:
-        return False
-    op = {"aten.max": "maximum", "aten.min": "minimum"}[name_of(operation)]
-    tracer.emit(operation, op, [given["self"], given["other"]])
-    return True
-
-
 def _positive(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     """All comparisons are recorded as this one."""
     tracer.emit(operation, "positive", [given["self"]])

@@ -230,23 +230,25 @@ def weight_of_each_image(
     Returns:
         The node's name.
     """
-    shape = value.meta["shape"]
-    if shape[:1] != (tracer.batch,) and not of_one:
+    shape, held = value.meta["shape"], tracer.layout(beside)
+    # heads of a learned query are in the batch's axis where torch has those of the keys there
+    inside = (held.merged, held.outer) if held.batch_axis == 0 and shape[0] != tracer.batch else (1, 1)
+    if not of_one and shape[0] != tracer.batch * math.prod(inside):
         raise of_weights(operation)
-    weight = same_for_all(value)
-    shape = (tracer.batch, *shape) if of_one else shape
-    if math.prod(weight.meta["shape"]) == math.prod(shape[1:]):
+    layout = Layout((), -of_one, *inside)
+    of_image, weight = layout.of_image(shape), same_for_all(value)
+    if math.prod(weight.meta["shape"]) == math.prod(of_image):
         name = tracer.weight_name(weight, of_one)
     else:
         name = tracer.weight_name(value, in_its_shape=True)
         if name not in tracer.computed_tensors:
             raise of_weights(operation)
         array = tracer.computed_tensors[name]
-        tracer.computed_tensors[name] = _of_one_image(operation, array, 0, Layout(()))
+        tracer.computed_tensors[name] = of_one_image(operation, array, 0, layout)
     if name is None:
         raise of_weights(operation)
-    layout = Layout(tuple(range(len(shape) - 1)), batch_axis=-of_one)
-    attributes = {"shape": shape[1:], "order": layout.order, "constant": None}
+    layout = replace(layout, order=tuple(range(len(of_image))))
+    attributes = {"shape": of_image, "order": layout.order, "constant": None}
     node = tracer.add(operation, "array", [tracer.input_name(beside)], layout, attributes, {"array": name}, value=value)
     tracer.place(value, node, layout)
     return node
@@ -316,9 +318,9 @@ def _with_array(tracer: Tracer, operation: fx.Node, op: str, value: fx.Node, oth
     if own[axis] != 1:
         held = other.meta["shape"]
         if constant is not None:
-            constant = _of_one_image(operation, constant.reshape(own), axis, layout)
+            constant = of_one_image(operation, constant.reshape(own), axis, layout)
         elif name in tracer.computed_tensors and layout.outer == 1:
-            one = _of_one_image(operation, tracer.computed_tensors[name].reshape(own), axis, layout)
+            one = of_one_image(operation, tracer.computed_tensors[name].reshape(own), axis, layout)
             tracer.computed_tensors[name] = one.reshape(one.shape[len(own) - len(held) :])
         else:
             raise refused(operation, f"of a weight of shape {list(own)}")
@@ -334,7 +336,7 @@ def _with_array(tracer: Tracer, operation: fx.Node, op: str, value: fx.Node, oth
     tracer.add(operation, f"{op}_array", [tracer.input_name(value)], layout, attributes, weights)
 
 
-def _of_one_image(operation: fx.Node, array: np.ndarray, axis: int, layout: Layout) -> np.ndarray:
+def of_one_image(operation: fx.Node, array: np.ndarray, axis: int, layout: Layout) -> np.ndarray:
     """The first image's part of an array that has one for each in that axis."""
     images = array.shape[axis] // (layout.merged * layout.outer)
     apart = array.reshape(*array.shape[:axis], layout.outer, images, layout.merged, *array.shape[axis + 1 :])

@@ -8,11 +8,11 @@ from torch import fx
 
 from export.graph.operations.places import padding_before
 from export.graph.record import module_path
+from export.graph.simpler.windows import pair
 from export.graph.tracer import (
     Converter,
     NoKerasCounterpart,
     Tracer,
-    pair,
     shape_of,
 )
 

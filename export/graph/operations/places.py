@@ -13,7 +13,8 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from export.graph.record import module_path
-from export.graph.tracer import Converter, NoKerasCounterpart, Tracer, arguments, name_of, pair, shape_of
+from export.graph.simpler.windows import pair
+from export.graph.tracer import Converter, NoKerasCounterpart, Tracer, arguments, name_of, shape_of
 
 Along = Callable[[Tensor], Tensor]
 """An operation on (1, n, n, 1), that changes the third axis alone."""

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from export.graph.operations.arithmetic import largest_of_two
 from export.graph.operations.places import Along, average_along, emit_map, padding_before
 from export.graph.record import module_path
+from export.graph.simpler.windows import pair
 from export.graph.tracer import (
     Converter,
     NoKerasCounterpart,
@@ -18,7 +18,6 @@ from export.graph.tracer import (
     channels_first,
     is_part,
     name_of,
-    pair,
     shape_of,
 )
 
@@ -109,8 +108,6 @@ def _along_one(tracer: Tracer, operation: fx.Node, source: fx.Node, axis: int, a
 
 def _largest(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     """`amax`, or `max` with a dimension."""
-    if largest_of_two(tracer, operation, given):
-        return
     axes, source = _reduced(tracer, operation, given), given["self"]
     node = tracer.nodes[tracer.input_name(source)]
     if axes == (1, 2):

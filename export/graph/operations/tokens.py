@@ -155,13 +155,17 @@ def _join(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 
 def _array(tracer: Tracer, operation: fx.Node, value: fx.Node, beside: fx.Node) -> str:
-    """A node that has the same trained array for every image, such as a class token, in the layout of `beside`."""
-    layout = tracer.layout(beside)
-    weight = same_for_all(value)
-    name, of_image = tracer.weight_name(weight), layout.of_image(value.meta["shape"])
+    """A node that has the same array for every image, a class token or coordinates, in the layout of `beside`."""
+    layout, constant = tracer.layout(beside), tracer.constant(value)
+    weight, of_image = same_for_all(value), layout.of_image(value.meta["shape"])
+    attributes: dict[str, Any] = {"shape": of_image, "order": layout.order, "constant": None}
+    if constant is not None:
+        one = attention.of_one_image(operation, constant, layout.batch_axis, layout)
+        attributes["constant"] = tuple(float(each) for each in one.reshape(-1))
+        return tracer.add(operation, "array", [tracer.input_name(beside)], layout, attributes, value=value)
+    name = tracer.weight_name(weight)
     if name is None or math.prod(weight.meta["shape"]) != math.prod(of_image) or value.op != "call_function":
         raise of_weights(operation)
-    attributes = {"shape": of_image, "order": layout.order, "constant": None}
     return tracer.add(operation, "array", [tracer.input_name(beside)], layout, attributes, {"array": name}, value=value)
 
 

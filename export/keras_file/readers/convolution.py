@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from export.keras_file.flat_layers import AS_IT_IS, FlatLayer
 from export.keras_file.keras_layer import same_padding
 from export.keras_file.readers.activation import activation_of
@@ -119,7 +121,20 @@ def _dense(reader: LayerReader, layer: FlatLayer) -> None:
     activation_of(reader, layer, reader.emit(layer, "dense", (units, *before.shape[1:]), {}, weights))
 
 
+def _spectral_normalization(reader: LayerReader, layer: FlatLayer) -> None:
+    """The layer inside: its kernel is divided by its norm in training alone, and kept so."""
+    inner = layer.config.get("layer")
+    kind = inner.get("class_name") if isinstance(inner, dict) else None
+    if kind not in ("Conv2D", "DepthwiseConv2D", "Conv2DTranspose", "Dense") or not isinstance(inner, dict):
+        raise BadInput(f"{layer.key}: expected a SpectralNormalization of a convolution, got one of {kind}. {AS_IT_IS}")
+    for role in ("vector_u", "sn_u"):  # Keras 3's name, and Keras 2's
+        reader.weights[layer.key].pop(role, None)
+    reader.without_effect.append(layer.key)
+    READERS[kind](reader, replace(layer, class_name=kind, config=inner["config"]))
+
+
 READERS: dict[str, Reader] = {
+    "SpectralNormalization": _spectral_normalization,
     "Conv2D": _convolution,
     "DepthwiseConv2D": _convolution,
     "SeparableConv2D": _convolution,

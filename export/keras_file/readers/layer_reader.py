@@ -157,7 +157,7 @@ KERAS_LAYERS_NOT_READ = frozenset(
     GroupQueryAttention HashedCrossing Hashing IntegerLookup LSTM LocallyConnected1D
     LocallyConnected2D Masking MaxPooling3D AveragePooling3D MelSpectrogram
     MultiHeadAttention RNN RandomCrop
-    SimpleRNN SpectralNormalization StringLookup TextVectorization
+    SimpleRNN StringLookup TextVectorization
     UpSampling3D ZeroPadding3D RandomElasticTransform Pipeline
     """.split()  # noqa: SIM905
 )

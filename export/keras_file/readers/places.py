@@ -8,6 +8,7 @@ from export.graph.nodes import Node
 from export.keras_file.flat_layers import AS_IT_IS, FlatLayer
 from export.keras_file.readers.layer_reader import LayerReader, Reader, refused
 from export.keras_file.readers.settings import expect, four_numbers, only_map, two_numbers, whole_number
+from export.worker.keras_worker import bicubic_matrix
 from models.bad_input import BadInput
 
 
@@ -57,9 +58,12 @@ def _crop(
 
 
 def _upsampling(reader: LayerReader, layer: FlatLayer) -> None:
-    _, channels, (height, width) = only_map(reader, layer)
-    expect(layer, interpolation=("nearest", "bilinear"))
+    before, channels, (height, width) = only_map(reader, layer)
+    expect(layer, interpolation=("nearest", "bilinear", "bicubic"))
     rows, columns = two_numbers(layer.config.get("size", 2), layer, "size")
+    if layer.config.get("interpolation") == "bicubic":
+        _bicubic(reader, layer, before, (height * rows, width * columns))
+        return
     op = "upsample" if layer.config.get("interpolation", "nearest") == "nearest" else "upsample_bilinear"
     reader.emit(layer, op, (channels, height * rows, width * columns), {"factors": (rows, columns)})
 
@@ -67,7 +71,7 @@ def _upsampling(reader: LayerReader, layer: FlatLayer) -> None:
 def resizing(reader: LayerReader, layer: FlatLayer) -> None:
     """Any size; where it is the size already, nothing."""
     before, channels, size = only_map(reader, layer)
-    expect(layer, antialias=(False,), interpolation=("bilinear", "nearest"))
+    expect(layer, antialias=(False,), interpolation=("bilinear", "nearest", "bicubic"))
     height, width = (whole_number(layer.config[side], layer, side) for side in ("height", "width"))
     if (height, width) == size:
         reader.same_as(layer, before)
@@ -83,7 +87,20 @@ def resizing(reader: LayerReader, layer: FlatLayer) -> None:
             shape = (channels, size[0] + ends[0] + ends[1], size[1] + ends[2] + ends[3])
             before = reader.emit(layer, "pad", shape, {"padding": ends}, inputs=[before], part="padded")
     interpolation = layer.config.get("interpolation", "bilinear")
+    if interpolation == "bicubic":
+        _bicubic(reader, layer, before, (height, width))
+        return
     reader.emit(layer, "resize", (channels, height, width), {"interpolation": interpolation}, inputs=[before])
+
+
+def _bicubic(reader: LayerReader, layer: FlatLayer, before: Node, target: tuple[int, int]) -> None:
+    """Rows and columns by fixed matrices: no Keras 2 of old age and Keras 3 share another way."""
+    channels, *size = before.shape
+    rows, columns = (
+        None if own == wanted else tuple(map(tuple, bicubic_matrix(own, wanted).tolist()))
+        for own, wanted in zip(size, target, strict=True)
+    )
+    reader.emit(layer, "map_places", (channels, *target), {"rows": rows, "columns": columns}, inputs=[before])
 
 
 def _to_aspect_ratio(size: tuple[int, int], target: tuple[int, int], padded: bool = False) -> tuple[int, int, int, int]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from export.graph.nodes import Node
 from export.keras_file.flat_layers import AS_IT_IS, FlatLayer
+from export.keras_file.readers.axes import from_keras
 from export.keras_file.readers.layer_reader import LayerReader, Reader
 from export.keras_file.readers.settings import channels_first, expect, per_channel, whole_number
 from models.bad_input import BadInput
@@ -19,8 +20,13 @@ def _input(reader: LayerReader, layer: FlatLayer) -> None:
     shape = layer.config.get("batch_input_shape") or layer.config.get("batch_shape")
     if isinstance(shape, list) and len(shape) == 4 and shape[1] in (1, 3) and shape[3] not in (1, 3, None):
         raise channels_first(layer)
-    if not (isinstance(shape, list) and len(shape) == 4 and shape[3] in (1, 3, None)):
+    if not (isinstance(shape, list) and 2 <= len(shape) <= 4):
         raise BadInput(f"{layer.key}: expected an input of shape [None, height, width, 3], got {shape}. {AS_IT_IS}")
+    if len(shape) < 4:  # rows of numbers, or a vector
+        reader.emit(
+            layer, "input", from_keras([whole_number(side, layer, "its shape") for side in shape[1:]]), inputs=[]
+        )
+        return
     given = reader.image_size or (None, None)
     sides = [own if own is not None else size for own, size in zip(shape[1:3], given, strict=True)]
     if None in sides:
@@ -28,7 +34,8 @@ def _input(reader: LayerReader, layer: FlatLayer) -> None:
     if reader.image_size and tuple(sides) != tuple(reader.image_size):
         raise BadInput(f"--image_size {reader.image_size}: expected the file's own {tuple(sides)}. Leave it out.")
     height, width = (whole_number(side, layer, "the image's size") for side in sides)
-    reader.emit(layer, "input", (shape[3] or 3, height, width), inputs=[])
+    channels = 3 if shape[3] is None else whole_number(shape[3], layer, "its channels")
+    reader.emit(layer, "input", (channels, height, width), inputs=[])
 
 
 def affine(

@@ -146,7 +146,7 @@ GROUPS = (
         ("keras_python", "null", "interpreter whose Keras judges; null for this environment's"),
     )),
     Group("This command", "", ALL, (
-        ("config", "", "YAML file, or one of {configs}; later ones win"),
+        ("config", "", "file, or one of {configs}; later ones win"),
         ("ckpt_path", "null", "checkpoint to go on from, or to measure"),
         ("print_config", "", "print all settings as YAML"),
         ("help_all", "", "list all settings, Lightning's too"),

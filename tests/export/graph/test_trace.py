@@ -241,6 +241,12 @@ def test_value_changed_in_place_is_read_as_changed():
     assert [graph.node(name).op for name in add.inputs] == ["relu", "relu"]
 
 
+@pytest.mark.parametrize(("operation", "op"), [(torch.max, "maximum"), (torch.min, "minimum")])
+def test_the_larger_of_two_values_by_either_name(operation, op):
+    graph = trace(Odd(lambda x: operation(x, x * 2.0)))
+    assert [node.op for node in graph.nodes if node.op in ("maximum", "minimum")] == [op]
+
+
 def test_concatenation_of_one_value_is_that_value():
     graph = trace(Odd(lambda x: torch.cat([torch.relu(torch.cat([x], 1)), x], 1)))
     assert [node.op for node in graph.nodes][1:4] == ["conv2d", "relu", "concatenate"]

@@ -32,12 +32,12 @@ NETWORKS = {
     "places": (
         "concatenate_rows concatenate_columns permute_2 upsampling_bilinear resizing resizing_cropped resizing_padded "
         "center_crop_larger random_crop_same transposed_odd depthwise_dilated grouped dilated repeat "
-        "normalization_invert"
+        "normalization_invert resizing_bicubic upsampling_bicubic"
     ),
     "values": (
         "leaky_steep relu_of_all relu_steep prelu_rows convolution_layer_inside dot_tokens dot_last dot cosine "
         "activation_sparse_plus activation_squareplus activation_log_softmax activation_tanh_shrink "
-        "activation_hard_shrink activation_log_sigmoid"
+        "activation_hard_shrink activation_log_sigmoid spectral"
     ),
     "rows": (
         "tokens_pooled tokens_largest tokens_convolved tokens_causal tokens_max_pooled tokens_average_pooled "
@@ -48,7 +48,7 @@ NETWORKS = {
         "op_transpose op_expand op_maximum op_minimum op_quotient op_softmax op_normalise op_pad op_leaky op_cut"
     ),
 }
-REFUSED = "resizing_bicubic masking transposed_dilated activation_sparsemax spectral op_sqrt"
+REFUSED = "resizing_lanczos masking transposed_dilated activation_sparsemax op_sqrt"
 
 
 @pytest.fixture(scope="module", params=[pytest.param(None, id="here"), OTHER_KERAS])
@@ -102,6 +102,7 @@ CONTROLS = [
     ("norms", "transpose", {"axes": (0, 1, 2)}),
     ("places", "join", {"axis": 1}),
     ("places", "resize", {"interpolation": "nearest"}),
+    ("places", "map_places", {"rows": tuple(map(tuple, bilinear_matrix(12, 7)))}),
     ("places", "crop", {"cropping": (1, 1, 0, 0)}),
     ("places", "pad", {"padding": (1, 0, 0, 1)}),
     ("values", "matmul", {"last": False}),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from datamodule.photo_store import load_photo
 from export.proof.comparison import Comparison, Pair, read_comparison
-from export.proof.diagnosis import likely_cause
+from export.proof.diagnosis.cause import likely_cause
 from export.proof.keras_side import KerasSide, LoadedFiles
 from export.proof.probe_images import write_probe_files
 from export.proof.report import Check, Report
@@ -117,7 +117,7 @@ PASSED = Check("weights", True, 0, 0, "", "")
 
 @pytest.fixture(autouse=True)
 def our_pillow(monkeypatch):
-    monkeypatch.setattr("export.proof.diagnosis.pillow_versions", lambda: OURS)
+    monkeypatch.setattr("export.proof.diagnosis.cause.pillow_versions", lambda: OURS)
 
 
 def with_files(comparison: Comparison, folder: Path, interpolation: str = "bilinear") -> tuple[Comparison, KerasSide]:

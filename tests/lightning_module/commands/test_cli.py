@@ -28,7 +28,6 @@ from lightning_module.run.run_folder import RunFolder, write_json
 from models.bad_input import BadInput
 from tests.conftest import ROOT, lightning
 
-pytestmark = pytest.mark.usefixtures("quick_figures")
 TINY = [
     "--model.backbone=mobilenetv2_short",
     "--model.pretrained=false",

@@ -12,8 +12,6 @@ from export.checkpoint import read_checkpoint
 from tests.conftest import CLASS_NAMES, ROOT, lightning
 from tests.datamodule.sources.test_addresses import bucket  # noqa: F401 - a fixture
 
-pytestmark = pytest.mark.usefixtures("quick_figures")
-
 QUICK = [
     f"--config={ROOT / 'configs' / 'demo.yaml'}", "--data.demo=false", "--data.image_size=32", "--data.batch_size=8",
     "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--hand_over.enabled=false",

@@ -24,6 +24,7 @@ from lightning_module.evaluation.report import _caption, _training_batch, render
 from lightning_module.fine_tuning import Regularisation
 from tests.conftest import lightning
 
+LOOKS_AT_PLOTS = True
 TINY = [
     "--model.backbone=mobilenetv2_short",
     "--model.pretrained=false",

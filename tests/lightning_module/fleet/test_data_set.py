@@ -163,6 +163,53 @@ def test_what_is_missing_or_damaged_is_labelled_again_and_nothing_else(there, in
     assert capsys.readouterr().out.count("all 23 photos were labelled before\n21 photos labelled") == 1
 
 
+def test_a_set_of_which_a_part_is_missing_does_not_say_that_it_is_whole(there, monkeypatch):
+    """Readers go by _SUCCESS; a run that labels a damaged part again may be killed, too."""
+    assert run("--out=labels") == 0
+    Path("labels/part-00001.parquet").unlink()
+    monkeypatch.setattr(labelling, "label", lambda *given: iter([]) if Path("labels/_SUCCESS").exists() else 1 / 0)
+    assert run("--out=labels", "--resume") == 70
+    assert not Path("labels/_SUCCESS").exists()
+
+
+def test_a_model_that_is_replaced_meanwhile_stops_the_run(there, in_peace, monkeypatch, capsys):
+    Path("model.ckpt").write_bytes(Path("best.ckpt").read_bytes())
+    kept = labelling.label
+
+    def label(*given):
+        Path("model.ckpt").write_bytes(Path("other.ckpt").read_bytes())
+        return kept(*given)
+
+    monkeypatch.setattr(labelling, "label", label)
+    assert run("--out=labels", "--resume", model="model.ckpt") == 2
+    said = capsys.readouterr().err
+    assert "expected model.ckpt to stay as it is while it labels (" in said
+    assert f"0 of {PARTS} files" in said
+    monkeypatch.undo()
+    monkeypatch.chdir(there)
+    Path("model.ckpt").write_bytes(Path("best.ckpt").read_bytes())
+    assert run("--out=labels", "--resume", model="model.ckpt") == 0
+    assert files_of(Path("labels")) == in_peace
+
+
+def test_files_of_unknown_origin_are_no_parts(there, capsys):
+    """A part that no request covers would be read with the others."""
+    Path("labels").mkdir()
+    Path("labels/part-00099.parquet").touch()
+    assert run("--out=labels", "--resume") == 2
+    assert "which has other files, such as part-00099.parquet" in capsys.readouterr().err
+    for content in ("{", "[1]"):
+        Path("labels/_request.json").write_text(content)
+        assert run("--out=labels", "--resume") == 2
+        said = capsys.readouterr().err
+        assert "expected in labels/_request.json what the data set was begun with, received what cannot" in said
+
+
+def test_a_name_that_is_too_long_is_bad_input(there, capsys):
+    assert run(f"--out={'y' * 300}") == 2
+    assert "received one of 300 characters: yyy" in capsys.readouterr().err
+
+
 def test_resume_begins_where_nothing_is(there, in_peace):
     Path("labels").mkdir()
     assert run("--out=labels", "--resume") == 0

@@ -1,6 +1,7 @@
 """What an engine relies on: the list of photos, a labeller that is started again, a worker that gives up."""
 
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from export.worker.keras_worker import pillow_versions
 from lightning_module.evaluation.labelling import Labelling
 from lightning_module.fleet import ray_engine
 from lightning_module.fleet.listing import Listing, part_of
-from lightning_module.fleet.parts import Job, Restarting, content_of, model_digest
+from lightning_module.fleet.parts import Job, Restarting, check_model, content_of, model_digest
 from lightning_module.fleet.ray_engine import MOST_TRIES, PartWorker
 from models.bad_input import BadInput
 
@@ -72,6 +73,21 @@ def test_labeller_is_started_again_once_for_a_batch(capsys):
     assert "(killed by signal SIGKILL). It is started again.\n" in capsys.readouterr().err
     with Restarting(Dying(2)) as labeller, pytest.raises(KerasFailed):
         labeller.probabilities(photos)
+
+
+def test_labeller_that_is_started_again_has_the_same_file(tmp_path):
+    model = tmp_path / "model.h5"
+    model.write_bytes(b"one")
+    photos = np.zeros((1, 4, 4, 3), np.uint8)
+    check = partial(check_model, model, model_digest(model))
+    with Restarting(Dying(1), check) as labeller:
+        labeller.probabilities(photos)
+    model.write_bytes(b"two")
+    with Restarting(Dying(1), check) as labeller, pytest.raises(BadInput, match="received another file"):
+        labeller.probabilities(photos)
+    model.unlink()
+    with pytest.raises(BadInput, match="No such file"):
+        check()
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from datamodule.sources import remote_photos
 from datamodule.sources.remote_photos import Address, list_addresses, read_address
 from lightning_module.evaluation.decoding import BadPhoto
 from models.bad_input import BadInput
-from tests.conftest import lightning
+from tests.conftest import ROOT, lightning
 from tests.datamodule.sources.test_addresses import bucket, root  # noqa: F401 - fixtures
 from tests.datamodule.test_product_photos import draw_root
-from tests.lightning_module.fleet.test_data_set import random_checkpoint, rows_of
+from tests.lightning_module.fleet.test_data_set import files_of, random_checkpoint, rows_of
 
 OPTIONS = ("--device=cpu", "--photos_per_part=4", "--engine=local")
 
@@ -111,3 +111,17 @@ def test_a_bucket(bucket, checkpoint, tmp_path, monkeypatch):  # noqa: F811
     assert lightning("predict", checkpoint, "s3://shop/by class", "--out=there_set", *OPTIONS) == 0
     assert lightning("predict", checkpoint, "here", "--out=here_set", *OPTIONS) == 0
     assert rows("there_set", "s3://shop/by class") == rows("here_set", "here")
+
+
+@pytest.mark.slow
+def test_a_bucket_on_ray(bucket, checkpoint, tmp_path, monkeypatch):  # noqa: F811
+    """Each worker reads the photos itself, with the credentials of its environment."""
+    pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # of the workers
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    arguments = ("predict", checkpoint, "s3://shop/by class", *OPTIONS[:2])
+    assert lightning(*arguments, "--out=ray", "--engine=ray", "--num_workers=2") == 0
+    assert lightning(*arguments, "--out=local", "--engine=local") == 0
+    assert files_of(Path("ray")) == files_of(Path("local"))
+    assert len(rows_of(Path("ray"))) == 10

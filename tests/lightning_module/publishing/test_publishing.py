@@ -30,7 +30,7 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(photos, quick_figures) -> RunFolder:
+def finished(photos) -> RunFolder:
     """A small fit with its twin and proof."""
     run = photos.parent / "run"
     settings = [

@@ -29,7 +29,6 @@ from lightning_module.run.stop_signals import Preempted, StopSignals, requeued
 from models.bad_input import BadInput
 from tests.conftest import ROOT, flip_in_archive, lightning, load_script
 
-pytestmark = pytest.mark.usefixtures("quick_figures")
 kill_and_resume = load_script(ROOT / "benchmarks" / "training" / "kill_and_resume.py")
 TINY = [
     "--model.backbone=mobilenetv2_short",

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import json
 import logging
 import os
 import sys
@@ -172,6 +173,17 @@ def test_the_photo_to_blame_is_named(small):
     assert "is not an image" in error["photos"][0]["reason"]
     error = small.client.post("/predict", files=form(("empty.png", b""))).json()["error"]
     assert error["photos"][0]["reason"] == "is empty (0 bytes)"
+
+
+def test_a_name_that_is_no_text_comes_back_as_text(small):
+    """JSON may have half of a pair of UTF-16, which no UTF-8 has."""
+    for content, status in ((png(), 200), (b"text", 422)):
+        photo = {"name": "\ud800.png", "base64": base64.b64encode(content).decode()}
+        asked = {"content": json.dumps({"photos": [photo]}), "headers": {"content-type": "application/json"}}
+        answer = small.client.post("/predict", **asked)
+        assert answer.status_code == status
+        found = answer.json().get("photos") or answer.json()["error"]["photos"]
+        assert found[0]["name"] == "?.png"
 
 
 def test_unknown_routes_and_methods(service):

@@ -9,6 +9,7 @@ import torch
 
 from models.bad_input import BadInput
 from models.foreign.checkpoint_file import is_ours, read_foreign_file
+from models.foreign.fitting import find_own
 from tests.conftest import flip_in_archive
 from tests.foreign_networks import CODE, KINDS, random_net, state_of
 
@@ -115,6 +116,15 @@ def test_what_has_no_weights_is_told_what_it_has(content, said, tmp_path):
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(BadInput, match=said):
         read_foreign_file(tmp_path / "a.pth")
+
+
+def test_teacher_and_student_are_both_read_and_nothing_is_guessed(tmp_path):
+    torch.save({"student": state_of(random_net(), "module."), "teacher": state_of(random_net())}, tmp_path / "a.pth")
+    read = read_foreign_file(tmp_path / "a.pth")
+    assert {"student.module.fc.bias", "teacher.fc.bias"} <= read.tensors.keys()
+    assert read.kind == "tensors under student, teacher"
+    with pytest.raises(BadInput, match=r"under 2 prefixes: 'student\.', 'teacher\.'"):
+        find_own(read.path, read.tensors, state_of(random_net()))
 
 
 def test_nothing_there_and_a_folder(tmp_path):

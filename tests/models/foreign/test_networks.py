@@ -46,6 +46,7 @@ def test_a_network_of_one_size_is_told_another():
     fixed, free = find_factory("vit_tiny_patch16_224"), find_factory("mobilenetv2_035")
     assert fixed.size_arguments((96, 96), {}) == {"img_size": (96, 96)}
     assert fixed.size_arguments(None, {"img_size": 96}) == {"img_size": (96, 96)}
+    assert fixed.size_arguments(None, {"img_size": None, "input_size": [3, 96, 64]}) == {"img_size": (96, 64)}
     assert fixed.size_arguments((224, 224), {}) == fixed.size_arguments(None, {}) == {}
     assert free.size_arguments((96, 96), {}) == {}
 
@@ -53,6 +54,8 @@ def test_a_network_of_one_size_is_told_another():
 def test_what_timms_training_was_told_of_the_network_is_taken():
     stated = {"bn_eps": 1e-3, "in_chans": None, "gp": "avg", "lr": 0.1, "model_kwargs": {"pad_type": "same"}}
     assert arguments_in(stated) == {"bn_eps": 1e-3, "global_pool": "avg", "pad_type": "same"}
+    assert arguments_in({"input_size": [1, 96, 96], "in_chans": None}) == {"in_chans": 1}
+    assert arguments_in({"input_size": [1, 96, 96], "in_chans": 4}) == {"in_chans": 4}
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def _keep_settings_of_torch(monkeypatch):
 
 
 def laid_over(config: Path) -> list[str]:
-    """The arguments that a user of a configuration gives: gpu.yaml is laid over a recipe."""
-    below = [config.with_name("finetune.yaml")] if config.name == "gpu.yaml" else []
+    """The arguments that a user of a configuration gives: some are laid over a recipe."""
+    below = [config.with_name("finetune.yaml")] if config.name in ("distil.yaml", "gpu.yaml") else []
     return [f"--config={each}" for each in (*below, config)]
 
 

@@ -19,7 +19,9 @@ from tests.conftest import lightning
 
 OURS = ("data", "model", "hand_over", "checkpoint", "last_checkpoint")
 """Groups of settings that are this project's own; of Lightning's, the help has a choice."""
-UNLISTED = {"data.predict_root", "data.augmentation", "model.graph", *(f"model.{name}" for name in LINKED)}
+UNLISTED = {
+    "data.predict_root", "data.augmentation", "model.graph", *(f"model.{name}" for name in LINKED),
+}  # fmt: skip
 """Used from Python alone; listed setting by setting; comes with a checkpoint; taken from the data."""
 
 
@@ -137,5 +139,5 @@ def test_a_configuration_that_comes_along_is_found_by_its_name(tmp_path, monkeyp
     text = '{"data": {"batch_size": 17}, "model": {"hidden": [' + ", ".join(["8"] * 99) + "]}}"
     for given in (text, "[]", "no/file", "recipe.yaml"):  # the parser's matter
         assert with_shipped_configs(["fit", "--config", given]) == ["fit", "--config", given]
-    with pytest.raises(BadInput, match="demo, finetune, gpu, mobilenetv2"):
+    with pytest.raises(BadInput, match="demo, distil, finetune, gpu, mobilenetv2"):
         with_shipped_configs(["fit", "--config", "recipe"])

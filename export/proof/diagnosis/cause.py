@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch.nn import functional
 
-from export.graph.nodes import Graph, Node
+from export.graph.nodes import Node
 from export.keras_file.layers import keras_layers
 from export.keras_file.write import training_config
 from export.proof.checks import difference_of
 from export.proof.comparison import Comparison, LoadPhoto
+from export.proof.diagnosis.layer_faults import hypotheses
 from export.proof.keras_side import KerasSide, LoadedFiles
 from export.proof.report import Report
 from export.worker.keras_worker import array_digest, pillow_versions
@@ -26,10 +22,6 @@ from models.choices import INTERPOLATIONS
 EXPLAINS = 1e-9
 # Checks that also fail where the network is the same, but Pillow is another.
 _OF_FILES = {"file_pixels", "file_labels"}
-_EPSILONS = (1e-3, 1e-5, 1e-2, 1e-4, 1e-6, 1e-7, 1e-8)
-
-Hypothesis = tuple[str, Callable[[], np.ndarray]]
-"""The possible cause, and a function that computes the output (N, H, W, C) or (N, C) that it would lead to."""
 
 
 def likely_cause(
@@ -126,10 +118,10 @@ def _of_layer(
     if received is None:
         return f"The file has no layer {node.name}."
     values = {comparison.graph.nodes[0].name: comparison.exact_images, **torch_gave}
-    for text, compute in _HYPOTHESES.get(node.op, _no_hypotheses)(comparison.graph, node, values):
+    for text, compute in hypotheses(comparison.graph, node, values):
         try:
             computed = compute()
-        except RuntimeError:
+        except (RuntimeError, ValueError):
             continue  # the fault does not fit these shapes
         if computed.shape == received.shape and _relative(computed, received) <= EXPLAINS:
             return f"{node.name}: {text}."
@@ -138,85 +130,6 @@ def _of_layer(
 
 def _relative(computed: np.ndarray, received: np.ndarray) -> float:
     return float(np.abs(computed - received).max() / (np.abs(received).max() or 1.0))
-
-
-def _no_hypotheses(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
-    yield from ()
-
-
-def _convolutions(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
-    kernel = torch.from_numpy(graph.tensors[node.weights["kernel"]]).double()
-    bias = torch.from_numpy(graph.tensors[node.weights["bias"]]).double() if "bias" in node.weights else None
-    image = torch.from_numpy(values[node.inputs[0]]).double().permute(0, 3, 1, 2)
-    stated = tuple(node.attributes["padding"])
-    result = node.shape[1:]
-
-    def computed(padding: tuple[int, int, int, int], weight: torch.Tensor = kernel) -> np.ndarray:
-        top, bottom, left, right = padding
-        padded = functional.pad(image, (left, right, top, bottom))
-        strides, dilation = node.attributes["strides"], node.attributes["dilation"]
-        value = functional.conv2d(padded, weight, bias, strides, 0, dilation, node.attributes["groups"])
-        return value[:, :, : result[0], : result[1]].permute(0, 2, 3, 1).numpy()
-
-    def of(padding: tuple[int, int, int, int], weight: torch.Tensor = kernel) -> Callable[[], np.ndarray]:
-        return lambda: computed(padding, weight)
-
-    rows, columns = kernel.shape[2:]
-    for top, left in product(range(rows), range(columns)):
-        # pad more than enough at the end; what is too much is cut off
-        if (top, left) != (stated[0], stated[2]):
-            padding = (top, rows, left, columns)
-            yield (
-                (
-                    f"it is padded by {top} above and {left} at the left, not by {stated[0]} and {stated[2]} "
-                    "(padding: TensorFlow's SAME puts the odd pixel at the end, torch pads both sides alike)"
-                ),
-                of(padding),
-            )
-    yield "its kernel has rows and columns exchanged (layout)", of(stated, kernel.transpose(2, 3))
-    yield "its kernel is turned by 180 degrees (layout)", of(stated, kernel.flip(2, 3))
-    yield "its input channels are in reverse order (BGR for RGB)", of(stated, kernel.flip(1))
-
-
-def _batch_norms(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
-    image, stated = values[node.inputs[0]], node.attributes["epsilon"]
-    weights = {role: graph.tensors[name].astype(np.float64) for role, name in node.weights.items()}
-    gamma, beta = weights.get("gamma", np.float64(1)), weights.get("beta", np.float64(0))
-
-    def of(epsilon: float) -> Callable[[], np.ndarray]:
-        scale = gamma / np.sqrt(weights["moving_variance"] + epsilon)
-        return lambda: (image - weights["moving_mean"]) * scale + beta
-
-    for epsilon in _EPSILONS:
-        if epsilon != stated:
-            yield f"its epsilon is {epsilon:g}, not {stated:g}", of(epsilon)
-
-
-def _ceilings(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
-    image, stated = values[node.inputs[0]], node.attributes["max_value"]
-    for ceiling in (None, 6.0, 1.0):
-        if ceiling != stated:
-            text = f"its ceiling is {ceiling}, not {stated} (ReLU6 is max_value 6, ReLU has none)"
-            yield text, partial(np.clip, image, 0, ceiling)
-
-
-def _normalisations(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
-    image = values[node.inputs[0]]
-    scale, offset = (np.array(node.attributes[name], np.float64) for name in ("scale", "offset"))
-    yield "its channels are in reverse order (preprocessing: BGR for RGB)", lambda: image * scale[::-1] + offset[::-1]
-    yield "it does nothing (preprocessing is missing)", lambda: image
-    yield "it takes 0 to 255, not 0 to 1 (preprocessing)", lambda: image / 255 * scale + offset
-    yield "it takes 0 to 1 where the file says 0 to 255 (preprocessing)", lambda: image * 255 * scale + offset
-    yield "it gives -1 to 1 (preprocessing of keras.applications.mobilenet_v2)", lambda: image * 2 - 1
-    yield "it adds no offset (preprocessing)", lambda: image * scale
-
-
-_HYPOTHESES: dict[str, Callable[[Graph, Node, dict[str, np.ndarray]], Iterator[Hypothesis]]] = {
-    "conv2d": _convolutions,
-    "batch_norm": _batch_norms,
-    "relu": _ceilings,
-    "affine": _normalisations,
-}
 
 
 def _of_files(comparison: Comparison, report: Report, keras_side: KerasSide) -> str | None:

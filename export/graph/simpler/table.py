@@ -1,0 +1,28 @@
+"""All operations that are recorded as simpler ones, from the files of this room."""
+
+from __future__ import annotations
+
+from export.graph.simpler import axes, numbers, order, products, windows
+from export.graph.simpler.products import BY_CONSTANTS, BY_WEIGHTS, Simpler
+
+__all__ = ["ALWAYS", "BY_CONSTANTS", "BY_WEIGHTS", "KNOWN", "OF_IMAGES", "TAKEN_APART"]
+
+ALWAYS: dict[str, Simpler] = {**products.ALWAYS, **order.ALWAYS}
+"""Of weights as well as of what is computed from images."""
+
+OF_IMAGES: dict[str, Simpler] = {
+    **products.OF_IMAGES,
+    **order.OF_IMAGES,
+    **windows.OF_IMAGES,
+    **axes.OF_IMAGES,
+    **numbers.OF_IMAGES,
+}
+"""Of what is computed from images alone."""
+
+TAKEN_APART = frozenset(
+    f"aten.{name}" for name in ("einsum", "narrow", "tensordot", "inner", "outer", "tile", "cosine_similarity", "lstm",
+                                "gru", "rnn_tanh", "rnn_relu", "rot90", "fliplr", "flipud")
+)  # fmt: skip
+"""Torch itself says what they consist of."""
+
+KNOWN = frozenset({*OF_IMAGES, *BY_WEIGHTS, *TAKEN_APART})

@@ -1,0 +1,1 @@
+"""Why twins differ, if the error shows a known pattern."""
