@@ -118,7 +118,7 @@ def keep_traceback(error: Exception, arguments: list[str]) -> str:
 
 
 def reason_in_settings(error: BaseException) -> str | None:
-    """Return what is wrong with the settings if that has led to an error; None if it was something else.
+    """Return what is wrong with the settings or the disk if that has led to an error; None if it was something else.
 
     jsonargparse raises errors of its own for those of the classes that settings name.
     """
@@ -128,6 +128,9 @@ def reason_in_settings(error: BaseException) -> str | None:
             return str(cause)
         if isinstance(cause, ImportError) and (message := missing_package(cause)):
             return message
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = f" for {cause.filename}" if cause.filename else ""
+            return f"expected room on the disk{where}, received: {cause.strerror}. Free the disk or name another place."
         if isinstance(cause, OSError) and cause.errno == errno.ENAMETOOLONG:
             name = str(cause.filename)
             return f"expected file names that the system takes, received one of {len(name)} characters: {name[:60]}..."

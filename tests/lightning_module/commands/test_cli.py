@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import os
 import shutil
@@ -783,6 +784,16 @@ def test_logger_that_refuses_its_settings_is_bad_input(photos, tmp_path, capsys)
     assert fit(photos, tmp_path / "run", *more) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.endswith("received from it: no logs at 'here'")
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 2), (errno.EDQUOT, 2), (errno.EIO, 70)])
+def test_full_disk_is_no_fault_of_the_program(monkeypatch, capsys, number, code):
+    def full(_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(cli, "_function", lambda place: full)
+    assert lightning("audit") == code
+    assert ("expected room on the disk" in capsys.readouterr().err) == (code == 2)
 
 
 def test_module_of_this_project_is_no_package_to_install():
