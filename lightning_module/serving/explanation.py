@@ -19,6 +19,8 @@ CELLS = 8
 WINDOW = 2
 LEAST_ODDS = 1e-6
 """Probabilities are kept this far from 0 and 1, where float32 has no more digits."""
+LEAST_LOSS = 1e-3
+"""Log-odds that covering costs: below, it is rounding, and nowhere on the photo matters."""
 SURE = 0.8
 """From this probability on an answer counts as sure, unless `--min_probability` says otherwise."""
 CLOSE, NOTABLE, SPREAD = 0.5, 0.1, 3
@@ -122,8 +124,8 @@ def explain(
 
     Returns:
         For JSON: `label`, `probability`, `unsure`, `saliency` (8 rows of 8 numbers from 0 to 1, relative to the
-        largest), `covered` (`probability` of the label and `likeliest` where the most important part is covered), and
-        `reasons`, each with a `code` and the values that its sentence names.
+        largest, all 0 where covering changes nothing), `covered` (`probability` of the label and `likeliest` where the
+        most important part is covered), and `reasons`, each with a `code` and the values that its sentence names.
     """
     turned = [np.ascontiguousarray(pixels[:, ::-1]), *_turned(pixels)]
     photos = np.concatenate([pixels[None], covered(pixels), np.stack(turned)])
@@ -144,7 +146,7 @@ def explain(
         "label": class_names[best],
         "probability": said.probability,
         "unsure": said.probability < limit,
-        "saliency": np.round(cells / largest if largest > 0 else cells, 3).tolist(),
+        "saliency": np.round(cells / largest if largest > LEAST_LOSS else 0 * cells, 3).tolist(),
         "covered": {
             "probability": as_printed(float(weakest[best])),
             "likeliest": class_names[int(weakest.argmax())],

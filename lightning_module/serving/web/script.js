@@ -267,8 +267,10 @@ function showWhy(card) {
   const named = explanation.reasons.map(each => say(`reason_${each.code}`,
     {...each, ...("probability" in each ? {probability: percent(each.probability)} : {})}));
   if (!named.length) named.push(say(explanation.unsure ? "reason_none" : "reason_nothing"));
-  named.push(say("reason_covered", {from: percent(explanation.probability),
-    to: percent(explanation.covered.probability), label: explanation.label}));
+  const {probability, covered, label} = explanation;
+  named.push(covered.probability < probability
+    ? say("reason_covered", {from: percent(probability), to: percent(covered.probability), label})
+    : say("covered_nothing", {label}));
   why.querySelector("ul").replaceChildren(...named.map(text => {
     const item = document.createElement("li");
     item.textContent = text;

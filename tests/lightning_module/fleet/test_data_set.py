@@ -362,6 +362,7 @@ def test_killed_at_any_moment_it_goes_on_and_no_row_is_lost_or_there_twice(there
         running.kill()
         kills += running.wait() == -signal.SIGKILL
         assert not Path("labels/_SUCCESS").exists() or running.returncode == 0
+    print(f"kills: {kills} of the command on the local engine")
     assert kills >= 3
     subprocess.run([*command, "--out=labels"], env=environment, check=True, stdout=subprocess.DEVNULL)
     assert files_of(Path("labels")) == files_of(Path("peace"))

@@ -152,6 +152,7 @@ def test_killed_workers_and_a_killed_machine_change_nothing(cluster, there, in_p
     cluster.remove_node(third, allow_graceful=False)
     said, _ = running.communicate(timeout=SECONDS)
     assert running.returncode == 0, said
+    print(f"kills: {killed} workers and a raylet")
     assert killed == 2
     assert files_of(Path("labels")) == in_peace
 
@@ -165,6 +166,7 @@ def test_a_killed_driver_goes_on_with_either_engine(cluster, there, in_peace):
         running.kill()
         running.communicate()
         kills += running.returncode == -signal.SIGKILL
+    print(f"kills: {kills} of the command on Ray")
     assert kills == 2
     assert 0 < parts_of("labels") < PARTS
     arguments = ["predict", "best.ckpt", "shop", *OPTIONS, "--out=labels", "--resume", "--device=cpu"]
@@ -183,6 +185,7 @@ def test_keras_in_a_process_of_each_worker(cluster, there, in_peace, monkeypatch
     (worker,) = workers_of(cluster)
     keras = [each for each in worker.children(recursive=True) if "keras_worker" in name_of(each)]
     keras[0].kill()
+    print("kills: 1 Keras process of a worker")
     said, _ = running.communicate(timeout=SECONDS)
     assert running.returncode == 0, said
     assert lightning("predict", "model.h5", "shop", *OPTIONS, "--out=local") == 0

@@ -107,7 +107,8 @@ def test_where_it_looks_and_why(service, visit, tmp_path):
     assert "The photo is very dark." in reasons
     assert "The photo is nearly of one colour." in reasons
     assert any("squeezed from 20 × 60 to 40 × 48" in each for each in reasons)
-    assert any("With the most important part covered" in each for each in reasons)
+    assert any("Whichever is covered" in each for each in reasons)
+    assert not any("With the most important part covered" in each for each in reasons)
     assert page.locator("canvas").is_hidden()
     page.locator(".look input").check()
     assert page.locator("canvas").is_visible()

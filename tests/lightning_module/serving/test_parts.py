@@ -193,6 +193,19 @@ def test_the_map_is_brightest_where_the_network_looks(row, column):
     assert explained["covered"]["probability"] < 0.2
 
 
+def test_a_photo_on_which_nothing_matters_has_an_empty_map():
+    """Rounding, which depends on a photo's place in its batch, is not what the network looks at."""
+    noise = np.random.default_rng(0)
+
+    def probabilities(photos: np.ndarray) -> np.ndarray:
+        first = 0.7 + noise.uniform(-1e-6, 1e-6, len(photos))
+        return np.stack([first, *[(1 - first) / 3] * 3], axis=1).astype(np.float32)
+
+    explained = explain(np.full((48, 40, 3), 9, np.uint8), UPRIGHT, Said(0, 0.7), probabilities, CLASS_NAMES, True)
+    assert np.max(explained["saliency"]) == 0
+    assert explained["covered"]["probability"] == explained["probability"]
+
+
 def test_covering_is_seen_to_cover():
     pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), np.uint8)
     copies = covered(pixels)
