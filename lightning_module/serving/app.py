@@ -92,6 +92,7 @@ def _add_photo_routes(app: FastAPI, answers: Answers) -> None:
 
 
 def _add_facts(app: FastAPI, answers: Answers) -> None:
+    @app.head("/healthz", include_in_schema=False)  # as some load balancers ask
     @app.get("/healthz", response_model=HealthAnswer, responses={503: {"model": HealthAnswer}}, summary="Is it well?")
     async def healthz() -> JSONResponse:
         """200 while it answers; 503 while a twin is down, or while it is about to end."""

@@ -207,6 +207,7 @@ def test_too_many_at_once_are_told_to_come_again(run, photos):
             wait_for(lambda: service.answers.waiting.taken == 2)
             assert service.client.post("/predict", files=form(photos[2])).status_code == 429
             assert service.client.get("/healthz").status_code == 200
+            assert service.client.head("/healthz").status_code == 200
             twin._computing.release()
             assert [each.result().status_code for each in two] == [200, 200]
             twin._computing.acquire()
