@@ -122,12 +122,12 @@ def test_help_that_nobody_reads_leaves_no_traceback():
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fit", "--help"]])
-def test_output_that_cannot_be_written_is_an_error_of_its_own_and_not_a_mismatch(arguments):
+def test_output_that_cannot_be_written_is_bad_input_and_not_a_mismatch(arguments):
     command = [sys.executable, "-m", "lightning_module", *arguments]
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=ROOT)
-    assert done.returncode == cli.EXIT_UNEXPECTED
-    assert "No space left on device" in done.stderr
+    assert done.returncode == cli.EXIT_BAD_INPUT
+    assert "expected room on the disk, received: No space left on device" in done.stderr
     assert "Traceback (" not in done.stderr
 
 
