@@ -367,8 +367,9 @@ class ProductPhotos(L.LightningDataModule):
         if "train" in listed and self.unlabelled is not None:
             listed["train"] = self._without_copies(listed)
         if "train" in listed and "val" in listed:
-            self._count_contradictions(listed["train"].labelled)
-            self._count_copies(listed["train"].labelled.files, listed["val"].files)
+            training = listed["train"].labelled
+            self._count_contradictions(training)
+            self._count_copies(training.files, listed["val"].files)
         self._sets.update(listed)
 
     def _leave_out(

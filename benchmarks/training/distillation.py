@@ -13,10 +13,11 @@ teachers that have held out the same half (`small_teachers`).
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ablation import FINETUNE, MIXED, SHARED, SMALL, add_sources, epochs, read, run, table
+from ablation import FINETUNE, MIXED, NO_SMOOTHING, SHARED, SMALL, add_sources, epochs, read, run, table
 
 
 class Teacher(NamedTuple):
@@ -26,20 +27,21 @@ class Teacher(NamedTuple):
         backbone: its name in timm.
         weights: file in the folder of weights.
         image_size: pixels that it was made for.
-        smoothing: of the labels that it learns from; a teacher that learnt from smoothed ones says less (Müller et al.
-            2019).
+        settings: additional ones. A teacher that learnt from smoothed labels says less (Müller et al. 2019).
     """
 
     backbone: str
     weights: str
     image_size: int
-    smoothing: float = 0.1
+    settings: Sequence[str] = ()
 
 
 TEACHERS = {
     "lite0": Teacher("tf_efficientnet_lite0", "tf_efficientnet_lite0.in1k.safetensors", 244),
     "lite2": Teacher("tf_efficientnet_lite2", "tf_efficientnet_lite2.in1k.safetensors", 260),
-    "lite2 without smoothing": Teacher("tf_efficientnet_lite2", "tf_efficientnet_lite2.in1k.safetensors", 260, 0.0),
+    "lite2 without smoothing": Teacher(
+        "tf_efficientnet_lite2", "tf_efficientnet_lite2.in1k.safetensors", 260, NO_SMOOTHING
+    ),
 }
 PATIENT = [*epochs(36), *MIXED]
 STUDENTS: dict[str, tuple[list[str], list[str]]] = {
@@ -57,7 +59,7 @@ STUDENTS: dict[str, tuple[list[str], list[str]]] = {
     "both, mixed": (["lite0", "lite2"], MIXED),
     "both, three times the epochs, mixed": (["lite0", "lite2"], PATIENT),
     "both, three times the epochs, mixed, no smoothing": (
-        ["lite0", "lite2"], [*PATIENT, "--model.regularisation.label_smoothing=0"],
+        ["lite0", "lite2"], [*PATIENT, *NO_SMOOTHING],
     ),
 }  # fmt: skip
 """name -> (teachers, additional settings)."""
@@ -100,7 +102,7 @@ def _result(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, ob
         settings = [
             f"--model.backbone={teacher.backbone}", f"--model.weights={SHARED / 'weights' / teacher.weights}",
             f"--data.image_size={teacher.image_size}", "--model.pad_type=null", "--model.bn_eps=null",
-            f"--model.regularisation.label_smoothing={teacher.smoothing}", *small, *quick,
+            *teacher.settings, *small, *quick,
         ]  # fmt: skip
         return run(arguments, FINETUNE, settings, seed, keep=_place(arguments, name, seed))
     teachers, settings = STUDENTS[name]

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -76,17 +77,16 @@ class Checks:
             raise Failed(f"exit code {running.returncode}, not {expected}, of {' '.join(options)}:\n{printed[-3000:]}")
         return printed
 
-    def fit(self, recipe: str, run: str, *options: str, stop: bool = False) -> Path:
-        """Run `lightning fit` under configs/gpu.yaml, or stop it at its first checkpoint; return the run's folder."""
+    def fit(self, recipe: str, run: str, *options: str, stop: bool = False) -> str:
+        """Run `lightning fit` under configs/gpu.yaml, or stop it at its first checkpoint; return what it printed."""
         weights = [f"--model.weights={self.arguments.weights}"] if self.arguments.weights else []
         untrained = [] if weights else ["--model.pretrained=false"]
         small = SMALL if self.arguments.quick else ("--trainer.accelerator=cpu",) if self.on_cpu else ()
-        self.lightning(
+        return self.lightning(
             "fit", f"--config={recipe}", "--config=gpu", f"--data.root={self.arguments.root}", *weights, *untrained,
             *small, *options, f"--trainer.default_root_dir={self.folder / run}",
             stop_when=self.folder / run / "last.ckpt" if stop else None,
         )  # fmt: skip
-        return self.folder / run
 
     @property
     def on_cpu(self) -> bool:
@@ -97,37 +97,37 @@ class Checks:
         """Fit both to the end; the command's exit code says whether the twins are the same."""
         said = []
         for recipe in RECIPES:
-            run = self.fit(recipe, recipe)
-            figures = json.loads((run / "metrics.json").read_text())
+            self.fit(recipe, recipe)
+            figures = json.loads((self.folder / recipe / "metrics.json").read_text())
             said.append(f"{recipe} accuracy {figures['final']['accuracy']:.3f}, twins the same")
         return "; ".join(said)
 
     def short(self, run: str, *options: str, stop: bool = False) -> dict[str, torch.Tensor]:
         """Fit for five epochs with the same bits every time; return the weights."""
-        done = self.fit(
+        self.fit(
             "finetune", run, "--trainer.max_epochs=5", "--trainer.deterministic=true", "--trainer.benchmark=false",
             "--hand_over.enabled=false", "--last_checkpoint.minutes=0", *options, stop=stop,
         )  # fmt: skip
-        return torch.load(done / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+        return torch.load(self.folder / run / "last.ckpt", map_location="cpu", weights_only=True)["state_dict"]
+
+    @cached_property
+    def undisturbed(self) -> dict[str, torch.Tensor]:
+        """The weights of a short fit, which others are compared with."""
+        return self.short("undisturbed")
 
     def determinism(self) -> str:
         """Compare two fits."""
-        return _same(self.short("first"), self.short("second"))
+        return _same(self.undisturbed, self.short("again"))
 
     def resume(self) -> str:
         """Compare a fit that was stopped and resumed with one that was not."""
-        whole = self.short("whole")
         self.short("stopped", stop=True)
-        return _same(whole, self.short("stopped", "--resume=true"))
+        return _same(self.undisturbed, self.short("stopped", "--resume=true"))
 
     def batch_size(self) -> str:
         """Look for the largest batch, and train an epoch with it."""
-        printed = self.lightning(
-            "fit", "--config=mobilenetv2", "--config=gpu", f"--data.root={self.arguments.root}",
-            "--model.pretrained=false", *(SMALL if self.arguments.quick else ()), "--trainer.max_epochs=1",
-            "--find_batch_size=true", "--hand_over.enabled=false",
-            f"--trainer.default_root_dir={self.folder / 'batch_size'}",
-        )  # fmt: skip
+        options = ("--trainer.max_epochs=1", "--find_batch_size=true", "--hand_over.enabled=false")
+        printed = self.fit("mobilenetv2", "batch_size", *options)
         return next(line for line in printed.splitlines() if line.startswith("--data.batch_size"))
 
     def predict(self) -> str:

@@ -47,11 +47,15 @@ def say_alike(names: Sequence[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    seen = "".join(each for each in unicodedata.normalize("NFKC", name) if unicodedata.category(each) != "Cf")
-    return re.sub(r"[\s_-]+", " ", seen).strip().casefold()
+    return re.sub(r"[\s_-]+", " ", _seen(unicodedata.normalize("NFKC", name))).strip().casefold()
+
+
+def _seen(name: str) -> str:
+    """Without the characters that nobody sees."""
+    return "".join(each for each in name if unicodedata.category(each) != "Cf")
 
 
 def _told_apart(name: str, twins: Sequence[str]) -> str:
     """In quotation marks, and with codes where the twins look the same."""
-    look = {unicodedata.normalize("NFC", "".join(c for c in each if unicodedata.category(c) != "Cf")) for each in twins}
+    look = {unicodedata.normalize("NFC", _seen(each)) for each in twins}
     return repr(name) if len(look) == len(twins) else ascii(name)

@@ -133,7 +133,7 @@ class Factory:
 
     def size_arguments(self, size: tuple[int, int] | None, stated: Mapping[str, Any]) -> dict[str, Any]:
         """What it must be told where its images have another size than it is built for."""
-        told = stated.get("img_size") or (stated.get("input_size") or (None,))[-2:]
+        told = stated.get("img_size") or (stated.get("input_size") or ())[-2:]
         told = (told, told) if isinstance(told, int) else tuple(told)
         size = size or (told if len(told) == 2 else None)
         return {"img_size": size} if self.fixed_size and size and size != self.fixed_size else {}
