@@ -37,18 +37,17 @@ BATCH = 32
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPO), "TF_CPP_MIN_LOG_LEVEL": "3", "OMP_WAIT_POLICY": "passive"}
 
 
-def write_model(folder: Path, backbone: str, size: int, photos: Path | None = None) -> Path:
-    """Write a checkpoint and its twin.
+def write_model(folder: Path, backbone: str, size: int, photos: Path) -> Path:
+    """Write a checkpoint and its twin, with pretrained weights where they are at hand.
 
     Args:
         folder: where to.
         backbone: its name in timm.
         size: of the photos that it takes, in pixels.
-        photos: folders of classes, on which the head is fitted; the backbone then has pretrained weights, where they
-            are at hand. None leaves all weights random.
+        photos: folders of classes, on which the head is fitted.
     """
     import torch
-    from compat import WEIGHTS
+    from compat import SHARED
 
     from datamodule.demo_photos import DEMO_CLASSES
     from export.torch_to_keras import write_twin
@@ -56,14 +55,15 @@ def write_model(folder: Path, backbone: str, size: int, photos: Path | None = No
     from models.timm_mobilenetv2 import TimmClassifier
 
     torch.manual_seed(0)
-    pretrained = photos is not None and WEIGHTS.is_file()
+    weights = SHARED / "weights" / f"{backbone}.in1k_tf_same.safetensors"
+    pretrained = weights.is_file()
     expected: dict[str, Any] = {"pad_type": "same", "bn_eps": 1e-3, "mean": 0.5, "std": 0.5} if pretrained else {}
     network = TimmClassifier(len(DEMO_CLASSES), backbone=backbone, **expected).eval()
     if pretrained:
-        load_pretrained(network, WEIGHTS)
-    if photos is not None:
-        fit_head(network, photos, size)
-        print(f"{backbone} at {size} pixels, {'pretrained' if pretrained else 'random'} weights, its head fitted")
+        load_pretrained(network, weights)
+    fit_head(network, photos, size)
+    kind = "pretrained" if pretrained else "random"
+    print(f"{backbone} at {size} pixels, {kind} weights, its head fitted", flush=True)
     facts = {"class_names": sorted(DEMO_CLASSES), "image_size": [size, size], "interpolation": "nearest"}
     hyper_parameters = {**network.architecture, **facts, "trainable": "head", "learning_rate": 1e-3}
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
@@ -135,13 +135,14 @@ def grow(photos: list[int], with_nodes: bool, engines: list[str]) -> None:
     """Measure the command for growing numbers of photos, and print a table."""
     from scale import SIZE, write_catalogue
 
-    print("| photos | engine | s in all | ms a photo | most memory, MB | files as those of the first |")
-    print("|---|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory(prefix="predict-") as name:
         folder = Path(name)
-        checkpoint = write_model(folder, "mobilenetv2_035", SIZE)
         for count in photos:
             write_catalogue(folder / f"photos{count}", count)
+        checkpoint = write_model(folder, "mobilenetv2_035", SIZE, folder / f"photos{photos[0]}")
+        print("| photos | engine | s in all | ms a photo | most memory, MB | files as those of the first |")
+        print("|---|---|---|---|---|---|", flush=True)
+        for count in photos:
             command = [sys.executable, "-m", "lightning_module", "predict", str(checkpoint), f"photos{count}"]
             reference: dict[str, bytes] = {}
             for engine in engines:

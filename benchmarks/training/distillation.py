@@ -53,6 +53,9 @@ STUDENTS: dict[str, tuple[list[str], list[str]]] = {
     "lite2 without smoothing, half of the loss": (
         ["lite2 without smoothing"], ["--model.distillation.weight=0.5"],
     ),
+    "lite2 without smoothing, half of the loss, twice the epochs": (
+        ["lite2 without smoothing"], ["--model.distillation.weight=0.5", *epochs(24)],
+    ),
     "both": (["lite0", "lite2"], []),
     "both, temperature 2": (["lite0", "lite2"], ["--model.distillation.temperature=2"]),
     "both, half of the loss": (["lite0", "lite2"], ["--model.distillation.weight=0.5"]),
