@@ -78,7 +78,7 @@ def main() -> None:
     add_sources(parser)
     parser.add_argument("--table", action="store_true", help="print what there is, and make no runs")
     arguments = parser.parse_args()
-    (arguments.out / "teachers").mkdir(parents=True, exist_ok=True)
+    (arguments.out / "checkpoints").mkdir(parents=True, exist_ok=True)
     journal = arguments.out / "distillation.jsonl"
     done = read(journal)
     only = {name.strip() for name in arguments.only.split(";") if name.strip()}
@@ -115,7 +115,7 @@ def _result(arguments: argparse.Namespace, name: str, seed: int) -> dict[str, ob
             f"No teacher {missing[0]}. Fine-tune the teachers first: --stage {_stage_of_teachers(arguments)}"
         )
     taught = [f"--model.teacher={json.dumps([str(file) for file in files])}"] if files else []
-    return run(arguments, FINETUNE, [*small, *taught, *settings, *quick], seed)
+    return run(arguments, FINETUNE, [*small, *taught, *settings, *quick], seed, keep=_place(arguments, name, seed))
 
 
 def _stage_of_teachers(arguments: argparse.Namespace) -> str:
@@ -123,7 +123,8 @@ def _stage_of_teachers(arguments: argparse.Namespace) -> str:
 
 
 def _place(arguments: argparse.Namespace, name: str, seed: int) -> Path:
-    place: Path = arguments.out / "teachers" / f"{_stage_of_teachers(arguments)}-{name.replace(' ', '_')}-{seed}.ckpt"
+    stage = _stage_of_teachers(arguments) if name in TEACHERS else arguments.stage
+    place: Path = arguments.out / "checkpoints" / f"{stage}-{name.replace(' ', '_')}-{seed}.ckpt"
     return place.resolve()
 
 
