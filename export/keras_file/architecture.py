@@ -20,7 +20,7 @@ from export.worker.keras_worker import AUGMENTATION
 from models.bad_input import BadInput
 
 # Layers whose output is not compared: they leave their input unchanged when a photo is classified, or only reshape it.
-WITHOUT_EFFECT = ("Dropout", "Flatten", "Reshape", *REGULARISATION, *AUGMENTATION)
+WITHOUT_EFFECT = ("Dropout", "Flatten", "Reshape", "StochasticDepth", *REGULARISATION, *AUGMENTATION)
 
 
 @dataclass(frozen=True)

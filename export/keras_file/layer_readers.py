@@ -12,6 +12,7 @@ import numpy as np
 from export.keras_file.flat_layers import AS_IT_IS, DAMAGED, FlatLayer
 from export.keras_file.readers import (
     activation,
+    applications,
     bare_operations,
     convolution,
     joining,
@@ -36,6 +37,7 @@ READERS: dict[str, Reader] = {
     **places.READERS,
     **shape.READERS,
     **joining.READERS,
+    **applications.READERS,
     **tokens.READERS,
     **training.READERS,
     **bare_operations.READERS,  # last: some of Keras 3's have a layer's name, and tell the two apart

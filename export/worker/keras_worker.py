@@ -77,6 +77,7 @@ KNOWN_LAYERS = frozenset(
     Sum Square Power Absolute Clip Transpose ExpandDims Squeeze Normalize LeakyRelu Pad Resize Exp Softplus Softsign
     Selu HardSilu HardSigmoid LogSigmoid
     Mean Max Stack Flip SpatialDropout1D CustomScaleLayer Custom>CustomScaleLayer
+    LayerScale StochasticDepth
     """.split()  # noqa: SIM905
 )
 # Layers that change photos in training and do nothing in inference: RandomCrop only where photos have its size.
@@ -539,12 +540,12 @@ def numbers_in(path: str) -> int:
 
 
 def load(keras: Any, path: str, compiled: bool = True) -> Any:
-    """`load_model(path)` as any user would call it: no custom objects, compiled as the file states unless told not."""
+    """`load_model(path)` as any user would call it: with what is Keras's own, compiled as the file states or not."""
     check_storage(path)
     check_layers(path, compiled)
     try:
         with no_more_weights(keras, path):
-            own = bare_operations(keras, path)
+            own = not_found_by_keras(keras, path)
             return keras.models.load_model(path, **own, **({} if compiled else {"compile": False}))
     except Refused:
         raise
@@ -553,20 +554,54 @@ def load(keras: Any, path: str, compiled: bool = True) -> Any:
         raise Refused("model", f"Keras {_version(keras)} cannot load {path}: {first_line}") from error
 
 
-def bare_operations(keras: Any, path: str) -> dict[str, Any]:
+def not_found_by_keras(keras: Any, path: str) -> dict[str, Any]:
+    """What `load_model` must be told: this Keras's own classes that it does not find by the names in the file."""
+    layers = list(layer_configs(read_architecture(path)))
+    custom = {**own_layers_of_applications(keras, layers), **bare_operations(keras, path, layers)}
+    return {"custom_objects": custom} if custom else {}
+
+
+# Layers that a network of keras.applications has of its own, in the module of that network.
+LAYERS_OF_APPLICATIONS = {
+    "LayerScale": "ConvNeXtTiny",
+    "StochasticDepth": "ConvNeXtTiny",
+    "CustomScaleLayer": "InceptionResNetV2",
+}
+
+
+def own_layers_of_applications(keras: Any, layers: list[dict[str, Any]]) -> dict[str, Any]:
+    """Those of the layers that only `keras.applications` has, by name, as far as this Keras has them."""
+    found: dict[str, Any] = {}
+    for name in {layer["class_name"] for layer in layers} & set(LAYERS_OF_APPLICATIONS):
+        network = getattr(keras.applications, LAYERS_OF_APPLICATIONS[name], None)
+        own = getattr(sys.modules.get(getattr(network, "__module__", "")), name, None)
+        if own is not None:
+            found[name] = _with_a_weight(own) if name == "LayerScale" and not hasattr(keras, "ops") else own
+    return found
+
+
+def _with_a_weight(own: Any) -> Any:
+    """Keras 2's LayerScale with its weight made as other layers' are: in the layer's type, and of a size allowed."""
+
+    def build(self: Any, input_shape: Any) -> None:
+        self.gamma = self.add_weight(name="gamma", shape=(self.projection_dim,))
+
+    return type(own.__name__, (own,), {"build": build})
+
+
+def bare_operations(keras: Any, path: str, layers: list[dict[str, Any]]) -> dict[str, Any]:
     """Keras 3's classes of the operations, such as ``x / 127.5``, that an `.h5` holds; empty for every other file.
 
     Keras 3 writes them into an `.h5` without their module, and does not find them again when it loads the file.
     """
     if int(_version(keras).split(".")[0]) < 3 or zipfile.is_zipfile(path):
         return {}
-    names = {each["class_name"] for each in layer_configs(read_architecture(path)) if is_bare_operation(each)}
+    names = {each["class_name"] for each in layers if is_bare_operation(each)}
     found: dict[str, Any] = {}
     for place in ("numpy", "nn", "core", "math") if names else ():
         module = import_module(f"keras.src.ops.{place}")
         found = {**{name: getattr(module, name) for name in names if hasattr(module, name)}, **found}
-    custom = {name: _by_settings(each, getattr(keras.layers, name, each)) for name, each in found.items()}
-    return {"custom_objects": custom} if custom else {}
+    return {name: _by_settings(each, getattr(keras.layers, name, each)) for name, each in found.items()}
 
 
 def is_bare_operation(layer: dict[str, Any]) -> bool:
@@ -952,7 +987,7 @@ def in_float64(
             set_dtype(layer["config"], dtype)
         change(layer)
     copy = _with_architecture(path, copy, config)
-    twin = keras.models.load_model(str(copy), compile=compiled, **bare_operations(keras, path))
+    twin = keras.models.load_model(str(copy), compile=compiled, **not_found_by_keras(keras, path))
     for _, layer in leaves(twin):
         for each in (layer, getattr(layer, "activation", None), getattr(layer, "layer", None)):
             hold_settings_in_float64(keras, each)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import replace
 from math import prod
 
 import numpy as np
@@ -11,10 +9,8 @@ import numpy as np
 from export.graph.nodes import Node
 from export.keras_file.flat_layers import AS_IT_IS, DAMAGED, FlatLayer
 from export.keras_file.readers.axes import axis_of, from_keras, keras_shape
-from export.keras_file.readers.layer_reader import LayerReader, Reader, refused
+from export.keras_file.readers.layer_reader import LayerReader, Reader
 from export.keras_file.readers.normalisation import unit_norm
-from export.keras_file.readers.preprocessing import affine
-from export.keras_file.readers.settings import finite_number
 from models.bad_input import BadInput
 
 
@@ -106,28 +102,6 @@ def _dot(reader: LayerReader, layer: FlatLayer) -> None:
     reader.emit(layer, "regroup", from_keras(result), inputs=[products])
 
 
-def _custom_scale(reader: LayerReader, layer: FlatLayer) -> None:
-    """InceptionResNetV2's own layer in Keras 3: x + y * scale."""
-    first, second = reader.before(layer, 2)
-    scaled = affine(reader, layer, second, finite_number(layer.config["scale"], layer, "scale"))
-    reader.emit(layer, "add", first.shape, inputs=[first, scaled])
-
-
-def _lambda(reader: LayerReader, layer: FlatLayer) -> None:
-    """InceptionResNetV2 has, in Keras 2, the Lambda that `_custom_scale` is in Keras 3; every other one is refused.
-
-    The code is not looked at. If it were another one under the same name and with the same argument, the proof would
-    fail.
-    """
-    arguments = layer.config.get("arguments")
-    known = re.fullmatch(r"block(35|17|8)_\d+", layer.path[-1]) and len(layer.inputs) == 2
-    if not known or not isinstance(arguments, dict) or set(arguments) != {"scale"}:
-        raise refused(layer)
-    _custom_scale(reader, replace(layer, config=arguments))
-
-
 READERS: dict[str, Reader] = {
     "Dot": _dot,
-    **dict.fromkeys(("CustomScaleLayer", "Custom>CustomScaleLayer"), _custom_scale),
-    "Lambda": _lambda,
 }

@@ -161,6 +161,9 @@ OF_MAPS = {
     "repeat": lambda x: L.RepeatVector(3)(L.GlobalAveragePooling2D()(x)),
     "masking": lambda x: L.Masking(7.0)(L.Reshape((12, 60))(x)),
     "equalization": lambda x: L.Equalization()(x),
+    "convnext": lambda x: of_application("ConvNeXtTiny").ConvNeXtBlock(6, 0.2, 0.5, name="block")(x),
+    "convnext_nested": lambda x: nested_convnext()(x),
+    "inception_resnet": lambda x: of_application("InceptionResNetV2").inception_resnet_block(x, 0.2, "block35", 1),
 }  # fmt: skip
 # Case -> what is done to a vector of 6 numbers.
 OF_VECTORS = {
@@ -184,6 +187,19 @@ ACTIVATIONS = (
     "hard_shrink hard_silu hard_tanh leaky_relu log_sigmoid log_softmax mish silu soft_shrink sparse_plus "
     "sparse_sigmoid sparsemax squareplus tanh_shrink threshold"
 )
+
+
+def of_application(name):
+    """The module of a network of keras.applications, with the parts that it is made of."""
+    module = sys.modules[getattr(keras.applications, name).__module__]
+    module.layers = module.layers or L  # in Keras 2 the network's function sets it
+    return module
+
+
+def nested_convnext():
+    own = keras.Input((HEIGHT, WIDTH, CHANNELS))
+    block = of_application("ConvNeXtTiny").ConvNeXtBlock
+    return keras.Model(own, block(6, 0.1, 0.4, name="second")(block(6, 0.1, 0.3, name="first")(own)), name="base")
 
 
 def operations():

@@ -13,7 +13,9 @@ from export.graph.network import graph_network
 from export.graph.nodes import Graph
 from export.import_keras import ImportDiffers, write_import
 from export.keras_file.architecture import KerasGraph, read_keras_graph
+from export.keras_file.flat_layers import FlatLayer
 from export.keras_file.keras_layer import KerasLayer
+from export.keras_file.layer_readers import read_layers
 from export.keras_file.read import read_keras_file
 from export.keras_to_torch import ImportSettings, read_keras_classifier
 from export.upgrade_keras import UpgradeDiffers, write_upgrade
@@ -43,6 +45,7 @@ NETWORKS = {
         "tokens_pooled tokens_largest tokens_convolved tokens_causal tokens_max_pooled tokens_average_pooled "
         "tokens_cropped tokens_upsampled tokens_normalised time_distributed vector_turned"
     ),
+    "applications": "convnext convnext_nested inception_resnet",
     "operations": (
         "op_square op_absolute op_clip op_sum op_mean_rows op_mean_channels op_max_channels op_concatenate "
         "op_transpose op_expand op_maximum op_minimum op_quotient op_softmax op_normalise op_pad op_leaky op_cut"
@@ -111,6 +114,7 @@ CONTROLS = [
     ("values", "hard_shrink", {"threshold": 0.4}),
     ("rows", "average_pool", {"count_padding": True}),
     ("rows", "pad", {"padding": (0, 2, 0, 0)}),
+    ("applications", "affine", {"scale": [0.21] * 6}),
     ("operations", "clip", {"high": 0.4}),
     ("operations", "mean", {"axes": (1,)}),
     ("operations", "sum", {"axes": (0,)}),
@@ -134,6 +138,22 @@ def test_another_setting_would_be_noticed(here, name, op, change):
             except (RuntimeError, ValueError):  # the shapes do not fit any more
                 noticed.append(True)
     assert any(noticed)
+
+
+def test_somebody_elses_class_of_a_name_in_keras_applications_is_refused():
+    """Only under the name and with the settings that ConvNeXt's code gives them are they Keras's."""
+    own = {"init_values": 0.1, "projection_dim": 6}
+    for name, kind, config in (
+        ("scale", "LayerScale", own),
+        ("block_layer_scale", "LayerScale", {**own, "squared": True}),
+        ("drop", "StochasticDepth", {"drop_path_rate": 0.1}),
+        ("block_stochastic_depth", "StochasticDepth", {"survival_probability": 0.9}),
+    ):
+        photo = FlatLayer(("photo",), "InputLayer", {"batch_input_shape": [None, 8, 8, 6]}, ())
+        layer = FlatLayer((name,), kind, config, ("photo",))
+        weights = {"photo": {}, name: {"gamma": np.ones(6, np.float32)}}
+        with pytest.raises(BadInput, match=f"{kind}, not Keras's own"):
+            read_layers({"photo": photo, name: layer}, weights, None, 2)
 
 
 @pytest.mark.keras
