@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field, replace
 
 from export.graph.nodes import Graph, Node
-from export.keras_file.flat_layers import DAMAGED, FlatLayer, flatten, weights_by_layer
+from export.keras_file.flat_layers import DAMAGED, FlatLayer, flatten, output_key, weights_by_layer
 from export.keras_file.layer_readers import read_layers
 from export.keras_file.read import KerasFile
 from export.keras_file.readers.layer_reader import LayerReader
@@ -68,7 +68,7 @@ def read_keras_graph(
         layers, fed_by = flatten(file.config)
         reader = read_layers(layers, weights_by_layer(file, layers), image_size, file.generation)
         output = reader.node_of[next(reversed(layers))]
-        nodes = _up_to(reader.nodes, output)
+        nodes = _read_by(reader.nodes, output)
         graph = Graph(_fold_padding(nodes) if fold_padding else tuple(nodes.values()), reader.tensors)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         if isinstance(error, BadInput):
@@ -79,13 +79,20 @@ def read_keras_graph(
         ) from error
     half = [key for key in reader.half_precision if layers[key].class_name != "InputLayer"]
     notes = [*_notes(reader, half), *_pixel_centres(file, layers)]
-    return KerasGraph(graph, layers, reader.rates, reader.augmentation, reader.node_of, fed_by, notes, half)
+    # a layer with several outputs has none that could be compared by its name
+    outputs = {key: reader.node_of[key] for key in layers if output_key(key, 1) not in reader.node_of}
+    return KerasGraph(graph, layers, reader.rates, reader.augmentation, outputs, fed_by, notes, half)
 
 
-def _up_to(nodes: dict[str, Node], output: str) -> dict[str, Node]:
-    """The nodes without those after the output: a last layer may do nothing."""
-    names = list(nodes)
-    return {name: nodes[name] for name in names[: names.index(output) + 1]}
+def _read_by(nodes: dict[str, Node], output: str) -> dict[str, Node]:
+    """The nodes that the output depends on: a last layer may do nothing, and of several outputs some may be unread."""
+    needed, waiting = set(), [output]
+    while waiting:
+        name = waiting.pop()
+        if name not in needed:
+            needed.add(name)
+            waiting.extend(nodes[name].inputs)
+    return {name: node for name, node in nodes.items() if name in needed}
 
 
 def _notes(reader: LayerReader, half: list[str]) -> list[str]:

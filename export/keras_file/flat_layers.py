@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from export.keras_file.read import KerasFile
+from export.keras_file.read import COMPOSED, KerasFile
 from models.bad_input import BadInput
 
 # Advice for a file that contradicts itself.
@@ -36,9 +36,11 @@ class Tensor:
 
     Attributes:
         layer: in the file, its name; in a `FlatLayer`, its key.
+        place: which of its outputs, if it has several.
     """
 
     layer: str
+    place: int = 0
 
 
 @dataclass(frozen=True)
@@ -75,9 +77,14 @@ class _Call:
     options: dict[str, Any] | None = None
 
     @property
+    def tensors(self) -> list[Tensor]:
+        """What is read, in order."""
+        return [each for each in (*self.arguments, *(self.options or {}).values()) if isinstance(each, Tensor)]
+
+    @property
     def reads(self) -> list[str]:
         """Names of the layers that are read, in order."""
-        return [each.layer for each in (*self.arguments, *(self.options or {}).values()) if isinstance(each, Tensor)]
+        return [each.layer for each in self.tensors]
 
 
 def flatten(model: dict[str, Any]) -> tuple[dict[str, FlatLayer], dict[tuple[str, ...], str | None]]:
@@ -172,7 +179,7 @@ class _Flattener:
         count: int,
     ) -> str:
         key, kind = "/".join(path), layer["class_name"]
-        inputs = [output[each] for each in call.reads]
+        inputs = [output_key(output[each.layer], each.place) for each in call.tensors]
         if kind in _MODELS:
             inside = inputs[0] if inputs else fed
             if len(inputs) > 1:
@@ -242,13 +249,18 @@ def _only(ends: Any, what: str, repeated: dict[str, int]) -> str:
     """The single name in ``[["x", 0, 0]]`` (Keras 2) or ``["x", 0, 0]`` (Keras 3)."""
     if isinstance(ends, list) and len(ends) == 1 and isinstance(ends[0], list):
         ends = ends[0]
-    if not (isinstance(ends, list) and len(ends) == 3 and isinstance(ends[0], str)):
+    if not (isinstance(ends, list) and len(ends) == 3 and isinstance(ends[0], str) and not ends[2]):
         remedy = "Save keras.Model(model.inputs[0], model.outputs[NUMBER]): a file for each output that you need."
         raise BadInput(
             f"expected a model with one {what}, got {str(ends)[:80]}: only classifiers of one photo fit here. "
             f"{remedy if what == 'output' else AS_IT_IS}"
         )
     return _tensor(ends, repeated).layer
+
+
+def output_key(layer: str, place: int) -> str:
+    """Key of an output of a layer: of the first one, or the only one, the layer's."""
+    return f"{layer}:{place}" if place else layer
 
 
 def _inbound(layer: dict[str, Any], number: int, name: str, repeated: dict[str, int]) -> _Call:
@@ -283,7 +295,7 @@ def _inbound(layer: dict[str, Any], number: int, name: str, repeated: dict[str, 
 
 def _tensor(history: list[Any], repeated: dict[str, int]) -> Tensor:
     """From [name, which call of it, which of its outputs]."""
-    return Tensor(_nth(history[0], history[1]) if history[0] in repeated else history[0])
+    return Tensor(_nth(history[0], history[1]) if history[0] in repeated else history[0], history[2])
 
 
 def _value(argument: Any, repeated: dict[str, int]) -> Any:
@@ -332,7 +344,8 @@ def weights_by_layer(file: KerasFile, layers: dict[str, FlatLayer]) -> dict[str,
     """Layer key -> role -> array. A nested model's weights are all in one group; their names tell which is whose.
 
     Keras loads by order and this code by name; if the two ever differed, the comparison with Keras would show it.
-    In a `.keras` archive the arrays of a layer have no names: its roles are "0", "1", ... there.
+    In a `.keras` archive the arrays of a layer have no names: its roles are "0", "1", ... there. Of a layer that
+    consists of layers they have the part's before them.
     """
     found: dict[str, dict[str, np.ndarray]] = {key: {} for key in layers}
     for group, arrays in file.weights.items():
@@ -341,7 +354,7 @@ def weights_by_layer(file: KerasFile, layers: dict[str, FlatLayer]) -> dict[str,
             role = parts[-1]
             if role.startswith(_STATE):
                 continue
-            key = group if group in layers else _nested_key(layers, group, parts)
+            key = group if group in layers else _composed_key(layers, group, parts) or _nested_key(layers, group, parts)
             if key is None:  # TensorFlow 1 numbers a name that was in use, as where a model is made again in a notebook
                 key = _nested_key(layers, group, [re.sub(r"_\d+$", "", part) for part in parts])
             if key is None and len(parts) > 1:
@@ -349,6 +362,8 @@ def weights_by_layer(file: KerasFile, layers: dict[str, FlatLayer]) -> dict[str,
             role = {"depthwise_kernel": "kernel"}.get(role, role)
             if key is not None and layers[key].class_name == "SeparableConv2D" and parts[-1] == "depthwise_kernel":
                 role = parts[-1]
+            if key is not None and layers[key].class_name in COMPOSED:
+                role = "/".join(parts[-2:])
             if key is None or role in found[key]:
                 what = "belongs to no layer of the architecture" if key is None else "is there twice"
                 raise BadInput(
@@ -373,6 +388,12 @@ def _nested_key(layers: dict[str, FlatLayer], group: str, parts: list[str]) -> s
             key for key in inside if set(layers[key].path) <= {group, *parts}
         ]
     return inside[0] if len(inside) == 1 else None
+
+
+def _composed_key(layers: dict[str, FlatLayer], group: str, parts: list[str]) -> str | None:
+    """Of an array whose last name but one is that of a part of a layer."""
+    key = _nested_key(layers, group, parts[:-1])
+    return key if key is not None and layers[key].class_name in COMPOSED else None
 
 
 def _key_by_order(layers: dict[str, FlatLayer], group: str, owner: str, weights: list[str]) -> str | None:

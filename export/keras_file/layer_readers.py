@@ -13,6 +13,7 @@ from export.keras_file.flat_layers import AS_IT_IS, DAMAGED, FlatLayer
 from export.keras_file.readers import (
     activation,
     applications,
+    attention,
     bare_operations,
     convolution,
     joining,
@@ -38,6 +39,7 @@ READERS: dict[str, Reader] = {
     **shape.READERS,
     **joining.READERS,
     **applications.READERS,
+    **attention.READERS,
     **tokens.READERS,
     **training.READERS,
     **bare_operations.READERS,  # last: some of Keras 3's have a layer's name, and tell the two apart

@@ -252,23 +252,24 @@ def _version(attributes: Any, config: dict[str, Any], metadata: dict[str, Any] |
 
 def _of_archive(config: dict[str, Any], metadata: dict[str, Any], file: h5py.File) -> KerasFile:
     """From a `.keras` archive, or the weights of one: arrays lie under the classes of their layers, without names."""
-    weights: dict[str, list[np.ndarray]] = {}
+    weights: dict[str, dict[str, np.ndarray]] = {}
     root = next((name for name in ("layers", _TF) if name in file), "")
     if not root:
         raise ValueError("the weights have no layers")
     if "layers" in config["config"]:  # else a class of its own, which is refused by its name
         _collect(config["config"], file, (), weights)
-    names = {key: [str(place) for place in range(len(arrays))] for key, arrays in weights.items()}
+    names = {key: list(arrays) for key, arrays in weights.items()}
+    arrays = {key: list(each.values()) for key, each in weights.items()}
     compiled: Any = config.get("compile_config")
     training = {"optimizer_config": compiled["optimizer"], **compiled} if _has_optimiser(compiled) else None
-    return KerasFile(config, training, {}, weights, names, _version(file.attrs, config, metadata))
+    return KerasFile(config, training, {}, arrays, names, _version(file.attrs, config, metadata))
 
 
 def _has_optimiser(compiled: Any) -> bool:
     return isinstance(compiled, dict) and isinstance(compiled.get("optimizer"), dict)
 
 
-def _collect(config: Any, group: h5py.Group, path: tuple[str, ...], found: dict[str, list[np.ndarray]]) -> None:
+def _collect(config: Any, group: h5py.Group, path: tuple[str, ...], found: dict[str, dict[str, np.ndarray]]) -> None:
     """Arrays by the layer's key. A group is named by the layer's class, with a number from the second on.
 
     Mirrors ``_save_container_state`` in ``keras/src/saving/saving_lib.py``. Where the group says its layer's name, as
@@ -280,7 +281,7 @@ def _collect(config: Any, group: h5py.Group, path: tuple[str, ...], found: dict[
     for layer in config["layers"]:
         if ".ops." in str(layer.get("module")):
             continue  # a bare operation is no layer
-        kind = snake_case(layer["class_name"])
+        kind = snake_case(_OWN_NAMES.get(layer["class_name"], layer["class_name"]))
         number = seen.get(kind, 0)
         name = layer.get("name") or layer["config"]["name"]
         own = None if inside is None else inside.get(f"{kind}_{number}" if number else kind)
@@ -295,8 +296,24 @@ def _collect(config: Any, group: h5py.Group, path: tuple[str, ...], found: dict[
             stated = name if "layer" in layer["config"] else own["vars"].attrs.get("name", name)
             if _unnumbered(stated) != _unnumbered(name):
                 raise ValueError(f"the weights of {stated} lie where those of {name} should")
-            if len(own["vars"]):
-                found["/".join((*path, name))] = [own["vars"][str(place)][()] for place in range(len(own["vars"]))]
+            arrays = _numbered(own["vars"])
+            if layer["class_name"] in COMPOSED:
+                parts = [part for part in own if part.endswith("_dense")]
+                arrays = {
+                    f"{part}/{place}": each for part in parts for place, each in _numbered(own[part]["vars"]).items()
+                }
+            if arrays:
+                found["/".join((*path, name))] = arrays
+
+
+def _numbered(group: h5py.Group) -> dict[str, np.ndarray]:
+    return {str(place): group[str(place)][()] for place in range(len(group))}
+
+
+# Layers that consist of layers, whose arrays have the part's name before their own: query/kernel.
+COMPOSED = ("MultiHeadAttention", "GroupQueryAttention", "GroupedQueryAttention")
+# What Keras calls a class outside -> the class's own name, after which a group is named.
+_OWN_NAMES = {"GroupQueryAttention": "GroupedQueryAttention"}
 
 
 def _has_arrays(group: h5py.Group) -> bool:

@@ -263,6 +263,8 @@ def _check_weights(source: Checkpoint, classifier: KerasClassifier, loaded: dict
                     different.append(name)
                 own, in_file = own[1:], in_file[1:]
             expected, in_file = _keras_layout(node, own), _keras_layout(node, in_file)
+            if held is not None and held.size == expected.size:  # heads and their sizes are two axes in Keras
+                held = held.reshape(expected.shape)
             if held is None or not (same_bits(expected, in_file) and same_bits(expected, held)):
                 different.append(name)
     preprocessing = {node.source for node in classifier.source.graph.nodes if node.op == "affine"}

@@ -78,6 +78,7 @@ KNOWN_LAYERS = frozenset(
     Selu HardSilu HardSigmoid LogSigmoid
     Mean Max Stack Flip SpatialDropout1D CustomScaleLayer Custom>CustomScaleLayer
     LayerScale StochasticDepth
+    MultiHeadAttention GroupQueryAttention GroupedQueryAttention Attention AdditiveAttention EinsumDense
     """.split()  # noqa: SIM905
 )
 # Layers that change photos in training and do nothing in inference: RandomCrop only where photos have its size.

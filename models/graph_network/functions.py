@@ -138,6 +138,25 @@ def _cut(node: Mapping[str, Any], value: Tensor) -> Tensor:
     return _as_stated(node, _seen_by_keras(value)[(slice(None),) * (attributes["axis"] + 1) + (part,)])
 
 
+def _repeat(node: Mapping[str, Any], value: Tensor) -> Tensor:
+    value = _seen_by_keras(value)
+    for axis, count in zip(node["attributes"]["axes"], node["attributes"]["counts"], strict=True):
+        value = value.repeat_interleave(count, axis + 1)
+    return _as_stated(node, value)
+
+
+def _with_array(operation: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Mapping[str, Any], Tensor], Tensor]:
+    """With an array that is the same for all images."""
+
+    def compute(node: Mapping[str, Any], value: Tensor) -> Tensor:
+        attributes = node["attributes"]
+        array = torch.tensor(attributes["constant"], dtype=value.dtype, device=value.device)
+        array = array.reshape(attributes["shape"]).permute(*map(attributes["order"].index, range(value.ndim - 1)))
+        return _as_stated(node, operation(_seen_by_keras(value), array))
+
+    return compute
+
+
 def _matmul(node: Mapping[str, Any], left: Tensor, right: Tensor) -> Tensor:
     how = "bnhk,bmhk->bnhm" if node["attributes"]["last"] else "bnhk,bkhm->bnhm"
     return _as_stated(node, torch.einsum(how, _seen_by_keras(left), _seen_by_keras(right)))
@@ -208,6 +227,9 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "sum": _over_axes(torch.sum),
     "join": _join,
     "cut": _cut,
+    "repeat": _repeat,
+    "add_array": _with_array(torch.add),
+    "multiply_array": _with_array(torch.mul),
     "matmul": _matmul,
     "concatenate": lambda node, *values: torch.cat(values, 1),
 }

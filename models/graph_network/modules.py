@@ -79,7 +79,7 @@ class PReLU(nn.Module):
 
 
 class ChannelScale(nn.Module):
-    """A trained factor for each channel."""
+    """A trained factor for each channel, or one for all."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -189,7 +189,7 @@ MODULES: dict[str, Callable[[Mapping[str, Any]], nn.Module]] = {
     "rms_norm": _rms_norm,
     "dense": _dense,
     "prelu": lambda node: PReLU(node["weights"]["alpha"]),
-    "channel_scale": lambda node: ChannelScale(node["shape"][0]),
+    "channel_scale": lambda node: ChannelScale(node["weights"]["scale"][0]),
     "channel_shift": lambda node: ChannelShift(node["shape"][0]),
     "dropout": lambda node: nn.Dropout(node["attributes"]["rate"]),
 }

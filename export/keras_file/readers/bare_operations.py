@@ -102,9 +102,12 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
         affine(reader, layer, before, -1.0)
         return
     constant_first = not isinstance(operands[0], Tensor)
-    constant = np.asarray(
-        per_channel(operands[0] if constant_first else operands[1], layer, "a constant", before.shape[0])
-    )
+    given = operands[0] if constant_first else operands[1]
+    places = _of_places(given, keras_shape(before))
+    if places is not None and kind in ("+", "-", "*") and not (constant_first and kind == "-"):
+        _with_array(reader, layer, before, places, kind)
+        return
+    constant = np.asarray(per_channel(given, layer, "a constant", before.shape[0]))
     if kind in ("max", "min"):
         _limited(reader, layer, before, constant, kind)
         return
@@ -118,6 +121,28 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
         affine(reader, layer, before, *((-1.0, constant) if constant_first else (1.0, -constant)))
     else:
         affine(reader, layer, before, constant if kind == "*" else 1.0 / constant)
+
+
+def _of_places(value: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+    """A constant with a number for each place, or each row, (1, ...) or without that 1; None if it is none."""
+    if isinstance(value, dict):
+        value = value.get("config", {}).get("value", value)
+    try:
+        array = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        return None
+    if array.ndim == len(shape) + 1 and array.shape[0] == 1:
+        array = array[0]
+    array = array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
+    fits = array.ndim == len(shape) and all(own in (1, side) for own, side in zip(array.shape, shape, strict=True))
+    return array if fits and array.shape[:-1] != (1,) * (len(shape) - 1) and np.isfinite(array).all() else None
+
+
+def _with_array(reader: LayerReader, layer: FlatLayer, before: Node, array: np.ndarray, kind: str) -> None:
+    numbers = tuple((-array if kind == "-" else array).reshape(-1).tolist())
+    attributes = {"shape": array.shape, "order": tuple(range(array.ndim)), "constant": numbers}
+    op = "multiply_array" if kind == "*" else "add_array"
+    reader.emit(layer, op, before.shape, attributes, inputs=[before])
 
 
 def _quotient(reader: LayerReader, layer: FlatLayer, nodes: list[Node]) -> None:

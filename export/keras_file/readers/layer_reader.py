@@ -151,12 +151,12 @@ def refused(layer: FlatLayer) -> BadInput:
 # Keras's own, and not read: their message must not call them somebody's.
 KERAS_LAYERS_NOT_READ = frozenset(
     """
-    Attention AdditiveAttention AutoContrast Bidirectional CategoryEncoding Conv1DTranspose Conv3D
+    AutoContrast Bidirectional CategoryEncoding Conv1DTranspose Conv3D
     Conv3DTranspose ConvLSTM1D ConvLSTM2D ConvLSTM3D Cropping3D Discretization Einsum
-    EinsumDense Embedding Equalization GRU GlobalAveragePooling3D GlobalMaxPooling3D
-    GroupQueryAttention HashedCrossing Hashing IntegerLookup LSTM LocallyConnected1D
+    Embedding Equalization GRU GlobalAveragePooling3D GlobalMaxPooling3D
+    HashedCrossing Hashing IntegerLookup LSTM LocallyConnected1D
     LocallyConnected2D Masking MaxPooling3D AveragePooling3D MelSpectrogram
-    MultiHeadAttention RNN RandomCrop
+    RNN RandomCrop
     SimpleRNN StringLookup TextVectorization
     UpSampling3D ZeroPadding3D RandomElasticTransform Pipeline
     """.split()  # noqa: SIM905

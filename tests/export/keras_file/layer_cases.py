@@ -161,9 +161,35 @@ OF_MAPS = {
     "repeat": lambda x: L.RepeatVector(3)(L.GlobalAveragePooling2D()(x)),
     "masking": lambda x: L.Masking(7.0)(L.Reshape((12, 60))(x)),
     "equalization": lambda x: L.Equalization()(x),
+    "heads_of_map": lambda x: L.MultiHeadAttention(2, 4)(x, x),
+    "heads_of_columns": lambda x: L.MultiHeadAttention(2, 4, attention_axes=(2,))(x, x),
     "convnext": lambda x: of_application("ConvNeXtTiny").ConvNeXtBlock(6, 0.2, 0.5, name="block")(x),
     "convnext_nested": lambda x: nested_convnext()(x),
     "inception_resnet": lambda x: of_application("InceptionResNetV2").inception_resnet_block(x, 0.2, "block35", 1),
+}  # fmt: skip
+# Case -> what is done to tokens, (20, 36), and others, (30, 24).
+OF_TOKENS = {
+    "heads": lambda t, u: L.MultiHeadAttention(3, 4)(t, t),
+    "heads_crossed": lambda t, u: L.MultiHeadAttention(2, 5, value_dim=3, output_shape=7, use_bias=False)(
+        t, value=u, key=L.Activation("tanh")(u)),
+    "heads_dropped": lambda t, u: L.MultiHeadAttention(2, 4, dropout=0.3, attention_axes=1)(t, u),
+    "heads_nested": lambda t, u: with_names_of_parts()(t),
+    "heads_grouped": lambda t, u: L.GroupQueryAttention(4, 6, 2)(t, t),
+    "heads_causal": lambda t, u: L.MultiHeadAttention(3, 4)(t, t, use_causal_mask=True),
+    "heads_masked": lambda t, u: L.MultiHeadAttention(3, 4)(t, t, attention_mask=np.tri(20)[None] > 0),
+    "heads_scores": lambda t, u: L.MultiHeadAttention(3, 4)(t, t, return_attention_scores=True)[0],
+    "attention": lambda t, u: L.Attention()([t, L.Dense(36)(u)]),
+    "attention_scaled": lambda t, u: L.Attention(use_scale=True, dropout=0.1)([t, L.Dense(36)(u), L.Dense(36)(u)]),
+    "attention_joined": lambda t, u: L.Attention(use_scale=True, score_mode="concat")([t, L.Dense(36)(u)]),
+    "attention_causal": lambda t, u: L.Attention()([t, t], use_causal_mask=True),
+    "attention_additive": lambda t, u: L.AdditiveAttention()([t, L.Dense(36)(u), L.Dense(36)(u)]),
+    "attention_additive_plain": lambda t, u: L.AdditiveAttention(use_scale=False)([t, L.Dense(36)(u)]),
+    "einsum": lambda t, u: L.EinsumDense("abc,cd->abd", (20, 5), bias_axes="d", activation="relu")(t),
+    "einsum_apart": lambda t, u: L.EinsumDense("abc,cde->abde", (20, 2, 5), bias_axes="de")(t),
+    "einsum_together": lambda t, u: L.EinsumDense("abde,dec->abc", (20, 5), bias_axes="c")(L.Reshape((20, 9, 4))(t)),
+    "einsum_dots": lambda t, u: L.EinsumDense("...x,xy->...y", 4)(t),
+    "einsum_rows": lambda t, u: L.EinsumDense("abc,bd->adc", (5, 36))(t),
+    "transformer": lambda t, u: vision_transformer(t),
 }  # fmt: skip
 # Case -> what is done to a vector of 6 numbers.
 OF_VECTORS = {
@@ -200,6 +226,24 @@ def nested_convnext():
     own = keras.Input((HEIGHT, WIDTH, CHANNELS))
     block = of_application("ConvNeXtTiny").ConvNeXtBlock
     return keras.Model(own, block(6, 0.1, 0.4, name="second")(block(6, 0.1, 0.3, name="first")(own)), name="base")
+
+
+def with_names_of_parts():
+    """A model inside in which other layers are called as the parts of an attention are."""
+    own = keras.Input((20, 36))
+    x = L.Dense(36, name="key")(L.Dense(36, name="query", activation="tanh")(own))
+    return keras.Model(own, L.MultiHeadAttention(2, 4, name="first")(x, L.MultiHeadAttention(2, 3)(x, own)), name="own")
+
+
+def vision_transformer(tokens):
+    """Of Keras's own layers; where a token is, a constant says."""
+    x = L.Dense(12)(tokens) + np.random.default_rng(3).normal(0, 1, (1, 20, 12)).astype("float32")
+    for _ in range(2):
+        y = L.LayerNormalization(epsilon=1e-6)(x)
+        x = L.Add()([x, L.MultiHeadAttention(3, 4, dropout=0.1)(y, y)])
+        y = L.Dense(24, activation="gelu")(L.LayerNormalization(epsilon=1e-6)(x))
+        x = L.Add()([x, L.Dropout(0.1)(L.Dense(12)(y))])
+    return L.GlobalAveragePooling1D()(L.LayerNormalization(epsilon=1e-6)(x))
 
 
 def operations():
@@ -292,8 +336,13 @@ def of_activation(name):
     return lambda x: L.Concatenate()([L.Activation(name)(x), L.Conv2D(4, 1, activation=name)(x)])
 
 
+def of_tokens(change):
+    return lambda x: change(L.Reshape((20, 36))(x), L.Reshape((30, 24))(L.Activation("tanh")(x)))
+
+
 CASES = {
     **OF_MAPS,
+    **{name: of_tokens(change) for name, change in OF_TOKENS.items()},
     **{name: of_vector(change) for name, change in OF_VECTORS.items()},
     **{f"activation_{name}": of_activation(name) for name in ACTIVATIONS.split()},
     **operations(),

@@ -46,12 +46,20 @@ NETWORKS = {
         "tokens_cropped tokens_upsampled tokens_normalised time_distributed vector_turned"
     ),
     "applications": "convnext convnext_nested inception_resnet",
+    "attention": (
+        "heads heads_crossed heads_dropped heads_nested heads_grouped heads_of_map attention attention_scaled "
+        "attention_joined attention_additive attention_additive_plain einsum einsum_apart einsum_together einsum_dots "
+        "transformer"
+    ),
     "operations": (
         "op_square op_absolute op_clip op_sum op_mean_rows op_mean_channels op_max_channels op_concatenate "
         "op_transpose op_expand op_maximum op_minimum op_quotient op_softmax op_normalise op_pad op_leaky op_cut"
     ),
 }
-REFUSED = "resizing_lanczos masking transposed_dilated activation_sparsemax op_sqrt"
+REFUSED = (
+    "resizing_lanczos masking transposed_dilated activation_sparsemax op_sqrt "
+    "heads_causal heads_masked heads_scores heads_of_columns attention_causal einsum_rows"
+)
 
 
 @pytest.fixture(scope="module", params=[pytest.param(None, id="here"), OTHER_KERAS])
@@ -115,6 +123,9 @@ CONTROLS = [
     ("rows", "average_pool", {"count_padding": True}),
     ("rows", "pad", {"padding": (0, 2, 0, 0)}),
     ("applications", "affine", {"scale": [0.21] * 6}),
+    ("attention", "affine", {"scale": [0.4]}),
+    ("attention", "layer_norm", {"epsilon": 0.1}),
+    ("attention", "add_array", {"order": (1, 0)}),
     ("operations", "clip", {"high": 0.4}),
     ("operations", "mean", {"axes": (1,)}),
     ("operations", "sum", {"axes": (0,)}),
@@ -138,6 +149,20 @@ def test_another_setting_would_be_noticed(here, name, op, change):
             except (RuntimeError, ValueError):  # the shapes do not fit any more
                 noticed.append(True)
     assert any(noticed)
+
+
+@pytest.mark.keras
+def test_heads_in_another_order_or_one_weight_off_would_be_noticed(here):
+    file = file_of(here, "attention")
+    graph = read(file).graph
+    for part in ("query", "key", "value"):
+        (name,) = (each for each in graph.tensors if each == f"multi_head_attention/{part}_dense/kernel")
+        kernel = graph.tensors[name]
+        turned = kernel.reshape(3, 4, -1).swapaxes(0, 1).reshape(kernel.shape)  # as if sizes came before heads
+        one_off = kernel.copy()
+        one_off[0, 0] += 0.1
+        for other in (turned, one_off):
+            assert difference(Graph(graph.nodes, {**graph.tensors, name: other}), file) > 1e-5, part
 
 
 def test_somebody_elses_class_of_a_name_in_keras_applications_is_refused():
@@ -189,6 +214,13 @@ def test_a_fault_in_the_new_file_is_found(here, tmp_path, monkeypatch, name, kin
         write_upgrade(file_of(here, name), tmp_path / "new.h5")
     assert "layers_float64" in str(differs.value) or kind == "Dot"
     assert not (tmp_path / "new.h5").exists()
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("name", ["applications", "attention"])
+def test_import_of_layers_of_several_parts_is_proved(here, tmp_path, name):
+    classifier = read_keras_classifier(file_of(here, name), ImportSettings(["a", "b", "c"], input_range="raw"))
+    assert write_import(classifier, tmp_path / "o.ckpt").verdict == "PASS"
 
 
 @pytest.mark.keras
