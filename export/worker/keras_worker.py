@@ -77,7 +77,7 @@ KNOWN_LAYERS = frozenset(
     Sum Square Power Absolute Clip Transpose ExpandDims Squeeze Normalize LeakyRelu Pad Resize Exp Softplus Softsign
     Selu HardSilu HardSigmoid LogSigmoid
     Mean Max Stack Flip SpatialDropout1D CustomScaleLayer Custom>CustomScaleLayer
-    LayerScale StochasticDepth
+    LayerScale StochasticDepth Sqrt Rsqrt Log Var Std Split Matmul Swapaxes Tile Repeat
     MultiHeadAttention GroupQueryAttention GroupedQueryAttention Attention AdditiveAttention EinsumDense
     """.split()  # noqa: SIM905
 )
@@ -128,7 +128,8 @@ KNOWN_OPERATIONS = frozenset(
     nn.gelu nn.silu nn.swish nn.softplus math.sigmoid math.tanh cast identity reshape concat math.reduce_mean
     math.reduce_max image.resize reverse math.maximum math.minimum math.exp math.softplus math.log_sigmoid
     math.reduce_sum math.square math.pow math.abs abs clip_by_value transpose compat.v1.transpose expand_dims squeeze
-    compat.v1.squeeze math.l2_normalize nn.leaky_relu pad compat.v1.pad
+    compat.v1.squeeze math.l2_normalize nn.leaky_relu pad compat.v1.pad math.sqrt math.rsqrt math.log
+    math.reduce_variance math.reduce_std split linalg.matmul tile repeat image.grayscale_to_rgb
     """.split()  # noqa: SIM905
 )
 # Where a file names one by itself, not as a `class_name`.

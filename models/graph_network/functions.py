@@ -138,6 +138,18 @@ def _cut(node: Mapping[str, Any], value: Tensor) -> Tensor:
     return _as_stated(node, _seen_by_keras(value)[(slice(None),) * (attributes["axis"] + 1) + (part,)])
 
 
+def _power(node: Mapping[str, Any], value: Tensor) -> Tensor:
+    exponent = node["attributes"]["exponent"]
+    return value.clamp(min=0.0 if exponent > 0 else 1e-34) ** exponent
+
+
+def _root_of_squares(node: Mapping[str, Any], value: Tensor) -> Tensor:
+    attributes = node["attributes"]
+    axes = tuple(axis + 1 for axis in attributes["axes"])
+    sums = attributes["factor"] * _seen_by_keras(value).square().sum(axes) + attributes["epsilon"]
+    return _as_stated(node, sums.rsqrt() if attributes["inverse"] else sums.sqrt())
+
+
 def _repeat(node: Mapping[str, Any], value: Tensor) -> Tensor:
     value = _seen_by_keras(value)
     for axis, count in zip(node["attributes"]["axes"], node["attributes"]["counts"], strict=True):
@@ -228,6 +240,9 @@ FUNCTIONS: dict[str, Callable[..., Tensor]] = {
     "join": _join,
     "cut": _cut,
     "repeat": _repeat,
+    "power": _power,
+    "logarithm": lambda node, value: value.clamp(min=1e-34).log(),
+    "root_of_squares": _root_of_squares,
     "add_array": _with_array(torch.add),
     "multiply_array": _with_array(torch.mul),
     "matmul": _matmul,

@@ -14,6 +14,7 @@ from export.keras_file.flat_layers import AS_IT_IS, DAMAGED, FlatLayer, Tensor
 from export.keras_file.readers.activation import READERS as ACTIVATIONS
 from export.keras_file.readers.activation import emit_activation, leaky, softmax
 from export.keras_file.readers.axes import axes_of, axis_of, from_keras, keras_shape
+from export.keras_file.readers.computed_axes import MATRIX_PRODUCTS, OPERATIONS, matrix_product
 from export.keras_file.readers.joining import concatenate, emit_joined, emit_merged, merge
 from export.keras_file.readers.layer_reader import LayerReader, Reader
 from export.keras_file.readers.normalisation import unit_norm
@@ -69,6 +70,9 @@ def _operation(reader: LayerReader, layer: FlatLayer) -> None:
     operands = [*layer.arguments, *options.values()]
     if name in ("concat", "Concatenate"):
         _bare_concatenation(reader, layer)
+        return
+    if name in MATRIX_PRODUCTS:
+        matrix_product(reader, layer)
         return
     if name in _SLICES:
         _slice(reader, layer, operands)
@@ -340,6 +344,7 @@ _OPERATIONS: dict[str, Callable[[LayerReader, FlatLayer, list[Any]], None]] = {
     **dict.fromkeys(("nn.leaky_relu", "LeakyRelu"), _leaky),
     **dict.fromkeys(("pad", "compat.v1.pad", "Pad"), _padded),
     **dict.fromkeys(("reverse", "Flip"), _flipped),
+    **OPERATIONS,
 }
 
 
@@ -462,7 +467,7 @@ def _unless_layer(of_layer: Reader) -> Reader:
 
 READERS: dict[str, Reader] = {
     **dict.fromkeys(("TFOpLambda", "SlicingOpLambda"), _operation),
-    **dict.fromkeys((*_SLICES, *_ARITHMETIC, *_ELEMENTWISE, *_OPERATIONS), _operation),
+    **dict.fromkeys((*_SLICES, *MATRIX_PRODUCTS, *_ARITHMETIC, *_ELEMENTWISE, *_OPERATIONS), _operation),
     "Concatenate": _unless_layer(concatenate),
     "Reshape": _unless_layer(reshape),
     "Softmax": _unless_layer(ACTIVATIONS["Softmax"]),

@@ -1,11 +1,13 @@
-"""Layers that change a map's height and width."""
+"""Layers that change a map's height and width, pooling among them."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from export.graph.nodes import Node
 from export.keras_file.flat_layers import AS_IT_IS, FlatLayer
+from export.keras_file.readers.convolution import same_or_valid
 from export.keras_file.readers.layer_reader import LayerReader, Reader, refused
 from export.keras_file.readers.settings import expect, four_numbers, only_map, two_numbers, whole_number
 from export.worker.keras_worker import bicubic_matrix
@@ -129,6 +131,29 @@ def _random_crop(reader: LayerReader, layer: FlatLayer) -> None:
     reader.same_as(layer, before)
 
 
+def _pooling(op: str) -> Reader:
+    def read(reader: LayerReader, layer: FlatLayer) -> None:
+        _, channels, size = only_map(reader, layer)
+        kernel = two_numbers(layer.config.get("pool_size", 2), layer, "pool_size")
+        strides = two_numbers(layer.config.get("strides") or kernel, layer, "strides")
+        padding, result = same_or_valid(layer, size, kernel, strides, (1, 1))
+        attributes: dict[str, Any] = {"kernel": kernel, "strides": strides, "padding": padding}
+        if op == "average_pool":
+            attributes["count_padding"] = False
+        reader.emit(layer, op, (channels, *result), attributes)
+
+    return read
+
+
+def _global_pooling(op: str) -> Reader:
+    def read(reader: LayerReader, layer: FlatLayer) -> None:
+        _, channels, _ = only_map(reader, layer)
+        keep = bool(layer.config.get("keepdims", False))
+        reader.emit(layer, op, (channels, 1, 1) if keep else (channels,), {"keep_dimensions": keep})
+
+    return read
+
+
 READERS: dict[str, Reader] = {
     "ZeroPadding2D": zero_padding,
     "Cropping2D": _cropping,
@@ -136,4 +161,8 @@ READERS: dict[str, Reader] = {
     "UpSampling2D": _upsampling,
     "Resizing": resizing,
     "RandomCrop": _random_crop,
+    "MaxPooling2D": _pooling("max_pool"),
+    "AveragePooling2D": _pooling("average_pool"),
+    "GlobalAveragePooling2D": _global_pooling("global_average_pool"),
+    "GlobalMaxPooling2D": _global_pooling("global_max_pool"),
 }

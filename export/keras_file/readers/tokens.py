@@ -11,7 +11,6 @@ from export.keras_file.readers.activation import READERS as ACTIVATIONS
 from export.keras_file.readers.convolution import READERS as CONVOLUTIONS
 from export.keras_file.readers.layer_reader import LayerReader, Reader
 from export.keras_file.readers.places import READERS as PLACES
-from export.keras_file.readers.pooling import READERS as POOLING
 from export.keras_file.readers.settings import expect_channels_last, two_numbers, whole_number
 from export.keras_file.readers.training import READERS as TRAINING
 from models.bad_input import BadInput
@@ -148,10 +147,10 @@ READERS: dict[str, Reader] = {
     "Conv1D": _of_rows(CONVOLUTIONS["Conv2D"], _CONVOLVED, biased=True),
     "DepthwiseConv1D": _of_rows(CONVOLUTIONS["DepthwiseConv2D"], _CONVOLVED, biased=True),
     "SeparableConv1D": _of_rows(CONVOLUTIONS["SeparableConv2D"], _CONVOLVED, biased=True),
-    "MaxPooling1D": _of_rows(POOLING["MaxPooling2D"], _POOLED),
-    "AveragePooling1D": _of_rows(POOLING["AveragePooling2D"], _POOLED),
-    "GlobalAveragePooling1D": _of_rows(POOLING["GlobalAveragePooling2D"], lambda layer: {}, rows=False),
-    "GlobalMaxPooling1D": _of_rows(POOLING["GlobalMaxPooling2D"], lambda layer: {}, rows=False),
+    "MaxPooling1D": _of_rows(PLACES["MaxPooling2D"], _POOLED),
+    "AveragePooling1D": _of_rows(PLACES["AveragePooling2D"], _POOLED),
+    "GlobalAveragePooling1D": _of_rows(PLACES["GlobalAveragePooling2D"], lambda layer: {}, rows=False),
+    "GlobalMaxPooling1D": _of_rows(PLACES["GlobalMaxPooling2D"], lambda layer: {}, rows=False),
     "ZeroPadding1D": _of_rows(PLACES["ZeroPadding2D"], _ends("padding")),
     "Cropping1D": _of_rows(PLACES["Cropping2D"], _ends("cropping")),
     "UpSampling1D": _of_rows(PLACES["UpSampling2D"], _upsampled),

@@ -53,11 +53,13 @@ NETWORKS = {
     ),
     "operations": (
         "op_square op_absolute op_clip op_sum op_mean_rows op_mean_channels op_max_channels op_concatenate "
-        "op_transpose op_expand op_maximum op_minimum op_quotient op_softmax op_normalise op_pad op_leaky op_cut"
+        "op_transpose op_expand op_maximum op_minimum op_quotient op_softmax op_normalise op_pad op_leaky op_cut "
+        "op_split op_sqrt op_einsum"
     ),
+    "computed": ("op_rsqrt op_log op_var op_std op_split_sizes op_swapped op_repeated op_tiled op_grey op_heads"),
 }
 REFUSED = (
-    "resizing_lanczos masking transposed_dilated activation_sparsemax op_sqrt "
+    "resizing_lanczos masking transposed_dilated activation_sparsemax op_pooling "
     "heads_causal heads_masked heads_scores heads_of_columns attention_causal einsum_rows"
 )
 
@@ -127,6 +129,10 @@ CONTROLS = [
     ("attention", "layer_norm", {"epsilon": 0.1}),
     ("attention", "add_array", {"order": (1, 0)}),
     ("operations", "clip", {"high": 0.4}),
+    ("operations", "cut", {"start": 0, "stop": 3}),
+    ("computed", "power", {"exponent": 0.5}),
+    ("computed", "root_of_squares", {"epsilon": 0.1}),
+    ("computed", "cut", {"start": 1, "stop": 4}),
     ("operations", "mean", {"axes": (1,)}),
     ("operations", "sum", {"axes": (0,)}),
     ("operations", "cut", {"step": 1}),
