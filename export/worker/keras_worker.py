@@ -1027,6 +1027,9 @@ def hold_settings_in_float64(keras: Any, layer: Any) -> None:
         for name in ("max_value", "threshold"):
             if getattr(layer, name, None):
                 setattr(layer, name, np.asarray(getattr(layer, name), "float64"))
+    for name in ("_inverse_sqrt_key_dim", "_inverse_sqrt_head_dim"):  # of Keras 3's attention
+        if isinstance(getattr(layer, name, None), float):
+            setattr(layer, name, np.float64(getattr(layer, name)))  # a plain number would be rounded before it is cast
     if getattr(getattr(layer, "activation", None), "__name__", "") == "gelu":
         layer.activation = exact_gelu(keras)  # TensorFlow's own rounds the square root of 2 to float32
     if kind == "CenterCrop" or (

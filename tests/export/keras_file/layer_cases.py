@@ -174,7 +174,7 @@ OF_TOKENS = {
         t, value=u, key=L.Activation("tanh")(u)),
     "heads_dropped": lambda t, u: L.MultiHeadAttention(2, 4, dropout=0.3, attention_axes=1)(t, u),
     "heads_nested": lambda t, u: with_names_of_parts()(t),
-    "heads_grouped": lambda t, u: L.GroupQueryAttention(4, 6, 2)(t, t),
+    "heads_grouped": lambda t, u: L.GroupQueryAttention(5, 6, 2)(t, t),
     "heads_causal": lambda t, u: L.MultiHeadAttention(3, 4)(t, t, use_causal_mask=True),
     "heads_masked": lambda t, u: L.MultiHeadAttention(3, 4)(t, t, attention_mask=np.tri(20)[None] > 0),
     "heads_scores": lambda t, u: L.MultiHeadAttention(3, 4)(t, t, return_attention_scores=True)[0],
