@@ -51,6 +51,7 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "gelu_tanh": ((), ()),  # x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x ** 3)))
     "softplus": (("beta",), ()),  # log(1 + exp(beta * x)) / beta
     "log_sigmoid": ((), ()),
+    "log_softmax": ((), ()),  # over the channels; of a probability below 1e-34 it is that of 1e-34
     "absolute": ((), ()),
     "cube": ((), ()),
     "power": (("exponent",), ()),  # any, of numbers from 1e-34 to 1e34; with a positive one, 0 of those below
@@ -112,6 +113,10 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "add_array": (("shape", "order", "constant"), ("array",)),
     "multiply_array": (("shape", "order", "constant"), ("array",)),
     "array": (("shape", "order", "constant"), ("array",)),  # itself; the value gives only the number of images
+    # of maps of which an image has several: (C, windows, H, W); what is padded, is padded in each
+    "conv2d_of_windows": (("strides", "padding", "dilation", "groups"), ("kernel", "bias")),
+    "max_pool_of_windows": (("kernel", "strides", "padding"), ()),
+    "average_pool_of_windows": (("kernel", "strides", "padding", "count_padding"), ()),
     # (N, heads, K) with (M, heads, K), or with (K, heads, M) if `last` is false: (N, heads, M), for each head
     "matmul": (("last",), ()),
     "matmul_windows": ((), ()),  # (windows, N, K) with (windows, M, K): (windows, N, M), for each window

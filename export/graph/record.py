@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from export.graph.changed_parts import box_in, joined_around
 from export.graph.simpler import table
 from export.graph.simpler.products import NotRecorded
 from models.bad_input import BadInput
@@ -141,6 +142,9 @@ _READ_BY_PYTHON = ("aten.resolve_conj", "aten.resolve_neg")
 _OF_SHAPE = frozenset(f"aten.{name}" for name in ("new_zeros", "new_ones", "new_full", "new_empty", "zeros_like",
                                                   "ones_like", "full_like", "empty_like"))  # fmt: skip
 
+# What Python is told by them is a type.
+_TYPES = ("aten.result_type", "aten.promote_types", "aten.can_cast")
+
 _CASTS = ("aten.to", "aten._to_copy")
 
 
@@ -206,7 +210,9 @@ class _Recorder(TorchDispatchMode):
         for each in reversed(list(self.graph.nodes)):
             if each.op in ("call_function", "get_attr") and not each.users:
                 self.graph.erase_node(each)
-        return Recording(self.graph, dict(self.state), output, self.values)
+        constants = {each.name: each.meta["constant"] for each in self.graph.nodes if "constant" in each.meta}
+        values = self.values | {name: value for name, value in constants.items() if name in self.keep}
+        return Recording(self.graph, dict(self.state), output, values)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         try:
@@ -230,6 +236,8 @@ class _Recorder(TorchDispatchMode):
         computed = any(node.meta["computed"] for node in nodes)
         if name in _OF_SHAPE:
             computed, nodes = False, []
+        elif name == "aten.copy_":  # what was there is gone
+            computed, nodes = nodes[1].meta["computed"], nodes[1:]
         # the result of an operation on constants alone is one, but not if it is random
         constant = not computed and all("constant" in node.meta for node in nodes)
         if constant and torch.Tag.nondeterministic_seeded in func.tags:
@@ -240,15 +248,23 @@ class _Recorder(TorchDispatchMode):
         node_args, node_kwargs = tree_map_only(Tensor, self.read, (args, kwargs))
         changed = _changed(func, args, kwargs)
         aliases = self._before_change(changed, name) if torch.Tag.inplace_view not in func.tags else []
-        result = func(*args, **kwargs)
+        in_float32 = constant and self.exact and not changed and not _is_view(func)
+        result = _in_float32(func, args, kwargs) if in_float32 else func(*args, **kwargs)
         results = [each for each in tree_leaves(result) if isinstance(each, Tensor)]
         if not results and not changed:
-            if computed and result is not None:
+            if computed and result is not None and name not in _TYPES:
                 raise NotRecorded(f"{name} makes a Python {type(result).__name__} of values that depend on the image")
             return result
         if constant:
-            for tensor in [*results, *changed, *(alias for alias, _ in aliases)]:
+            for tensor in [*results, *changed]:
                 self.node_of[tensor] = self._constant(tensor)
+            for tensor, same in aliases:
+                self.node_of[tensor] = self._changed_alias(tensor, same, changed)
+            return result
+        if not computed and name == "aten.copy_":
+            self.node_of[changed[0]] = nodes[0]
+            for tensor, same in aliases:
+                self.node_of[tensor] = self._changed_alias(tensor, same, changed)
             return result
         node = self.graph.create_node("call_function", func, node_args, node_kwargs, name=name.rpartition(".")[2])
         node.meta = self._meta(results[0] if results else changed[0], computed)
@@ -379,28 +395,65 @@ class _Recorder(TorchDispatchMode):
     def _after_change(
         self, node: fx.Node, changed: list[Tensor], aliases: list[tuple[Tensor, bool]], result: Any
     ) -> Any:
-        for tensor, same in aliases:
-            if same and len(changed) == 1:
-                self.node_of[tensor] = node
-            elif len(changed) == 1 and not node.meta["computed"] and tensor.is_contiguous():
-                # of weights and constants the change of a part is one of the whole
-                part, whole = changed[0], self.node_of[tensor]
-                place = (part.shape, part.stride(), part.storage_offset() - tensor.storage_offset())
-                scatter = torch.ops.aten.as_strided_scatter.default
-                self.node_of[tensor] = self.graph.call_function(scatter, (whole, node, *map(_plain, place)))
-                self.node_of[tensor].meta = self._meta(tensor, computed=False)
-            else:
-                stale = self.graph.call_function(view_of_changed_value, (node,))
-                stale.meta = self._meta(tensor, computed=True)
-                self.node_of[tensor] = stale
         if len(changed) == 1:
             self._set(changed[0], node)
         else:
             for tensor in changed:
-                stale = self.graph.call_function(view_of_changed_value, (node,))
-                stale.meta = self._meta(tensor, computed=True)
-                self.node_of[tensor] = stale
+                self.node_of[tensor] = self._stale(tensor, node)
+        for tensor, same in aliases:
+            self.node_of[tensor] = self._changed_alias(tensor, same, changed)
         return result
+
+    def _changed_alias(self, tensor: Tensor, same: bool, changed: list[Tensor]) -> fx.Node:
+        """The node of a tensor after the change of one that it shares memory with."""
+        part, whole = self.node_of[changed[0]], self.node_of[tensor]
+        if len(changed) > 1:
+            return self._stale(tensor, part)
+        if same:
+            return part
+        if "constant" in part.meta and "constant" in whole.meta:
+            return self._constant(tensor)
+        if not part.meta["computed"] and not whole.meta["computed"]:
+            if not tensor.is_contiguous():
+                return self._stale(tensor, part)
+            # of weights and constants the change of a part is one of the whole
+            place = (changed[0].shape, changed[0].stride(), changed[0].storage_offset() - tensor.storage_offset())
+            scatter = torch.ops.aten.as_strided_scatter.default
+            node = self.graph.call_function(scatter, (whole, part, *map(_plain, place)))
+            node.meta = self._meta(tensor, computed=False)
+            return node
+        box = box_in(tensor, changed[0])
+        if box is None:
+            return self._stale(tensor, part)
+        with self:
+            return self.read(joined_around(tensor, changed[0].reshape([stop - start for start, stop in box]), box))
+
+    def _stale(self, tensor: Tensor, node: fx.Node) -> fx.Node:
+        stale = self.graph.call_function(view_of_changed_value, (node,))
+        stale.meta = self._meta(tensor, computed=True)
+        return stale
+
+
+def _is_view(func: Any) -> bool:
+    return any(argument.alias_info is not None for argument in func._schema.arguments)
+
+
+def _in_float32(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A constant as a network in float32 makes it, since the Keras file has that; in float64, which holds it."""
+
+    def narrow(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.float() if value.dtype == torch.float64 else value
+        return torch.float32 if value == torch.float64 else value
+
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        args, kwargs = tree_map_only((Tensor, torch.dtype), narrow, (args, kwargs))
+        result = func(*args, **kwargs)
+    finally:
+        torch.set_default_dtype(usual)
+    return tree_map_only(Tensor, lambda each: each.double() if each.dtype == torch.float32 else each, result)
 
 
 def _changed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:

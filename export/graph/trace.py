@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, fx, nn
 
 from export.graph.layouts import Layout
@@ -176,7 +177,9 @@ def _convert(tracer: Tracer, operation: fx.Node) -> None:
         _of_weights(tracer, operation)
         return
     if converter is None:
-        raise NoKerasCounterpart(name_of(operation), module_path(operation))
+        random = torch.Tag.nondeterministic_seeded in getattr(operation.target, "tags", ())
+        why = "random numbers, in inference as well: let forward take them in training alone, `if self.training`"
+        raise NoKerasCounterpart(name_of(operation), module_path(operation), why if random else "")
     if (
         operation.meta["computed"]
         and operation.meta["shape"][:1] != (tracer.batch,)

@@ -21,6 +21,7 @@ from export.keras_file.operations import (
     powers,
     shape,
     tokens,
+    windows,
 )
 from models.bad_input import BadInput
 
@@ -33,6 +34,7 @@ _LAYERS: dict[str, Emit] = {
     **places.LAYERS,
     **shape.LAYERS,
     **tokens.LAYERS,
+    **windows.LAYERS,
     **powers.LAYERS,
 }
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Largest error of any layer's output relative to its largest value, both sides in float64; equal functions give 1e-14.
 LAYER_THRESHOLD = 1e-10
+# A mean of numbers less their mean is 0 but for rounding: what is smaller than so much of its inputs may be no more.
+_NOTHING = 1e-4
 # Largest difference of a weight after a few training steps, both sides in float64; a step moves it by about 1e-3.
 TRAINING_THRESHOLD = 1e-6
 TRAINING_SHARE = 0.01  # as a share of the learning rate, where that gives a smaller threshold
@@ -106,7 +108,16 @@ def check_layers(
         images: which images they are, for the report, if there is more than one.
     """
     errors = [
-        LayerError(node.name, node.op, node.source, _relative_error(torch_gave[node.name], keras_gave.get(node.name)))
+        LayerError(
+            node.name,
+            node.op,
+            node.source,
+            _relative_error(
+                torch_gave[node.name],
+                keras_gave.get(node.name),
+                [torch_gave[name] for name in node.inputs if name in torch_gave],
+            ),
+        )
         for node in graph.nodes[1:]
     ]
     diverging = [each for each in errors if not each.relative_error <= LAYER_THRESHOLD]
@@ -121,11 +132,13 @@ def check_layers(
     return Check(LAYERS_CHECK, not diverging, figure, LAYER_THRESHOLD, unit, detail, first), errors
 
 
-def _relative_error(expected: np.ndarray, received: np.ndarray | None) -> float:
+def _relative_error(expected: np.ndarray, received: np.ndarray | None, inputs: Sequence[np.ndarray] = ()) -> float:
+    """The largest error, relative to the largest value, or to `_NOTHING` of the largest input if that is more."""
     if received is None or expected.shape != received.shape:
         return float("inf")
     error = float(np.abs(expected - received).max())
-    return float("inf") if np.isnan(error) else error / (float(np.abs(expected).max()) or 1.0)
+    largest = max([float(np.abs(expected).max()), *(_NOTHING * float(np.abs(each).max()) for each in inputs)])
+    return float("inf") if np.isnan(error) else error / (largest or 1.0)
 
 
 def check_probabilities(

@@ -140,8 +140,8 @@ class Comparison:
         return exact_images(self.sets)
 
     @cached_property
-    def training_steps(self) -> TrainingSteps | None:
-        """What to train on for a few steps; None if the network is certain of every image available.
+    def training_steps(self) -> TrainingSteps | str:
+        """What to train on for a few steps; why there is nothing, if the network cannot learn.
 
         The class to learn is the one whose probability is nearest to 0.5. From the likeliest class there would be
         little to learn, and for a very unlikely one Keras has no gradient, because it clips probabilities at 1e-7. An
@@ -154,12 +154,15 @@ class Comparison:
         usable = np.flatnonzero(np.minimum(likely, 1 - likely) >= UNCERTAIN)[:EXACT_IMAGES]
         targets = np.eye(probabilities.shape[1])[wanted]
         if not len(usable):
-            return None
+            return "the network is certain of every image here: it would learn nothing from them"
         images, targets, source = images[usable], targets[usable], self.source
-        learned, steps = torch_train(
-            source.network, source.trainable, source.learning_rate, images, targets,
-            TRAINING_STEPS[source.trainable], self.exact_state, UNCERTAIN,
-        )  # fmt: skip
+        try:
+            learned, steps = torch_train(
+                source.network, source.trainable, source.learning_rate, images, targets,
+                TRAINING_STEPS[source.trainable], self.exact_state, UNCERTAIN,
+            )  # fmt: skip
+        except RuntimeError as error:  # such as of a value that is changed in place and has a gradient
+            return f"torch cannot train the network: {str(error).splitlines()[0]}"
         return TrainingSteps(images, targets, steps, learned)
 
 

@@ -132,17 +132,18 @@ def _tasks(comparison: Comparison, folder: Path, probes: Path) -> dict[str, Task
             again = {"images": inputs["inputs"], "scale": inputs["scale"], "answers": str(folder / "exact_answers.npy")}
             tasks["layers"] |= again
         tasks[each.name] = {"task": "predict", **inputs, "outputs": str(folder / f"{each.name}_probabilities.npy")}
-    if comparison.twin.training_config is not None and comparison.training_steps is not None:
+    steps = comparison.training_steps
+    if comparison.twin.training_config is not None and not isinstance(steps, str):
         np.save(
             folder / "training_steps.npy",
-            comparison.training_steps.images * 255 if raw else comparison.training_steps.images,
+            steps.images * 255 if raw else steps.images,
         )
-        np.save(folder / "targets.npy", comparison.training_steps.targets)
+        np.save(folder / "targets.npy", steps.targets)
         tasks["train"] = {
             "task": "train",
             "inputs": str(folder / "training_steps.npy"),
             "targets": str(folder / "targets.npy"),
-            "steps": comparison.training_steps.steps,
+            "steps": steps.steps,
             "copy": str(folder / "float64.h5"),
             "outputs": str(folder / "trained.npz"),
         }

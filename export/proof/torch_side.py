@@ -131,7 +131,9 @@ def torch_train(
     exact = _in_float64(network, state).eval()
     for module in exact.modules():
         for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(not isinstance(module, nn.modules.batchnorm._BatchNorm))
+            # an InstanceNorm with statistics of its own is a BatchNorm in Keras
+            has_statistics = isinstance(module, nn.modules.batchnorm._NormBase) and module.track_running_stats
+            parameter.requires_grad_(not has_statistics)
     if trainable == "head":
         exact.requires_grad_(False)
         exact.get_submodule("head").requires_grad_(True)
@@ -139,7 +141,8 @@ def torch_train(
     photos, wanted = nchw(images), torch.from_numpy(targets)
     made = 0
     while made < steps:
-        answers = exact(photos)
+        with _float64_by_default():
+            answers = exact(photos)
         likely = (probabilities_of(answers.detach(), output_of(network)) * wanted).sum(1)
         if made and not torch.minimum(likely, 1 - likely).min() >= uncertain:
             break

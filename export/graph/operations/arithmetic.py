@@ -28,13 +28,7 @@ def _of_two(op: str) -> Converter:
     return convert
 
 
-def _alpha(operation: fx.Node, given: dict[str, Any]) -> None:
-    if given.get("alpha", 1) != 1:
-        raise NoKerasCounterpart(name_of(operation), module_path(operation), f"alpha {given['alpha']}")
-
-
 def _subtract(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    _alpha(operation, given)
     value, other, turned = given["self"], given["other"], name_of(operation) == "aten.rsub"
     constant = tracer.constant(other)
     if constant is not None:
@@ -47,7 +41,6 @@ def _subtract(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None
 
 
 def _add(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    _alpha(operation, given)
     value, other = given["self"], given["other"]
     if tracer.is_weight(value) or tracer.constant(value) is not None:
         value, other = other, value
@@ -206,7 +199,7 @@ def _negative(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None
 def _expand(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     """Whatever multiplies or adds such a value repeats it anyway; for others it is repeated."""
     source = given["self"]
-    if all(name_of(user) in _BROADCASTS for user in operation.users) or shape_of(source) == shape_of(operation):
+    if all(_repeats_anyway(user, operation) for user in operation.users) or shape_of(source) == shape_of(operation):
         tracer.alias(operation, source)
         tracer.repeated[operation.name] = tracer.repeated.get(source.name, source)
         return
@@ -221,6 +214,16 @@ def _expand(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         raise NoKerasCounterpart(name_of(operation), module_path(operation), f"from {before} to {after}")
     factors = (after[1] // before[1], after[2] // before[2])
     tracer.emit(operation, "upsample", [source], {"factors": factors})
+
+
+def _repeats_anyway(user: fx.Node, operation: fx.Node) -> bool:
+    """Whether what reads a repeated value joins it with another of the whole size."""
+    others = [value for value in user.all_input_nodes if value is not operation]
+    return name_of(user) in _BROADCASTS and any(
+        value.meta["computed"] and value.meta["shape"] == user.meta["shape"] and name_of(value) != "aten.expand"
+        for value in others
+        if value.op == "call_function"
+    )
 
 
 _BROADCASTS = {f"aten.{name}" for name in ("mul", "add", "sub", "div", "mul_", "add_", "sub_", "maximum", "minimum")}
@@ -251,5 +254,4 @@ CONVERTERS: dict[str, Converter] = {
     "aten.maximum": _of_two("maximum"),
     "aten.minimum": _of_two("minimum"),
     "aten.expand": _expand,
-    "aten.expand_as": _expand,
 }

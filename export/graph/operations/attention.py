@@ -32,7 +32,7 @@ def _norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 def _divides_alone(norm: fx.Node, vectors: fx.Node) -> bool:
     """Whether nothing reads a norm but a division of its vectors, perhaps after it was held above 0 and repeated."""
     for user in norm.users:
-        if name_of(user) in ("aten.clamp_min", "aten.clamp_min_", "aten.expand", "aten.expand_as"):
+        if name_of(user) in ("aten.clamp_min", "aten.clamp_min_", "aten.expand"):
             if user.args[0] is not norm or not _divides_alone(user, vectors):
                 return False
         elif name_of(user) not in ("aten.div", "aten.div_") or user.args != (vectors, norm):
@@ -79,7 +79,9 @@ def _repeat(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 def _linear(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     value = given["input"]
     node, layout = with_last(tracer, value, image_axis_of(tracer, operation, value, -1))
-    tracer.add(operation, "dense", [node], layout, {}, _weights(tracer, operation, given, kernel="weight", bias="bias"))
+    tracer.add(
+        operation, "dense", [node], layout, {}, weights_of(tracer, operation, given, kernel="weight", bias="bias")
+    )
 
 
 def _layer_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -87,7 +89,7 @@ def _layer_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> No
     if len(given["normalized_shape"]) != 1:
         raise refused(operation, "over several axes")
     node, layout = with_last(tracer, value, image_axis_of(tracer, operation, value, -1))
-    weights = _weights(tracer, operation, given, gamma="weight", beta="bias")
+    weights = weights_of(tracer, operation, given, gamma="weight", beta="bias")
     tracer.add(operation, "layer_norm", [node], layout, {"epsilon": float(given["eps"])}, weights)
 
 
@@ -96,7 +98,7 @@ def _rms_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None
     if len(given["normalized_shape"]) != 1 or given["eps"] is None:  # without one it is the type's own
         raise refused(operation, "over several axes, or without an epsilon")
     node, layout = with_last(tracer, value, image_axis_of(tracer, operation, value, -1))
-    weights = _weights(tracer, operation, given, gamma="weight")
+    weights = weights_of(tracer, operation, given, gamma="weight")
     tracer.add(operation, "rms_norm", [node], layout, {"epsilon": float(given["eps"])}, weights)
 
 
@@ -105,14 +107,15 @@ def _batch_norm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> No
     if given["training"]:
         raise refused(operation, "by the statistics of the batch")
     node, layout = with_last(tracer, value, image_axis_of(tracer, operation, value, 1))
-    weights = _weights(
+    weights = weights_of(
         tracer, operation, given, gamma="weight", beta="bias", moving_mean="running_mean", moving_variance="running_var"
     )
     attributes = {"epsilon": float(given["eps"]), "momentum": 1.0 - float(given["momentum"])}
     tracer.add(operation, "batch_norm", [node], layout, attributes, weights)
 
 
-def _weights(tracer: Tracer, operation: fx.Node, given: dict[str, Any], **arguments_of: str) -> dict[str, str]:
+def weights_of(tracer: Tracer, operation: fx.Node, given: dict[str, Any], **arguments_of: str) -> dict[str, str]:
+    """Role -> tensor, from role -> argument of the operation."""
     names = {
         role: tracer.weight_name(given[name], role == "kernel")
         for role, name in arguments_of.items()
@@ -137,7 +140,7 @@ def _conv1d(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         raise refused(operation, f"of shape {list(value.meta['shape'])}, with padding {given['padding']}")
     (strides,), (padding,), (dilation,) = (several_of(given[name]) for name in ("stride", "padding", "dilation"))
     attributes = {"strides": strides, "padding": padding, "dilation": dilation, "groups": int(given["groups"])}
-    weights = _weights(tracer, operation, given, kernel="weight", bias="bias")
+    weights = weights_of(tracer, operation, given, kernel="weight", bias="bias")
     tracer.add(operation, "conv1d", [node], layout, attributes, weights)
 
 
@@ -236,22 +239,32 @@ def weight_of_each_image(
     if not of_one and shape[0] != tracer.batch * math.prod(inside):
         raise of_weights(operation)
     layout = Layout((), -of_one, *inside)
-    of_image, weight = layout.of_image(shape), same_for_all(value)
-    if math.prod(weight.meta["shape"]) == math.prod(of_image):
-        name = tracer.weight_name(weight, of_one)
-    else:
-        name = tracer.weight_name(value, in_its_shape=True)
-        if name not in tracer.computed_tensors:
-            raise of_weights(operation)
-        array = tracer.computed_tensors[name]
-        tracer.computed_tensors[name] = of_one_image(operation, array, 0, layout)
-    if name is None:
-        raise of_weights(operation)
+    of_image = layout.of_image(shape)
+    name = weight_of_one_image(tracer, operation, value, of_image, layout)
     layout = replace(layout, order=tuple(range(len(of_image))))
     attributes = {"shape": of_image, "order": layout.order, "constant": None}
     node = tracer.add(operation, "array", [tracer.input_name(beside)], layout, attributes, {"array": name}, value=value)
     tracer.place(value, node, layout)
     return node
+
+
+def weight_of_one_image(
+    tracer: Tracer, operation: fx.Node, value: fx.Node, of_image: Sequence[int], layout: Layout
+) -> str:
+    """Name of the tensor that is one image's part of a weight, which torch may have repeated for all."""
+    weight = same_for_all(value)
+    if math.prod(weight.meta["shape"]) == math.prod(of_image):
+        name = tracer.weight_name(weight, layout.batch_axis < 0)
+    else:
+        name = tracer.weight_name(value, in_its_shape=True)
+        if name in tracer.computed_tensors:
+            array = tracer.computed_tensors[name]
+            tracer.computed_tensors[name] = of_one_image(operation, array, layout.batch_axis, layout)
+        else:
+            name = None
+    if name is None:
+        raise of_weights(operation)
+    return name
 
 
 def _addcmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -264,7 +277,7 @@ def _addcmul(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
     sizes = {(*tuple(each.meta["shape"][-1:]), math.prod(each.meta["shape"])) for each in (offset, scale)}
     if given["value"] != 1 or sizes != {(count, count)}:
         raise refused(operation, "of other than a value and two weights of its last axis")
-    weights = _weights(tracer, operation, {"scale": scale, "offset": offset}, scale="scale", offset="offset")
+    weights = weights_of(tracer, operation, {"scale": scale, "offset": offset}, scale="scale", offset="offset")
     tracer.add(operation, "channel_affine", [node], layout, {}, weights)
 
 
@@ -275,8 +288,8 @@ def _arithmetic(op: str) -> Converter:
     def convert(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         value, other = given["self"], given["other"]
         sign = -1.0 if op == "subtract" else 1.0
-        if given.get("alpha", 1) != 1 or given.get("rounding_mode") is not None:
-            raise refused(operation, "with an alpha, or rounded")
+        if given.get("rounding_mode") is not None:
+            raise refused(operation, "rounded")
         if op in ("add", "multiply") and not (isinstance(value, fx.Node) and value.meta["computed"]):
             value, other = other, value
         if not (isinstance(value, fx.Node) and value.meta["computed"]):
@@ -355,7 +368,7 @@ CONVERTERS: dict[str, Converter] = {
     "aten.linalg_vector_norm": _norm,
     "aten.amax": _reduced("largest"),
     "aten.max": _reduced("largest"),
-    **dict.fromkeys(("aten.clamp_min", "aten.expand", "aten.expand_as"), _of_norm),
+    **dict.fromkeys(("aten.clamp_min", "aten.expand"), _of_norm),
     "aten.softmax": _softmax,
     "aten._softmax": _softmax,
     "aten.mean": _reduced("mean"),

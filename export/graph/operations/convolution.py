@@ -17,26 +17,24 @@ from export.graph.tracer import (
 )
 
 
+def attributes_of(given: dict[str, Any]) -> dict[str, Any]:
+    """What a node of an `aten.conv2d` states."""
+    return {
+        "strides": pair(given["stride"]),
+        "padding": tuple(_conv_padding(given)),
+        "dilation": pair(given["dilation"]),
+        "groups": int(given["groups"]),
+    }
+
+
 def _conv2d(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    padding = _conv_padding(given)
-    source = given["input"]
+    attributes, source = attributes_of(given), given["input"]
     # timm's pad_type="same" and any other explicit zero padding become part of the convolution, like TensorFlow's SAME
     before = padding_before(source, 0.0)
     if before is not None:
-        padding = [own + extra for own, extra in zip(padding, before, strict=True)]
+        attributes["padding"] = tuple(own + extra for own, extra in zip(attributes["padding"], before, strict=True))
         source = source.args[0]
-    tracer.emit(
-        operation,
-        "conv2d",
-        [source],
-        {
-            "strides": pair(given["stride"]),
-            "padding": tuple(padding),
-            "dilation": pair(given["dilation"]),
-            "groups": int(given["groups"]),
-        },
-        {"kernel": given["weight"], "bias": given["bias"]},
-    )
+    tracer.emit(operation, "conv2d", [source], attributes, {"kernel": given["weight"], "bias": given["bias"]})
 
 
 def _conv_padding(given: dict[str, Any]) -> list[int]:

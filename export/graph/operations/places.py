@@ -77,12 +77,13 @@ def _resize(name: str) -> Converter:
 
         def along(axis: int) -> Along:
             def one(value: Tensor) -> Tensor:
+                value = value.expand(-1, -1, -1, 2)  # of one column torch's antialiasing gives the first row everywhere
                 options = {"align_corners": given["align_corners"]} if "align_corners" in given else {}
                 options |= {"antialias": True} if name.endswith("_aa") else {}
                 # with a scale, torch finds its places by that and not by the sizes
                 size = {"scale_factor": (factors[axis], 1.0), "recompute_scale_factor": False}
                 size = size if factors[axis] else {"size": (after[axis], value.shape[3])}
-                return functional.interpolate(value, mode=name.removesuffix("_aa"), **size, **options)  # type: ignore[arg-type]
+                return functional.interpolate(value, mode=name.removesuffix("_aa"), **size, **options)[..., :1]  # type: ignore[arg-type]
 
             return one
 

@@ -131,9 +131,7 @@ def _global_pool(tracer: Tracer, operation: fx.Node, op: str) -> None:
 
 
 def _max_pool(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    if pair(given["dilation"]) != (1, 1):
-        raise NoKerasCounterpart("aten.max_pool2d", module_path(operation), f"with dilation {given['dilation']}")
-    source, window = given["self"], _window(operation, given)
+    source, window = given["self"], window_of(operation, given)
     before = padding_before(source, -torch.inf)  # TensorFlow's SAME, as NASNet has it
     if before is not None:
         source = source.args[0]
@@ -142,11 +140,9 @@ def _max_pool(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None
 
 
 def _average_pool(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
-    source, window = given["self"], _window(operation, given)
+    source, window = given["self"], window_of(operation, given)
     count = bool(given["count_include_pad"])
     rows, columns = pair(given["padding"])
-    if given["divisor_override"] is not None:
-        raise NoKerasCounterpart("aten.avg_pool2d", module_path(operation), "with a divisor of its own")
     if count and window["padding"] != (rows, rows, columns, columns):
         # with `ceil_mode`, of what a window covers beyond the map only the padding is counted
         emit_map(tracer, operation, source, average_along(given, 0), average_along(given, 1))
@@ -154,8 +150,12 @@ def _average_pool(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> 
     tracer.emit(operation, "average_pool", [source], {**window, "count_padding": count})
 
 
-def _window(operation: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
+def window_of(operation: fx.Node, given: dict[str, Any]) -> dict[str, Any]:
     """Kernel, strides and padding of a pooling; with `ceil_mode`, the end is padded for the window that sticks out."""
+    if pair(given.get("dilation", 1)) != (1, 1):
+        raise NoKerasCounterpart(name_of(operation), module_path(operation), f"with dilation {given['dilation']}")
+    if given.get("divisor_override") is not None:
+        raise NoKerasCounterpart(name_of(operation), module_path(operation), "with a divisor of its own")
     kernel, strides = pair(given["kernel_size"]), pair(given["stride"] or given["kernel_size"])
     rows, columns = pair(given["padding"])
     padding = [rows, rows, columns, columns]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from export.graph.operations.any_layout import refused, several_of
+from export.graph.operations.any_layout import image_axis_of, refused, several_of, with_last
 from export.graph.operations.attention import over_axes
 from export.graph.record import module_path
 from export.graph.tracer import Converter, NoKerasCounterpart, SumOfSquares, Tracer, name_of, shape_of
@@ -124,6 +124,9 @@ def _any_power(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> Non
     exponent = {"aten.sqrt": 0.5, "aten.rsqrt": -0.5}.get(name, given.get("exponent"))
     if not isinstance(value, fx.Node) or not isinstance(exponent, int | float):
         raise refused(operation, f"with exponent {exponent}")
+    if exponent in (2, 3):  # of any sign
+        _power(tracer, operation, given)
+        return
     squares, inverse = tracer.squares.get(value.name), exponent == -0.5
     if squares is not None and exponent in (0.5, -0.5) and (squares.epsilon > 0 or not inverse):
         attributes = {"factor": squares.factor, "epsilon": squares.epsilon, "inverse": inverse}
@@ -136,7 +139,15 @@ def _logarithm(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> Non
     tracer.emit(operation, "logarithm", [given["self"]])
 
 
+def _log_softmax(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
+    """Of a vector; of other values it is recorded in steps."""
+    value = given["self"]
+    node, layout = with_last(tracer, value, image_axis_of(tracer, operation, value, given["dim"]))
+    tracer.add(operation, "log_softmax", [node], layout)
+
+
 ANY_LAYOUT: dict[str, Converter] = {
+    "aten.log_softmax": _log_softmax,
     **dict.fromkeys(("aten.sqrt", "aten.rsqrt", "aten.pow"), _any_power),
     "aten.log": _logarithm,
 }

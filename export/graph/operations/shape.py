@@ -146,14 +146,12 @@ CONVERTERS: dict[str, Converter] = {
     "aten.flatten": _flatten,
     "aten.view": _flatten,
     "aten.reshape": _flatten,
-    "aten.reshape_as": _flatten,
-    "aten.view_as": _flatten,
     "aten.alias": same_value,
     "aten.detach": same_value,
     "aten.contiguous": same_value,
     "aten.clone": same_value,
     "aten.dropout": _dropout,
-    **dict.fromkeys(("aten.to", "aten._to_copy", "aten.type_as"), _of_other_type),
+    **dict.fromkeys(("aten.to", "aten._to_copy"), _of_other_type),
     "aten.copy": _copied,
 }
 

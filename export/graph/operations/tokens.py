@@ -12,8 +12,8 @@ from typing import Any
 from torch import fx
 
 from export.graph.layouts import MAP, Layout, moved_batch, reshaped
-from export.graph.operations import attention, powers
-from export.graph.operations.any_layout import after, image_axis_of, refused, same_for_all, several_of, without
+from export.graph.operations import attention, powers, windows
+from export.graph.operations.any_layout import after, image_axis_of, refused, several_of, without
 from export.graph.tracer import Converter, Tracer, arguments, name_of, of_weights
 
 
@@ -21,7 +21,7 @@ def converters(known: dict[str, Converter]) -> dict[str, Converter]:
     """Converters for values of any layout, which leave maps and vectors to those that are known for them."""
     both = {name: after(known.get(name), convert) for name, convert in _ANY_LAYOUT.items()}
     noted = {name: powers.noting_squares(both[name]) for name in _MAY_BE_SQUARES}
-    return {**both, **noted, "getitem": _part_by(known["getitem"])}
+    return {**both, **noted, **windows.CONVERTERS, "getitem": _part_by(known["getitem"])}
 
 
 def _regroup(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -124,12 +124,52 @@ def _select(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 
 def _cut(tracer: Tracer, operation: fx.Node, source: fx.Node, dim: int, start: int, stop: int, step: int = 1) -> None:
     """Take a part of one axis; `operation` says by its shape whether an axis of one is left out."""
-    axis, layout, rank = image_axis_of(tracer, operation, source, dim), tracer.layout(source), len(source.meta["shape"])
+    layout, rank = tracer.layout(source), len(source.meta["shape"])
+    if dim % rank == layout.batch_axis and layout.outer > 1:
+        _cut_images(tracer, operation, source, start, stop, step)
+        return
+    axis = image_axis_of(tracer, operation, source, dim)
     attributes = {"axis": layout.order[axis], "start": start, "stop": stop, "step": step}
     node = tracer.input_name(source)
     if len(operation.meta["shape"]) < rank:
         layout = without(layout, [dim], rank)
     tracer.add(operation, "cut", [node], layout, attributes)
+
+
+def _cut_images(tracer: Tracer, operation: fx.Node, source: fx.Node, start: int, stop: int, step: int) -> None:
+    """Of all images several times, one after the other, as `_join_images` has them: some of the times."""
+    layout = tracer.layout(source)
+    each, axis = tracer.batch * layout.merged, layout.batch_axis
+    if start % each or stop % each or step != 1 or len(operation.meta["shape"]) < len(source.meta["shape"]):
+        raise refused(operation, "along the images")
+    count, place, order = (stop - start) // each, layout.order[axis], list(layout.order)
+    if count == 1:
+        del order[axis]
+        order = [other - (other > place) for other in order]
+    attributes = {"axis": place, "start": start // each, "stop": stop // each, "step": 1}
+    new = replace(layout, order=tuple(order), outer=count)
+    tracer.add(operation, "cut", [tracer.input_name(source)], new, attributes)
+
+
+def _join_images(tracer: Tracer, operation: fx.Node, values: list[fx.Node]) -> None:
+    """Maps and their mirror images, one batch after the other: so many values of each image."""
+    first = tracer.layout(values[0])
+    several, axis = first.outer > 1, first.batch_axis
+    for value in values:
+        layout = tracer.layout(value)
+        if not value.meta["computed"] or (layout.outer > 1) != several:
+            raise refused(operation, "along the images")
+        if replace(layout, order=first.order, outer=first.outer) != first:
+            raise refused(operation, "of values that have the images elsewhere")
+    if several:  # the times are in front
+        inner = [place - (place > first.order[axis]) for place in first.order[:axis] + first.order[axis + 1 :]]
+    else:
+        inner = list(first.order)
+    order = (*(place + 1 for place in inner[:axis]), 0, *(place + 1 for place in inner[axis:]))
+    nodes = [tracer.in_order(value, order if several else first.order) for value in values]
+    times = sum(tracer.layout(value).outer for value in values)
+    joined = replace(first, order=order, outer=times)
+    tracer.add(operation, "join" if several else "stack", nodes, joined, {"axis": 0})
 
 
 def _join(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
@@ -138,6 +178,9 @@ def _join(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
         tracer.alias(operation, values[0])
         return
     first = next(value for value in values if value.meta["computed"])
+    if given["dim"] % len(operation.meta["shape"]) == tracer.layout(first).batch_axis:
+        _join_images(tracer, operation, values)
+        return
     axis, layout = image_axis_of(tracer, operation, first, given["dim"]), tracer.layout(first)
     nodes = []
     for value in values:
@@ -157,14 +200,14 @@ def _join(tracer: Tracer, operation: fx.Node, given: dict[str, Any]) -> None:
 def _array(tracer: Tracer, operation: fx.Node, value: fx.Node, beside: fx.Node) -> str:
     """A node that has the same array for every image, a class token or coordinates, in the layout of `beside`."""
     layout, constant = tracer.layout(beside), tracer.constant(value)
-    weight, of_image = same_for_all(value), layout.of_image(value.meta["shape"])
+    of_image = layout.of_image(value.meta["shape"])
     attributes: dict[str, Any] = {"shape": of_image, "order": layout.order, "constant": None}
     if constant is not None:
         one = attention.of_one_image(operation, constant, layout.batch_axis, layout)
         attributes["constant"] = tuple(float(each) for each in one.reshape(-1))
         return tracer.add(operation, "array", [tracer.input_name(beside)], layout, attributes, value=value)
-    name = tracer.weight_name(weight)
-    if name is None or math.prod(weight.meta["shape"]) != math.prod(of_image) or value.op != "call_function":
+    name = attention.weight_of_one_image(tracer, operation, value, of_image, layout)
+    if value.op != "call_function":
         raise of_weights(operation)
     return tracer.add(operation, "array", [tracer.input_name(beside)], layout, attributes, {"array": name}, value=value)
 
@@ -226,7 +269,7 @@ _ANY_LAYOUT: dict[str, Converter] = {
     **dict.fromkeys(
         (
             "aten.view", "aten.reshape", "aten._unsafe_view", "aten.flatten", "aten.unflatten", "aten.squeeze",
-            "aten.unsqueeze", "aten.view_as", "aten.reshape_as",
+            "aten.unsqueeze",
         ),
         _regroup,
     ),
@@ -248,4 +291,4 @@ _ANY_LAYOUT: dict[str, Converter] = {
     **powers.ANY_LAYOUT,
 }  # fmt: skip
 # Names of the operations that may move the batch, and look after it.
-ANY_LAYOUT = frozenset({*_ANY_LAYOUT, "getitem"})
+ANY_LAYOUT = frozenset({*_ANY_LAYOUT, *windows.CONVERTERS, "getitem"})

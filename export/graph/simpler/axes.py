@@ -1,4 +1,4 @@
-"""Statistics and extremes along axes."""
+"""Statistics, extremes and norms along axes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from export.graph.simpler.products import Simpler
 
@@ -28,7 +29,7 @@ def _centred(self: Tensor, given: dict[str, Any]) -> tuple[Tensor, Tensor, list[
 
 def _variance(self: Tensor, **given: Any) -> Any:
     dims = _dims(self, given.get("dim"))
-    if len(dims) == 1 and dims[0] in (1, self.dim() - 1) and given.get("keepdim"):  # that of a norm
+    if self.dim() in (2, 4) and len(dims) == 1 and dims[0] in (1, self.dim() - 1) and given.get("keepdim"):  # a norm's
         return NotImplemented
     return _variance_and_mean(self, **given)[0]
 
@@ -71,7 +72,46 @@ def _min(self: Tensor, **given: Any) -> Any:
     return value, torch.zeros((), dtype=torch.int64, device=self.device)
 
 
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Any:
+    """Over several axes, unless it is over a whole map."""
+    several, whole_map = len(normalized_shape), input.dim() == 4 and len(normalized_shape) == 3
+    if several == 1 or whole_map:
+        return NotImplemented
+    weight, bias = (each if each is None else each.flatten() for each in (weight, bias))
+    value = input.flatten(-several)
+    return functional.layer_norm(value, value.shape[-1:], weight, bias, eps).unflatten(-1, normalized_shape)
+
+
+def _rms_norm(
+    input: Tensor, normalized_shape: list[int], weight: Tensor | None = None, eps: float | None = None
+) -> Any:
+    """Without an epsilon it is that of the type, which in the Keras file is float32."""
+    if eps is not None:
+        return NotImplemented
+    return functional.rms_norm(input, normalized_shape, weight, torch.finfo(torch.float32).eps)
+
+
+def _of_a_row(norm: Any) -> Simpler:
+    """A norm of (B, C, L) as that of maps of one row."""
+
+    def run(input: Tensor, **given: Any) -> Any:
+        return norm(input.unsqueeze(2), **given).squeeze(2) if input.dim() == 3 else NotImplemented
+
+    return run
+
+
 OF_IMAGES: dict[str, Simpler] = {
+    "aten.layer_norm": _layer_norm,
+    "aten.rms_norm": _rms_norm,
+    "aten.group_norm": _of_a_row(torch.group_norm),
+    "aten.instance_norm": _of_a_row(torch.instance_norm),
     "aten.var": _variance,
     "aten.var_mean": _variance_and_mean,
     "aten.std": _deviation,

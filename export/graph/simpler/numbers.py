@@ -86,7 +86,65 @@ def _rrelu(self: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, **others: A
     return functional.leaky_relu(self, (float(lower) + float(upper)) / 2)
 
 
+def _celu(self: Tensor, alpha: float = 1.0) -> Any:
+    return NotImplemented if alpha == 1 else functional.elu(self / alpha) * alpha
+
+
+def _leaky_relu(self: Tensor, negative_slope: float = 0.01) -> Any:
+    """With a slope that Keras's does not have."""
+    if 0 <= negative_slope <= 1:
+        return NotImplemented
+    return functional.relu(self) - functional.relu(-self) * negative_slope
+
+
+def _prelu(self: Tensor, weight: Tensor) -> Any:
+    """Of (B, C, L)."""
+    if self.dim() != 3:
+        return NotImplemented
+    return functional.relu(self) - functional.relu(-self) * weight.reshape(-1, 1)
+
+
+def _threshold(self: Tensor, threshold: float, value: float) -> Any:
+    return torch.where(self > threshold, self, value) if value or threshold < 0 else NotImplemented
+
+
+def _softplus(self: Tensor, beta: float = 1, threshold: float = 20) -> Any:
+    """Torch's is straight above the threshold, which is seen if it is low."""
+    if threshold >= 20:
+        return NotImplemented
+    return torch.where(self * beta > threshold, self, functional.softplus(self, beta))
+
+
+def _glu(self: Tensor, dim: int = -1) -> Any:
+    """Not of a map's or vector's channels."""
+    if self.dim() != 3 and dim % self.dim() in (1, self.dim() - 1):
+        return NotImplemented
+    value, gate = self.chunk(2, dim)
+    return value * gate.sigmoid()
+
+
+def _log_softmax(self: Tensor, dim: int, *others: Any, **more: Any) -> Any:
+    """Not of a vector: there a network may end in it."""
+    return NotImplemented if self.dim() == 2 else self - torch.logsumexp(self, dim, keepdim=True)
+
+
+def _clamp(self: Tensor, min: Any = None, max: Any = None) -> Any:
+    """By weights or values."""
+    if not isinstance(min, Tensor) and not isinstance(max, Tensor):
+        return NotImplemented
+    self = self if min is None else torch.maximum(self, min)
+    return self if max is None else torch.minimum(self, max)
+
+
 OF_IMAGES: dict[str, Simpler] = {
+    "aten.celu": _celu,
+    "aten.leaky_relu": _leaky_relu,
+    "aten.prelu": _prelu,
+    "aten.threshold": _threshold,
+    "aten.softplus": _softplus,
+    "aten.glu": _glu,
+    "aten.log_softmax": _log_softmax,
+    **dict.fromkeys(("aten.clamp", "aten.clamp_min", "aten.clamp_max"), _clamp),
     "aten.reciprocal": _reciprocal,
     "aten.erf": _erf,
     "aten.pow": _power,

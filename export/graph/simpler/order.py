@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -63,25 +64,78 @@ def _index_select(self: Tensor, dim: int, index: Tensor) -> Tensor:
 
 
 def _index(self: Tensor, indices: list[Tensor | None]) -> Any:
+    """By constants, of one axis or of several neighbours, which are seen as one."""
+    indices = [part for each in indices for part in _as_numbers(each)]
     given = [dim for dim, each in enumerate(indices) if each is not None]
-    if len(given) != 1 or given[0] == 0:
+    if not given or given[0] == 0 or given != list(range(given[0], given[0] + len(given))):
         return NotImplemented
-    (dim,) = given
-    places = indices[dim]
-    assert places is not None
-    if places.dtype == torch.bool:
-        if places.dim() != 1:
-            return NotImplemented
-        places = places.nonzero()[:, 0]
-    return chosen_along(self, dim, places.reshape(-1)).unflatten(dim, places.shape)
+    dim, sizes = given[0], self.shape[given[0] : given[0] + len(given)]
+    places = torch.zeros((), dtype=torch.int64, device=self.device)
+    for each, size in zip(given, sizes, strict=True):
+        places = places * size + indices[each] % size  # type: ignore[operator]
+    value = self.flatten(dim, dim + len(given) - 1)
+    return chosen_along(value, dim, places.reshape(-1)).unflatten(dim, places.shape)
+
+
+def _as_numbers(index: Tensor | None) -> list[Tensor | None]:
+    """A mask as the numbers of what is true in it, one tensor for each of its axes."""
+    if index is None or index.dtype != torch.bool:
+        return [index]
+    return list(index.nonzero(as_tuple=True))
+
+
+def _gather(weights: set[str], self: Tensor, dim: int, index: Tensor, sparse_grad: bool = False) -> Any:
+    """By constants that are the same along all other axes."""
+    if "index" not in weights:
+        return NotImplemented
+    dim %= self.dim()
+    places = index.movedim(dim, 0).flatten(1)[:, 0]
+    same = index == places.reshape([-1 if axis == dim else 1 for axis in range(self.dim())])
+    if not same.all():
+        return NotImplemented
+    value = chosen_along(self, dim, places)
+    for axis, size in enumerate(index.shape):
+        value = value if axis == dim else value.narrow(axis, 0, size)
+    return value
+
+
+def _index_put(
+    weights: set[str], self: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False
+) -> Any:
+    """`x[mask] = number`, where the mask is one of all numbers."""
+    mask = indices[0]
+    if len(indices) != 1 or mask is None or mask.dtype != torch.bool or mask.shape != self.shape or accumulate:
+        return NotImplemented
+    return self.masked_fill(mask, values.item()) if "values" in weights and values.numel() == 1 else NotImplemented
+
+
+def _diagonal(self: Tensor, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Tensor:
+    rows, columns = self.shape[dim1], self.shape[dim2]
+    count = min(rows + min(offset, 0), columns - max(offset, 0))
+    places = torch.arange(count, device=self.device)
+    places = (places - min(offset, 0)) * columns + places + max(offset, 0)
+    return chosen_along(self.movedim((dim1, dim2), (-2, -1)).flatten(-2), self.dim() - 2, places)
 
 
 def _flip(self: Tensor, dims: list[int]) -> Any:
-    if self.dim() == 4:  # a map
+    of_places = [dim for dim in dims if self.dim() == 4 and dim % 4 in (2, 3)]  # of a map
+    if len(of_places) == len(dims):
         return NotImplemented
-    for dim in dims:
+    for dim in set(dims) - set(of_places):
         self = chosen_along(self, dim % self.dim(), torch.arange(self.shape[dim] - 1, -1, -1, device=self.device))
-    return self
+    return self.flip(of_places) if of_places else self
+
+
+def _rot90(self: Tensor, k: int = 1, dims: Sequence[int] = (0, 1)) -> Tensor:
+    turns = k % 4
+    value = self.flip({0: [], 1: [dims[1]], 2: list(dims), 3: [dims[0]]}[turns]) if turns else self
+    return value.transpose(*dims) if turns in (1, 3) else value
+
+
+def _expand(self: Tensor, size: list[int], implicit: bool = False) -> Any:
+    """To more axes."""
+    more = len(size) - self.dim()
+    return self.reshape((1,) * more + tuple(self.shape)).expand(size) if more else NotImplemented
 
 
 def _cumulative(self: Tensor, dim: int, dtype: Any = None) -> Tensor:
@@ -149,11 +203,28 @@ ALWAYS: dict[str, Simpler] = {
 }
 
 
+BY_CONSTANTS: dict[str, Simpler] = {"aten.gather": _gather, "aten.index_put": _index_put}
+"""Of a value and constants, whose argument's names come first."""
+
 OF_IMAGES: dict[str, Simpler] = {
     "aten.repeat_interleave": _repeat_interleave,
     "aten.repeat": _repeat,
     "aten.index_select": _index_select,
     "aten.index": _index,
+    "aten.diagonal": _diagonal,
+    "aten.rot90": _rot90,
+    "aten.unsafe_chunk": lambda self, chunks, dim=0: self.chunk(chunks, dim),
+    "aten.unsafe_split": lambda self, split_size, dim=0: self.split(split_size, dim),
+    "aten.expand": _expand,
+    "aten.copy": lambda self, src, non_blocking=False: (
+        NotImplemented if src.shape == self.shape else src.expand(self.shape)
+    ),
+    "aten.fill": lambda self, value: torch.full_like(self, value) if isinstance(value, int | float) else NotImplemented,
+    "aten.zero": torch.zeros_like,
+    # all that they take of the other is its shape or type
+    "aten.expand_as": lambda self, other: self.expand(other.shape),
+    **dict.fromkeys(("aten.view_as", "aten.reshape_as"), lambda self, other: self.reshape(other.shape)),
+    "aten.type_as": lambda self, other: self.to(other.dtype),
     "aten.flip": _flip,
     "aten.cumsum": _cumulative,
     "aten.unfold": _windows_of,

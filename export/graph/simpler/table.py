@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from export.graph.simpler import axes, numbers, order, products, windows
-from export.graph.simpler.products import BY_CONSTANTS, BY_WEIGHTS, Simpler
+from export.graph.simpler.products import Simpler
 
 __all__ = ["ALWAYS", "BY_CONSTANTS", "BY_WEIGHTS", "KNOWN", "OF_IMAGES", "TAKEN_APART"]
 
@@ -19,9 +19,16 @@ OF_IMAGES: dict[str, Simpler] = {
 }
 """Of what is computed from images alone."""
 
+BY_WEIGHTS: dict[str, Simpler] = {**products.BY_WEIGHTS, **order.BY_CONSTANTS}
+"""Of one computed value and one weight, whose argument's name comes first."""
+
+BY_CONSTANTS = products.BY_CONSTANTS | order.BY_CONSTANTS.keys()
+"""Those of them that take a constant as well; one to divide by is exact as it is."""
+
 TAKEN_APART = frozenset(
     f"aten.{name}" for name in ("einsum", "narrow", "tensordot", "inner", "outer", "tile", "cosine_similarity", "lstm",
-                                "gru", "rnn_tanh", "rnn_relu", "rot90", "fliplr", "flipud")
+                                "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell",
+                                "rnn_relu_cell", "fliplr", "flipud", "diff")
 )  # fmt: skip
 """Torch itself says what they consist of."""
 

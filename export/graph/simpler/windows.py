@@ -39,6 +39,23 @@ def _conv_transpose2d(
     return functional.conv2d(functional.pad(value, (*sides[1], *sides[0])), kernel, bias, 1, 0, dilation, groups)
 
 
+def _conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Tensor:
+    stride, padding, more, dilation = (pair(each)[0] for each in (stride, padding, output_padding, dilation))
+    rows = functional.conv_transpose2d(
+        input.unsqueeze(2), weight.unsqueeze(2), bias, (1, stride), (0, padding), (0, more), groups, (1, dilation)
+    )
+    return rows.squeeze(2)
+
+
 def pair(value: Any) -> tuple[int, int]:
     """One number, or two, as (rows, columns)."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -76,6 +93,34 @@ def _interpolated(mode: str) -> Any:
     return _as_rows(run, lambda given: given)
 
 
+def _adaptive_max_pool2d(self: Tensor, output_size: list[int]) -> Any:
+    """To a size that does not divide the map's: the windows overlap, and are not all of one size."""
+    value = self
+    if not any(value.shape[2 + axis] % output_size[axis] for axis in (0, 1)):
+        return NotImplemented
+    for axis, count in enumerate(output_size):
+        dim, size = 2 + axis, value.shape[2 + axis]
+        ends = [(number * size // count, -(-(number + 1) * size // count)) for number in range(count)]
+        value = torch.cat([value.narrow(dim, start, end - start).amax(dim, keepdim=True) for start, end in ends], dim)
+    return value, torch.zeros((), dtype=torch.int64, device=self.device)
+
+
+def _avg_pool2d(
+    self: Tensor,
+    kernel_size: list[int],
+    stride: list[int] | None = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Any:
+    """With a divisor of its own."""
+    if divisor_override is None or ceil_mode:
+        return NotImplemented
+    kernel = pair(kernel_size)
+    return functional.avg_pool2d(self, kernel, stride or None, padding) * (kernel[0] * kernel[1] / divisor_override)
+
+
 def _adaptive_max_pool1d(self: Tensor, output_size: list[int]) -> Any:
     pooled = functional.adaptive_max_pool2d(self.unsqueeze(2), (1, output_size[0])).squeeze(2)
     return pooled, torch.zeros((), dtype=torch.int64, device=self.device)
@@ -93,6 +138,9 @@ def _avg_pool3d(self: Tensor, kernel_size: list[int], stride: list[int] | None =
 
 OF_IMAGES: dict[str, Simpler] = {
     "aten.conv_transpose2d": _conv_transpose2d,
+    "aten.conv_transpose1d": _conv_transpose1d,
+    "aten.avg_pool2d": _avg_pool2d,
+    "aten.adaptive_max_pool2d": _adaptive_max_pool2d,
     "aten.avg_pool1d": _as_rows(functional.avg_pool2d, _window),
     "aten.max_pool1d": _as_rows(functional.max_pool2d, _window),
     "aten.adaptive_avg_pool1d": _as_rows(

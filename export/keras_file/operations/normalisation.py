@@ -34,7 +34,8 @@ def _batch_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[K
 def _layer_norm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     config = {"epsilon": node.attributes["epsilon"], "center": "beta" in node.weights, "scale": "gamma" in node.weights}
     roles = [role for role in WEIGHT_ORDER["LayerNormalization"] if role in node.weights]
-    weights = tuple((role, node.weights[role], graph.tensors[node.weights[role]]) for role in roles)
+    # of several axes that are seen as one, torch's weight has several
+    weights = tuple((role, node.weights[role], graph.tensors[node.weights[role]].reshape(-1)) for role in roles)
     yield KerasLayer("LayerNormalization", node.name, config, inputs, weights)
 
 

@@ -25,7 +25,7 @@ def _upsample(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Ker
     yield KerasLayer("UpSampling2D", node.name, config, inputs)
 
 
-def _pooling(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+def pooling(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     """Max or average pooling with the stated padding, which never wins a maximum and may not be counted.
 
     Keras has that for SAME alone. Where the stated padding is another, every window with stride 1 is pooled under
@@ -131,8 +131,8 @@ LAYERS: dict[str, Emit] = {
     "upsample": _upsample,
     "upsample_bilinear": _upsample,
     "resize": plain("Resizing", _resize),
-    "max_pool": _pooling,
-    "average_pool": _pooling,
+    "max_pool": pooling,
+    "average_pool": pooling,
     "global_average_pool": _global_pool("GlobalAveragePooling2D"),
     "global_max_pool": _global_pool("GlobalMaxPooling2D"),
 }

@@ -86,7 +86,12 @@ def _divide(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Keras
     yield KerasLayer("Rescaling", f"{name}_inverse", config, (f"{name}_seen",))
     yield KerasLayer("Multiply", f"{name}_sign", {}, (inputs[1], f"{name}_inverse"))
     yield KerasLayer("Multiply", f"{name}_reciprocal", {}, (f"{name}_sign", f"{name}_inverse"))
-    yield KerasLayer("Multiply", name, {}, (inputs[0], f"{name}_reciprocal"))
+    # Beside b, c is too small to have a gradient. A step of Newton's method, r * (2 - b * r), changes no value of the
+    # reciprocal r; its gradient is the right one whatever that of r is.
+    yield KerasLayer("Multiply", f"{name}_one", {}, (inputs[1], f"{name}_reciprocal"))
+    yield KerasLayer("Rescaling", f"{name}_rest", {"scale": -1.0, "offset": 2.0}, (f"{name}_one",))
+    yield KerasLayer("Multiply", f"{name}_refined", {}, (f"{name}_reciprocal", f"{name}_rest"))
+    yield KerasLayer("Multiply", name, {}, (inputs[0], f"{name}_refined"))
 
 
 def _zero_or_one(name: str, shape: tuple[int, ...], inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
@@ -141,6 +146,11 @@ def _logarithm(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[Ke
     yield from _natural_logarithm(node.name, inputs)
 
 
+def _log_softmax(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+    yield KerasLayer("Softmax", f"{node.name}_softmax", {"axis": -1}, inputs)
+    yield from _natural_logarithm(node.name, (f"{node.name}_softmax",))
+
+
 def _power(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     """`exp(exponent * log(x))`, which is not 0 where x is; so that is seen to."""
     exponent, name = node.attributes["exponent"], node.name
@@ -159,4 +169,5 @@ LAYERS: dict[str, Emit] = {
     "positive": _positive,
     "power": _power,
     "logarithm": _logarithm,
+    "log_softmax": _log_softmax,
 }

@@ -44,7 +44,7 @@ def _cut(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLay
     yield reshape(node.name, keras_shape(node), (name,))
 
 
-def _pad_axis(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
+def pad_axis(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
     """One number at the ends of an axis: zeros, to which the number is added in their places alone."""
     before, along, after = _around(keras_shape(graph.node(node.inputs[0])), node.attributes["axis"])
     first, last, number = (node.attributes[name] for name in ("before", "after", "value"))
@@ -277,7 +277,7 @@ LAYERS: dict[str, Emit] = {
     "regroup": _regroup,
     "transpose": _transpose,
     "cut": _cut,
-    "pad_axis": _pad_axis,
+    "pad_axis": pad_axis,
     "unit_norm": _unit_norm,
     "join": _join,
     "roll": _roll,

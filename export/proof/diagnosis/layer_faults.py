@@ -241,6 +241,86 @@ def _pools(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[
     yield text, partial(_channels_last, lambda: other)
 
 
+def _factors(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
+    """Of what multiplies and adds numbers: the preprocessing, or a factor such as attention's 1 / sqrt(d)."""
+    yield from _normalisations(graph, node, values)
+    scale, offset = (np.array(node.attributes[name], np.float64) for name in ("scale", "offset"))
+    if node.inputs[0] == graph.nodes[0].name or not scale.all():
+        return
+    value = values[node.inputs[0]]
+    yield "its factor is squared (in attention 1 / d for 1 / sqrt(d))", lambda: value * scale**2 + offset
+    yield "it divides where it should multiply (in attention sqrt(d) for 1 / sqrt(d))", lambda: value / scale + offset
+    for heads in (2, 3, 4, 6, 8, 12, 16):
+        text = (
+            f"its factor is divided by the root of {heads} (in attention the numbers of {heads} heads count as one's)"
+        )
+        yield text, partial(np.add, value * scale * heads**-0.5, offset)
+
+
+def _products(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
+    """Of queries and keys, or of attention's weights and values."""
+    first, second = (torch.from_numpy(values[name]) for name in node.inputs)
+    of_windows = node.op == "matmul_windows"
+    if not of_windows:  # Keras has the heads behind the tokens
+        first, second = first.movedim(1, -2), second.movedim(1, -2)
+    if of_windows or node.attributes["last"]:
+        second = second.mT
+
+    def of(left: torch.Tensor, right: torch.Tensor) -> Callable[[], np.ndarray]:
+        def compute() -> np.ndarray:
+            product = left @ right
+            return (product if of_windows else product.movedim(-2, 1)).numpy()
+
+        return compute
+
+    yield "its two inputs are exchanged", of(second.mT, first.mT)
+    yield "the last two axes of its first input are exchanged", of(first.mT, second)
+    yield "the last two axes of its second input are exchanged", of(first, second.mT)
+    heads = second.shape[1] if second.ndim > 3 else 1
+    if heads > 2:  # of two it is what comes next
+        yield "the heads of its second input are in reverse order", of(first, second.flip(1))
+    for shift in range(1, heads):
+        text = f"each head of its first input meets the head {shift} after it, of {heads}, in the second"
+        yield text, of(first, second.roll(-shift, 1))
+    numbers = first.shape[-1]
+    yield f"it is divided by the root of {numbers} as well", of(first * numbers**-0.5, second)
+
+
+def _orders_of_axes(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
+    """Of a reshape: the same numbers, of which some axes were exchanged before, such as heads and their numbers."""
+    value, shape = values[node.inputs[0]], (*node.shape[1:], node.shape[0])
+    for given in (value.shape[1:], shape):  # what is joined, or what is taken apart
+        for order in permutations(range(len(given))) if len(given) < 6 else ():
+            if list(order) != sorted(order):
+                axes = [0, *(axis + 1 for axis in order)]
+                back = [axes.index(axis) for axis in range(len(axes))]
+                text = f"its numbers are in another order: axes {order} of {given} (such as heads and their numbers)"
+                if given == shape:
+                    filled = (len(value), *(shape[axis] for axis in order))
+                    yield text, partial(lambda filled, back: value.reshape(filled).transpose(back), filled, back)
+                else:
+                    yield text, partial(lambda axes: value.transpose(axes).reshape(len(value), *shape), axes)
+
+
+def _transpositions(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
+    value, stated = values[node.inputs[0]], tuple(node.attributes["axes"])
+    for order in permutations(range(len(stated))) if len(stated) < 6 else ():
+        if order != stated:
+            text = f"its axes are in the order {order}, not {stated}"
+            yield text, partial(value.transpose, (0, *(axis + 1 for axis in order)))
+
+
+def _parts(graph: Graph, node: Node, values: dict[str, np.ndarray]) -> Iterator[Hypothesis]:
+    value, (start, stop, step) = values[node.inputs[0]], (node.attributes[name] for name in ("start", "stop", "step"))
+    axis = node.attributes["axis"] + 1
+    shape = (len(value), *node.shape[1:], node.shape[0])
+    for other in range(value.shape[axis] - (stop - start) + 1):
+        if other != start:
+            places = range(other, other + stop - start, step)
+            text = f"it takes places {other} to {other + stop - start} of axis {axis}, not {start} to {stop}"
+            yield text, partial(lambda places: value.take(places, axis).reshape(shape), places)
+
+
 _FAULTS: dict[str, Callable[[Graph, Node, dict[str, np.ndarray]], Iterator[Hypothesis]]] = {
     "conv2d": _convolutions,
     "batch_norm": _batch_norms,
@@ -249,7 +329,11 @@ _FAULTS: dict[str, Callable[[Graph, Node, dict[str, np.ndarray]], Iterator[Hypot
     "relu": _ceilings,
     "leaky_relu": _slopes,
     **dict.fromkeys(("activation", "gelu_tanh", "hard_sigmoid", "hard_swish", "mish"), _activations),
-    "affine": _normalisations,
+    "affine": _factors,
+    **dict.fromkeys(("matmul", "matmul_windows"), _products),
+    "regroup": _orders_of_axes,
+    "transpose": _transpositions,
+    "cut": _parts,
     "softmax": _softmaxes,
     **dict.fromkeys(("resize", "upsample", "upsample_bilinear", "map_places"), _resizings),
     **dict.fromkeys(("max_pool", "average_pool"), _pools),

@@ -110,11 +110,12 @@ class Deep(nn.Module):
     ("operation", "named", "why"),
     [
         (torch.sin, "aten.sin", ""),
-        (lambda x: nn.functional.leaky_relu(x, -1), "aten.leaky_relu", ": negative slope -1"),
+        (lambda x: nn.functional.max_pool2d(x, 2, dilation=2), "aten.max_pool2d", r": with dilation \[2, 2\]"),
+        (lambda x: x + torch.randn_like(x), "aten.randn_like", ": random numbers, in inference as well: let forward"),
         (lambda x: x.sum((0, 1), keepdim=True) + x, "aten.sum", ": along the images"),
         (lambda x: nn.functional.fractional_max_pool2d(x, 2, 3), "aten.rand", ""),
     ],
-    ids=["sine", "leaky_relu", "over images", "by chance"],
+    ids=["sine", "dilated", "noise", "over images", "by chance"],
 )
 def test_operation_without_counterpart_is_named_with_its_module_and_the_way_out(operation, named, why):
     with pytest.raises(

@@ -58,6 +58,35 @@ class Group(nn.Module):
         return functional.group_norm(x, 3, self.norm.weight.double(), self.norm.bias.double(), 1e-3)
 
 
+def heads_of(x):
+    """Queries, keys and values of two heads: (B, 2, N, 3)."""
+    return tuple(each.unflatten(2, (2, 3)).transpose(1, 2) for each in (tokens(x), tokens(x.tanh()), tokens(x * x)))
+
+
+def scores(x):
+    query, key, _ = heads_of(x)
+    return query @ key.mT
+
+
+def attended(x):
+    query, key, value = heads_of(x)
+    return (query @ key.mT).softmax(-1) @ value
+
+
+def as_keras(heads):
+    """(B, heads, N, M), which Keras has as (N, heads, M), where `movedim` makes that of it."""
+    return heads.permute(0, 3, 2, 1)
+
+
+def scores_of(query, key):
+    return as_keras(query @ key.mT)
+
+
+def windows_of(x):
+    """Nine windows of two tokens, (B, 9, 2, 6)."""
+    return tokens(x)[:, :18].reshape(len(x), 9, 2, 6)
+
+
 GROUP = Group()
 # Name: what the network does, the operation's node, what Keras does instead, what must be said
 FAULTS = {
@@ -127,6 +156,62 @@ FAULTS = {
     "difference": (
         lambda x: x - x.relu(), "subtract", lambda x: x.relu() - x, "its two inputs are exchanged",
     ),
+    "squared factor": (
+        lambda x: x * 6**-0.5, "affine", lambda x: x / 6, "its factor is squared (in attention 1 / d for 1 / sqrt(d))",
+    ),
+    "factor upside down": (
+        lambda x: x * 6**-0.5, "affine", lambda x: x * 6**0.5, "it divides where it should multiply",
+    ),
+    "factor of all heads": (
+        lambda x: x * 6**-0.5, "affine", lambda x: x * 18**-0.5, "its factor is divided by the root of 3",
+    ),
+    "queries and keys": (
+        scores, "matmul", lambda x: scores_of(*heads_of(x)[1::-1]), "its two inputs are exchanged",
+    ),
+    "heads' order": (
+        scores, "matmul", lambda x: scores_of(heads_of(x)[0], heads_of(x)[1].flip(1)),
+        "each head of its first input meets the head 1 after it, of 2",
+    ),
+    "divided twice": (
+        scores, "matmul", lambda x: scores_of(heads_of(x)[0] / 3**0.5, heads_of(x)[1]),
+        "it is divided by the root of 3 as well",
+    ),
+    "scores of keys": (
+        attended, ("matmul", 1),
+        lambda x: as_keras((scores(x).softmax(-1)).mT @ heads_of(x)[2]),
+        "the last two axes of its first input are exchanged",
+    ),
+    "softmax over queries": (
+        lambda x: scores(x).softmax(-1), "softmax", lambda x: as_keras(scores(x).softmax(-2)),
+        "its softmax is over axis 1, not over the last, 3",
+    ),
+    "windows' keys": (
+        lambda x: windows_of(x) @ windows_of(x.tanh()).mT, "matmul_windows",
+        lambda x: (windows_of(x.tanh()) @ windows_of(x).mT).permute(0, 3, 1, 2), "its two inputs are exchanged",
+    ),
+    "windows' order": (
+        lambda x: windows_of(x) @ windows_of(x.tanh()).mT, "matmul_windows",
+        lambda x: (windows_of(x) @ windows_of(x.tanh()).flip(1).mT).permute(0, 3, 1, 2),
+        "the heads of its second input are in reverse order",
+    ),
+    "numbers of the heads in turn": (
+        scores, "regroup", lambda x: tokens(x).unflatten(2, (3, 2)).permute(0, 2, 1, 3),
+        "its numbers are in another order: axes (0, 2, 1) of (35, 2, 3)",
+    ),
+    "heads joined in turn": (
+        lambda x: attended(x).transpose(1, 2).flatten(2).mT, ("regroup", -1),
+        lambda x: attended(x).permute(0, 2, 3, 1).flatten(2).mT,
+        "its numbers are in another order: axes (0, 2, 1) of (35, 2, 3)",
+    ),
+    "axes": (
+        lambda x: windows_of(x).transpose(1, 3).reshape(len(x), 6, -1).softmax(1), "transpose",
+        lambda x: windows_of(x).permute(0, 3, 1, 2).movedim(-1, 1), 
+        "its axes are in the order (2, 0, 1), not (2, 1, 0)",
+    ),
+    "values for keys": (
+        lambda x: torch.cat([x, x.tanh()], 2)[:, :, 3:8], "cut", lambda x: torch.cat([x, x.tanh()], 2)[:, :, 4:9],
+        "it takes places 4 to 9 of axis 1, not 3 to 8",
+    ),
     "roll": (
         lambda x: torch.roll(x.permute(0, 2, 3, 1), (2, 1), (1, 2)).permute(0, 3, 1, 2), "roll",
         lambda x: torch.roll(x, (-2, -1), (2, 3)),
@@ -142,8 +227,9 @@ def test_a_fault_in_a_layer_is_named(name):
     graph = trace_graph(record(network, SIZE))
     images = np.random.default_rng(0).random((2, *SIZE, 3))
     gave = torch_layers(network, graph, images)
+    op, number = op if isinstance(op, tuple) else (op, 0)
     nodes = [node for node in graph.nodes if node.op == op or (op is None and node.source == "" and node.inputs)]
-    node = nodes[0]
+    node = nodes[number]
     with torch.no_grad():
         value = fault(copy.deepcopy(network.conv).double()(torch.from_numpy(images).movedim(-1, 1)))
     keras = KerasSide({}, {}, {node.name: value.movedim(1, -1).numpy()}, [], np.zeros(0))
