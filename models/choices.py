@@ -22,6 +22,9 @@ Output = Literal["logits", "softmax", "log_softmax", "sigmoid"]
 OUTPUTS: tuple[str, ...] = get_args(Output)
 """What a network's forward may give; stated by whoever has the network, never guessed."""
 
+H5_ENDINGS = (".h5", ".hdf5")
+"""How the names of Keras's files end."""
+
 PHOTO_FORMATS = ("JPEG", "PNG", "BMP", "DIB", "PPM", "TIFF", "GIF", "WEBP", "AVIF")
 """Pillow's names of the formats that a photo may have, whatever its name says. Left to itself, Pillow opens any format
 that it knows, and for PostScript it starts another program. (Its JPEG reader reads MPO too, a JPEG of two pictures.)"""

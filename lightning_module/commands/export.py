@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 from lightning_module.commands.cli import EXIT_MISMATCH
 from lightning_module.commands.options import (
-    H5_ENDINGS,
     ForeignOptions,
     chosen,
     given_options,
@@ -18,6 +17,7 @@ from lightning_module.commands.options import (
     pixels_of,
 )
 from models.bad_input import BadInput, some_of
+from models.choices import H5_ENDINGS
 
 if TYPE_CHECKING:
     from export.checkpoint import Checkpoint

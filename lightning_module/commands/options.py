@@ -15,7 +15,6 @@ from models.foreign.settings import ForeignSettings
 if TYPE_CHECKING:
     import numpy as np
 
-H5_ENDINGS = (".h5", ".hdf5")
 _FLAGS = ("--fuse_batchnorm", "--use_ema", "--dry_run", "--private")
 """Options that need no value."""
 

@@ -15,7 +15,7 @@ from datamodule.photo_store import BadPhoto, default_store_dir
 from datamodule.sources.photo_arguments import PhotoArguments
 from datamodule.split import count_unlisted, described_counts
 from lightning_module.commands.cli import EXIT_BAD_INPUT, EXIT_KERAS_FAILED, EXIT_UNEXPECTED, parse_for, underscored
-from lightning_module.commands.options import H5_ENDINGS, check_report_place, read_labels, with_flags
+from lightning_module.commands.options import check_report_place, read_labels, with_flags
 from lightning_module.evaluation.decoding import in_batches
 from lightning_module.evaluation.exported_labeller import labeller_of_file
 from lightning_module.evaluation.labellers import Device, Labeller
@@ -253,15 +253,7 @@ def _labeller(model: Path, device: Device, keras_python: Path | None, labels: Pa
             )
     from lightning_module.evaluation.torch_labeller import CheckpointLabeller  # a .h5 needs no torch
 
-    try:
-        return CheckpointLabeller(model, device)
-    except BadInput as error:
-        if model.suffix.lower() not in H5_ENDINGS:
-            raise
-        raise BadInput(
-            f"expected a Keras .h5, as its name says, received {model}, which begins as none. Is it damaged, or a "
-            ".keras? `lightning fit` writes RUN/model.h5."
-        ) from error
+    return CheckpointLabeller(model, device)
 
 
 def _fetching(items: Iterable, total: int) -> Iterable:

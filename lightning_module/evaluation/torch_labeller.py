@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from export.checkpoint import read_checkpoint
 from lightning_module.evaluation.labellers import Device
 from models.bad_input import BadInput
+from models.choices import H5_ENDINGS
 from models.frozen_backbone import FrozenBackbone, without_tf32
 
 
@@ -30,7 +31,15 @@ class CheckpointLabeller:
 
     def __init__(self, checkpoint: Path, device: Device = "auto") -> None:
         self.device = choose_device(device)
-        source = read_checkpoint(checkpoint)
+        try:
+            source = read_checkpoint(checkpoint)
+        except BadInput as error:
+            if checkpoint.suffix.lower() not in H5_ENDINGS:
+                raise
+            raise BadInput(
+                f"expected a Keras .h5, as its name says, received {checkpoint}, which begins as none. Is it damaged, "
+                "or a .keras? `lightning fit` writes RUN/model.h5."
+            ) from error
         self.class_names, self.image_size = list(source.class_names), source.image_size
         self.interpolation, self.loading, self.formats = source.interpolation, source.loading, source.formats
         self.checkpoint_digest: str | None = source.digest

@@ -58,12 +58,14 @@ def upload_of(run: RunFolder, repository: str, also: Sequence[str] = (), license
         raise BadInput(f"expected a repository as owner/name, received {repository!r}: {error}") from error
     if repository.count("/") != 1:
         raise BadInput(f"expected a repository as owner/name, received {repository!r}. Name its owner, too.")
+    if not run.path.is_dir():
+        raise BadInput(f"expected a run's folder, received {run.path}, which is none. `lightning fit` writes one.")
     for name in (*HANDED_OVER, *also):
         if not (run.path / name).is_file():
-            raise BadInput(
-                f"expected {name} in {run.path}, received none. Give the folder of a finished `lightning fit` with "
-                "its twin, or leave the name out of --also."
-            )
+            way_out = "Give the folder of a finished `lightning fit` with its twin."
+            if name in also:
+                way_out = "Leave it out of --also, or name a file that is there."
+            raise BadInput(f"expected {name} in {run.path}, received none. {way_out}")
     found = [file for pattern in OTHER_FORMATS for file in sorted(run.path.glob(pattern)) if file.is_file()]
     files = {name: run.path / name for name in (*HANDED_OVER, *also)}
     files |= {file.relative_to(run.path).as_posix(): file for file in found}

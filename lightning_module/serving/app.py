@@ -138,7 +138,10 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def other(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        message = f"expected a route of /docs, received {request.method} {request.url.path}: {error.detail}."
+        path = request.url.path
+        method = (error.headers or {}).get("Allow")
+        wanted = f"{method} {path}" if method else "a route that /docs lists"
+        message = f"expected {wanted}, received {request.method} {path}: {error.detail}."
         code = WORDS.get(error.status_code, "refused")
         return JSONResponse(Refused(error.status_code, code, message).body, error.status_code, error.headers)
 

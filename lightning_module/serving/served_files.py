@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from export.exported_facts import format_of
 from lightning_module.evaluation.labellers import Device, KerasFileLabeller, Labeller, is_hdf5
 from lightning_module.run.run_folder import RunFolder
 from models.bad_input import BadInput
@@ -51,8 +52,15 @@ def find_files(given: Sequence[Path], twin: TwinChoice | None) -> ServedFiles:
                     f"expected a run's folder, received {each}, which has neither {run.best_checkpoint.name} nor "
                     f"{run.model_h5.name}. Name the folder that `lightning fit` wrote."
                 )
+        elif is_hdf5(each):
+            h5s.append(each)
+        elif other := format_of(each):
+            raise BadInput(
+                f"expected a checkpoint or a Keras .h5, received {each}, which is {other}. Name the run's folder; "
+                "`lightning predict` labels photos with this one."
+            )
         else:
-            (h5s if is_hdf5(each) else checkpoints).append(each)
+            checkpoints.append(each)
     if len(h5s) > 1 or len({each.parent for each in checkpoints}) > 1 or (len(given) > 1 and len(checkpoints) > 1):
         raise BadInput(
             f"expected a run's folder, or one checkpoint and one .h5, received {', '.join(map(str, given))}. One "

@@ -252,9 +252,16 @@ def test_unreachable_or_refused_is_one_message_with_a_way_out(written, hub, monk
         (["a/b/c"], "owner/name"),
         (["name"], "Name its owner"),
         (["owner/na me"], "owner/name"),
-        (["owner/name", "--also", "none.txt"], "expected none.txt"),
+        (["owner/name", "--also", "none.txt"], "Leave it out of --also"),
     ],
 )
 def test_bad_names_are_refused(written, given, message, capsys):
     assert lightning("publish", written.path, *given, "--dry_run") == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_there_or_is_no_run_is_named(tmp_path, capsys):
+    assert lightning("publish", tmp_path / "none", "owner/name", "--dry_run") == 2
+    assert "expected a run's folder" in capsys.readouterr().err
+    assert lightning("publish", tmp_path, "owner/name", "--dry_run") == 2
+    assert "--also" not in capsys.readouterr().err

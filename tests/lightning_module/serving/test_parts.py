@@ -272,6 +272,7 @@ def test_files_are_found(run, tmp_path):
     assert find_files([run], "torch") == ([best], None)
     assert find_files([run], "keras") == find_files([h5], None) == ([], h5)
     assert find_files([best], None) == ([best], None)
+    (tmp_path / "model.onnx").write_bytes(b"any")
     for files, twin, said in (
         ([tmp_path], None, "neither best.ckpt nor model.h5"),
         ([best, best], None, "one checkpoint and one .h5"),
@@ -280,9 +281,17 @@ def test_files_are_found(run, tmp_path):
         ([h5], "torch", "--twin torch"),
         ([best], "keras", "--twin keras"),
         ([tmp_path / "none"], None, "none"),
+        ([tmp_path / "model.onnx"], None, "which is onnx"),
     ):
         with pytest.raises(BadInput, match=said):
             find_files(files, twin)
+
+
+def test_an_h5_that_is_none_is_not_called_a_checkpoint(tmp_path):
+    damaged = tmp_path / "model.h5"
+    damaged.write_text("some text")
+    with pytest.raises(BadInput, match=r"expected a Keras \.h5, as its name says"):
+        make_labellers(find_files([damaged], None))
 
 
 def test_twins_belong_together(run, tmp_path):

@@ -187,10 +187,14 @@ def test_a_name_that_is_no_text_comes_back_as_text(small):
 
 
 def test_unknown_routes_and_methods(service):
-    for method, path, status in (("GET", "/nothing", 404), ("GET", "/predict", 405), ("POST", "/healthz", 405)):
+    for method, path, status, wanted in (
+        ("GET", "/nothing", 404, "expected a route that /docs lists, received GET /nothing"),
+        ("GET", "/predict", 405, "expected POST /predict, received GET /predict"),
+        ("POST", "/model", 405, "expected GET /model, received POST /model"),
+    ):
         answer = service.client.request(method, path)
         assert answer.status_code == status
-        assert "/docs" in answer.json()["error"]["message"]
+        assert wanted in answer.json()["error"]["message"]
     assert service.client.post("/predict?top=5", files=form(("a.png", png()))).json()["error"]["code"] == "invalid"
 
 
