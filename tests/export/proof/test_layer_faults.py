@@ -205,7 +205,7 @@ FAULTS = {
     ),
     "axes": (
         lambda x: windows_of(x).transpose(1, 3).reshape(len(x), 6, -1).softmax(1), "transpose",
-        lambda x: windows_of(x).permute(0, 3, 1, 2).movedim(-1, 1), 
+        lambda x: windows_of(x).permute(0, 3, 1, 2).movedim(-1, 1),
         "its axes are in the order (2, 0, 1), not (2, 1, 0)",
     ),
     "values for keys": (
