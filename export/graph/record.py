@@ -471,8 +471,11 @@ def _plain(value: Any) -> Any:
 
 
 def _memory(tensor: Tensor) -> int:
-    """Where a tensor's memory begins; 0 if it has none."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout == torch.strided else 0
+    """Where a tensor's memory begins; 0 if it has none. Of the meta device's, which have no numbers, the object."""
+    if tensor.layout != torch.strided:
+        return 0
+    storage = tensor.untyped_storage()
+    return storage._cdata if tensor.is_meta else storage.data_ptr()
 
 
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:
@@ -485,7 +488,7 @@ def _share_memory(one: Tensor, other: Tensor) -> bool:
         return False
     if one.dtype != other.dtype:
         return True
-    marks = torch.zeros(one.untyped_storage().nbytes() // one.element_size(), dtype=torch.bool, device=one.device)
+    marks = torch.zeros(one.untyped_storage().nbytes() // one.element_size(), dtype=torch.bool, device="cpu")
     marks.as_strided(one.shape, one.stride(), one.storage_offset()).fill_(True)
     return bool(marks.as_strided(other.shape, other.stride(), other.storage_offset()).any())
 
