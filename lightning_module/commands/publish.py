@@ -1,5 +1,6 @@
 """`lightning publish`: puts a run's network and its model card into a repository of a model hub."""
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def publish(
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, temporary / name)
             (temporary / CARD).write_text(upload.card, encoding="utf-8")
-        print(f"{folder}: `hf upload {repository} {folder}` publishes it, from any machine")
+        command = ["hf", "upload", repository, str(folder), *(["--private"] if private else [])]
+        print(f"{folder}: `{shlex.join(command)}` publishes it, from any machine")
         return
     print(f"published: {publish_upload(upload, private)}")

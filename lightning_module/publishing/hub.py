@@ -104,7 +104,7 @@ def publish_upload(upload: Upload, private: bool) -> str:
         raise BadInput(
             f"expected to reach {constants.ENDPOINT}, received: {reason}. Nothing was published. Without a network, "
             "`--folder DIR` writes what would be published; `hf upload "
-            f"{upload.repository} DIR` does it from a machine that has one."
+            f"{upload.repository} DIR{' --private' if private else ''}` does it from a machine that has one."
         ) from error
     return done.commit_url
 

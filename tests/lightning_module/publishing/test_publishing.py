@@ -230,6 +230,9 @@ def test_dry_run_and_folder_reach_nobody(written, hub, tmp_path, capsys):
         "labels.json",
         "metrics.json",
     }
+    assert "`hf upload owner/name " in capsys.readouterr().out
+    assert lightning("publish", written.path, "owner/name", "--private", "--folder", tmp_path / "hidden") == 0
+    assert " --private`" in capsys.readouterr().out
     assert hub == {}
     assert lightning("publish", written.path, "owner/name", "--folder", tmp_path / "out") == 2
 
@@ -239,9 +242,10 @@ def test_unreachable_or_refused_is_one_message_with_a_way_out(written, hub, monk
     assert lightning("publish", written.path, "owner/name") == 2
     assert "hf auth login" in capsys.readouterr().err
     reach(monkeypatch, 9)  # nobody listens there
-    assert lightning("publish", written.path, "owner/name") == 2
+    assert lightning("publish", written.path, "owner/name", "--private") == 2
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
+    assert "`hf upload owner/name DIR --private`" in said
     assert "expected to reach http://127.0.0.1:9" in said
     assert "--folder DIR" in said
 
