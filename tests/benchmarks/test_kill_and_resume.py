@@ -66,7 +66,6 @@ torch.save = half
 """
 
 
-
 def resumed(arguments: list[str], run: Path) -> list[str]:
     return [*arguments, f"--trainer.default_root_dir={run}", "--resume"]
 
