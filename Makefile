@@ -61,7 +61,7 @@ compat-ci: setup  ## the same for the oldest and newest of both generations, wit
 compat-install: setup  ## make the environments of compat-ci
 	$(BIN)/python benchmarks/compat.py --ci --install
 
-families: setup  ## which of timm's CNN families convert; writes docs/families.md
+families: setup  ## which of timm's families convert; writes docs/families.md
 	$(BIN)/python benchmarks/networks/convertible_families.py --certify
 
 gpu: setup  ## check and measure on a GPU all that waits for one

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, TypeGuard, get_args
 
 import torch
 from timm.layers import Conv2dSame
@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models.bad_input import BadInput
+from models.parts_on_cores import PartsOnCores
 from models.timm_mobilenetv2 import TimmClassifier
 
 FrozenPrecision = Literal["auto", "float32", "bfloat16"]
@@ -75,10 +76,11 @@ class FrozenBackbone:
         self._warned = False
         self._weights: tuple[Any, ...] = ()
         self._passes: dict[tuple[torch.dtype, bool, int, int], tuple[Callable[[Tensor], Tensor], int]] = {}
+        self._parts = PartsOnCores()
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the copies out of pickles and deep copies: they are made again, and compiled code cannot be pickled."""
-        return self.__dict__ | {"_weights": (), "_passes": {}}
+        return self.__dict__ | {"_weights": (), "_passes": {}, "_parts": PartsOnCores()}
 
     def expect(self, photos: float, device: torch.device) -> None:
         """Announce how many photos will come at most; `compile: auto` decides by this number."""
@@ -113,7 +115,7 @@ class FrozenBackbone:
                 self._passes[key] = self._make_pass(dtype, key[1], images)
             run, rows = self._passes[key]
             if not isinstance(run, _Compiled):
-                return torch.cat([run(part) for part in images.split(rows)])
+                return self._parts.map(run, images, rows)
             # Compiled code takes one shape only, so the last part is padded with zeros.
             missing = -len(images) % rows
             filled = torch.cat([images, images.new_zeros(missing, *images.shape[1:])]) if missing else images
@@ -228,7 +230,7 @@ def convolves_in_bfloat16() -> bool:
     them, and torch still reports them as available.
     """
     image, kernel = (torch.ones(1, 8, 4, 4, dtype=torch.bfloat16) for _ in range(2))
-    convolution = _ConvolutionWithActivation(nn.Conv2d(8, 1, 4, bias=False), nn.ReLU())
+    convolution = _OneDnnConvolution(nn.Conv2d(8, 1, 4, bias=False), nn.ReLU())
     convolution.weight = nn.Parameter(kernel, requires_grad=False)
     try:
         return bool(convolution(image).item() == kernel.numel())
@@ -359,33 +361,47 @@ def turn_around(backbone: nn.Module) -> bool:
     return True
 
 
-class _ConvolutionWithActivation(nn.Module):
+class _OneDnnConvolution(nn.Module):
     """A convolution whose activation oneDNN applies while it writes, which saves a pass over the result.
 
-    It is the operation that Inductor, torch.compile's backend, generates.
+    It is the operation that Inductor, torch.compile's backend, generates. Without an activation it is for one thread,
+    where torch itself would leave oneDNN aside and be slower.
     """
+
+    ACTIVATIONS: ClassVar = {
+        nn.Identity: ("none", [], ""),
+        nn.ReLU: ("relu", [], ""),
+        nn.ReLU6: ("hardtanh", [0.0, 6.0], ""),
+    }
 
     def __init__(self, convolution: nn.Conv2d, activation: nn.Module) -> None:
         super().__init__()
         self.weight, self.bias = convolution.weight, convolution.bias
         self.settings = (convolution.padding, convolution.stride, convolution.dilation, convolution.groups)
-        six = isinstance(activation, nn.ReLU6)
-        self.activation = ("hardtanh", [0.0, 6.0], "") if six else ("relu", [], "")
+        self.activation = self.ACTIVATIONS[type(activation)]
 
     def forward(self, images: Tensor) -> Tensor:
         return torch.ops.mkldnn._convolution_pointwise(images, self.weight, self.bias, *self.settings, *self.activation)
 
 
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Conv2d]:
+    """Whether a module is torch's own convolution, padded by a number of zeros."""
+    return type(module) is nn.Conv2d and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+
 def join_activations(backbone: nn.Module) -> None:
-    """Merge each ReLU or ReLU6 into the convolution before it, in place; for CPUs, if torch has oneDNN."""
+    """Leave every convolution to oneDNN, together with a ReLU or ReLU6 behind it; in place, for CPUs that have it."""
     if not isinstance(backbone, fx.GraphModule) or not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         return
     for convolution_node, node in _pairs(backbone):
         convolution, activation = (backbone.get_submodule(str(each.target)) for each in (convolution_node, node))
-        if type(convolution) is nn.Conv2d and type(activation) in (nn.ReLU, nn.ReLU6):
-            joined = _ConvolutionWithActivation(convolution, activation)
+        if _is_plain(convolution) and type(activation) in _OneDnnConvolution.ACTIVATIONS:
+            joined = _OneDnnConvolution(convolution, activation)
             backbone.set_submodule(str(convolution_node.target), joined)
             node.replace_all_uses_with(convolution_node)
             backbone.graph.erase_node(node)
+    for name, convolution in [*backbone.named_modules()]:
+        if _is_plain(convolution):
+            backbone.set_submodule(name, _OneDnnConvolution(convolution, nn.Identity()))
     backbone.delete_all_unused_submodules()
     backbone.recompile()

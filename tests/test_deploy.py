@@ -27,7 +27,6 @@ from datamodule.photo_store import PhotoStore, load_photo
 from datamodule.split import list_photos
 from export.formats import Photos
 from export.torch_to_keras import write_twin
-from lightning_module.commands.cli import COMMANDS
 from tests.conftest import CLASS_NAMES, OTHER_KERAS, ROOT, random_classifier, save_checkpoint
 from tests.export.test_formats import fit_head
 from tests.runtimes import NODES, PYTHONS
@@ -194,12 +193,42 @@ def test_other_runtimes_give_torchs_label(stranger, tensorflow_said, name):
 @pytest.mark.slow
 @pytest.mark.keras
 @pytest.mark.parametrize("python", [OTHER_KERAS])
-def test_keras_2_gives_torchs_label(stranger, python):
-    (block, *_) = tensorflow_blocks()
-    code = re.sub(r"^import keras$", "from tensorflow import keras", block.code, flags=re.MULTILINE)
-    said = run(python, [(stranger.folder, block._replace(code=code))], stranger.folder.parent)
-    (given,) = said[str(stranger.folder), block.line]
-    check(given, stranger.expected)
+def test_keras_2_and_its_saved_model_give_torchs_label(stranger, tmp_path, python):
+    for name in ("photo.jpg", "labels.json", "model.h5"):
+        shutil.copy(stranger.folder / name, tmp_path)
+    jobs = [
+        (tmp_path, each._replace(code=re.sub(r"^import keras$", "from tensorflow import keras", each.code, flags=re.M)))
+        for each in tensorflow_blocks()[:3]
+    ]
+    given = [each for answer in run(python, jobs, tmp_path).values() for each in answer]
+    assert len(given) == 2
+    for each in given:
+        check(each, stranger.expected)
+
+
+@pytest.mark.slow
+@pytest.mark.keras
+def test_int8_takes_photos_of_every_class_and_never_none(stranger, tmp_path):
+    (block,) = [each for each in tensorflow_blocks() if "representative" in each.code]
+    chosen, _, _ = block.code.partition("\ndef representative")
+    shutil.copy(stranger.folder / "labels.json", tmp_path)
+    without = subprocess.run([sys.executable, "-c", block.code], cwd=tmp_path, capture_output=True, text=True)
+    assert without.returncode == 1
+    assert without.stderr.splitlines()[-1] == (
+        "int8 needs about a hundred photos, of every class, in the folder photos: there are none"
+    )
+    assert not list(tmp_path.glob("*.tflite"))
+    for name, count, ending in (("jeans", 150, "jpg"), ("sofa", 30, "PNG"), ("tv", 20, "jpeg")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / "photos" / name / f"{number}.{ending}").touch()
+    (every,) = re.findall(r"for file in (.*):  # at most", block.code)
+    said = subprocess.run(
+        [sys.executable, "-c", f"{chosen}\nprint([file.parent.name for file in {every}])"],
+        cwd=tmp_path, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    taken = json.loads(said.stdout.splitlines()[-1].replace("'", '"'))
+    assert [taken.count(name) for name in ("jeans", "sofa", "tv")] == [75, 15, 10]
 
 
 @pytest.fixture(scope="module")
@@ -263,7 +292,6 @@ def web(stranger) -> Path:
             subprocess.run(["sh", "-ec", command], cwd=work, env=environment, capture_output=True, check=True)
     (page,) = blocks("html")
     (work / "web" / "index.html").write_text(page.code)
-    shutil.copy(work / "photo.jpg", work / "web")
     return work / "web"
 
 
@@ -280,12 +308,16 @@ def address(web) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.slow
-@pytest.mark.keras
-def test_a_browser_gives_torchs_label(stranger, address):
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
+@pytest.fixture(scope="module")
+def chromium() -> str:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
         pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    return found
+
+
+def read_page(chromium: str, address: str) -> tuple[str, list[str]]:
+    """What the page says in the end, and what it asked for."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -297,9 +329,35 @@ def test_a_browser_gives_torchs_label(stranger, address):
         page.wait_for_function("document.getElementById('label').textContent", timeout=120_000)
         said = page.text_content("#label")
         browser.close()
+    return said, asked
+
+
+@pytest.mark.slow
+@pytest.mark.keras
+def test_a_browser_gives_torchs_label(stranger, address, chromium):
+    said, asked = read_page(chromium, address)
     assert all(url.startswith((address, "data:", "blob:")) for url in asked)
     (given,) = answers(said + "\n")
     check(given, stranger.expected, COARSE)
+
+
+@pytest.mark.slow
+@pytest.mark.keras
+@pytest.mark.parametrize(
+    ("missing", "said"),
+    [
+        ("photo.jpg", "No label: photo.jpg is not there, or is no photo"),
+        ("labels.json", "No label: there is no labels.json beside this page"),
+        ("model.json", "No label: Request to model.json failed with status code 404"),
+    ],
+)
+def test_the_browser_says_what_is_missing(web, address, chromium, missing, said):
+    away = web.with_name("away")
+    (web / missing).rename(away)
+    try:
+        assert read_page(chromium, address)[0].startswith(said)
+    finally:
+        away.rename(web / missing)
 
 
 # What needs no runtime ------------------------------------------------------------------------------------------------
@@ -345,18 +403,35 @@ def test_dockerfiles_name_what_there_is(word):
     for name, rest in instructions:
         if name == "CMD":
             assert isinstance(json.loads(rest), list)
-        if name == "HEALTHCHECK":
-            compile(json.loads(rest.partition("CMD ")[2])[-1], "healthcheck", "exec")
 
 
-def test_the_services_command_is_one(capsys):
-    if "serve" not in COMMANDS:
-        pytest.skip("this checkout has no `lightning serve`")
-    command = json.loads(dict(dockerfile('"lightning"'))["CMD"])
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning_module", command[1], "--help"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert [each for each in command if each.startswith("--") and each not in done.stdout] == []
+@pytest.mark.slow
+@pytest.mark.keras
+def test_the_service_starts_by_its_command_and_is_healthy(stranger, tmp_path):
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    run = tmp_path / "model"
+    run.mkdir()
+    shutil.copy(stranger.folder.parent / "best.ckpt", run)
+    shutil.copy(stranger.folder / "model.h5", run)
+    instructions = dict(dockerfile('"lightning"'))
+    program, *arguments = json.loads(instructions["CMD"])
+    assert program == "lightning"
+    arguments = [{"/run/model": str(run), "8000": "0"}.get(each, each) for each in arguments]
+    service = subprocess.Popen(
+        [sys.executable, "-m", "lightning_module", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        said = next((line for line in service.stdout if " has the page" in line), "")
+        assert said, service.communicate()[1]
+        port = re.search(r":(\d+) ", said)[1]
+        _, code = json.loads(instructions["HEALTHCHECK"].partition("CMD ")[2])[1:]
+        assert subprocess.run([sys.executable, "-c", code.replace("8000", port)], check=False).returncode == 0
+        assert subprocess.run([sys.executable, "-c", code.replace("8000", "1")], check=False).returncode != 0
+    finally:
+        service.terminate()
+        service.communicate(timeout=60)
+    assert service.returncode == 0
 
 
 def test_the_workers_command_is_one():

@@ -1,13 +1,13 @@
-"""Which of timm's CNN families can be exported to a Keras `.h5`: the smallest model of each, with random weights.
+"""Which of timm's families can be exported to a Keras `.h5`: the smallest model of each, with random weights.
 
-    python benchmarks/networks/convertible_families.py              # trace and translate; about 5 minutes on 2 cores
+    python benchmarks/networks/convertible_families.py              # trace and translate; about 10 minutes on 2 cores
     python benchmarks/networks/convertible_families.py --certify  # also prove each one in a real Keras
     python benchmarks/networks/convertible_families.py --seconds 150  # stop after that time; the next call continues
 
-A family is a module of `timm.models`; its smallest model is the one with the fewest parameters. It counts as a CNN if
-the windows of some convolution overlap and it has no matrix product of two computed values (attention). Writes
-docs/families.md. Results are kept in the cache folder, so that the next call continues where this one stopped;
-`--fresh` starts again. Exit code 1 if a model that converts is not the same function in Keras.
+A family is a module of `timm.models`; its smallest model is the one with the fewest parameters. It counts as attention
+if two computed values are multiplied as matrices, otherwise as a CNN if the windows of some convolution overlap,
+otherwise as a mixer. Writes docs/families.md. Results are kept in the cache folder, so that the next call continues
+where this one stopped; `--fresh` starts again. Exit code 1 if a model that converts is not the same function in Keras.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from models.timm_mobilenetv2 import TimmClassifier
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 CLASS_NAMES = ["jeans", "sofa", "tshirt", "tv"]
 # In pixels; the first that the network accepts is used.
-SIZES = (64, 96, 128, 224, 256)
-# Matrix products of two computed values, which are signs of attention.
-ATTENTION = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
+SIZES = (64, 96, 128, 224, 256, 384)
+MATRIX_PRODUCTS = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
+KINDS = ("CNN", "attention", "mixer")
 # Standard deviation of an image's logits: if larger, torch's own float32 rounding comes near the ladder's threshold.
 SPREAD = 0.3
 # So many models are loaded in one Keras process.
@@ -143,16 +143,17 @@ def has_overlapping_windows(recording: Recording) -> bool:
     )
 
 
-def is_cnn(recording: Recording) -> bool:
-    """Whether a recorded network is a CNN, as defined at the top of this file."""
-    if any(name in ATTENTION for name, _ in named_operations(recording)):
-        return False
-    return has_overlapping_windows(recording)
+def kind(recording: Recording) -> str:
+    """What a network counts as; see the top of this file."""
+    for name, operation in named_operations(recording):
+        if name in MATRIX_PRODUCTS and sum(value.meta["computed"] for value in operation.all_input_nodes) > 1:
+            return "attention"
+    return "CNN" if has_overlapping_windows(recording) else "mixer"
 
 
 def convert(name: str, folder: Path) -> dict[str, Any]:
-    """Try one model. Returns ``model``, ``cnn``, ``size``, ``converts``, ``reason`` (if it does not), ``layers``."""
-    result: dict[str, Any] = {"model": name, "cnn": True, "converts": False, "layers": 0, "size": 0, "reason": ""}
+    """Try one model. Returns ``model``, ``kind``, ``size``, ``converts``, ``reason`` (if it does not), ``layers``."""
+    result: dict[str, Any] = {"model": name, "kind": "?", "converts": False, "layers": 0, "size": 0, "reason": ""}
     try:
         network = shake(TimmClassifier(len(CLASS_NAMES), backbone=name))
         result["size"] = size = usable_size(network)
@@ -163,8 +164,7 @@ def convert(name: str, folder: Path) -> dict[str, Any]:
     except Exception as error:  # timm's models can raise anything; the table shows it
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         return {**result, "reason": f"not traced: {first_line[:160]}"}
-    if not is_cnn(recording):
-        return {**result, "cnn": False}
+    result["kind"] = kind(recording)
     checkpoint = save_checkpoint(network, size, folder / f"{name}.ckpt")
     try:
         result["layers"] = write_twin(checkpoint, folder / f"{name}.h5").layers
@@ -203,35 +203,33 @@ def certify(results: list[dict[str, Any]], folder: Path) -> None:
         result["checks"] = {check.name: check.figure for check in report.checks}
 
 
-HEADER = """# Which CNN families convert
+HEADER = """# Which networks of timm convert
 
 Written by `make families` (`benchmarks/networks/convertible_families.py`); not edited by hand. {date}, timm {timm},
 torch {torch}.
 
-The smallest model of each of timm's CNN families, random weights: {converted} of {cnns} convert; {certified} of them
-are certified, which means that every check of `lightning parity` passed in a real Keras. A family is a module of
-`timm.models`; it counts as a CNN if some convolution's windows overlap and no two computed values are multiplied as
-matrices (attention): {skipped} of {all} modules do not count. Another model of a family may use other operations; the
-export says so, and names the operation.
+The smallest model of each of timm's families, random weights: {converted} of {tried} convert; {certified} of them are
+certified, which means that every check of `lightning parity` passed in a real Keras. A family is a module of
+`timm.models`. Attention is what multiplies two computed values as matrices; a CNN has a convolution whose windows
+overlap; the rest are mixers. Another model of a family may use other operations; the export says so, and names the
+operation.
 
-| family | model | pixels | Keras layers | result | layers, float64 | probabilities |
-|---|---|---|---|---|---|---|
+| family | kind | model | pixels | Keras layers | result | layers, float64 | probabilities |
+|---|---|---|---|---|---|---|---|
 """
 
 
 def page(results: dict[str, dict[str, Any]], date: str) -> str:
     """Write the table; families that convert come first."""
-    cnns = {family: result for family, result in results.items() if result["cnn"]}
-    order = sorted(cnns, key=lambda family: (not cnns[family]["converts"], family))
-    certified = [result for result in cnns.values() if result.get("verdict") == "PASS"]
+    order = sorted(results, key=lambda family: (not results[family]["converts"], family))
     text = HEADER.format(
-        date=date, timm=timm.__version__, torch=torch.__version__.split("+")[0], cnns=len(cnns), all=len(results),
-        converted=sum(result["converts"] for result in cnns.values()), certified=len(certified),
-        skipped=len(results) - len(cnns),
+        date=date, timm=timm.__version__, torch=torch.__version__.split("+")[0], tried=len(results),
+        converted=sum(result["converts"] for result in results.values()),
+        certified=sum(result.get("verdict") == "PASS" for result in results.values()),
     )  # fmt: skip
-    untried = [family for family in timm.list_modules() if family not in results]
+    untried = [family for family, names in families().items() if names and family not in results]
     rest = f"\nNot tried: {', '.join(untried)}.\n" if untried else ""
-    return text + "".join(row(family, cnns[family]) for family in order) + rest
+    return text + "".join(row(family, results[family]) for family in order) + rest
 
 
 def row(family: str, result: dict[str, Any]) -> str:
@@ -242,7 +240,7 @@ def row(family: str, result: dict[str, Any]) -> str:
         result.get("verdict", ""), "converts, not certified"
     )
     cells = [
-        family, result["model"], str(result["size"] or "-"), str(result["layers"] or "-"),
+        family, result["kind"], result["model"], str(result["size"] or "-"), str(result["layers"] or "-"),
         said if result["converts"] else result["reason"].replace("|", "/"),
         f"{checks['layers_float64']:.1e}" if checks else "-",
         "-" if probabilities is None else f"{probabilities:.1e}",

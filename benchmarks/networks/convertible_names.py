@@ -9,8 +9,7 @@ traced and translated into Keras's layers. That the layers compute the same is p
 `convertible_families.py --certify` and the tests. Every result is a line of JSON in the cache folder. Writes the
 section "Every name" of docs/families.md.
 
-A name counts as attention if two computed values are multiplied as matrices, otherwise as a CNN if the windows of some
-convolution overlap, otherwise as a mixer.
+CNN, attention and mixer mean what they mean there.
 """
 
 from __future__ import annotations
@@ -19,18 +18,16 @@ import argparse
 import datetime
 import hashlib
 import json
-import os
 import re
 import sys
 import time
 import warnings
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from convertible_families import has_overlapping_windows, named_operations
+from convertible_families import KINDS, PAGE, cache_folder, kind
 from torch import Tensor
 
 from export.graph.record import NotTraced, Recording, record
@@ -38,25 +35,8 @@ from export.graph.trace import trace_graph
 from export.keras_file.layers import keras_layers
 from models.bad_input import BadInput
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "families.md"
 MOST_WEIGHTS = 150e6
-MATRIX_PRODUCTS = ("scaled_dot_product_attention", "matmul", "bmm", "baddbmm", "einsum")
-KINDS = ("CNN", "attention", "mixer")
 HEADING = "## Every name\n"
-
-
-def store() -> Path:
-    """The file of results, one in each line."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "shelftwin" / "families" / "names.jsonl"
-
-
-def kind(recording: Recording) -> str:
-    """What a network counts as; see the top of this file."""
-    for name, operation in named_operations(recording):
-        if name in MATRIX_PRODUCTS and sum(value.meta["computed"] for value in operation.all_input_nodes) > 1:
-            return "attention"
-    return "CNN" if has_overlapping_windows(recording) else "mixer"
 
 
 def with_zeros(recording: Recording) -> Recording:
@@ -108,9 +88,7 @@ def section(results: list[dict[str, Any]], names: list[str]) -> str:
         f"timm {timm.__version__}, torch {torch.__version__.split('+')[0]}.\n\n",
         f"{len(tried)} of the {len(names)} names of `timm.list_models()` were tried, in an order of chance, each at "
         "its own size with random weights: recorded, traced and translated into layers, without a Keras. Those of 150 "
-        f"million weights and more ({sum(result['kind'] == 'large' for result in tried)}) are left out. Attention is "
-        "what multiplies two computed values as matrices; a CNN has a convolution whose windows overlap; the rest are "
-        "mixers.\n\n",
+        f"million weights and more ({sum(result['kind'] == 'large' for result in tried)}) are left out.\n\n",
         "| kind | names | convert | share |\n|---|---|---|---|\n",
     ]
     for each in KINDS:
@@ -146,7 +124,7 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="forget earlier results, of --only if given")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")  # from timm, for each model
-    end, file = time.monotonic() + arguments.seconds, store()
+    end, file = time.monotonic() + arguments.seconds, cache_folder() / "names.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     names = timm.list_models()
     results = {}

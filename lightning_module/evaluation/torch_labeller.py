@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, get_args
@@ -16,6 +16,7 @@ from lightning_module.evaluation.labellers import Device
 from models.bad_input import BadInput
 from models.choices import H5_ENDINGS
 from models.frozen_backbone import FrozenBackbone, without_tf32
+from models.parts_on_cores import PartsOnCores
 
 
 class CheckpointLabeller:
@@ -46,6 +47,7 @@ class CheckpointLabeller:
         self.network = source.network.to(self.device).to(memory_format=torch.channels_last)
         # the network is not trained any more, so its whole backbone counts as frozen
         self._backbone = FrozenBackbone(self.network, "float32", "never")
+        self._parts = PartsOnCores()
 
     def __enter__(self) -> Self:
         return self
@@ -59,7 +61,8 @@ class CheckpointLabeller:
 
     def exact(self, photos: np.ndarray) -> np.ndarray:
         """Compute the same in float64."""
-        return self._softmax(self._in_float64, torch.from_numpy(photos).to(self.device).double())
+        in_parts = partial(self._parts.map, self._in_float64, most=len(photos))
+        return self._softmax(in_parts, torch.from_numpy(photos).to(self.device).double())
 
     @cached_property
     def _in_float64(self) -> nn.Module:

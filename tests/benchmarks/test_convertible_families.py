@@ -1,4 +1,4 @@
-"""`make families`: what counts as a CNN, which model stands for a family, what the page says."""
+"""`make families`: what counts as a CNN and as attention, which model stands for a family, what the page says."""
 
 import pytest
 import timm
@@ -30,10 +30,10 @@ class Patches(nn.Module):
         return (torch.bmm(x, x.transpose(1, 2)) if self.attention else x).mean(2)
 
 
-def test_cnn_is_told_from_what_is_traced(script):
-    assert script.is_cnn(record(random_classifier(backbone="mobilenetv2_035"), (32, 32)))
-    assert not script.is_cnn(record(Patches(attention=False), (32, 32)))
-    assert not script.is_cnn(record(Patches(attention=True), (32, 32)))
+def test_kind_is_told_from_what_is_traced(script):
+    assert script.kind(record(random_classifier(backbone="mobilenetv2_035"), (32, 32))) == "CNN"
+    assert script.kind(record(Patches(attention=False), (32, 32))) == "mixer"
+    assert script.kind(record(Patches(attention=True), (32, 32))) == "attention"
 
 
 def test_operations_without_a_converter_are_listed():
@@ -52,7 +52,7 @@ def test_smallest_model_stands_for_its_family(script):
 
 def test_model_that_converts_and_one_that_does_not(script, tmp_path, monkeypatch):
     good = script.convert("mobilenetv2_035", tmp_path)
-    assert (good["converts"], good["cnn"], good["size"]) == (True, True, 64)
+    assert (good["converts"], good["kind"], good["size"]) == (True, "CNN", 64)
     assert (tmp_path / "mobilenetv2_035.h5").is_file()
 
     class Products(nn.Module):
@@ -68,16 +68,13 @@ def test_model_that_converts_and_one_that_does_not(script, tmp_path, monkeypatch
 
     monkeypatch.setattr(timm, "create_model", spoiled)
     bad = script.convert("mobilenetv2_050", tmp_path)
-    assert (bad["cnn"], bad["converts"], bad["reason"]) == (True, False, "no counterpart: aten.cumprod")
+    assert (bad["kind"], bad["converts"], bad["reason"]) == ("CNN", False, "no counterpart: aten.cumprod")
     assert not (tmp_path / "mobilenetv2_050.ckpt").exists()
-    monkeypatch.undo()
-    assert not script.convert("vit_tiny_patch16_224", tmp_path)["cnn"]
 
 
 def test_model_of_256_pixels_alone_is_tried_at_256(script, tmp_path):
-    """Otherwise attention would count as a CNN that does not convert, for want of a trace."""
     result = script.convert("halonet_h1", tmp_path)
-    assert (result["cnn"], result["size"], result["reason"]) == (False, 256, "")
+    assert (result["kind"], result["size"], result["converts"]) == ("attention", 256, True)
 
 
 def test_model_that_cannot_be_traced_is_told_in_its_own_words(script, tmp_path, monkeypatch):
@@ -90,20 +87,20 @@ def test_model_that_cannot_be_traced_is_told_in_its_own_words(script, tmp_path, 
 
 
 def test_page_says_what_was_proved_what_not_and_what_was_not_tried(script):
-    base = {"model": "m", "cnn": True, "converts": True, "layers": 9, "size": 64, "reason": ""}
+    base = {"model": "m", "kind": "CNN", "converts": True, "layers": 9, "size": 64, "reason": ""}
     checks = {"layers_float64": 1e-14, "probabilities_photos": 1e-7}
     results = {
         "a": {**base, "verdict": "PASS", "checks": checks},
         "b": {**base, "verdict": "FAIL", "failed": ["weights 1 at x"], "checks": checks},
         "c": base,
         "d": {**base, "converts": False, "reason": "no counterpart: aten.erf"},
-        "e": {**base, "cnn": False},
+        "e": {**base, "kind": "attention"},
     }
     text = script.page(results, "2026-11-23")
-    assert "| a | m | 64 | 9 | certified | 1.0e-14 | 1.0e-07 |" in text
+    assert "| a | CNN | m | 64 | 9 | certified | 1.0e-14 | 1.0e-07 |" in text
     assert "FAIL: weights 1 at x" in text
     assert "converts, not certified" in text
     assert "no counterpart: aten.erf" in text
-    assert "| e |" not in text
-    assert "3 of 4 convert; 1 of them" in " ".join(text.split())
+    assert "| e | attention | m | 64 | 9 | converts, not certified |" in text
+    assert "4 of 5 convert; 1 of them" in " ".join(text.split())
     assert "Not tried: " in text

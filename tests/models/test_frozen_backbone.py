@@ -8,7 +8,7 @@ import math
 import lightning as L
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_module.classifier import ProductClassifier
@@ -123,16 +123,27 @@ def test_turning_alone_is_another_function():
     assert not turn_around(fold_batchnorm(random_classifier(**MODELS["mobilenetv2_timm"]).backbone))
 
 
-def test_activations_are_joined():
+def test_activations_are_joined_and_all_convolutions_are_onednns():
     network = random_classifier(**MODELS["mobilenetv2_timm"])
     joined = fold_batchnorm(network.backbone)
     join_activations(joined)
     names = [
         type(joined.get_submodule(node.target)).__name__ for node in joined.graph.nodes if node.op == "call_module"
     ]
-    assert "ReLU6" not in names
+    assert not {"ReLU6", "Conv2d"} & set(names)
     with torch.no_grad():
         assert relative_error(joined(photos()), network.backbone(photos())) < 1e-5
+
+
+@pytest.mark.parametrize("settings", [{"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}])
+def test_convolutions_with_other_padding_stay_torchs(settings):
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3, **settings), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    traced = fx.symbolic_trace(layers)
+    join_activations(traced)
+    assert [type(each) for each in (traced.get_submodule("0"), traced.get_submodule("1"))] == [nn.Conv2d, nn.ReLU]
+    assert type(traced.get_submodule("2")) is not nn.Conv2d
+    with torch.no_grad():
+        assert relative_error(traced(photos()), layers(photos())) < 1e-5
 
 
 def test_a_shortcut_that_goes_wrong_is_not_taken(monkeypatch, recwarn):
