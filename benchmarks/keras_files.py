@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from export.graph.network import graph_network
 from export.keras_file.architecture import KerasGraph, read_keras_graph
 from export.keras_file.read import read_keras_file
