@@ -69,9 +69,8 @@ class Environment:
 LEGACY = {"TF_USE_LEGACY_KERAS": "1"}
 ENVIRONMENTS = (
     Environment("tf.keras-2.10", "3.10", ("tensorflow==2.10.1", "numpy<2")),
-    Environment(
-        "tf.keras-2.12", "3.11", ("tensorflow==2.12.1", "pillow")
-    ),  # docs/service/deploy.md loads a photo in it
+    # docs/service/deploy.md loads a photo in it, docs/from_keras.md trains for 8 bits
+    Environment("tf.keras-2.12", "3.11", ("tensorflow==2.12.1", "pillow", "tensorflow-model-optimization==0.8.1")),
     Environment(
         "tf.keras-2.13",
         "3.11",
