@@ -26,6 +26,7 @@ from export.graph.changed_parts import box_in, joined_around
 from export.graph.simpler import table
 from export.graph.simpler.products import NotRecorded
 from models.bad_input import BadInput
+from models.cores import one_thread
 
 
 class NotTraced(BadInput):
@@ -108,7 +109,7 @@ def record(
     network.train().eval()  # leaving training mode, LeViT and its like forget what they have computed from weights
     recorder = _Recorder(network, keep, given or {})
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), one_thread():
             # an inference tensor even where the images are not: only of such are composite operations left whole
             images = images.clone()
             recorder.begin(images)
