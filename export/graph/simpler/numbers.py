@@ -157,6 +157,8 @@ OF_IMAGES: dict[str, Simpler] = {
     "aten.ge": lambda self, other: torch.logical_not(_lt(self, other)),
     "aten.lt": _lt,
     "aten.le": lambda self, other: torch.logical_not(_larger(self, other)),
+    "aten.ne": lambda self, other: (self > other) | (self < other),
+    "aten.eq": lambda self, other: ~(self != other),
     "aten.sign": _sign,
     "aten.where": _where,
     "aten.masked_fill": _masked_fill,
