@@ -38,6 +38,7 @@ from export.proof.report import Check, LayerError, PhotoDifference, Report, wors
 from export.proof.rounding import Allowed, allowed_difference
 from export.proof.torch_side import torch_exact, torch_layers
 from export.torch_answers import torch_probabilities
+from export.worker.environments import TF_KERAS
 from export.worker.keras_process import run_keras
 from models.bad_input import BadInput
 from models.digests import file_digest
@@ -110,11 +111,11 @@ def check_imports(
     Args:
         imports: the files and the images.
         versions: of torch's side, for the report.
-        keras_python: interpreter whose Keras loads the files; None: our own.
+        keras_python: interpreter whose Keras loads the files; None: our own, and `tf_keras` where that does not.
         progress: called with a short text at each step.
 
     Raises:
-        BadInput: a file is not what it should be, or that Keras cannot load the `.h5`.
+        BadInput: a file is not what it should be, or neither Keras can load the `.h5`.
         KerasFailed: the Keras process crashed or ran out of time.
     """
     start = time.perf_counter()
@@ -128,7 +129,7 @@ def check_imports(
             for comparison, folder in zip(comparisons, folders, strict=True)
         ]
         images = sum(len(each.images) for comparison in comparisons for each in comparison.given.sets)
-        reply = run_keras(jobs, python=keras_python, time_limit=600 + 5 * images)
+        reply = _computed(jobs, keras_python, 600 + 5 * images, progress)
         progress("torch computes the same")
         for comparison, folder in zip(comparisons, folders, strict=True):
             checks, layer_errors, photos = _run_checks(comparison, folder)
@@ -151,6 +152,25 @@ def check_imports(
             report.seconds = round(time.perf_counter() - start, 2)
             reports.append(report)
     return reports
+
+
+def _computed(
+    jobs: list[tuple[Path, list[dict[str, Any]]]],
+    keras_python: Path | None,
+    time_limit: float,
+    progress: Callable[[str], None],
+) -> dict[str, Any]:
+    """The worker's reply; where this environment's Keras does not load a file, that of `tf_keras`."""
+    try:
+        return run_keras(jobs, python=keras_python, time_limit=time_limit)
+    except BadInput as refused:
+        if keras_python:
+            raise
+        progress("this Keras does not load it: tf_keras computes")
+        try:
+            return run_keras(jobs, python=TF_KERAS.python(progress), time_limit=time_limit, legacy=True)
+        except BadInput:
+            raise refused from None
 
 
 def _read(given: Import) -> _Comparison:

@@ -47,7 +47,11 @@ class KerasFailed(RuntimeError):
 
 
 def run_keras(
-    jobs: list[tuple[Path, list[dict[str, Any]]]], *, python: Path | None = None, time_limit: float = 900.0
+    jobs: list[tuple[Path, list[dict[str, Any]]]],
+    *,
+    python: Path | None = None,
+    time_limit: float = 900.0,
+    legacy: bool = False,
 ) -> dict[str, Any]:
     """Load Keras models in a process of its own and do tasks with each.
 
@@ -55,6 +59,7 @@ def run_keras(
         jobs: for each model its `.h5` and its tasks (see `keras_worker.TASKS`); paths in tasks must be absolute.
         python: interpreter that has a Keras; None: the one that is running this.
         time_limit: seconds after which the worker is stopped.
+        legacy: let TensorFlow's own switch put tf_keras before Keras 3, where the interpreter has both.
 
     Returns:
         The worker's reply: ``versions``, and ``results``, which has for each job a list with a result for each task.
@@ -64,7 +69,7 @@ def run_keras(
         KerasFailed: the worker crashed or ran out of time.
     """
     request = {"jobs": [{"model": str(h5.resolve()), "tasks": tasks} for h5, tasks in jobs]}
-    return run_worker(KERAS_WORKER, request, python=python, time_limit=time_limit)
+    return run_worker(KERAS_WORKER, request, python=python, time_limit=time_limit, legacy=legacy)
 
 
 def run_worker(

@@ -773,8 +773,10 @@ def layer_outputs(
     # in the order of computation: the outer model and earlier parts compute what later parts are fed
     parts: list[tuple[str, Any, str | None]] = [("", model, None)]
     parts += [(f"{path}/", inner_model(model, path), feeding) for path, feeding in fed_by.items()]
+    # a layer's own name may contain slashes, as `Conv/BatchNorm` of MobileNetV3: it belongs to the innermost model
+    owners = {name: max((each for each, *_ in parts if name.startswith(each)), key=len) for name in wanted}
     for prefix, part, feeding in parts:
-        here = [name for name in wanted if name.startswith(prefix) and "/" not in name[len(prefix) :]]
+        here = [name for name in wanted if owners[name] == prefix]
         if not here:
             continue
         outputs = [layer_named(part, name[len(prefix) :]).output for name in here]
@@ -793,10 +795,13 @@ def layer_named(model: Any, name: str) -> Any:
 
 
 def inner_model(model: Any, path: str) -> Any:
-    """The nested model with that path."""
-    for name in path.split("/"):
-        model = model.get_layer(name)
-    return model
+    """The nested model with that path; names in it may contain slashes."""
+    for layer in model.layers:
+        if layer.name == path:
+            return layer
+        if hasattr(layer, "layers") and path.startswith(f"{layer.name}/"):
+            return inner_model(layer, path[len(layer.name) + 1 :])
+    raise ValueError(f"expected a nested model {path}, found none in {model.name}")
 
 
 def part_model(keras: Any, part: Any, outputs: list[Any]) -> Any:

@@ -70,7 +70,8 @@ def import_(
             keras.applications, such as MobileNetV2,alpha=0.35,size=96,classes=4.
         check: compare both in a real Keras; false writes the checkpoint unproved.
         json: file for the whole report.
-        keras_python: Python interpreter whose Keras is used for the proof; by default this environment's.
+        keras_python: Python interpreter whose Keras is used for the proof; by default this environment's, or where that
+            does not load the file, tf_keras's in an environment of its own.
 
     Returns:
         Whether all checks passed.

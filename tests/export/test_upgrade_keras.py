@@ -1,23 +1,29 @@
 """An old Keras file becomes one for every Keras: the same names, answers and training, proved or not written."""
 
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 import pytest
 
 from export import upgrade_keras
+from export.import_keras import write_import
 from export.keras_file.keras_layer import KerasLayer
 from export.keras_file.read import read_keras_h5
 from export.keras_file.upgraded import upgraded_training
 from export.keras_file.write import write_keras_h5
 from export.keras_to_torch import ImportSettings, read_keras_classifier
+from export.proof import import_proof
 from export.torch_to_keras import write_twin
 from export.upgrade_keras import UpgradeDiffers, write_upgrade
+from export.worker.keras_process import run_keras
 from lightning_module.commands.options import read_labels
 from models.bad_input import BadInput
+from tests.conftest import OTHER_KERAS
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +159,53 @@ def test_inputs_need_not_be_photos(tmp_path, shape, as_list):
     assert (first["config"]["batch_input_shape"], last["config"]["units"]) == ([None, *shape], 3)
     with pytest.raises(BadInput, match=r"colour photos, got one that takes \("):
         read_keras_classifier(old, ImportSettings(list("abc"), output="logits"))
+
+
+# As MobileNetV3 of keras.applications names its layers; Keras 3 allows no slash in a name.
+SLASHES = """
+import sys
+from tensorflow import keras
+images = keras.Input((6, 6, 3))
+maps = keras.layers.Conv2D(3, 3, name="Conv")(images)
+inner = keras.Model(images, keras.layers.BatchNormalization(name="Conv/BatchNorm")(maps), name="base/inner")
+images = keras.Input((6, 6, 3))
+maps = inner(keras.layers.Conv2D(3, 1, name="first/conv")(images))
+classes = keras.layers.Dense(3, "softmax", name="top/dense")(keras.layers.GlobalAveragePooling2D()(maps))
+keras.Model(images, classes).save(sys.argv[1])
+"""
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("python", [OTHER_KERAS])
+def test_names_with_slashes_come_over_and_the_keras_that_loads_them_is_found(tmp_path, monkeypatch, python):
+    old = tmp_path / "old.h5"
+    subprocess.run([python, "-c", SLASHES, old], check=True, capture_output=True)
+    proof = write_upgrade(old, tmp_path / "new.h5", keras_python=Path(python)).proof
+    assert proof.report.verdict == "PASS", proof.report.failed
+    assert "first/conv" in proof.refusal
+    assert len(proof.report.layers) == 5
+    asked: list[bool] = []
+
+    def run(jobs, **options):
+        asked.append(options.pop("legacy", False))  # this one needs no switch
+        return run_keras(jobs, **options)
+
+    monkeypatch.setattr(import_proof, "run_keras", run)
+    monkeypatch.setattr(import_proof, "TF_KERAS", Found(Path(python)))
+    classifier = read_keras_classifier(old, ImportSettings(list("abc"), input_range="unit"))
+    report = write_import(classifier, tmp_path / "out.ckpt")
+    assert report.verdict == "PASS", report.failed
+    assert report.versions["keras"]["keras"].startswith("2.")
+    assert asked == [False, True]
+
+
+class Found(NamedTuple):
+    """An environment that has been made."""
+
+    interpreter: Path
+
+    def python(self, progress) -> Path:
+        return self.interpreter
 
 
 def test_places_that_cannot_be_meant_are_refused_before_anything_is_read(old, tmp_path):
