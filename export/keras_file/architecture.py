@@ -78,7 +78,7 @@ def read_keras_graph(
             f"{str(error)[:120]}). {DAMAGED}"
         ) from error
     half = [key for key in reader.half_precision if layers[key].class_name != "InputLayer"]
-    notes = [*_notes(reader, half), *_pixel_centres(file, layers)]
+    notes = [*_notes(reader, half), *_pixel_centres(file, layers), *_forgotten_statistics(file, layers)]
     # a layer with several outputs has none that could be compared by its name
     outputs = {key: reader.node_of[key] for key in layers if output_key(key, 1) not in reader.node_of}
     return KerasGraph(graph, layers, reader.rates, reader.augmentation, outputs, fed_by, notes, half)
@@ -127,6 +127,18 @@ def _pixel_centres(file: KerasFile, layers: dict[str, FlatLayer]) -> list[str]:
         f"{key}: Keras {file.marks['keras_version']} on TensorFlow 1 enlarged by the pixels' corners and gave slightly "
         "other answers than every later Keras gives for this very file. Here it is what later ones compute."
         for key in enlarged
+    ]
+
+
+def _forgotten_statistics(file: KerasFile, layers: dict[str, FlatLayer]) -> list[str]:
+    """Of a Normalization in a nested model, in an .h5 of Keras 3; in a .keras Keras finds them."""
+    if file.generation == 2 or "groups" not in file.marks:
+        return []
+    return [
+        f"{key}: loaded from an .h5, Keras 3 leaves out its mean and variance, because it is in a nested model, and so "
+        "answers otherwise than the network that was saved. Here both count, and the new file gives what that one gave."
+        for key, layer in layers.items()
+        if layer.class_name == "Normalization" and len(layer.path) > 1 and layer.config.get("mean") is None
     ]
 
 

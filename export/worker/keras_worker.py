@@ -548,12 +548,23 @@ def load(keras: Any, path: str, compiled: bool = True) -> Any:
     try:
         with no_more_weights(keras, path):
             own = not_found_by_keras(keras, path)
-            return keras.models.load_model(path, **own, **({} if compiled else {"compile": False}))
+            return finished(keras.models.load_model(path, **own, **({} if compiled else {"compile": False})))
     except Refused:
         raise
     except Exception as error:  # layers can raise anything, and Keras passes it on
         first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise Refused("model", f"Keras {_version(keras)} cannot load {path}: {first_line}") from error
+
+
+def finished(model: Any) -> Any:
+    """The model, each Normalization computing by its statistics, which Keras 3 forgets of a nested model in an .h5.
+
+    The layer has them, but it computes with what it makes of them when it is told to.
+    """
+    for _, layer in leaves(model):
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()
+    return model
 
 
 def not_found_by_keras(keras: Any, path: str) -> dict[str, Any]:
@@ -994,7 +1005,7 @@ def in_float64(
             set_dtype(layer["config"], dtype)
         change(layer)
     copy = _with_architecture(path, copy, config)
-    twin = keras.models.load_model(str(copy), compile=compiled, **not_found_by_keras(keras, path))
+    twin = finished(keras.models.load_model(str(copy), compile=compiled, **not_found_by_keras(keras, path)))
     for _, layer in leaves(twin):
         for each in (layer, getattr(layer, "activation", None), getattr(layer, "layer", None)):
             hold_settings_in_float64(keras, each)

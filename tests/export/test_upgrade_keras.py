@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +21,8 @@ from export.keras_to_torch import ImportSettings, read_keras_classifier
 from export.proof import import_proof
 from export.torch_to_keras import write_twin
 from export.upgrade_keras import UpgradeDiffers, write_upgrade
-from export.worker.keras_process import run_keras
+from export.worker import keras_process
+from export.worker.keras_process import KerasStream, run_keras
 from lightning_module.commands.options import read_labels
 from models.bad_input import BadInput
 from tests.conftest import OTHER_KERAS
@@ -197,6 +199,32 @@ def test_names_with_slashes_come_over_and_the_keras_that_loads_them_is_found(tmp
     assert report.verdict == "PASS", report.failed
     assert report.versions["keras"]["keras"].startswith("2.")
     assert asked == [False, True]
+
+
+NESTED_NORMALIZATION = """
+import sys, keras, numpy
+base = keras.Sequential([keras.Input((6, 6, 3)), keras.layers.Normalization(name="norm"), keras.layers.Conv2D(3, 3)])
+base.layers[0].adapt(numpy.random.default_rng(0).random((9, 6, 6, 3)) * 99)
+model = keras.Sequential([base, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, "softmax")])
+images = (numpy.random.default_rng(1).random((4, 6, 6, 3)) * 99).astype("float32")
+numpy.savez(sys.argv[2], images=images, answers=model.predict(images, verbose=0))
+model.save(sys.argv[1])
+"""
+
+
+@pytest.mark.keras
+@pytest.mark.parametrize("ending", ["h5", "keras"])
+def test_statistics_that_keras_3_forgets_when_it_loads_a_nested_model_count(tmp_path, ending):
+    old, new = tmp_path / f"old.{ending}", tmp_path / "new.h5"
+    command = [sys.executable, "-c", NESTED_NORMALIZATION, old, tmp_path / "given.npz"]
+    subprocess.run(command, check=True, capture_output=True, env=keras_process._environment())
+    upgraded = write_upgrade(old, new)
+    assert upgraded.proof.report.verdict == "PASS", upgraded.proof.report.failed
+    assert any("Keras 3 leaves out its mean" in note for note in upgraded.notes) == (ending == "h5")
+    with np.load(tmp_path / "given.npz") as given:
+        with KerasStream(new) as keras:
+            answers = keras.compute({"task": "predict", "scale": 1.0}, given["images"], 60)
+        assert np.abs(answers - given["answers"]).max() < 1e-6
 
 
 class Found(NamedTuple):
