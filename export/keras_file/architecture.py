@@ -38,6 +38,7 @@ class KerasGraph:
             the order of computation.
         notes: for the owner: what the graph does not keep; none of it changes what is computed, except by rounding.
         half_precision: keys of the layers that compute in another type than float32 in the file.
+        generation: the file's, 2 or 3.
     """
 
     graph: Graph
@@ -48,6 +49,7 @@ class KerasGraph:
     fed_by: dict[tuple[str, ...], str | None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     half_precision: list[str] = field(default_factory=list)
+    generation: int = 2
 
 
 def read_keras_graph(
@@ -81,7 +83,7 @@ def read_keras_graph(
     notes = [*_notes(reader, half), *_pixel_centres(file, layers), *_forgotten_statistics(file, layers)]
     # a layer with several outputs has none that could be compared by its name
     outputs = {key: reader.node_of[key] for key in layers if output_key(key, 1) not in reader.node_of}
-    return KerasGraph(graph, layers, reader.rates, reader.augmentation, outputs, fed_by, notes, half)
+    return KerasGraph(graph, layers, reader.rates, reader.augmentation, outputs, fed_by, notes, half, file.generation)
 
 
 def _read_by(nodes: dict[str, Node], output: str) -> dict[str, Node]:

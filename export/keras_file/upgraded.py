@@ -63,8 +63,8 @@ def upgraded_layers(source: KerasGraph, open_size: bool = False) -> UpgradedLaye
     compared = {}
     for key, node in source.outputs.items():
         layer = source.layers[key]
-        # Keras 3's bare operations are no layers that one could ask for by name
-        bare = "dtype" not in layer.config and layer.class_name != "InputLayer"
+        # Keras 3's bare operations are no layers that one could ask for by name; before 2.3 layers had no type either
+        bare = source.generation == 3 and "dtype" not in layer.config
         if layer.class_name in (*WITHOUT_EFFECT, "InputLayer") or bare or node not in names or layer.calls > 1:
             continue  # nor does a layer that is called twice have one output
         name = moved.get(names[node], names[node])

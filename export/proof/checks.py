@@ -5,6 +5,7 @@ Nothing is computed or run here. A check passes only if its figure is a number a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,7 @@ def check_layers(
         for node in graph.nodes[1:]
     ]
     diverging = [each for each in errors if not each.relative_error <= LAYER_THRESHOLD]
-    figure = max(each.relative_error for each in errors)
+    figure = max((each.relative_error for each in errors), default=math.inf)  # nothing compared is nothing proved
     count = max(len(each) for each in torch_gave.values())
     images = images if count > 1 else "one image"
     detail = f"outputs of {len(errors)} layers for {images}, both sides in float64"
@@ -129,7 +130,7 @@ def check_layers(
     if diverging:
         detail += f"; {first}: {diverging[0].stated()}"
     unit = "max relative error"
-    return Check(LAYERS_CHECK, not diverging, figure, LAYER_THRESHOLD, unit, detail, first), errors
+    return Check(LAYERS_CHECK, bool(errors) and not diverging, figure, LAYER_THRESHOLD, unit, detail, first), errors
 
 
 def _relative_error(expected: np.ndarray, received: np.ndarray | None, inputs: Sequence[np.ndarray] = ()) -> float:

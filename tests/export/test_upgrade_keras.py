@@ -1,6 +1,7 @@
 """An old Keras file becomes one for every Keras: the same names, answers and training, proved or not written."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -147,6 +148,20 @@ def dense_alone(path: Path, shape: tuple[int, ...], as_list: bool) -> Path:
             config = [{name: layer[name] for name in ("class_name", "config")} for layer in (flat, dense)]
             file.attrs["model_config"] = json.dumps({"class_name": "Sequential", "config": config}).encode()
     return path
+
+
+@pytest.mark.keras
+def test_layers_of_keras_before_2_3_are_compared_as_well(old, tmp_path):
+    """Their settings name no type, as those of Keras 3's bare operations do not, which cannot be asked for."""
+    with h5py.File(shutil.copy(old, tmp_path / "old.h5"), "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        for layer in config["config"]["layers"]:
+            layer["config"].pop("dtype", None)
+        file.attrs["model_config"] = json.dumps(config).encode()
+        file.attrs["keras_version"] = file["model_weights"].attrs["keras_version"] = b"2.2.4"
+    report = write_upgrade(tmp_path / "old.h5", tmp_path / "new.h5").proof.report
+    assert report.verdict == "PASS", report.failed
+    assert len(report.layers) > 100
 
 
 @pytest.mark.keras

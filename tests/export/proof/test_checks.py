@@ -189,3 +189,8 @@ def test_training_that_moves_both_alike_passes_and_otherwise_not():
     assert check_training(dense(0.5), dense(0.499), after(0.499), "", steps=1, rate=1e-3).passed
     check = check_training(dense(0.5), dense(0.499), after(0.4991), "", steps=1, rate=1e-3)
     assert (check.passed, check.first_divergence) == (False, "predictions/kernel")
+
+
+def test_nothing_compared_is_nothing_proved():
+    check, errors = check_layers(Graph((Node("image", "input", (), (3, 4, 4)),), {}), {}, {})
+    assert (check.passed, errors) == (False, [])
