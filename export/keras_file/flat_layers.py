@@ -70,6 +70,10 @@ class FlatLayer:
         """The path as one string, unique in the file."""
         return "/".join(self.path)
 
+    def is_bare(self, generation: int) -> bool:
+        """Whether it is an operation between layers in Keras 3, which has no type; before 2.3 no layer stated one."""
+        return generation == 3 and "dtype" not in self.config
+
 
 @dataclass(frozen=True)
 class _Call:

@@ -63,10 +63,10 @@ def upgraded_layers(source: KerasGraph, open_size: bool = False) -> UpgradedLaye
     compared = {}
     for key, node in source.outputs.items():
         layer = source.layers[key]
-        # Keras 3's bare operations are no layers that one could ask for by name; before 2.3 layers had no type either
-        bare = source.generation == 3 and "dtype" not in layer.config
-        if layer.class_name in (*WITHOUT_EFFECT, "InputLayer") or bare or node not in names or layer.calls > 1:
-            continue  # nor does a layer that is called twice have one output
+        if layer.class_name in (*WITHOUT_EFFECT, "InputLayer") or node not in names:
+            continue
+        if layer.is_bare(source.generation) or layer.calls > 1:
+            continue  # the first has no name that one could ask for, the second no one output
         name = moved.get(names[node], names[node])
         if name in written and name != layers[0].name:
             compared[key] = name

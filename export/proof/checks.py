@@ -123,8 +123,8 @@ def check_layers(
     ]
     diverging = [each for each in errors if not each.relative_error <= LAYER_THRESHOLD]
     figure = max((each.relative_error for each in errors), default=math.inf)  # nothing compared is nothing proved
-    count = max(len(each) for each in torch_gave.values())
-    images = images if count > 1 else "one image"
+    count = max((len(each) for each in torch_gave.values()), default=0)
+    images = images if count != 1 else "one image"
     detail = f"outputs of {len(errors)} layers for {images}, both sides in float64"
     first = diverging[0].name if diverging else None
     if diverging:

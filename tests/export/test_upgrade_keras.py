@@ -150,18 +150,40 @@ def dense_alone(path: Path, shape: tuple[int, ...], as_list: bool) -> Path:
     return path
 
 
-@pytest.mark.keras
-def test_layers_of_keras_before_2_3_are_compared_as_well(old, tmp_path):
-    """Their settings name no type, as those of Keras 3's bare operations do not, which cannot be asked for."""
-    with h5py.File(shutil.copy(old, tmp_path / "old.h5"), "r+") as file:
+def as_keras_2_2(path: Path) -> Path:
+    """Its layers' settings name no type, as those of Keras 3's bare operations do not."""
+    with h5py.File(path, "r+") as file:
         config = json.loads(file.attrs["model_config"])
         for layer in config["config"]["layers"]:
             layer["config"].pop("dtype", None)
         file.attrs["model_config"] = json.dumps(config).encode()
         file.attrs["keras_version"] = file["model_weights"].attrs["keras_version"] = b"2.2.4"
-    report = write_upgrade(tmp_path / "old.h5", tmp_path / "new.h5").proof.report
+    return path
+
+
+@pytest.mark.keras
+def test_layers_of_keras_before_2_3_are_compared_as_well(old, tmp_path):
+    report = write_upgrade(as_keras_2_2(shutil.copy(old, tmp_path / "old.h5")), tmp_path / "new.h5").proof.report
     assert report.verdict == "PASS", report.failed
     assert len(report.layers) > 100
+
+
+@pytest.mark.keras
+def test_layers_of_keras_before_2_3_that_are_called_as_operations_of_keras_3_are_layers(tmp_path):
+    kernel = np.random.default_rng(0).normal(0, 0.2, (40, 3)).astype(np.float32)
+    layers = [
+        KerasLayer("InputLayer", "given", {"batch_input_shape": [None, 4, 5, 1]}, ()),
+        KerasLayer("ReLU", "relu", {}, ("given",)),
+        KerasLayer("Concatenate", "joined", {"axis": 1}, ("given", "relu")),
+        KerasLayer("Reshape", "flat", {"target_shape": [40]}, ("joined",)),
+        KerasLayer("Dense", "last", {"units": 3, "use_bias": False}, ("flat",), (("kernel", "", kernel),)),
+        KerasLayer("Softmax", "probabilities", {"axis": -1}, ("last",)),
+    ]
+    old = tmp_path / "old.h5"
+    write_keras_h5(old, layers, model_name="small", details={}, training=None)
+    report = write_upgrade(as_keras_2_2(old), tmp_path / "new.h5").proof.report
+    assert report.verdict == "PASS", report.failed
+    assert "joined" in {layer.name for layer in report.layers}
 
 
 @pytest.mark.keras

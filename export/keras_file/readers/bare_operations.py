@@ -457,10 +457,10 @@ def _layer_or_operation(op: str) -> Reader:
 
 
 def _unless_layer(of_layer: Reader) -> Reader:
-    """In Keras 3 `ops.reshape` is a Reshape as well, though not the layer; it has no type of its own."""
+    """In Keras 3 `ops.reshape` is a Reshape as well, though not the layer."""
 
     def read(reader: LayerReader, layer: FlatLayer) -> None:
-        (of_layer if "dtype" in layer.config else _operation)(reader, layer)
+        (_operation if layer.is_bare(reader.generation) else of_layer)(reader, layer)
 
     return read
 
