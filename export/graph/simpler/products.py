@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -76,7 +77,7 @@ def _product_with_weight(weights: set[str], **given: Any) -> Any:
         return functional.linear(value.transpose(-1, -2), matrix).transpose(-1, -2)
     if weight.shape[:-2] == value.shape[:-2]:
         return NotImplemented
-    front = torch.broadcast_shapes(left.shape[:-2], right.shape[:-2])
+    front = np.broadcast_shapes(left.shape[:-2], right.shape[:-2])
     left, right = (each.expand(*front, *each.shape[-2:]) for each in (left, right))
     return left @ right
 
@@ -122,7 +123,7 @@ def _weight_in_line(operation: Callable[..., Any]) -> Callable[..., Any]:
         value, weight = (other, self) if "self" in weights else (self, other)
         if given.get("alpha", 1) != 1 or weight.dim() > value.dim():
             return in_line(self, other, **given)
-        shape = torch.broadcast_shapes(value.shape, weight.shape)
+        shape = np.broadcast_shapes(value.shape, weight.shape)
         if shape == value.shape:
             return NotImplemented
         value = value.expand(shape)
