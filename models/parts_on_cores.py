@@ -1,7 +1,7 @@
 """Parts of a batch side by side on a CPU, each on a core of its own.
 
 Threads that share one operation wait for each other after each of them, and a network has hundreds: on virtual machines
-that costs more than it saves, in float64 ten times as much. Threads that have a part each wait once.
+that can cost more than it saves, most of all in float64. Threads that have a part each wait once.
 """
 
 import os

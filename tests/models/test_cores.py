@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from models import cores
 from tests.conftest import ROOT
@@ -139,3 +140,18 @@ def test_torch_takes_the_number():
         command = [sys.executable, "-c", code, order]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         assert done.stdout == "1\n"
+
+
+def test_one_thread_computes_and_then_as_many_as_before():
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+
+    @cores.one_thread()
+    def refuse():
+        seen.append(torch.get_num_threads())
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        refuse()
+    assert [*seen, torch.get_num_threads()] == [1, 3]
+    torch.set_num_threads(before)
