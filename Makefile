@@ -28,7 +28,7 @@ test: setup  ## run the tests, two at a time, within 8 GB of memory
 # In compat-ci's oldest environment; where its Python is not installed, they are skipped and say so.
 test-keras2: setup  ## run the tests that need a Keras 2 beside the Keras 3 of .venv
 	SHELFTWIN_KERAS2_PYTHON="$$($(BIN)/python benchmarks/compat.py --python tf.keras-2.12)" && export SHELFTWIN_KERAS2_PYTHON && \
-	  $(BIN)/python -m pytest tests/export/test_keras_to_torch.py tests/export/keras_file/test_advice.py tests/export/keras_file/test_layer_cases.py tests/export/worker/test_consumers.py tests/test_deploy.py -k keras2
+	  $(BIN)/python -m pytest tests/export/test_keras_to_torch.py tests/export/test_upgrade_keras.py tests/export/keras_file/test_advice.py tests/export/keras_file/test_layer_cases.py tests/export/worker/test_consumers.py tests/test_deploy.py -k keras2
 
 deploy-install: setup  ## make the environments of those who have no torch: ONNX Runtime, LiteRT, OpenVINO, Node, TensorFlow.js
 	$(BIN)/python -m tests.runtimes
