@@ -15,12 +15,20 @@ from export.keras_file.keras_layer import (
 
 
 def conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:
-    """A convolution, after a ZeroPadding2D where its padding is neither none nor SAME; or a depthwise one."""
+    """A convolution, after a ZeroPadding2D where its padding is neither none nor SAME; or a depthwise one.
+
+    Keras has no strides together with dilation, and TensorFlow none that differ for a depthwise one. Then every place
+    is computed, and a pooling of single places takes those that are wanted.
+    """
     kernel = graph.tensors[node.weights["kernel"]]
     out_channels, in_per_group, rows, columns = kernel.shape
     in_channels, height, width = graph.node(node.inputs[0]).shape
     strides, dilation, groups = node.attributes["strides"], node.attributes["dilation"], node.attributes["groups"]
     top, bottom, left, right = node.attributes["padding"]
+    depthwise = groups == in_channels and in_per_group == 1 and groups > 1
+    picked = strides if max(strides) > 1 and (max(dilation) > 1 or (depthwise and strides[0] != strides[1])) else None
+    name = f"{node.name}_whole" if picked else node.name
+    strides = (1, 1) if picked else strides
     same = (
         *same_padding(height, rows, strides[0], dilation[0]),
         *same_padding(width, columns, strides[1], dilation[1]),
@@ -40,21 +48,24 @@ def conv2d(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasL
         yield zero_padding(pad_name, (top, bottom, left, right), inputs)
         inputs = (pad_name,)
     bias = [("bias", node.weights["bias"], graph.tensors[node.weights["bias"]])] if "bias" in node.weights else []
-    if groups == in_channels and in_per_group == 1 and groups > 1:
+    if depthwise:
         # torch (C * multiplier, 1, kh, kw) -> Keras (kh, kw, C, multiplier)
         multiplier = out_channels // in_channels
         if multiplier > 1:
             config["depth_multiplier"] = multiplier
         array = kernel.reshape(in_channels, multiplier, rows, columns).transpose(2, 3, 0, 1)
         weight = ("depthwise_kernel", node.weights["kernel"], array)
-        yield KerasLayer("DepthwiseConv2D", node.name, config, inputs, (weight, *bias))
-        return
-    config["filters"] = out_channels
-    if groups != 1:
-        config["groups"] = groups
-    # torch (out, in, kh, kw) -> Keras (kh, kw, in, out)
-    weight = ("kernel", node.weights["kernel"], kernel.transpose(2, 3, 1, 0))
-    yield KerasLayer("Conv2D", node.name, config, inputs, (weight, *bias))
+        yield KerasLayer("DepthwiseConv2D", name, config, inputs, (weight, *bias))
+    else:
+        config["filters"] = out_channels
+        if groups != 1:
+            config["groups"] = groups
+        # torch (out, in, kh, kw) -> Keras (kh, kw, in, out)
+        weight = ("kernel", node.weights["kernel"], kernel.transpose(2, 3, 1, 0))
+        yield KerasLayer("Conv2D", name, config, inputs, (weight, *bias))
+    if picked:
+        pool = {"pool_size": [1, 1], "strides": list(picked), "padding": "valid", "data_format": "channels_last"}
+        yield KerasLayer("MaxPooling2D", node.name, pool, (name,))
 
 
 def _conv2d_transpose(graph: Graph, node: Node, inputs: tuple[str, ...]) -> Iterator[KerasLayer]:

@@ -361,6 +361,8 @@ BRANCHES = {
     "above_zero": Apply(lambda x: (x > 0).to(x.dtype)),
     "where": Apply(lambda x: torch.where(x > 0, x, x * 0.1)),
     "mask": Apply(lambda x: x * (x.mean(1, keepdim=True) >= x).float() + x.masked_fill(x < 0.1, 0.5)),
+    "strides_of_dilated": Apply(lambda x, kernel: functional.conv2d(x, kernel, None, 2, 2, 2), (C, C, 3, 3)),
+    "strides_that_differ": Apply(lambda x, kernel: functional.conv2d(x, kernel, None, (2, 1), 1, 1, C), (C, 1, 3, 3)),
     "largest_alone": Apply(lambda x: x * (x == x.amax((2, 3), keepdim=True)) + (x.relu() != 0).float()),
     "signs": Apply(lambda x: x.sign() * (x.abs() + 1) + (~(x > 0.2) & (x > -0.5)).float()),
     "repeated": Apply(lambda x: x.repeat_interleave(2, 2).repeat(1, 1, 1, 3)[..., :20] * x.repeat(1, 1, 2, 2)),
